@@ -1,0 +1,118 @@
+"""What the hub asks of a device: `desired` (one retained document), `command` (once per id) and `ack`.
+
+`desired` only chooses among the digests that the package owner's signed metadata allows; it cannot make a device run
+anything else. `rev` rises strictly, is kept on the device's disk, and an older document is ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from .codec import KIB, Count, Hex64, Millis, Name, Sha256, Text, decode
+from .errors import ContractError
+from .manifest import VariantId
+from .report import Rollout
+
+VERSION: Final = 1
+DESIRED_BYTES: Final = 64 * KIB
+COMMAND_BYTES: Final = 4 * KIB
+ACK_BYTES: Final = 128
+MASK_BITS: Final = 64
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400.0)]
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """Remote configuration; `version` is the operator's, reported back in events."""
+
+    version: Count = 0
+    window_s: Seconds = 300.0
+    rollout_window_s: Seconds = 60.0  # while a rollout or probation asks for it
+    monitor_every: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1  # count channels of every n-th inference
+    compress: bool = False
+    bytes_per_day: Count | None = None  # None: no limit
+
+
+class Shadow(msgspec.Struct, frozen=True, kw_only=True):
+    share: Annotated[float, msgspec.Meta(gt=0, le=1)]  # of live inputs that the candidate sees too
+    windows: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 3
+
+
+class Probation(msgspec.Struct, frozen=True, kw_only=True):
+    """Commit after `windows` healthy windows; give up and roll back when they have not come after `max_s`."""
+
+    windows: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 3
+    max_s: Annotated[float, msgspec.Meta(gt=0, le=30 * 86400.0)] = 6 * 3600.0
+
+
+class DesiredModel(msgspec.Struct, frozen=True, kw_only=True):
+    name: Name
+    digest: Sha256 | None  # None: no package of this name shall run
+    variant: VariantId | None = None  # None: the device takes the best that it can run
+    rollout: Rollout = ""
+    not_before: Millis | None = None  # UTC, milliseconds
+    not_after: Millis | None = None
+    shadow: Shadow | None = None
+    probation: Probation = Probation()
+
+
+class Desired(msgspec.Struct, frozen=True, kw_only=True):
+    v: Annotated[int, msgspec.Meta(ge=1, le=VERSION)] = VERSION
+    rev: Count
+    config: Config = Config()
+    models: Annotated[tuple[DesiredModel, ...], msgspec.Meta(max_length=32)] = ()
+    cleared_digests: Annotated[tuple[Sha256, ...], msgspec.Meta(max_length=64)] = ()  # blocked before, may try again
+
+    def __post_init__(self) -> None:
+        names = [m.name for m in self.models]
+        if len(set(names)) != len(names):
+            raise ContractError("models", "one entry for each name", ", ".join(names))
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    v: Annotated[int, msgspec.Meta(ge=1, le=VERSION)] = VERSION
+    id: Hex64
+    verb: Literal["bench", "report_now", "collect", "resample", "new_spool"]
+    expires_at: Millis  # UTC, milliseconds
+    argument: Text = ""  # new_spool: the spool id that was seen, so that a late command cannot renumber a new spool
+
+
+class Ack(msgspec.Struct, array_like=True, frozen=True):
+    """Everything up to `high_water` is committed, and high_water + 1 + i for each bit i of `mask`."""
+
+    spool_id: Hex64
+    high_water: Count
+    mask: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+    def __post_init__(self) -> None:
+        if self.mask >= 1 << MASK_BITS:
+            raise ContractError("mask", f"{MASK_BITS} bits", f"{self.mask.bit_length()}")
+
+    def __contains__(self, seq: int) -> bool:
+        ahead = seq - self.high_water - 1
+        return ahead < 0 or (ahead < MASK_BITS and bool(self.mask >> ahead & 1))
+
+
+def encode(message: Desired | Command) -> bytes:
+    return msgspec.json.encode(message, order="deterministic")
+
+
+def encode_ack(ack: Ack) -> bytes:
+    return msgspec.msgpack.encode(ack)
+
+
+def decode_desired(data: bytes) -> Desired:
+    """Raises ContractError."""
+    return decode(Desired, data, name="desired", limit=DESIRED_BYTES, wire="json")
+
+
+def decode_command(data: bytes) -> Command:
+    """Raises ContractError."""
+    return decode(Command, data, name="command", limit=COMMAND_BYTES, wire="json")
+
+
+def decode_ack(data: bytes) -> Ack:
+    """Raises ContractError."""
+    return decode(Ack, data, name="ack", limit=ACK_BYTES, wire="msgpack")

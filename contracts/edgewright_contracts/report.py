@@ -1,0 +1,215 @@
+"""Windows and reports: what a device counted. Counts, never samples.
+
+A *window* is one span of time of one key (digest, variant, context, edge hash, phase, rollout) on one device. It is
+sealed without a number, and only such windows merge. A *report* is a window with `spool_id` and `seq`: from the first
+offer on, its bytes never change. That windows merge and reports cannot is what keeps any count from being added twice.
+
+`merge` is associative, commutative and exact: sums and counts add, maxima take the maximum, the key must be equal, and
+what cannot be kept falls to the weaker value (several boots: boot_id ""; clocks: the least certain).
+
+Wire: MessagePack arrays, new fields only at the end; optionally one zlib stream around it. At most 64 KiB, checked
+before decoding, both packed and unpacked. About 500 bytes for 22 channels.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from .binning import add, add_grid, unpack, unpack_grid
+from .codec import MAX_COUNT, REPORT_BYTES, Count, Hex64, Label, Millis, Sequence, decode, inflate
+from .errors import ContractError
+from .manifest import VariantId
+
+VERSION: Final = 1
+CONFIDENCE_BINS: Final = 10  # delayed labels by confidence: n then hits, of each tenth of [0, 1]
+
+Clock = Literal["synced", "free", "unknown"]
+Phase = Literal["normal", "shadow", "probation"]
+Tally = Annotated[dict[Label, Count], msgspec.Meta(max_length=32)]
+Rollout = Annotated[str, msgspec.Meta(max_length=64)]
+Context = Annotated[str, msgspec.Meta(max_length=64)]
+BootId = Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{16})?\Z")]
+
+_CLOCKS: Final[tuple[Clock, ...]] = ("synced", "free", "unknown")
+
+
+class Hits(msgspec.Struct, array_like=True, frozen=True):
+    """n trials, of which `hits` came out true."""
+
+    n: Count = 0
+    hits: Count = 0
+
+    def __post_init__(self) -> None:
+        if self.hits > self.n:
+            raise ContractError("hits", f"at most n = {self.n}", str(self.hits))
+
+    def __add__(self, other: Hits) -> Hits:
+        return Hits(self.n + other.n, self.hits + other.hits)
+
+
+class Gauge(msgspec.Struct, array_like=True, frozen=True):
+    """A level sampled n times: its sum and its maximum."""
+
+    n: Count = 0
+    sum: Count = 0
+    max: Count = 0
+
+    def __add__(self, other: Gauge) -> Gauge:
+        return Gauge(self.n + other.n, self.sum + other.sum, max(self.max, other.max))
+
+
+class Usage(msgspec.Struct, array_like=True, frozen=True):
+    rss_kb: Gauge = Gauge()
+    cpu_permille: Gauge = Gauge()  # of one core
+    temperature_dk: Gauge = Gauge()  # tenths of a kelvin, so that it is never negative
+    discharge_permille: Gauge = Gauge()  # 1000 - battery level
+    cpu_ms: Count = 0
+    bytes_sent: Count = 0
+    bytes_received: Count = 0
+    bytes_written: Count = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.rss_kb + other.rss_kb,
+            self.cpu_permille + other.cpu_permille,
+            self.temperature_dk + other.temperature_dk,
+            self.discharge_permille + other.discharge_permille,
+            self.cpu_ms + other.cpu_ms,
+            self.bytes_sent + other.bytes_sent,
+            self.bytes_received + other.bytes_received,
+            self.bytes_written + other.bytes_written,
+        )
+
+
+class Window(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+    boot_id: BootId  # "" when windows of several boots were merged
+    mono_start_ms: Millis
+    mono_end_ms: Millis
+    wall_start_ms: Millis | None  # None: this boot never had a clock
+    clock: Clock
+    span: Annotated[int, msgspec.Meta(ge=1, le=2**40)] = 1  # how many sealed windows this one holds
+    next_due_s: Count  # silence longer than this is silence, not a long window
+    digest: Hex64  # the first 16 hex digits of the package's digest
+    variant: VariantId
+    context: Context = ""
+    edge_hash: Hex64
+    phase: Phase = "normal"
+    rollout: Rollout = ""
+    n: Count = 0  # inferences, whether or not they succeeded
+    n_monitored: Count = 0  # those whose channels were counted
+    latency_queue: bytes = b""  # sparse grid counts, binning.pack_grid
+    latency_run: bytes = b""
+    latency_total: bytes = b""
+    errors: Tally = {}  # by kind
+    rejected: Tally = {}  # inputs refused before inference, by reason
+    repeated: Count = 0  # inputs equal to the one before
+    input_age: bytes = b""  # sparse grid counts
+    cells: bytes = b""  # varints of all channels; empty is all zeros
+    outcomes: Annotated[dict[Label, Hits], msgspec.Meta(max_length=16)] = {}  # `correct` is the delayed label
+    correct_by_confidence: bytes = b""  # varints: n of each confidence bin, then hits of each
+    shadow: Hits = Hits()  # n compared with the active model, hits agreed
+    usage: Usage = Usage()
+    shed: Tally = {}  # what was dropped or coarsened, by what
+
+    def __post_init__(self) -> None:
+        if self.mono_end_ms < self.mono_start_ms:
+            raise ContractError("mono_end_ms", f"at least mono_start_ms = {self.mono_start_ms}", str(self.mono_end_ms))
+        if self.n_monitored > self.n:
+            raise ContractError("n_monitored", f"at most n = {self.n}", str(self.n_monitored))
+        if sum(self.errors.values()) > self.n:
+            raise ContractError("errors", f"at most n = {self.n} in all", str(sum(self.errors.values())))
+        for name in ("latency_queue", "latency_run", "latency_total", "input_age"):
+            data = getattr(self, name)
+            if data and int(unpack_grid(data, field=name).sum()) > self.n:
+                raise ContractError(name, f"at most n = {self.n} durations", str(int(unpack_grid(data).sum())))
+        unpack(self.cells)
+        if self.correct_by_confidence:
+            bins = unpack(self.correct_by_confidence, field="correct_by_confidence", count=2 * CONFIDENCE_BINS)
+            if (bins[CONFIDENCE_BINS:] > bins[:CONFIDENCE_BINS]).any():
+                raise ContractError("correct_by_confidence", "hits of at most n in each bin", "more")
+
+    @property
+    def key(self) -> tuple[str, str, str, str, str, str]:
+        return (self.digest, self.variant, self.context, self.edge_hash, self.phase, self.rollout)
+
+    @property
+    def error_count(self) -> int:
+        return sum(self.errors.values())
+
+
+class Report(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+    v: Annotated[int, msgspec.Meta(ge=1, le=VERSION)] = VERSION
+    spool_id: Hex64
+    seq: Sequence
+    window: Window
+
+
+def merge(a: Window, b: Window) -> Window:
+    """One window that holds both. Raises ContractError when the keys differ or a sum leaves [0, 2**40]."""
+    if a.key != b.key:
+        raise ContractError("key", repr(a.key), repr(b.key))
+    if a.n + b.n > MAX_COUNT:
+        raise ContractError("n", f"at most {MAX_COUNT}", str(a.n + b.n))
+    starts = [w for w in (a.wall_start_ms, b.wall_start_ms) if w is not None]
+    return Window(
+        boot_id=a.boot_id if a.boot_id == b.boot_id else "",
+        mono_start_ms=min(a.mono_start_ms, b.mono_start_ms),
+        mono_end_ms=max(a.mono_end_ms, b.mono_end_ms),
+        wall_start_ms=min(starts, default=None),
+        clock=_CLOCKS[max(_CLOCKS.index(a.clock), _CLOCKS.index(b.clock))],
+        span=a.span + b.span,
+        next_due_s=max(a.next_due_s, b.next_due_s),
+        digest=a.digest,
+        variant=a.variant,
+        context=a.context,
+        edge_hash=a.edge_hash,
+        phase=a.phase,
+        rollout=a.rollout,
+        n=a.n + b.n,
+        n_monitored=a.n_monitored + b.n_monitored,
+        latency_queue=add_grid(a.latency_queue, b.latency_queue),
+        latency_run=add_grid(a.latency_run, b.latency_run),
+        latency_total=add_grid(a.latency_total, b.latency_total),
+        errors=_tally(a.errors, b.errors),
+        rejected=_tally(a.rejected, b.rejected),
+        repeated=a.repeated + b.repeated,
+        input_age=add_grid(a.input_age, b.input_age),
+        cells=add(a.cells, b.cells),
+        outcomes={k: a.outcomes.get(k, Hits()) + b.outcomes.get(k, Hits()) for k in {**a.outcomes, **b.outcomes}},
+        correct_by_confidence=add(a.correct_by_confidence, b.correct_by_confidence),
+        shadow=a.shadow + b.shadow,
+        usage=a.usage + b.usage,
+        shed=_tally(a.shed, b.shed),
+    )
+
+
+def encode_window(window: Window) -> bytes:
+    """As a spool keeps it while it has no number; maps are sorted, so equal windows give equal bytes."""
+    return msgspec.msgpack.encode(window, order="sorted")
+
+
+def decode_window(data: bytes) -> Window:
+    return decode(Window, data, name="window", limit=REPORT_BYTES, wire="msgpack")
+
+
+def encode_report(report: Report, *, compress: bool = False) -> bytes:
+    """Raises ContractError when the report is larger than 64 KiB."""
+    raw = msgspec.msgpack.encode(report, order="sorted")
+    if len(raw) > REPORT_BYTES:
+        raise ContractError("report", f"at most {REPORT_BYTES} bytes", str(len(raw)))
+    return zlib.compress(raw, 1) if compress else raw
+
+
+def decode_report(data: bytes) -> Report:
+    """Plain or compressed: a zlib stream begins with 0x78, such an array never does. Raises ContractError."""
+    if len(data) > REPORT_BYTES:
+        raise ContractError("report", f"at most {REPORT_BYTES} bytes", f"{len(data)} bytes")
+    raw = inflate(data, name="report", limit=REPORT_BYTES) if data[:1] == b"\x78" else data
+    return decode(Report, raw, name="report", limit=REPORT_BYTES, wire="msgpack")
+
+
+def _tally(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:
+    return {k: a.get(k, 0) + b.get(k, 0) for k in {**a, **b}}
