@@ -13,6 +13,7 @@ import traceback
 from typing import Final, NamedTuple
 
 import click
+
 from edgewright_contracts.errors import EdgewrightError
 
 
