@@ -142,7 +142,7 @@ def extract(source: Source, outputs: Mapping[str, npt.NDArray[np.generic]]) -> n
         return np.asarray(flat[:, source.column])
     if source.reduce == "argmax":
         flat = x.reshape(len(x), -1)
-        index = flat.argmax(axis=1)
+        index = np.asarray(flat.argmax(axis=1))
         if flat.dtype.kind == "f":
             return np.asarray(np.where(np.isnan(flat).any(axis=1), -1, index))
         return index
