@@ -1,0 +1,199 @@
+"""A package on disk: a directory, or the same as one `.ewp` (a zip, for carrying by hand). Read, verify, pack, unpack.
+
+Guarantee: every byte handed out was checked against the size and sha256 that the manifest names, and the manifest
+against nothing but its own digest: whoever signs, signs that. A broken or hostile package ends in a ContractError that
+names the file. `evidence.json` lies beside the manifest, outside the digest, and carries no promise.
+
+An `.ewp` is deterministic: entries sorted, stored uncompressed, dated 1980; equal packages give equal archives. So an
+archive never unpacks to more than its own size, and an entry that claims otherwise is refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import struct
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+from .errors import ContractError, RequestError
+from .manifest import MANIFEST_BYTES, Manifest, decode_manifest, digest
+
+MANIFEST: Final = "manifest.json"
+EVIDENCE: Final = "evidence.json"
+SUFFIX: Final = ".ewp"
+EVIDENCE_BYTES: Final = 1024 * 1024
+
+_EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip can hold
+_CHUNK: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """`root` is the package's directory, or its `.ewp`; `manifest_bytes` are kept as they came."""
+
+    manifest: Manifest
+    manifest_bytes: bytes
+    digest: str
+    root: Path
+
+    def read(self, file: str) -> bytes:
+        """The bytes of one file that the manifest names. Raises ContractError: not named, absent, or not the same."""
+        ref = self.manifest.files.get(file)
+        if ref is None:
+            raise ContractError(file, "a file that the manifest names", "one that it does not name")
+        data = self._bytes(file, ref.size)
+        if len(data) != ref.size:
+            raise ContractError(file, f"{ref.size} bytes", "more" if len(data) > ref.size else f"{len(data)} bytes")
+        got = hashlib.sha256(data).hexdigest()
+        if got != ref.sha256:
+            raise ContractError(file, f"sha256 {ref.sha256}", got)
+        return data
+
+    def verify(self) -> None:
+        """Reads every file once. Raises ContractError for the first that is not what the manifest says."""
+        for file in sorted(self.manifest.files):
+            self.read(file)
+
+    def evidence(self) -> bytes | None:
+        """What was measured when the package was made; None when it was left out. Not covered by the digest."""
+        try:
+            data = self._bytes(EVIDENCE, EVIDENCE_BYTES)
+        except ContractError:
+            return None
+        return data if len(data) <= EVIDENCE_BYTES else None
+
+    def _bytes(self, file: str, size: int) -> bytes:
+        """At most size + 1 bytes of `file`, so that a longer one is noticed and never read whole."""
+        if self.root.is_dir():
+            return _read_file(self.root / file, file, size)
+        with _open_zip(self.root) as archive:
+            return _read_entry(archive, file, size)
+
+
+def read_package(path: Path) -> Package:
+    """The package in directory or `.ewp` `path`; its files are checked when they are read.
+
+    Raises RequestError when nothing is there, ContractError when it is not a package.
+    """
+    if not path.exists():
+        raise RequestError(f"no package at {path}: expected a directory with {MANIFEST}, or a file *{SUFFIX}")
+    if path.is_dir():
+        if not (path / MANIFEST).is_file():
+            raise ContractError(str(path), f"a package directory, which holds {MANIFEST}", "a directory without one")
+        data = _read_file(path / MANIFEST, MANIFEST, MANIFEST_BYTES)
+    else:
+        with _open_zip(path) as archive:
+            data = _read_entry(archive, MANIFEST, MANIFEST_BYTES)
+    return Package(decode_manifest(data), data, digest(data), path)
+
+
+def write_ewp(directory: Path, out: Path) -> None:
+    """Pack a verified package directory into `out`: to a sibling first, then renamed, so `out` is whole or absent.
+
+    Raises ContractError when the directory is not what its manifest says, OSError when the disk refuses.
+    """
+    package = read_package(directory)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+            _add(archive, MANIFEST, package.manifest_bytes)
+            for file in sorted(package.manifest.files):
+                _add(archive, file, package.read(file))
+            evidence = package.evidence()
+            if evidence is not None:
+                _add(archive, EVIDENCE, evidence)
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def unpack(ewp: Path, into: Path) -> Package:
+    """Unpack `ewp` into the new directory `into`, every file verified; nothing is left behind on failure.
+
+    Only what the manifest names is written, under names that a manifest allows (relative, lower case, no dots in
+    front), so no entry can leave `into`. Raises RequestError when `into` exists, ContractError, OSError.
+    """
+    if into.exists():
+        raise RequestError(f"{into} exists already: name a new directory, or remove it first")
+    package = read_package(ewp)
+    into.parent.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=f".{into.name}.", dir=into.parent))
+    try:
+        for file in sorted(package.manifest.files):
+            target = stage / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(package.read(file))
+        evidence = package.evidence()
+        if evidence is not None:
+            (stage / EVIDENCE).write_bytes(evidence)
+        (stage / MANIFEST).write_bytes(package.manifest_bytes)
+        stage.chmod(0o755)
+        stage.rename(into)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise
+    return Package(package.manifest, package.manifest_bytes, package.digest, into)
+
+
+def _read_file(path: Path, file: str, size: int) -> bytes:
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise ContractError(file, "a file of the package", "none")
+    with path.open("rb") as stream:
+        return stream.read(size + 1)
+
+
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    with _damage_is(path.name, f"a whole {SUFFIX} archive", "a file that is cut short or not a zip"):
+        return zipfile.ZipFile(path)
+
+
+def _read_entry(archive: zipfile.ZipFile, file: str, size: int) -> bytes:
+    """At most size + 1 bytes of one entry. Only stored entries are read: nothing is ever inflated."""
+    try:
+        info = archive.getinfo(file)
+    except KeyError:
+        raise ContractError(file, "an entry of the archive", "none") from None
+    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+        raise ContractError(file, "an entry stored as it is", "a compressed or encrypted one")
+    with _damage_is(file, "an entry that can be read whole", "a damaged one"), archive.open(info) as stream:
+        return _bounded(stream, size + 1)
+
+
+@contextmanager
+def _damage_is(field: str, expected: str, got: str) -> Iterator[None]:
+    """What zipfile raises for hostile bytes, as a ContractError; a disk that fails stays an OSError."""
+    try:
+        yield
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, struct.error):
+        raise ContractError(field, expected, got) from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # EINVAL: the archive points to before its own beginning
+            raise
+        raise ContractError(field, expected, got) from None
+
+
+def _bounded(stream: IO[bytes], limit: int) -> bytes:
+    """Up to `limit` bytes; zipfile returns short reads at chunk borders."""
+    out = bytearray()
+    while len(out) < limit:
+        chunk = stream.read(min(_CHUNK, limit - len(out)))
+        if not chunk:
+            break
+        out += chunk
+    return bytes(out)
+
+
+def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+    info = zipfile.ZipInfo(name, _EPOCH)
+    info.external_attr = 0o644 << 16
+    info.create_system = 3  # otherwise the byte depends on the platform
+    archive.writestr(info, data)
