@@ -1,0 +1,117 @@
+"""`hub.db`: what was decided and who may decide: devices, tokens, packages, rollouts, desired documents, drift, audit.
+
+Times are UTC milliseconds. synchronous=FULL: what was answered to a person or a device survives a power cut. Tokens
+are kept as sha256 of their 32 random bytes; nothing here lets one be used.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy import BigInteger, Column, Integer, String, Table, Text
+
+from .store import NAMING, Document, Id, migrate, open_engine
+
+metadata: Final = sa.MetaData(naming_convention=NAMING)
+
+devices: Final = Table(
+    "devices",
+    metadata,
+    Column("id", String(63), primary_key=True),
+    Column("fleet", String(64), nullable=False),
+    Column("enrolled_ms", BigInteger, nullable=False),
+    Column("serial", String(40), nullable=False),  # of the newest certificate, hexadecimal
+    Column("state", String(16), nullable=False),  # enrolled | retired
+)
+
+enrol_tokens: Final = Table(
+    "enrol_tokens",
+    metadata,
+    Column("hash", String(64), primary_key=True),
+    Column("uses_left", Integer, nullable=False),
+    Column("expires_ms", BigInteger, nullable=False),
+    Column("pattern", Text, nullable=False),  # a regular expression that the whole device id must match
+    Column("fleet", String(64), nullable=False),
+)
+
+api_tokens: Final = Table(
+    "api_tokens",
+    metadata,
+    Column("hash", String(64), primary_key=True),
+    Column("role", String(16), nullable=False),  # viewer | operator | publisher | admin
+    Column("name", String(64), nullable=False),
+)
+
+packages: Final = Table(
+    "packages",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("version", String(64), primary_key=True),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("state", String(16), nullable=False),  # allowed (the owner signs it) | withdrawn (not any more)
+    Column("published_ms", BigInteger, nullable=False),
+    Column("manifest", Document, nullable=False),
+)
+
+rollouts: Final = Table(
+    "rollouts",
+    metadata,
+    Column("id", String(64), primary_key=True),  # the `rollout` of desired documents, windows and events
+    Column("name", String(63), nullable=False),  # of the package
+    Column("state", String(16), nullable=False),
+    Column("spec", Document, nullable=False),  # as it was asked for; never changes
+    Column("progress", Document, nullable=False),  # what the engine remembers between two ticks
+    Column("created_ms", BigInteger, nullable=False),
+    Column("updated_ms", BigInteger, nullable=False),
+)
+
+desired: Final = Table(
+    "desired",
+    metadata,
+    Column("device", String(63), primary_key=True),
+    Column("rev", BigInteger, nullable=False),
+    Column("document", Document, nullable=False),  # contracts.desired.Desired as JSON
+)
+
+cursors: Final = Table(
+    "cursors",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("position", BigInteger, nullable=False),  # the last id of a telemetry table that was taken into account
+)
+
+drift: Final = Table(
+    "drift",
+    metadata,
+    Column("scope", String(8), primary_key=True),  # device | cohort
+    Column("subject", String(64), primary_key=True),  # the device's id, or the cohort's name
+    Column("digest", String(16), primary_key=True),
+    Column("variant", String(32), primary_key=True),
+    Column("context", String(64), primary_key=True),
+    Column("part", String(16), primary_key=True),  # input | embedding | output
+    Column("model", String(63), nullable=False),
+    Column("state", Document, nullable=False),
+    Column("verdict", String(16), nullable=False),
+    Column("since_ms", BigInteger, nullable=False),
+    Column("updated_ms", BigInteger, nullable=False),
+)
+
+audit: Final = Table(
+    "audit",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("who", String(64), nullable=False),
+    Column("what", String(64), nullable=False),
+    Column("detail", Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+
+def open_control(place: Path | str) -> sa.Engine:
+    """The engine of hub.db (path) or of a server (URL), at the newest schema."""
+    engine = open_engine(place, synchronous="FULL")
+    migrate(engine, metadata, "control")
+    return engine
