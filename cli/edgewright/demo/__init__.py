@@ -1,0 +1,1 @@
+"""`edgewright demo`: the whole loop on this machine, with real processes, and every claim checked as it is made."""

@@ -1,0 +1,94 @@
+"""Starts processes and ends exactly those. Each writes to a log of its own, whose tail an error message can show."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Final, Self
+
+from edgewright_contracts.errors import Unavailable
+
+_END_S: Final = 8.0
+
+
+@dataclass
+class Processes:
+    logs: Path
+    _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _files: list[IO[bytes]] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        self.logs.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None
+    ) -> None:
+        self.end_all()
+
+    def start(self, name: str, arguments: list[str]) -> subprocess.Popen[bytes]:
+        """Run `python ARGUMENTS` under `name`; a session of its own, so that Ctrl-C reaches only the parent."""
+        log = self.log(name).open("ab")
+        self._files.append(log)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+        self._running[name] = process
+        return process
+
+    def log(self, name: str) -> Path:
+        return self.logs / f"{name}.log"
+
+    def check(self) -> None:
+        """Raises Unavailable when a process has ended by itself, with the end of its log."""
+        for name, process in self._running.items():
+            if process.poll() is not None:
+                raise Unavailable(f"{name} ended with code {process.returncode}; its log ends:\n{self.tail(name)}")
+
+    def tail(self, name: str, lines: int = 12) -> str:
+        return "\n".join(self.log(name).read_text(errors="replace").splitlines()[-lines:])
+
+    def kill(self, name: str) -> None:
+        """SIGKILL, as a power cut would end it."""
+        process = self._running.pop(name)
+        process.kill()
+        process.wait()
+
+    def end(self, name: str) -> int:
+        """SIGTERM, then SIGKILL after 8 s; returns the exit code."""
+        process = self._running.pop(name)
+        _end([process])
+        return process.returncode
+
+    def end_all(self) -> None:
+        running = list(self._running.values())
+        self._running.clear()
+        _end(running)
+        for file in self._files:
+            file.close()
+        self._files.clear()
+
+
+def _end(running: list[subprocess.Popen[bytes]]) -> None:
+    for process in running:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + _END_S
+    for process in running:
+        try:
+            process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
