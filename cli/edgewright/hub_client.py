@@ -1,0 +1,62 @@
+"""The hub's JSON API from the command line: one connection, one token, and errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import urllib3
+
+from edgewright_contracts.errors import EdgewrightError, Refused, RequestError, Unavailable
+
+
+class HubClient:
+    """`url` as https://host:port; `ca` the hub's CA file, so that nothing but that hub is believed."""
+
+    def __init__(self, url: str, *, ca: Path | None = None, token: str = "") -> None:
+        if ca is not None and not ca.is_file():
+            raise RequestError(f"--ca: expected the hub's CA certificate (ca.pem in its data directory), no file {ca}")
+        self._url = url.rstrip("/")
+        self._http = urllib3.PoolManager(ca_certs=str(ca) if ca else None, retries=False, timeout=20)
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+
+    def get(self, path: str) -> Any:
+        return self._call("GET", path, None)
+
+    def post(self, path: str, body: object = None) -> Any:
+        return self._call("POST", path, json.dumps(body or {}).encode())
+
+    def _call(self, method: str, path: str, body: bytes | None) -> Any:
+        headers = {**self._headers, "Content-Type": "application/json"} if body else self._headers
+        try:
+            answer = self._http.request(method, self._url + path, body=body, headers=headers)
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise Unavailable(
+                f"no answer from the hub at {self._url}: {error}; is it running, and is this its CA?"
+            ) from None
+        if answer.status < 400:
+            return json.loads(answer.data) if answer.data else None
+        raise _failure(answer.status, answer.data, f"{method} {path}")
+
+
+def read_token(file: Path | None) -> str:
+    """The token in `file`, without its newline; the empty string for None."""
+    if file is None:
+        return ""
+    try:
+        return file.read_text().strip()
+    except OSError as error:
+        raise RequestError(f"--token-file: expected a readable file with a token, {file}: {error.strerror}") from None
+
+
+def _failure(status: int, data: bytes, what: str) -> EdgewrightError:
+    try:
+        message = str(json.loads(data)["error"])
+    except (ValueError, KeyError, TypeError):
+        message = data[:300].decode(errors="replace") or f"status {status}"
+    if status >= 500:
+        return Unavailable(f"{what}: the hub failed: {message}")
+    if status in (401, 403):
+        return RequestError(f"{what}: {message}; name a file with a token of the right role by --token-file")
+    return Refused(message) if status in (409, 422) else RequestError(message)
