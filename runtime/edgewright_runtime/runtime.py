@@ -65,9 +65,9 @@ def open_session(
     place = _place(runtime)
     if model.suffix != SUFFIXES[runtime]:
         raise RequestError(f"{runtime} reads {SUFFIXES[runtime]} files, got {model.name}")
+    version = _probe(runtime)
     if not model.is_file():
         raise LoadFailed(f"{model}: expected a model file, got nothing there")
-    version = _probe(runtime)
     module = importlib.import_module(f".{place.module}", __package__)
     session: Session = module.open_file(model, runtime, version, inputs, outputs, threads)
     return session
