@@ -15,7 +15,7 @@ import numpy as np
 
 from .binning import Cells, offsets, pack, unpack
 from .channels import MAX_CHANNELS, Channel, edge_hash, width
-from .codec import Count, Hex64, decode
+from .codec import Count, Hex64, decode, encode
 from .errors import ContractError
 
 BASELINE_BYTES: Final = 256 * 1024
@@ -53,7 +53,8 @@ def make(channels: tuple[Channel, ...], counts: Cells, n: int) -> Baseline:
 
 
 def encode_baseline(baseline: Baseline) -> bytes:
-    return msgspec.msgpack.encode(baseline)
+    """Raises ContractError."""
+    return encode(baseline, name="baseline", limit=BASELINE_BYTES, wire="msgpack")
 
 
 def decode_baseline(data: bytes) -> Baseline:

@@ -146,8 +146,9 @@ def quantile_edges(values: npt.NDArray[np.floating], bins: int = 10) -> tuple[fl
 
     Raises ContractError when fewer than two distinct finite values exist: such a channel can count nothing.
     """
-    finite = np.asarray(values, np.float32)
-    finite = finite[np.isfinite(finite)]
+    with np.errstate(over="ignore"):
+        finite = np.asarray(values, np.float32)
+    finite = finite[np.isfinite(finite)] + np.float32(0)  # -0.0 becomes 0.0: they are one edge and need one hash
     if finite.size == 0:
         raise ContractError("values", "finite values to cut into quantiles", "none")
     edges = np.unique(np.quantile(finite, np.linspace(0, 1, bins + 1), method="lower").astype(np.float32))

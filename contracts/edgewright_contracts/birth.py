@@ -10,7 +10,8 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from .codec import KIB, Count, DeviceId, Hex64, Millis, Name, Sequence, Sha256, Text, Version, decode
+from . import codec
+from .codec import KIB, Count, DeviceId, Hex64, Label, Millis, Name, Sequence, Sha256, Text, Version, decode
 from .manifest import VariantId
 from .report import Clock
 
@@ -56,7 +57,7 @@ class Birth(msgspec.Struct, frozen=True, kw_only=True):
     connection: Count  # counts the connections of this boot
     agent: Version
     hardware: Hardware
-    runtimes: Annotated[dict[str, str], msgspec.Meta(max_length=8)]
+    runtimes: Annotated[dict[Label, Text], msgspec.Meta(max_length=8)]
     slots: Annotated[tuple[Slot, ...], msgspec.Meta(max_length=32)] = ()
     clock: Clock
     uptime_ms: Millis
@@ -76,7 +77,10 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def encode(message: Birth | Status) -> bytes:
-    return msgspec.json.encode(message, order="deterministic")
+    """Raises ContractError."""
+    if isinstance(message, Birth):
+        return codec.encode(message, name="birth", limit=BIRTH_BYTES, wire="json")
+    return codec.encode(message, name="status", limit=STATUS_BYTES, wire="json")
 
 
 def decode_birth(data: bytes) -> Birth:

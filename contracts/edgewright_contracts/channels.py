@@ -15,6 +15,7 @@ classes: a regression, a detection and an anomaly package differ only in their c
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Final, Literal
 
@@ -23,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .binning import Cells, offsets
+from .codec import Text
 from .errors import ContractError
 
 SCORE_BINS: Final = 20
@@ -49,11 +51,15 @@ class Source(msgspec.Struct, frozen=True, omit_defaults=True):
     With `mask`, `each` and `area` count only where `outputs[mask] > threshold` (padded boxes stay out).
     """
 
-    tensor: str
+    tensor: Text
     reduce: Reduce = "column"
     column: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
-    mask: str = ""
+    mask: Text = ""
     threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.threshold):
+            raise ContractError("threshold", "a finite number", repr(self.threshold))
 
 
 class Channel(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -62,22 +68,28 @@ class Channel(msgspec.Struct, frozen=True, omit_defaults=True):
     kind: Kind
     source: Source
     edges: Annotated[tuple[float, ...], msgspec.Meta(max_length=11)] = ()  # float32, numeric only
-    values: Annotated[tuple[int, ...], msgspec.Meta(max_length=20)] = ()  # class indices, categorical only
+    values: Annotated[
+        tuple[Annotated[int, msgspec.Meta(ge=0, le=2**31)], ...], msgspec.Meta(max_length=20)
+    ] = ()  # class indices, categorical only
 
     def __post_init__(self) -> None:
         if self.kind == "numeric":
             e = np.asarray(self.edges, np.float64)
             if e.size < 2 or not np.isfinite(e).all() or (np.diff(e) <= 0).any():
-                raise ContractError("edges", "2..11 finite, strictly increasing edges", _short(self.edges))
+                raise ContractError(
+                    f"channels[{self.name}].edges", "2..11 finite, strictly increasing edges", _short(self.edges)
+                )
             with np.errstate(over="ignore"):
                 if (e != e.astype(np.float32)).any():
-                    raise ContractError("edges", "float32 edges", _short(self.edges))
+                    raise ContractError(f"channels[{self.name}].edges", "float32 edges", _short(self.edges))
         elif self.edges:
-            raise ContractError("edges", f"none for a {self.kind} channel", _short(self.edges))
+            raise ContractError(f"channels[{self.name}].edges", f"none for a {self.kind} channel", _short(self.edges))
         if (self.kind == "categorical") != bool(self.values):
-            raise ContractError("values", "class indices for a categorical channel only", _short(self.values))
+            raise ContractError(
+                f"channels[{self.name}].values", "class indices for a categorical channel only", _short(self.values)
+            )
         if len(set(self.values)) != len(self.values):
-            raise ContractError("values", "distinct class indices", _short(self.values))
+            raise ContractError(f"channels[{self.name}].values", "distinct class indices", _short(self.values))
 
     @property
     def cells(self) -> int:
@@ -133,35 +145,48 @@ class Binner:
 
 
 def extract(source: Source, outputs: Mapping[str, npt.NDArray[np.generic]]) -> npt.NDArray[np.generic]:
-    """The channel's values of one batch, flat. Raises ContractError when a tensor or column is not there."""
+    """The channel's values of one batch, flat. Raises ContractError when a tensor or column is not there, or when a
+    mask or the corners of boxes do not fit. Of a row without elements the largest is missing."""
     x = _tensor(source.tensor, outputs)
+    flat = _rows(x)
     if source.reduce == "column":
-        flat = x.reshape(len(x), -1)
         if source.column >= flat.shape[1]:
             raise ContractError(source.tensor, f"at least {source.column + 1} columns", str(flat.shape[1]))
         return np.asarray(flat[:, source.column])
     if source.reduce == "argmax":
-        flat = x.reshape(len(x), -1)
+        if flat.shape[1] == 0:
+            return np.full(len(flat), -1)
         index = np.asarray(flat.argmax(axis=1))
         if flat.dtype.kind == "f":
             return np.asarray(np.where(np.isnan(flat).any(axis=1), -1, index))
         return index
     if source.reduce == "max":
-        return np.asarray(x.reshape(len(x), -1).max(axis=1))
+        return np.asarray(flat.max(axis=1)) if flat.shape[1] else np.full(len(flat), np.nan, np.float32)
     if source.reduce == "above":
-        return np.asarray((x.reshape(len(x), -1) > source.threshold).sum(axis=1))  # type: ignore[operator]
+        return np.asarray((flat > source.threshold).sum(axis=1))  # type: ignore[operator]
     if source.reduce == "area":
-        b = x.reshape(len(x), -1, 4).astype(np.float32)
-        x = (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
+        if flat.shape[1] % 4:
+            raise ContractError(source.tensor, "boxes of 4 corners each", f"{flat.shape[1]} numbers a row")
+        b = flat.reshape(len(flat), flat.shape[1] // 4, 4).astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            flat = (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
     if source.mask:
-        keep = _tensor(source.mask, outputs).reshape(len(x), -1) > source.threshold  # type: ignore[operator]
-        return np.asarray(x.reshape(len(x), -1)[keep])
-    return x.reshape(-1)
+        keep = _rows(_tensor(source.mask, outputs)) > source.threshold  # type: ignore[operator]
+        if keep.shape != flat.shape:
+            raise ContractError(source.mask, f"one number for each of {flat.shape}", str(keep.shape))
+        return np.asarray(flat[keep])
+    return flat.reshape(-1)
+
+
+def _rows(x: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """(batch, elements); numpy cannot infer the second of an empty batch."""
+    return x.reshape(len(x), math.prod(x.shape[1:]))
 
 
 def numeric_cells(x: npt.NDArray[np.generic], edges: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:
     """Cell of each value: 0 under, 1..k-1 between the k edges, k over, k + 1 missing."""
-    v = np.asarray(x, np.float32).ravel()
+    with np.errstate(over="ignore"):  # what float32 cannot hold lies outside every edge
+        v = np.asarray(x, np.float32).ravel()
     k = edges.size
     cell = np.searchsorted(edges, v, "right")
     cell[v == edges[-1]] = k - 1
@@ -193,9 +218,12 @@ def _count(x: npt.NDArray[np.generic]) -> Cells:
 
 def _tensor(name: str, outputs: Mapping[str, npt.NDArray[np.generic]]) -> npt.NDArray[np.generic]:
     try:
-        return np.asarray(outputs[name])
+        x = np.asarray(outputs[name])
     except KeyError:
         raise ContractError("outputs", f"a tensor {name!r}", ", ".join(sorted(outputs)) or "none") from None
+    if x.ndim == 0:
+        raise ContractError(name, "a tensor with the batch as its first axis", "a scalar")
+    return x
 
 
 def _short(value: object) -> str:

@@ -10,7 +10,8 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from .codec import KIB, Count, Hex64, Millis, Name, Sha256, Text, decode
+from . import codec
+from .codec import KIB, Count, Hex64, HighWater, Millis, Name, Sha256, Text, decode
 from .errors import ContractError
 from .manifest import VariantId
 from .report import Rollout
@@ -83,7 +84,7 @@ class Ack(msgspec.Struct, array_like=True, frozen=True):
     """Everything up to `high_water` is committed, and high_water + 1 + i for each bit i of `mask`."""
 
     spool_id: Hex64
-    high_water: Count
+    high_water: HighWater
     mask: Annotated[int, msgspec.Meta(ge=0)] = 0
 
     def __post_init__(self) -> None:
@@ -96,11 +97,15 @@ class Ack(msgspec.Struct, array_like=True, frozen=True):
 
 
 def encode(message: Desired | Command) -> bytes:
-    return msgspec.json.encode(message, order="deterministic")
+    """Raises ContractError."""
+    if isinstance(message, Desired):
+        return codec.encode(message, name="desired", limit=DESIRED_BYTES, wire="json")
+    return codec.encode(message, name="command", limit=COMMAND_BYTES, wire="json")
 
 
 def encode_ack(ack: Ack) -> bytes:
-    return msgspec.msgpack.encode(ack)
+    """Raises ContractError."""
+    return codec.encode(ack, name="ack", limit=ACK_BYTES, wire="msgpack")
 
 
 def decode_desired(data: bytes) -> Desired:

@@ -8,12 +8,12 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from .codec import KIB, Count, Hex64, Millis, Sequence, Text, decode
+from .codec import KIB, Count, Hex64, Millis, Sequence, Text, decode, encode
 from .report import BootId, Rollout
 
 VERSION: Final = 1
-EVENT_BYTES: Final = 64 * KIB
 LOG_TAIL_BYTES: Final = 20_000
+EVENT_BYTES: Final = 128 * KIB  # a control character, as of a coloured log, takes six bytes in JSON
 
 # Only a failure of class `model` blocks a digest; the others are retried.
 FailureClass = Literal["model", "link", "power", "disk", "hub", "operator"]
@@ -39,7 +39,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, rename={"before": "from",
 
 
 def encode_event(event: Event) -> bytes:
-    return msgspec.json.encode(event, order="deterministic")
+    """Raises ContractError."""
+    return encode(event, name="event", limit=EVENT_BYTES, wire="json")
 
 
 def decode_event(data: bytes) -> Event:

@@ -7,11 +7,12 @@ never encoded again. Unknown fields are accepted: a newer compiler may say more,
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Annotated, Final, Literal
 
 import msgspec
 
-from .codec import Name, Sha256, Text, Version, decode
+from .codec import Name, Sha256, Text, Version, decode, encode
 from .errors import ContractError
 
 MANIFEST_BYTES: Final = 256 * 1024
@@ -24,6 +25,7 @@ Format = Literal["onnx", "tflite"]
 VariantId = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9][a-z0-9-]{0,31}\Z")]
 FilePath = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9][a-z0-9._-]{0,63}(/[a-z0-9][a-z0-9._-]{0,63}){0,3}\Z")]
 Platform = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9_*]{1,32}/[a-z0-9-]{1,32}\Z")]
+Context = Annotated[str, msgspec.Meta(max_length=64)]
 Dimension = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 
 
@@ -75,6 +77,12 @@ class Budgets(msgspec.Struct, frozen=True, kw_only=True):
     rss_mb: Annotated[float, msgspec.Meta(gt=0)] | None = None
     load_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("p95_ms", "rss_mb", "load_s"):
+            bound = getattr(self, name)
+            if bound is not None and not math.isfinite(bound):  # JSON would turn it into null: no bound at all
+                raise ContractError(f"budgets.{name}", "a finite number", repr(bound))
+
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     recipe: Text
@@ -93,7 +101,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     inputs: Annotated[tuple[TensorIn, ...], msgspec.Meta(min_length=1, max_length=16)]
     outputs: Annotated[tuple[TensorOut, ...], msgspec.Meta(min_length=1, max_length=16)]
     labels: Annotated[tuple[Text, ...], msgspec.Meta(max_length=4096)] = ()
-    contexts: Annotated[tuple[Text, ...], msgspec.Meta(max_length=8)] = ()
+    contexts: Annotated[tuple[Context, ...], msgspec.Meta(max_length=8)] = ()  # strata that windows may name
     preprocess: Literal["graph", "host"] = "graph"
     variants: Annotated[tuple[Variant, ...], msgspec.Meta(min_length=1, max_length=16)]
     # "<arch>/<runtime>", "*" for any arch → variant ids, best first
@@ -115,8 +123,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
                 if path not in self.files:
                     raise ContractError("files", f"an entry for {path}", "none")
         for tensor in self.inputs:
-            if tensor.valid is not None and not tensor.valid[0] <= tensor.valid[1]:
-                raise ContractError("inputs.valid", "a range from low to high", repr(tensor.valid))
+            if tensor.valid is not None and not -math.inf < tensor.valid[0] <= tensor.valid[1] < math.inf:
+                raise ContractError("inputs.valid", "a finite range from low to high", repr(tensor.valid))
+        for field, tensors in (("inputs", self.inputs), ("outputs", self.outputs)):
+            names = [t.name for t in tensors]
+            if len(set(names)) != len(names):
+                raise ContractError(field, "distinct names", ", ".join(names))
 
     def variant(self, identifier: str) -> Variant:
         for one in self.variants:
@@ -134,8 +146,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """Canonical JSON: keys sorted, no spaces; equal manifests give equal bytes."""
-    return msgspec.json.encode(manifest, order="deterministic")
+    """Canonical JSON: fields in their order here, keys of maps sorted, no spaces; equal manifests give equal bytes.
+
+    Raises ContractError.
+    """
+    return encode(manifest, name="manifest", limit=MANIFEST_BYTES, wire="json")
 
 
 def decode_manifest(data: bytes) -> Manifest:

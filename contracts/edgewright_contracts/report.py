@@ -5,7 +5,11 @@ sealed without a number, and only such windows merge. A *report* is a window wit
 offer on, its bytes never change. That windows merge and reports cannot is what keeps any count from being added twice.
 
 `merge` is associative, commutative and exact: sums and counts add, maxima take the maximum, the key must be equal, and
-what cannot be kept falls to the weaker value (several boots: boot_id ""; clocks: the least certain).
+what cannot be kept falls to the weaker value (several boots: boot_id ""; clocks: the least certain). A map that would
+outgrow its bound keeps the first names of a fixed order and adds the rest into `other`: which names stay then depends
+on the set of names alone, never on counts or on what was merged first (the smallest counts could not promise that).
+
+Every window within its bounds, merged or not, is at most WINDOW_BYTES long, so that it always fits a report.
 
 Wire: MessagePack arrays, new fields only at the end; optionally one zlib stream around it. At most 64 KiB, checked
 before decoding, both packed and unpacked. About 500 bytes for 22 channels.
@@ -14,23 +18,44 @@ before decoding, both packed and unpacked. About 500 bytes for 22 channels.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping, Set
 from typing import Annotated, Final, Literal
 
 import msgspec
 
 from .binning import add, add_grid, unpack, unpack_grid
-from .codec import MAX_COUNT, REPORT_BYTES, Count, Hex64, Label, Millis, Sequence, decode, inflate
+from .channels import MAX_CHANNELS, SCORE_BINS
+from .codec import (
+    MAX_COUNT,
+    MAX_SUM,
+    REPORT_BYTES,
+    Count,
+    Hex64,
+    Label,
+    Millis,
+    Sequence,
+    Sum,
+    decode,
+    encode,
+    inflate,
+)
 from .errors import ContractError
-from .manifest import VariantId
+from .manifest import Context, VariantId
 
 VERSION: Final = 1
 CONFIDENCE_BINS: Final = 10  # delayed labels by confidence: n then hits, of each tenth of [0, 1]
 
 Clock = Literal["synced", "free", "unknown"]
 Phase = Literal["normal", "shadow", "probation"]
-Tally = Annotated[dict[Label, Count], msgspec.Meta(max_length=32)]
+MAX_NAMES: Final = 32
+MAX_OUTCOMES: Final = 16
+OTHER: Final = "other"
+CORRECT: Final = "correct"  # the delayed label: the outcome that is never folded into `other`
+MAX_CELLS: Final = MAX_CHANNELS * (SCORE_BINS + 2)  # the widest channel is a score
+WINDOW_BYTES: Final = REPORT_BYTES - 64  # a report adds v, spool_id and seq
+
+Tally = Annotated[dict[Label, Count], msgspec.Meta(max_length=MAX_NAMES)]
 Rollout = Annotated[str, msgspec.Meta(max_length=64)]
-Context = Annotated[str, msgspec.Meta(max_length=64)]
 BootId = Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{16})?\Z")]
 
 _CLOCKS: Final[tuple[Clock, ...]] = ("synced", "free", "unknown")
@@ -47,18 +72,22 @@ class Hits(msgspec.Struct, array_like=True, frozen=True):
             raise ContractError("hits", f"at most n = {self.n}", str(self.hits))
 
     def __add__(self, other: Hits) -> Hits:
-        return Hits(self.n + other.n, self.hits + other.hits)
+        return Hits(_plus(self.n, other.n, "hits.n"), _plus(self.hits, other.hits, "hits.hits"))
 
 
 class Gauge(msgspec.Struct, array_like=True, frozen=True):
     """A level sampled n times: its sum and its maximum."""
 
     n: Count = 0
-    sum: Count = 0
+    sum: Sum = 0
     max: Count = 0
 
     def __add__(self, other: Gauge) -> Gauge:
-        return Gauge(self.n + other.n, self.sum + other.sum, max(self.max, other.max))
+        return Gauge(
+            _plus(self.n, other.n, "gauge.n"),
+            _plus(self.sum, other.sum, "gauge.sum", MAX_SUM),
+            max(self.max, other.max),
+        )
 
 
 class Usage(msgspec.Struct, array_like=True, frozen=True):
@@ -66,10 +95,10 @@ class Usage(msgspec.Struct, array_like=True, frozen=True):
     cpu_permille: Gauge = Gauge()  # of one core
     temperature_dk: Gauge = Gauge()  # tenths of a kelvin, so that it is never negative
     discharge_permille: Gauge = Gauge()  # 1000 - battery level
-    cpu_ms: Count = 0
-    bytes_sent: Count = 0
-    bytes_received: Count = 0
-    bytes_written: Count = 0
+    cpu_ms: Sum = 0
+    bytes_sent: Sum = 0
+    bytes_received: Sum = 0
+    bytes_written: Sum = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -77,10 +106,10 @@ class Usage(msgspec.Struct, array_like=True, frozen=True):
             self.cpu_permille + other.cpu_permille,
             self.temperature_dk + other.temperature_dk,
             self.discharge_permille + other.discharge_permille,
-            self.cpu_ms + other.cpu_ms,
-            self.bytes_sent + other.bytes_sent,
-            self.bytes_received + other.bytes_received,
-            self.bytes_written + other.bytes_written,
+            _plus(self.cpu_ms, other.cpu_ms, "usage.cpu_ms", MAX_SUM),
+            _plus(self.bytes_sent, other.bytes_sent, "usage.bytes_sent", MAX_SUM),
+            _plus(self.bytes_received, other.bytes_received, "usage.bytes_received", MAX_SUM),
+            _plus(self.bytes_written, other.bytes_written, "usage.bytes_written", MAX_SUM),
         )
 
 
@@ -108,7 +137,7 @@ class Window(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     repeated: Count = 0  # inputs equal to the one before
     input_age: bytes = b""  # sparse grid counts
     cells: bytes = b""  # varints of all channels; empty is all zeros
-    outcomes: Annotated[dict[Label, Hits], msgspec.Meta(max_length=16)] = {}  # `correct` is the delayed label
+    outcomes: Annotated[dict[Label, Hits], msgspec.Meta(max_length=MAX_OUTCOMES)] = {}  # `correct` is the delayed label
     correct_by_confidence: bytes = b""  # varints: n of each confidence bin, then hits of each
     shadow: Hits = Hits()  # n compared with the active model, hits agreed
     usage: Usage = Usage()
@@ -125,7 +154,8 @@ class Window(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
             data = getattr(self, name)
             if data and int(unpack_grid(data, field=name).sum()) > self.n:
                 raise ContractError(name, f"at most n = {self.n} durations", str(int(unpack_grid(data).sum())))
-        unpack(self.cells)
+        if (size := unpack(self.cells).size) > MAX_CELLS:
+            raise ContractError("cells", f"at most {MAX_CELLS} cells", str(size))
         if self.correct_by_confidence:
             bins = unpack(self.correct_by_confidence, field="correct_by_confidence", count=2 * CONFIDENCE_BINS)
             if (bins[CONFIDENCE_BINS:] > bins[:CONFIDENCE_BINS]).any():
@@ -148,11 +178,13 @@ class Report(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
 
 
 def merge(a: Window, b: Window) -> Window:
-    """One window that holds both. Raises ContractError when the keys differ or a sum leaves [0, 2**40]."""
+    """One window that holds both.
+
+    Raises ContractError when the keys or the numbers of cells differ, or when a sum leaves its bound (2**40 for counts,
+    2**53 for usage): both windows then stay as they are.
+    """
     if a.key != b.key:
         raise ContractError("key", repr(a.key), repr(b.key))
-    if a.n + b.n > MAX_COUNT:
-        raise ContractError("n", f"at most {MAX_COUNT}", str(a.n + b.n))
     starts = [w for w in (a.wall_start_ms, b.wall_start_ms) if w is not None]
     return Window(
         boot_id=a.boot_id if a.boot_id == b.boot_id else "",
@@ -160,7 +192,7 @@ def merge(a: Window, b: Window) -> Window:
         mono_end_ms=max(a.mono_end_ms, b.mono_end_ms),
         wall_start_ms=min(starts, default=None),
         clock=_CLOCKS[max(_CLOCKS.index(a.clock), _CLOCKS.index(b.clock))],
-        span=a.span + b.span,
+        span=_plus(a.span, b.span, "span"),
         next_due_s=max(a.next_due_s, b.next_due_s),
         digest=a.digest,
         variant=a.variant,
@@ -168,39 +200,42 @@ def merge(a: Window, b: Window) -> Window:
         edge_hash=a.edge_hash,
         phase=a.phase,
         rollout=a.rollout,
-        n=a.n + b.n,
+        n=_plus(a.n, b.n, "n"),
         n_monitored=a.n_monitored + b.n_monitored,
         latency_queue=add_grid(a.latency_queue, b.latency_queue),
         latency_run=add_grid(a.latency_run, b.latency_run),
         latency_total=add_grid(a.latency_total, b.latency_total),
-        errors=_tally(a.errors, b.errors),
-        rejected=_tally(a.rejected, b.rejected),
-        repeated=a.repeated + b.repeated,
+        errors=add_tally(a.errors, b.errors, field="errors"),
+        rejected=add_tally(a.rejected, b.rejected, field="rejected"),
+        repeated=_plus(a.repeated, b.repeated, "repeated"),
         input_age=add_grid(a.input_age, b.input_age),
         cells=add(a.cells, b.cells),
-        outcomes={k: a.outcomes.get(k, Hits()) + b.outcomes.get(k, Hits()) for k in {**a.outcomes, **b.outcomes}},
-        correct_by_confidence=add(a.correct_by_confidence, b.correct_by_confidence),
+        outcomes=_add_outcomes(a.outcomes, b.outcomes),
+        correct_by_confidence=add(a.correct_by_confidence, b.correct_by_confidence, field="correct_by_confidence"),
         shadow=a.shadow + b.shadow,
         usage=a.usage + b.usage,
-        shed=_tally(a.shed, b.shed),
+        shed=add_tally(a.shed, b.shed, field="shed"),
     )
 
 
 def encode_window(window: Window) -> bytes:
-    """As a spool keeps it while it has no number; maps are sorted, so equal windows give equal bytes."""
-    return msgspec.msgpack.encode(window, order="sorted")
+    """As a spool keeps it while it has no number; maps are sorted, so equal windows give equal bytes.
+
+    Raises ContractError for values that no window may hold.
+    """
+    return encode(window, name="window", limit=WINDOW_BYTES, wire="msgpack")
 
 
 def decode_window(data: bytes) -> Window:
-    return decode(Window, data, name="window", limit=REPORT_BYTES, wire="msgpack")
+    """Raises ContractError."""
+    return decode(Window, data, name="window", limit=WINDOW_BYTES, wire="msgpack")
 
 
 def encode_report(report: Report, *, compress: bool = False) -> bytes:
-    """Raises ContractError when the report is larger than 64 KiB."""
-    raw = msgspec.msgpack.encode(report, order="sorted")
-    if len(raw) > REPORT_BYTES:
-        raise ContractError("report", f"at most {REPORT_BYTES} bytes", str(len(raw)))
-    return zlib.compress(raw, 1) if compress else raw
+    """At most 64 KiB, compressed only where that is shorter. Raises ContractError for values outside their ranges."""
+    raw = encode(report, name="report", limit=REPORT_BYTES, wire="msgpack")
+    packed = zlib.compress(raw, 1) if compress else raw
+    return packed if len(packed) < len(raw) else raw
 
 
 def decode_report(data: bytes) -> Report:
@@ -211,5 +246,33 @@ def decode_report(data: bytes) -> Report:
     return decode(Report, raw, name="report", limit=REPORT_BYTES, wire="msgpack")
 
 
-def _tally(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:
-    return {k: a.get(k, 0) + b.get(k, 0) for k in {**a, **b}}
+def add_tally(a: Mapping[str, int], b: Mapping[str, int], *, field: str) -> dict[str, int]:
+    """Sums by name, at most MAX_NAMES of them: beyond that the first in the alphabet stay and the rest is `other`."""
+    kept = _kept(a.keys() | b.keys(), MAX_NAMES)
+    out: dict[str, int] = {}
+    for name, count in (*a.items(), *b.items()):
+        place = name if name in kept else OTHER
+        out[place] = _plus(out.get(place, 0), count, f"{field}[{place}]")
+    return out
+
+
+def _add_outcomes(a: Mapping[str, Hits], b: Mapping[str, Hits]) -> dict[str, Hits]:
+    kept = _kept(a.keys() | b.keys(), MAX_OUTCOMES)
+    out: dict[str, Hits] = {}
+    for name, hits in (*a.items(), *b.items()):
+        place = name if name in kept else OTHER
+        out[place] = out.get(place, Hits()) + hits
+    return out
+
+
+def _kept(names: Set[str], most: int) -> Set[str]:
+    """The names that stay: a prefix of one fixed order, so a name dropped early would have been dropped late too."""
+    if len(names) <= most:
+        return names
+    return {OTHER, *sorted(names - {OTHER}, key=lambda name: (name != CORRECT, name))[: most - 1]}
+
+
+def _plus(a: int, b: int, field: str, most: int = MAX_COUNT) -> int:
+    if a + b > most:
+        raise ContractError(field, f"a sum of at most {most}", str(a + b))
+    return a + b

@@ -70,6 +70,8 @@ def all_down(device: str) -> str:
 
 def allowed(device: str, name: str, *, publish: bool) -> bool:
     """The rule that broker ACLs enforce and the hub checks again: own `up/` to publish, own `down/` to read."""
+    if not DEVICE.match(device):
+        return False
     if not publish and name == all_down(device):
         return True
     try:
