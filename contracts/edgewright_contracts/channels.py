@@ -58,6 +58,7 @@ class Source(msgspec.Struct, frozen=True, omit_defaults=True):
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "threshold", float(self.threshold))
         if not math.isfinite(self.threshold):
             raise ContractError("threshold", "a finite number", repr(self.threshold))
 
@@ -73,6 +74,8 @@ class Channel(msgspec.Struct, frozen=True, omit_defaults=True):
     ] = ()  # class indices, categorical only
 
     def __post_init__(self) -> None:
+        # an int or a numpy scalar given for an edge must hash as the float that it becomes on the wire
+        msgspec.structs.force_setattr(self, "edges", tuple(float(edge) for edge in self.edges))
         if self.kind == "numeric":
             e = np.asarray(self.edges, np.float64)
             if e.size < 2 or not np.isfinite(e).all() or (np.diff(e) <= 0).any():

@@ -74,14 +74,15 @@ def decode(kind: type[T], data: bytes, *, name: str, limit: int, wire: str) -> T
 
 
 def encode(message: msgspec.Struct, *, name: str, limit: int, wire: str) -> bytes:
-    """Deterministic bytes that `decode` accepts with the same arguments. Raises ContractError when it would not."""
+    """Bytes that `decode` accepts with the same arguments; equal messages give equal bytes. Raises ContractError."""
     codec: Any = msgspec.msgpack if wire == "msgpack" else msgspec.json
     try:
         data: bytes = codec.encode(message, order="deterministic")
     except (TypeError, ValueError, OverflowError) as error:  # a lone surrogate, an int beyond 64 bits
         raise ContractError(name, f"values that {wire} can hold", str(error)) from None
-    decode(type(message), data, name=name, limit=limit, wire=wire)
-    return data
+    kept = decode(type(message), data, name=name, limit=limit, wire=wire)
+    canonical: bytes = codec.encode(kept, order="deterministic")  # an int given for a float is a float by now
+    return canonical
 
 
 def inflate(data: bytes, *, name: str, limit: int) -> bytes:

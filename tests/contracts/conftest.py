@@ -1,0 +1,29 @@
+"""Hypothesis draws the same examples at every run, so that a failure in CI is one here; `make fuzz` draws new ones."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "contracts", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("contracts")
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, bytes]:
+    """The golden messages of the current version, as they lie on disk."""
+    return {path.name: path.read_bytes() for path in sorted((GOLDEN / "v1").iterdir())}
+
+
+@pytest.fixture(scope="session")
+def made() -> dict[str, bytes]:
+    """What golden/make.py writes today."""
+    files: dict[str, bytes] = runpy.run_path(str(GOLDEN / "make.py"))["files"]()
+    return files
