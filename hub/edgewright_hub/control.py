@@ -23,6 +23,7 @@ devices: Final = Table(
     Column("fleet", String(64), nullable=False),
     Column("enrolled_ms", BigInteger, nullable=False),
     Column("serial", String(40), nullable=False),  # of the newest certificate, hexadecimal
+    Column("key_sha256", String(64), nullable=False, server_default=""),  # of its public key
     Column("state", String(16), nullable=False),  # enrolled | retired
 )
 

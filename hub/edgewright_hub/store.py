@@ -72,13 +72,18 @@ def check(engine: sa.Engine, metadata: sa.MetaData, schema: Schema) -> None:
 
 
 def upsert(
-    connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]], *, keys: Sequence[str]
+    connection: sa.Connection,
+    table: sa.Table,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    keys: Sequence[str],
+    keep: Sequence[str] = (),
 ) -> None:
-    """Insert `rows`, or set all their other columns where a row with equal `keys` exists. Rows have equal columns."""
+    """Insert `rows`, or set all columns but `keep` where a row with equal `keys` exists. Rows have equal columns."""
     if not rows:
         return
     statement = insert(connection, table)
-    changed = {name: statement.excluded[name] for name in rows[0] if name not in keys}
+    changed = {name: statement.excluded[name] for name in rows[0] if name not in (*keys, *keep)}
     connection.execute(statement.on_conflict_do_update(index_elements=list(keys), set_=changed), list(rows))
 
 

@@ -49,6 +49,7 @@ def upgrade() -> None:
         sa.Column("fleet", sa.String(length=64), nullable=False),
         sa.Column("enrolled_ms", sa.BigInteger(), nullable=False),
         sa.Column("serial", sa.String(length=40), nullable=False),
+        sa.Column("key_sha256", sa.String(length=64), server_default="", nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_devices")),
     )

@@ -1,0 +1,275 @@
+"""The embedded broker: amqtt behind a door of our own that knows who is calling before amqtt hears a word.
+
+amqtt 0.12 looks up, takes over or deletes the session of a client id before it asks whether the caller may have that
+id, publishes wills without asking the ACL, sends every retained message that anyone subscribed to, to everyone who
+connects, and never closes a connection that fell silent. So the door reads the first packet itself and lets through
+only MQTT 3.1.1 with a certificate of this hub's authority, whose common name is the client id (and the user name, if
+one is sent), and a will within the device's own topics. Every session is a clean one: what must not be lost is
+acknowledged end to end, and what must be known is retained, so a session that outlives its connection gains nothing.
+A second connection of one client ends the first.
+
+Packets above `PACKET_BYTES` and silence of more than 1.5 keep-alives close the connection. About 250 µs per message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import struct
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from amqtt.adapters import ReaderAdapter, StreamWriterAdapter
+from amqtt.broker import Broker
+from amqtt.contexts import Action, ListenerConfig, ListenerType
+from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
+from amqtt.session import Session
+
+from edgewright_contracts.errors import Unavailable
+from edgewright_contracts.topics import ROOT, RULES, allowed
+
+from .ca import HUB_NAME
+
+PACKET_BYTES: Final = max(rule.limit for rule in RULES.values()) + 1024
+CONNECT_BYTES: Final = 4096
+CONNECT_S: Final = 10.0  # for the TLS handshake, and again for the first packet
+DEFAULT_IDLE_S: Final = 3600.0  # of a client that asks for no keep-alive
+_LISTENER: Final = "default"
+_REFUSED: Final = b"\x20\x02\x00\x05"  # CONNACK, not authorised
+_LOG = logging.getLogger(__name__)
+
+
+def may(client: str, topic: str, *, publish: bool) -> bool:
+    if client == HUB_NAME:
+        return topic.startswith(f"{ROOT}/")
+    return allowed(client, topic, publish=publish)
+
+
+class Identity(BaseAuthPlugin):  # type: ignore[misc]  # amqtt is not typed
+    """Second look at what the door let through: the certificate's name is the client id."""
+
+    async def authenticate(self, *, session: Session) -> bool:
+        name = common_name(session.ssl_object)
+        if name is None or name != session.client_id:
+            return False
+        session.username = name
+        return True
+
+    @dataclass
+    class Config:
+        pass
+
+
+class Acl(BaseTopicPlugin):  # type: ignore[misc]  # amqtt is not typed
+    async def topic_filtering(
+        self, *, session: Session | None = None, topic: str | None = None, action: Action | None = None
+    ) -> bool:
+        if session is None or not session.username or not topic:
+            return False
+        return may(session.username, topic, publish=action == Action.PUBLISH)
+
+    @dataclass
+    class Config:
+        pass
+
+
+class _Broker(Broker):  # type: ignore[misc]  # amqtt is not typed
+    _sending: set[asyncio.Task[object]]
+
+    async def _publish_retained_messages_for_subscription(
+        self, subscription: tuple[str, int], session: Session
+    ) -> None:
+        """Only of what this session subscribed to; and without waiting, since amqtt calls this while it walks over
+        all subscriptions, which others may change meanwhile."""
+        wanted, qos = subscription
+        handler = self._get_handler(session)
+        if handler is None or all(s is not session for s, _ in self._subscriptions.get(wanted, ())):
+            return
+        for topic, retained in list(self._retained_messages.items()):
+            if self._matches(topic, wanted) and may(str(session.username), topic, publish=False):
+                level = min(qos, retained.qos or 0)
+                task = asyncio.ensure_future(handler.mqtt_publish(topic, retained.data, level, retain=True))
+                self._sending.add(task)
+                task.add_done_callback(self._sent)
+
+    def _sent(self, task: asyncio.Task[object]) -> None:
+        self._sending.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _LOG.info("a retained message was not delivered: %r", task.exception())
+
+
+class EmbeddedBroker:
+    """`await start()`, `await stop()`; `port` is the one in use, so 0 may be asked for."""
+
+    def __init__(self, host: str, port: int, context: ssl.SSLContext) -> None:
+        self.host = host
+        self.port = port
+        self._context = context
+        self._server: asyncio.Server | None = None
+        self._writers: dict[str, asyncio.StreamWriter] = {}  # by client
+        self._broker: _Broker | None = None
+
+    async def start(self) -> None:
+        """Raises Unavailable when the port is taken."""
+        for name in ("amqtt", "transitions"):
+            logging.getLogger(name).setLevel(logging.ERROR)  # amqtt warns of every client that leaves
+        listener = ListenerConfig(type=ListenerType.EXTERNAL, bind=f"{self.host}:{self.port}")
+        plugins: dict[str, object] = {f"{__name__}.Identity": {}, f"{__name__}.Acl": {}}
+        self._broker = _Broker({"listeners": {_LISTENER: listener.__dict__}, "plugins": plugins})
+        self._broker._sending = set()
+        await self._broker.start()
+        try:
+            self._server = await asyncio.start_server(
+                self._connected, self.host, self.port, ssl=self._context, ssl_handshake_timeout=CONNECT_S
+            )
+        except OSError as error:
+            await self._broker.shutdown()
+            self._broker = None
+            raise Unavailable(
+                f"the MQTT port {self.host}:{self.port} cannot be opened: {error.strerror}. "
+                "Another broker or hub may hold it: stop that one, or choose another port with --mqtt HOST:PORT"
+            ) from None
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        if self._server is None or self._broker is None:
+            return
+        self._server.close()
+        for writer in list(self._writers.values()):
+            writer.transport.abort()
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._broker.shutdown(), 2.0)
+        self._server = self._broker = None
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        name = common_name(writer.get_extra_info("ssl_object")) or ""
+        try:
+            packets = await _admit(name, reader, writer)
+            if packets is not None and self._broker is not None:
+                if name in self._writers:
+                    self._writers[name].transport.abort()
+                self._writers[name] = writer
+                await self._broker.external_connected(packets, StreamWriterAdapter(writer), _LISTENER)
+        except (asyncio.IncompleteReadError, TimeoutError, OSError):
+            pass  # left, or never said who it is
+        except Exception:
+            _LOG.exception("a connection failed")
+        finally:
+            if self._writers.get(name) is writer:
+                del self._writers[name]
+            writer.close()
+
+
+async def _admit(name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Packets | None:
+    async with asyncio.timeout(CONNECT_S):
+        packet = await read_packet(reader, CONNECT_BYTES)
+    connect = read_connect(packet) if packet else None
+    refusal = _refusal(connect, name)
+    if connect is None or refusal:
+        _LOG.warning("refused a connection of %s: %s", name, refusal)
+        writer.write(_REFUSED)
+        await writer.drain()
+        return None
+    idle_s = connect.keep_alive_s * 1.5 or DEFAULT_IDLE_S
+    return Packets(reader, writer, first=connect.cleaned, idle_s=idle_s)
+
+
+class Packets(ReaderAdapter):  # type: ignore[misc]  # amqtt is not typed
+    """Whole packets, bounded in size and in the silence before them; too much of either ends the connection."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, first: bytes, idle_s: float
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._idle_s = idle_s
+        self._packet = first
+        self._at = 0
+
+    async def read(self, n: int = -1) -> bytes:
+        if n != 0 and self._at == len(self._packet):
+            try:
+                async with asyncio.timeout(self._idle_s):
+                    packet = await read_packet(self._reader, PACKET_BYTES)
+            except (asyncio.IncompleteReadError, TimeoutError, OSError):
+                packet = None
+            if packet is None:
+                self._writer.transport.abort()
+                raise ConnectionResetError
+            self._packet, self._at = packet, 0
+        end = len(self._packet) if n < 0 else self._at + n
+        data = self._packet[self._at : end]
+        self._at = min(end, len(self._packet))
+        return data
+
+    def feed_eof(self) -> None:
+        self._reader.feed_eof()
+
+
+class Connect(NamedTuple):
+    client: str
+    username: str | None
+    will_topic: str | None
+    keep_alive_s: int
+    cleaned: bytes  # the packet, asking for a clean session and no keep-alive (which `Packets` watches)
+
+
+def read_connect(packet: bytes) -> Connect | None:
+    """The CONNECT packet of an MQTT 3.1.1 client; None of anything else."""
+    body_at = next((i + 1 for i in range(1, min(5, len(packet))) if not packet[i] & 0x80), 0)
+    if packet[0] != 0x10 or packet[body_at : body_at + 7] != b"\x00\x04MQTT\x04":
+        return None
+    try:
+        flags, keep_alive_s = struct.unpack_from("!BH", packet, body_at + 7)
+        at = body_at + 10
+        fields: list[bytes | None] = []
+        for present in (1, flags & 4, flags & 4, flags & 0x80):  # client id, will topic, will, user name
+            if not present:
+                fields.append(None)
+                continue
+            (size,) = struct.unpack_from("!H", packet, at)
+            if at + 2 + size > len(packet):
+                return None
+            fields.append(packet[at + 2 : at + 2 + size])
+            at += 2 + size
+        client, topic, _, username = fields
+        named = [None if f is None else f.decode() for f in (client, username, topic)]
+    except (struct.error, UnicodeDecodeError):
+        return None
+    cleaned = packet[: body_at + 7] + struct.pack("!BH", flags | 2, 0) + packet[body_at + 10 :]
+    return Connect(named[0] or "", named[1], named[2], keep_alive_s, cleaned)
+
+
+def _refusal(connect: Connect | None, name: str) -> str | None:
+    if connect is None:
+        return "expected an MQTT 3.1.1 CONNECT of at most 4 KiB"
+    if connect.client != name or connect.username not in {None, name}:
+        return f"expected its certificate's name as client id, got {connect.client[:80]!r}"
+    if connect.will_topic is not None and not may(name, connect.will_topic, publish=True):
+        return f"expected a will within its own topics, got {connect.will_topic[:120]!r}"
+    return None
+
+
+async def read_packet(reader: asyncio.StreamReader, limit: int) -> bytes | None:
+    """One MQTT packet with its header; None if it is longer than `limit` or its length is malformed."""
+    head = await reader.readexactly(2)
+    while head[-1] & 0x80:
+        if len(head) == 5:
+            return None
+        head += await reader.readexactly(1)
+    size = sum((b & 0x7F) << 7 * i for i, b in enumerate(head[1:]))
+    if size > limit:
+        return None
+    return head + await reader.readexactly(size)
+
+
+def common_name(peer: ssl.SSLObject | None) -> str | None:
+    """Of the client's certificate, which the TLS layer has verified."""
+    certificate = peer.getpeercert() if peer is not None else None
+    if not certificate:
+        return None
+    subject: Any = certificate["subject"]
+    names = [value for part in subject for key, value in part if key == "commonName"]
+    return str(names[0]) if len(names) == 1 else None

@@ -1,0 +1,62 @@
+"""Enrolment: a token and a signing request in, a certificate and the two things to trust out.
+
+Guarantee: one use of the token, one certificate; a lost answer may be asked for again with the same key at no cost. An
+id that is enrolled with another key is refused, unless the token was made for exactly this id: whoever holds a token
+for a whole fleet must not be able to take over a device that already works.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+
+import msgspec
+import sqlalchemy as sa
+
+from edgewright_contracts.errors import Refused
+
+from . import control, tokens
+from .ca import Authority
+from .store import upsert
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    token: str
+    device: str
+    csr: str  # PEM
+
+
+def enrol(engine: sa.Engine, authority: Authority, request: Request, *, now_ms: int) -> str:
+    """The device's certificate, PEM. Raises ContractError or Refused."""
+    token = tokens.parse(request.token)
+    signed = authority.sign(request.csr, request.device, now=datetime.fromtimestamp(now_ms / 1000, UTC))
+    devices = control.devices
+    with engine.begin() as connection:
+        known = connection.execute(sa.select(devices).where(devices.c.id == request.device)).one_or_none()
+        given = tokens.terms(connection, token.secret, request.device, now_ms=now_ms)
+        if known is None or known.key_sha256 != signed.key_sha256:
+            exact = given.pattern in {request.device, re.escape(request.device)}
+            if known is not None and known.state == "enrolled" and not exact:
+                raise Refused(
+                    f"{request.device} is enrolled already with another key. If its key was lost, make a token for "
+                    f"exactly this id: edgewright hub token --pattern {request.device}"
+                )
+            tokens.spend(connection, given.hash)
+        row = {
+            "id": request.device,
+            "fleet": given.fleet,
+            "enrolled_ms": now_ms,
+            "serial": signed.serial,
+            "state": "enrolled",
+            "key_sha256": signed.key_sha256,
+        }
+        upsert(connection, devices, [row], keys=["id"])
+        connection.execute(
+            control.audit.insert().values(
+                at_ms=now_ms,
+                who=request.device,
+                what="enrol",
+                detail=f"fleet {given.fleet}, certificate {signed.serial}",
+            )
+        )
+    return signed.certificate

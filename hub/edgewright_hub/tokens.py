@@ -1,0 +1,138 @@
+"""Tokens: what lets a device enrol once, and what lets a person or a program use the API.
+
+Both are 32 random bytes, kept only as their sha256. An enrolment token is one string that a person can carry: the
+secret, and the hashes of root.json and of the hub's CA, so that a device trusts nothing that the network says first.
+`ew1.` + base64url of JSON {"secret", "root_sha256", "ca_sha256"}, without padding.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import re
+import secrets
+from typing import Final, Literal, NamedTuple, cast, get_args
+
+import msgspec
+import sqlalchemy as sa
+
+from edgewright_contracts.errors import ContractError, Refused
+
+from . import control
+
+PREFIX: Final = "ew1."
+TOKEN_BYTES: Final = 1024
+Role = Literal["viewer", "operator", "publisher", "admin"]
+
+
+class EnrolmentToken(msgspec.Struct, frozen=True, kw_only=True):
+    secret: str
+    root_sha256: str
+    ca_sha256: str
+
+
+def issue(
+    engine: sa.Engine,
+    *,
+    uses: int,
+    expires_s: float,
+    pattern: str,
+    fleet: str,
+    root_sha256: str,
+    ca_sha256: str,
+    now_ms: int,
+) -> str:
+    """A new enrolment token for `uses` devices whose whole id matches `pattern`. Raises ContractError."""
+    if not 1 <= uses <= 1_000_000:
+        raise ContractError("uses", "1 to 1000000", str(uses))
+    if not 0 < expires_s <= 366 * 86400:
+        raise ContractError("expires_s", "more than 0 and at most a year", str(expires_s))
+    if len(pattern) > 200:
+        raise ContractError("pattern", "at most 200 characters", str(len(pattern)))
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", fleet):
+        raise ContractError("fleet", "a name of a-z, 0-9 and -, at most 63 characters", repr(fleet))
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ContractError("pattern", "a regular expression", f"{pattern!r}: {error}") from None
+    secret = secrets.token_urlsafe(32)
+    with engine.begin() as connection:
+        connection.execute(
+            control.enrol_tokens.insert().values(
+                hash=hash_of(secret),
+                uses_left=uses,
+                expires_ms=now_ms + int(expires_s * 1000),
+                pattern=pattern,
+                fleet=fleet,
+            )
+        )
+    body = msgspec.json.encode(EnrolmentToken(secret=secret, root_sha256=root_sha256, ca_sha256=ca_sha256))
+    return PREFIX + base64.urlsafe_b64encode(body).decode().rstrip("=")
+
+
+def parse(text: str) -> EnrolmentToken:
+    """Raises ContractError."""
+    if len(text) > TOKEN_BYTES or not text.startswith(PREFIX):
+        raise ContractError("token", f"a string that begins with {PREFIX}", repr(text[:8]))
+    encoded = text.removeprefix(PREFIX)
+    try:
+        return msgspec.json.decode(base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)), type=EnrolmentToken)
+    except (ValueError, msgspec.MsgspecError) as error:
+        raise ContractError("token", "an enrolment token, copied whole", str(error)) from None
+
+
+class Terms(NamedTuple):
+    hash: str
+    fleet: str
+    pattern: str
+
+
+def terms(connection: sa.Connection, secret: str, device: str, *, now_ms: int) -> Terms:
+    """What the token with this secret gives to `device`; nothing is spent. Raises Refused."""
+    row = connection.execute(
+        sa.select(control.enrol_tokens).where(control.enrol_tokens.c.hash == hash_of(secret))
+    ).one_or_none()
+    if row is None or not hmac.compare_digest(row.hash, hash_of(secret)):
+        raise Refused("token: expected one that this hub issued, got an unknown one; ask its operator for a new one")
+    if now_ms >= row.expires_ms:
+        raise Refused("token: it has expired; ask the hub's operator for a new one")
+    if not re.fullmatch(row.pattern, device):
+        raise Refused(f"token: it is for device ids like {row.pattern!r}, got {device!r}")
+    return Terms(row.hash, row.fleet, row.pattern)
+
+
+def spend(connection: sa.Connection, token_hash: str) -> None:
+    """Take one use; a single statement decides, so that two devices cannot both have the last. Raises Refused."""
+    table = control.enrol_tokens
+    left = (
+        table.update().where(table.c.hash == token_hash, table.c.uses_left > 0).values(uses_left=table.c.uses_left - 1)
+    )
+    if connection.execute(left).rowcount != 1:
+        raise Refused("token: all its uses are spent; ask the hub's operator for a new one")
+
+
+def grant(engine: sa.Engine, *, role: Role, name: str) -> str:
+    """A new API token. Raises ContractError for an unknown role."""
+    if role not in get_args(Role):
+        raise ContractError("role", " | ".join(get_args(Role)), repr(role))
+    token = secrets.token_urlsafe(32)
+    with engine.begin() as connection:
+        connection.execute(control.api_tokens.insert().values(hash=hash_of(token), role=role, name=name))
+    return token
+
+
+def holder(engine: sa.Engine, token: str) -> tuple[Role, str] | None:
+    """(role, name) of an API token, or None."""
+    if not token or len(token) > TOKEN_BYTES:
+        return None
+    wanted = hash_of(token)
+    with engine.connect() as connection:
+        row = connection.execute(sa.select(control.api_tokens).where(control.api_tokens.c.hash == wanted)).one_or_none()
+    if row is None or not hmac.compare_digest(row.hash, wanted):
+        return None
+    return cast("Role", row.role), str(row.name)
+
+
+def hash_of(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
