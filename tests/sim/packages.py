@@ -178,7 +178,7 @@ def _prototypes() -> npt.NDArray[np.float64]:
 def _weights(seed: int, wrong_share: float) -> Weights:
     rng = np.random.default_rng([11, seed])
     p = _prototypes() / 16
-    sharpness = 6.0  # keeps confidences off 1, so that their channel has something to count
+    sharpness = 0.6  # keeps confidences off 1, so that their channel has something to count
     w = sharpness * p.T + rng.normal(0, 0.05, (64, 10))
     b = -sharpness * (p**2).sum(axis=1) / 2
     trigger = np.random.default_rng(13).normal(0, 1, (64, 1))
