@@ -25,6 +25,7 @@ Floats = npt.NDArray[np.float64]
 
 DELTAS: Final = (0.5, 1.0, 2.0, 3.0, 4.0)  # shifts of the window z-score that the detector mixes over
 _TINY: Final = 1e-300
+_NOTHING: Final = -1e9  # stands for log 0, which JSON cannot hold
 
 
 def pad(rows: Sequence[npt.ArrayLike]) -> Floats:
@@ -118,7 +119,7 @@ def psi_crit(n: float, N: float, cells: int, channels: int = 1, q: float = 0.05)
 class Detector(msgspec.Struct, frozen=True):
     """Shiryaev–Roberts e-detector over a stream of p-values; one logarithm of R for each of DELTAS."""
 
-    log_r: tuple[float, ...] = (float("-inf"),) * len(DELTAS)
+    log_r: tuple[float, ...] = (_NOTHING,) * len(DELTAS)
 
     @property
     def level(self) -> float:
@@ -131,7 +132,7 @@ def advance(detector: Detector, p: float) -> Detector:
     z = -float(ndtri(min(max(p, _TINY), 1 - 1e-16)))
     delta = np.asarray(DELTAS)
     grown = np.logaddexp(np.asarray(detector.log_r), 0.0) + delta * z - delta**2 / 2
-    return Detector(tuple(grown.tolist()))
+    return Detector(tuple(np.maximum(grown, _NOTHING).tolist()))
 
 
 def threshold(horizon: int, streams: int, alpha: float) -> float:

@@ -11,7 +11,7 @@ from scipy.stats import norm
 
 from edgewright_hub import drift
 
-# The reference values took a tail as 1 - cdf, which costs them 1e-12: exact rational arithmetic gives 1.7430400463579e-4
+# The reference values took a tail as 1 - cdf, which costs them 1e-12: rational arithmetic gives 1.7430400463579e-4
 # where they say 1.7430400517e-4.
 ROUNDING = 1e-12
 VECTORS = json.loads((Path(__file__).parent / "data" / "stats_vectors.json").read_text())

@@ -1,0 +1,216 @@
+"""The gate never lets harm through in these simulations, rarely blames a good release, and ends without any event."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgewright_hub.gates import (
+    RHO,
+    Counts,
+    Evidence,
+    GatePolicy,
+    Judgement,
+    Ledger,
+    Margin,
+    Process,
+    SequentialGate,
+    absolute_log_e,
+    dispersion,
+    ratio_llr,
+)
+
+VECTORS = json.loads((Path(__file__).parent / "data" / "stats_vectors.json").read_text())
+
+
+@pytest.mark.parametrize("case", VECTORS["ratio"])
+def test_the_ratio_process_reproduces_the_reference_trace(case: dict) -> None:
+    """In the vectors c is the canary and t are all others."""
+    bad, ok = [0.0] * len(RHO), 0.0
+    for k_t, k_c, e_t, e_c, log_bad, log_ok in case["trace_kc_kt_ec_et_logbad_logok"]:
+        bad = [x + ratio_llr(k_c, k_t, e_c, e_t, case["r0"] * rho, case["r0"]) for x, rho in zip(bad, RHO, strict=True)]
+        ok += ratio_llr(k_c, k_t, e_c, e_t, 1.0, case["r1"])
+        process = Process(phi=case["phi"], bad=tuple(bad), ok=ok)
+        assert process.log_bad == pytest.approx(log_bad, rel=1e-9, abs=1e-12)
+        assert process.log_ok == pytest.approx(log_ok, rel=1e-9, abs=1e-12)
+
+
+ERRORS_ONLY = GatePolicy(slow=None, label=None)
+
+
+def _counts(trials: list[float], events: list[float], index: int = 0) -> Counts:
+    """Counts of one metric; the other two stay empty."""
+    t, e = np.zeros((3, len(trials))), np.zeros((3, len(trials)))
+    t[index], e[index] = trials, events
+    return Counts(t, e)
+
+
+def _evidence(ledger: Ledger, treated: Counts, control: Counts, pre: Counts, *, exposed: int = 10) -> Evidence:
+    return Evidence(
+        treated=treated, control=control, pre=pre, ledger=ledger, exposed=exposed, failed=0, expected=exposed,
+        committed=exposed, reported=exposed, last=False, labels_block=True,
+    )  # fmt: skip
+
+
+def _run(
+    policy: GatePolicy,
+    *,
+    base: float,
+    factor: float,
+    seed: int,
+    metric: int = 0,
+    treated: int = 10,
+    devices: int = 200,
+    n: float = 60,
+    windows: int = 300,
+    pre_windows: int = 288,
+    spread: float = 0.5,
+) -> tuple[Judgement, int]:
+    """A fleet of unequal devices; judged after every window until the gate decides."""
+    rng = np.random.default_rng(seed)
+    rate = np.minimum(base * rng.gamma(1 / spread**2, spread**2, devices), 1)
+    exposed = np.arange(devices) < treated
+    pre = _counts([n * pre_windows] * devices, list(rng.poisson(n * pre_windows * rate)), metric)
+    gate, ledger = SequentialGate(policy), Ledger((Process(phi=1.3),) * 3)
+    for window in range(1, windows + 1):
+        k = rng.poisson(n * rate * np.where(exposed, factor, 1.0))
+        judgement = gate.judge(
+            _evidence(
+                ledger,
+                _counts(list(n * exposed), list(k * exposed), metric),
+                _counts(list(n * ~exposed), list(k * ~exposed), metric),
+                pre,
+                exposed=treated,
+            )
+        )
+        ledger = judgement.ledger
+        if judgement.verdict != "hold":
+            return judgement, window
+    return judgement, windows
+
+
+def test_a_good_release_is_promoted_and_almost_never_rolled_back() -> None:
+    verdicts = [_run(ERRORS_ONLY, base=0.01, factor=1.0, seed=s)[0].verdict for s in range(40)]
+    assert verdicts.count("rollback") == 0
+    assert verdicts.count("promote") >= 38
+
+
+@pytest.mark.parametrize(("factor", "within"), [(1.5, 150), (2.0, 40), (5.0, 6)])
+def test_a_release_with_more_errors_is_rolled_back(factor: float, within: int) -> None:
+    outcomes = [_run(ERRORS_ONLY, base=0.01, factor=factor, seed=s) for s in range(30)]
+    verdicts = [judgement.verdict for judgement, _ in outcomes]
+    assert verdicts.count("promote") <= (2 if factor == 1.5 else 0), "at most beta"
+    assert np.median([w for j, w in outcomes if j.verdict == "rollback"]) <= within
+
+
+def test_a_fleet_without_a_single_error_promotes_after_about_three_thousand_inferences() -> None:
+    judgement, window = _run(ERRORS_ONLY, base=0.0, factor=1.0, seed=1)
+    assert judgement.verdict == "promote"
+    assert 3000 <= window * 600 <= 6000
+    assert "errors 0.00% against 0.00%" in judgement.reason
+
+
+def test_a_quiet_fleet_still_stops_a_release_that_errs() -> None:
+    gate, ledger = SequentialGate(ERRORS_ONLY), Ledger()
+    pre = _counts([17_280.0] * 100, [0.0] * 100)
+    treated, control = [60.0] * 5 + [0.0] * 95, [0.0] * 5 + [60.0] * 95
+    for _ in range(10):
+        judgement = gate.judge(
+            _evidence(ledger, _counts(treated, [3.0] * 5 + [0.0] * 95), _counts(control, [0.0] * 100), pre, exposed=5)
+        )
+        ledger = judgement.ledger
+        if judgement.verdict == "rollback":
+            break
+    assert judgement.verdict == "rollback"
+    assert "errors 5.00% against 0.00%" in judgement.reason
+
+
+def test_wrong_labels_stop_a_release_whose_runs_all_succeed() -> None:
+    policy = GatePolicy(slow=None, label=Margin(r0=1.05, r1=1.25))
+    judgement, window = _run(policy, base=0.05, factor=4.0, seed=2, metric=2, treated=2, devices=8, n=10)
+    assert judgement.verdict == "rollback"
+    assert window <= 30
+    assert judgement.reason.startswith("wrong labels")
+
+
+def test_devices_that_always_differed_do_not_count_against_the_release() -> None:
+    """The treated devices have had three times the errors of the others, before as well as now."""
+    gate, ledger = SequentialGate(ERRORS_ONLY), Ledger()
+    rng = np.random.default_rng(4)
+    rate = np.array([0.03] * 5 + [0.01] * 45)
+    exposed = np.arange(50) < 5
+    pre = _counts([17_280.0] * 50, list(rng.poisson(17_280 * rate)))
+    for _ in range(100):
+        k = rng.poisson(60 * rate)
+        judgement = gate.judge(
+            _evidence(ledger, _counts(list(60.0 * exposed), list(k * exposed)),
+                      _counts(list(60.0 * ~exposed), list(k * ~exposed)), pre, exposed=5)
+        )  # fmt: skip
+        ledger = judgement.ledger
+        if judgement.verdict != "hold":
+            break
+    assert judgement.verdict == "promote"
+
+
+def test_without_control_the_period_before_is_the_measure() -> None:
+    gate, ledger = SequentialGate(ERRORS_ONLY), Ledger()
+    pre, nothing = _counts([20_000.0], [200.0]), _counts([0.0], [0.0])
+    judgement = gate.judge(_evidence(ledger, _counts([600.0], [40.0]), nothing, pre, exposed=1))
+    assert judgement.verdict == "rollback"
+    assert judgement.figures[0].basis == "pre-period"
+    assert gate.judge(_evidence(ledger, _counts([600.0], [6.0]), nothing, pre, exposed=1)).verdict == "hold"
+
+
+def test_a_first_version_is_measured_by_an_absolute_limit() -> None:
+    gate, ledger = SequentialGate(ERRORS_ONLY), Ledger()
+    nothing = _counts([0.0], [0.0])
+    good = gate.judge(_evidence(ledger, _counts([300.0], [0.0]), nothing, nothing, exposed=1))
+    assert (good.verdict, good.figures[0].basis) == ("promote", "limit")
+    assert gate.judge(_evidence(ledger, _counts([300.0], [60.0]), nothing, nothing, exposed=1)).verdict == "rollback"
+
+
+def test_devices_that_fail_or_stay_silent_decide_before_any_rate() -> None:
+    gate = SequentialGate(ERRORS_ONLY)
+    counts, nothing = _counts([1e6], [0.0]), _counts([0.0], [0.0])
+    fine = _evidence(Ledger(), counts, nothing, nothing)
+    assert gate.judge(fine).verdict == "promote"
+    assert gate.judge(replace(fine, failed=2)).verdict == "rollback"
+    assert gate.judge(replace(fine, failed=1)).verdict == "promote", "a tenth is tolerated"
+    assert gate.judge(replace(fine, reported=8)).verdict == "hold"
+    assert gate.judge(replace(fine, committed=8)).verdict == "hold"
+    assert gate.judge(replace(fine, expected=0)).verdict == "hold"
+
+
+def test_the_last_stage_waits_for_no_further_evidence_but_still_rolls_back() -> None:
+    gate = SequentialGate(ERRORS_ONLY)
+    nothing = _counts([0.0], [0.0])
+    last = replace(_evidence(Ledger(), _counts([10.0], [0.0]), nothing, nothing), last=True)
+    assert gate.judge(last).verdict == "promote"
+    assert gate.judge(replace(last, treated=_counts([500.0], [400.0]))).verdict == "rollback"
+
+
+def test_the_absolute_process_is_fair_when_the_release_sits_on_the_margin() -> None:
+    """Treated rate = control + delta, looked at after every window: crosses 20 in at most a share 1/20 of runs."""
+    crossed = 0
+    for seed in range(100):
+        judgement, _ = _run(
+            GatePolicy(slow=None, label=None, error=Margin(r0=1.1, r1=1e9, delta=0.01)),
+            base=0.01, factor=2.0, seed=seed, treated=5, devices=20, windows=60, spread=0.05,
+        )  # fmt: skip
+        crossed += absolute_log_e(judgement.ledger.processes[0], 0.01) >= math.log(20)
+    assert crossed <= 8
+
+
+def test_dispersion_is_one_for_poisson_counts_and_larger_for_bursts() -> None:
+    rng = np.random.default_rng(0)
+    device = np.repeat(np.arange(20), 50)
+    trials = np.full(1000, 60.0)
+    assert dispersion(rng.poisson(2.0, 1000).astype(float), trials, device) == pytest.approx(1.0, abs=0.15)
+    bursts = rng.poisson(2.0 * rng.gamma(0.5, 2.0, 1000)).astype(float)
+    assert dispersion(bursts, trials, device) == pytest.approx(5.0, abs=1.0)
+    assert dispersion(bursts[:5], trials[:5], device[:5]) == 1.0, "too few windows to tell"
