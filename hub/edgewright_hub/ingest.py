@@ -58,13 +58,14 @@ class Item:
 
 
 class Answer(NamedTuple):
-    """Sent after the commit. A birth is answered at once, a report at the device's next turn."""
+    """Sent after the commit: the acknowledgement, or, if `renew`, the command to begin a new spool. A birth is answered
+    at once, a report at the device's next turn."""
 
     device: str
     spool_id: str
     ack: Ack
     at_once: bool
-    renew: bool  # tell the device to begin a new spool: this one was restored or cloned
+    renew: bool  # the spool was restored or cloned: an ack would free windows that reuse numbers counted before
 
 
 class _Head(msgspec.Struct, array_like=True):
@@ -84,25 +85,29 @@ def read(message: Message) -> Item:
     except ContractError as error:
         return Item(message, "", None, reason=str(error))
     try:
-        match kind:
-            case "report":
-                one = report.decode_report(message.body)
-                return Item(message, device, one.window, one.spool_id, one.seq)
-            case "event":
-                step = event.decode_event(message.body)
-                return Item(message, device, step, step.spool_id, step.seq)
-            case "birth":
-                born = birth.decode_birth(message.body)
-                if born.device != device:
-                    raise ContractError("birth.device", f"{device}, as the topic says", born.device)
-                return Item(message, device, born, born.spool.id)
-            case "status":
-                return Item(message, device, birth.decode_status(message.body))
-            case _:
-                raise ContractError("topic", "one that devices publish", message.topic)
+        return _opened(message, device, kind)
     except ContractError as error:
         head = _head(kind, message.body)
         return Item(message, device, None, head.spool_id if head else "", head.seq if head else 0, str(error))
+
+
+def _opened(message: Message, device: str, kind: topics.Kind) -> Item:
+    match kind:
+        case "report":
+            one = report.decode_report(message.body)
+            return Item(message, device, one.window, one.spool_id, one.seq)
+        case "event":
+            step = event.decode_event(message.body)
+            return Item(message, device, step, step.spool_id, step.seq)
+        case "birth":
+            born = birth.decode_birth(message.body)
+            if born.device != device:
+                raise ContractError("birth.device", f"{device}, as the topic says", born.device)
+            return Item(message, device, born, born.spool.id)
+        case "status":
+            return Item(message, device, birth.decode_status(message.body))
+        case _:
+            raise ContractError("topic", "one that devices publish", message.topic)
 
 
 def _head(kind: str, body: bytes) -> _Head | _EventHead | None:
@@ -172,12 +177,13 @@ class Ledger:
     spools: dict[SpoolKey, Spool] = field(default_factory=dict)
     devices: dict[str, Row] = field(default_factory=dict)
     rollups: dict[RollupKey, Row] = field(default_factory=dict)
+    renewed: set[SpoolKey] = field(default_factory=set)  # told to end: nothing of them is counted or acknowledged
     # What is new: inserted, or set over what was loaded.
     windows: list[Row] = field(default_factory=list)
     events: list[Row] = field(default_factory=list)
     dead_letters: list[Row] = field(default_factory=list)
     changed_spools: dict[SpoolKey, int] = field(default_factory=dict)  # → first arrival
-    renewed_spools: dict[SpoolKey, int] = field(default_factory=dict)  # → when it was told to begin a new one
+    newly_renewed: dict[SpoolKey, int] = field(default_factory=dict)  # → when
     changed_devices: set[str] = field(default_factory=set)
     changed_rollups: set[RollupKey] = field(default_factory=set)
     answers: dict[SpoolKey, Answer] = field(default_factory=dict)
@@ -193,22 +199,22 @@ class Ledger:
         if item.seq:
             key = (item.device, item.spool_id)
             spool = self.spools.get(key, Spool())
-            if not counted(spool, item.seq):
+            if key not in self.renewed and not counted(spool, item.seq):
                 if isinstance(item.content, report.Window):
                     self._window(item, item.content)
                 elif isinstance(item.content, event.Event):
                     self._event(item, item.content)
                 self.spools[key] = count(spool, item.seq)
                 self.changed_spools.setdefault(key, item.message.arrived_ms)
-            self._answer(key, at_once=False, renew=False)
+            self._answer(key, at_once=False)
 
-    def _answer(self, key: SpoolKey, *, at_once: bool, renew: bool) -> None:
+    def _answer(self, key: SpoolKey, *, at_once: bool) -> None:
         before = self.answers.get(key)
         self.answers[key] = Answer(
             *key,
             ack(key[1], self.spools.get(key, Spool())),
             at_once or (before is not None and before.at_once),
-            renew or (before is not None and before.renew),
+            key in self.renewed,
         )
 
     def _bury(self, message: Message, reason: str) -> None:
@@ -243,7 +249,7 @@ class Ledger:
         row = self.devices.get(item.device)
         same_boot = row is not None and row["boot_id"] == born.boot_id
         if row is not None and same_boot and row["birth"] is not None and born.connection < row["connection"]:
-            self._answer((item.device, born.spool.id), at_once=True, renew=False)
+            self._answer((item.device, born.spool.id), at_once=True)
             return
         # A birth that the broker delivers again may be older than reports that we have counted since; only a fresh one
         # shows what number the spool stands at.
@@ -260,10 +266,10 @@ class Ledger:
             next_due_ms=item.message.arrived_ms + born.window_s * 2000,
         )
         key = (item.device, born.spool.id)
-        rewound = fresh and born.spool.next_seq <= self.spools.get(key, Spool()).highest
-        if rewound:
-            self.renewed_spools[key] = item.message.arrived_ms
-        self._answer(key, at_once=True, renew=rewound)
+        if fresh and key not in self.renewed and born.spool.next_seq <= self.spools.get(key, Spool()).highest:
+            self.renewed.add(key)
+            self.newly_renewed[key] = item.message.arrived_ms
+        self._answer(key, at_once=True)
 
     def _status(self, item: Item, status: birth.Status) -> None:
         known = self.devices.get(item.device)

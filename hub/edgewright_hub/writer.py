@@ -41,7 +41,6 @@ def commit(engine: sa.Engine, messages: Sequence[Message], cohort_of: Callable[[
             before = answers.get((answer.device, answer.spool_id))
             answers[answer.device, answer.spool_id] = answer._replace(
                 at_once=answer.at_once or (before is not None and before.at_once),
-                renew=answer.renew or (before is not None and before.renew),
             )
     return list(answers.values())
 
@@ -65,12 +64,14 @@ def _load(connection: sa.Connection, items: Sequence[Item], cohort_of: Callable[
     s = telemetry.spools.c
     for row in _select(connection, telemetry.spools, (s.device, s.spool_id), sorted(wanted.spools)):
         ledger.spools[row.device, row.spool_id] = Spool(row.high_water, int(row.mask, 16), row.lost)
+        if row.renewed_ms is not None:
+            ledger.renewed.add((row.device, row.spool_id))
     for row in _select(connection, telemetry.devices, (telemetry.devices.c.device,), [(d,) for d in wanted.devices]):
         ledger.devices[row.device] = dict(row._mapping)
     columns = tuple(telemetry.rollups.c[name] for name in ROLLUP_KEY)
     for row in _select(connection, telemetry.rollups, columns, sorted(wanted.rollups)):
         values = dict(row._mapping)
-        ledger.rollups[tuple(values[name] for name in ROLLUP_KEY)] = values  # type: ignore[index]
+        ledger.rollups[tuple(values[name] for name in ROLLUP_KEY)] = values
     return ledger
 
 
@@ -111,7 +112,7 @@ def _write(connection: sa.Connection, ledger: Ledger) -> None:
     ]
     if spools:
         upsert(connection, telemetry.spools, spools, keys=["device", "spool_id"], keep=["first_ms"])
-    for (device, spool_id), at_ms in ledger.renewed_spools.items():
+    for (device, spool_id), at_ms in ledger.newly_renewed.items():
         s = telemetry.spools.c
         connection.execute(
             telemetry.spools.update().where(s.device == device, s.spool_id == spool_id).values(renewed_ms=at_ms)

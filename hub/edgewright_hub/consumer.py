@@ -1,0 +1,230 @@
+"""The hub on MQTT: what devices publish goes to the writer; acks, commands and desired documents go out.
+
+Threads: paho's reads the socket and puts into a bounded queue (a full queue stops the socket, so memory stays bounded);
+one writer thread commits a batch when it has `BATCH` messages or 100 ms have passed, then acknowledges to the broker,
+then to the devices. A device gets `down/ack` at most once in `ack_interval_s`, and at once after a birth.
+
+If the database fails, the batch waits and is tried again for ever, unacknowledged. If the broker is gone, paho
+reconnects for ever (1 to 30 s apart); after each connection all desired documents are published again, because a
+broker may have lost what it retained.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import secrets
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Final, NamedTuple
+
+import paho.mqtt.client as mqtt
+import sqlalchemy as sa
+from paho.mqtt.enums import CallbackAPIVersion
+
+from edgewright_contracts import topics
+from edgewright_contracts.codec import Hex64
+from edgewright_contracts.desired import Command, encode, encode_ack
+
+from .ca import HUB_NAME
+from .ingest import Answer, Message
+from .writer import commit
+
+BATCH: Final = 200
+BATCH_S: Final = 0.1
+QUEUE: Final = 2000
+KEEP_ALIVE_S: Final = 30
+COMMAND_LIFE_MS: Final = 3600_000
+RETRY_S: Final = 1.0
+_LOG = logging.getLogger(__name__)
+
+
+class _Arrived(NamedTuple):
+    message: Message
+    mid: int
+    qos: int
+    connection: int  # a packet id means nothing in another connection
+
+
+class Consumer:
+    """`start()`, `stop()`; `publish` may be called from any thread."""
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        *,
+        host: str,
+        port: int,
+        context: ssl.SSLContext,
+        cohort_of: Callable[[str], str],
+        desired: Callable[[], Iterable[tuple[str, bytes]]],
+        ack_interval_s: float,
+    ) -> None:
+        self._engine = engine
+        self._place = (host, port)
+        self._cohort_of = cohort_of
+        self._desired = desired
+        self._turns = Turns(ack_interval_s)
+        self._queue: queue.Queue[_Arrived] = queue.Queue(QUEUE)
+        self._stopping = threading.Event()
+        self._connections = 0
+        self._republish = threading.Event()
+        self.ready = threading.Event()  # connected and subscribed, at least once
+        self._client = mqtt.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=HUB_NAME,
+            clean_session=False,
+            protocol=mqtt.MQTTv311,
+            manual_ack=True,
+        )
+        self._client.tls_set_context(context)
+        self._client.reconnect_delay_set(1, 30)
+        self._client.on_connect = self._on_connect
+        self._client.on_subscribe = self._on_subscribe
+        self._client.on_disconnect = self._on_disconnect
+        self._client.on_message = self._on_message
+        self._writer = threading.Thread(target=self._write, name="ingest", daemon=True)
+
+    def start(self) -> None:
+        self._client.connect_async(*self._place, keepalive=KEEP_ALIVE_S)
+        self._client.loop_start()
+        self._writer.start()
+
+    def stop(self) -> None:
+        """Ends after the batch in hand; what is not acknowledged comes again. At most about 2 s."""
+        self._stopping.set()
+        self._writer.join(2.0)
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    @property
+    def connected(self) -> bool:
+        return self._client.is_connected()
+
+    def publish(self, device: str, kind: topics.Kind, body: bytes, retain: bool) -> None:
+        """Send to a device. Nothing is sent while the broker is away: desired documents follow when it is back, and
+        devices ask again for the rest."""
+        if self._client.is_connected():
+            self._client.publish(topics.topic(device, kind), body, qos=topics.RULES[kind].qos, retain=retain)
+
+    # Paho's thread.
+
+    def _on_connect(self, client: mqtt.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        if reason.is_failure:
+            _LOG.warning("the broker at %s:%d refused the hub: %s", *self._place, reason)
+            return
+        self._connections += 1
+        client.subscribe(topics.ALL_UP, qos=1)
+
+    def _on_subscribe(self, _client: mqtt.Client, _data: Any, _mid: int, reasons: Any, _properties: Any) -> None:
+        if any(reason.is_failure for reason in reasons):
+            _LOG.error("the broker does not let %s read %s: check its ACL", HUB_NAME, topics.ALL_UP)
+            return
+        self._republish.set()
+        self.ready.set()
+
+    def _on_disconnect(self, _client: mqtt.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        if not self._stopping.is_set():
+            _LOG.warning("the broker at %s:%d is gone (%s); trying again", *self._place, reason)
+
+    def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            topic = "(not UTF-8)"
+        arrived = _Arrived(
+            Message(topic, bytes(message.payload), int(time.time() * 1000), bool(message.retain), bool(message.dup)),
+            message.mid,
+            message.qos,
+            self._connections,
+        )
+        while not self._stopping.is_set():
+            with contextlib.suppress(queue.Full):
+                self._queue.put(arrived, timeout=0.5)
+                return
+
+    # The writer's thread.
+
+    def _write(self) -> None:
+        while not self._stopping.is_set():
+            batch = self._gather()
+            try:
+                if batch:
+                    self._count(batch)
+                if self._republish.is_set():
+                    self._republish.clear()
+                    self._send_desired()
+                for answer in self._turns.due(time.monotonic()):
+                    self._answer(answer)
+            except sa.exc.SQLAlchemyError:
+                self._republish.set()
+                _LOG.exception("a database failed; trying again")
+                self._stopping.wait(RETRY_S)
+            except Exception:
+                _LOG.exception("the writer failed; going on")
+
+    def _gather(self) -> list[_Arrived]:
+        batch: list[_Arrived] = []
+        end = time.monotonic() + BATCH_S
+        while len(batch) < BATCH and (left := end - time.monotonic()) > 0:
+            try:
+                batch.append(self._queue.get(timeout=left))
+            except queue.Empty:
+                break
+        return batch
+
+    def _count(self, batch: list[_Arrived]) -> None:
+        while True:
+            try:
+                answers = commit(self._engine, [a.message for a in batch], self._cohort_of)
+                break
+            except sa.exc.SQLAlchemyError as error:
+                _LOG.error("telemetry.db refuses %d messages, trying again: %s", len(batch), error)
+                if self._stopping.wait(RETRY_S):
+                    return
+        for arrived in batch:
+            if arrived.connection == self._connections:
+                self._client.ack(arrived.mid, arrived.qos)
+        self._turns.add(answers)
+
+    def _send_desired(self) -> None:
+        for device, body in self._desired():
+            self.publish(device, "desired", body, retain=True)
+
+    def _answer(self, answer: Answer) -> None:
+        if not answer.renew:
+            self.publish(answer.device, "ack", encode_ack(answer.ack), retain=False)
+            return
+        identifier: Hex64 = secrets.token_hex(8)
+        _LOG.warning("the spool %s of %s was restored or cloned: asking for a new one", answer.spool_id, answer.device)
+        expires_at = int(time.time() * 1000) + COMMAND_LIFE_MS
+        command = Command(id=identifier, verb="new_spool", expires_at=expires_at, argument=answer.spool_id)
+        self.publish(answer.device, "command", encode(command), retain=False)
+
+
+class Turns:
+    """When each device is answered: at once after a birth, else at most every `interval_s`. The newest answer wins."""
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._waiting: dict[str, dict[str, Answer]] = {}  # device → spool id → answer
+        self._last: dict[str, float] = {}
+
+    def add(self, answers: Iterable[Answer]) -> None:
+        for answer in answers:
+            spools = self._waiting.setdefault(answer.device, {})
+            before = spools.get(answer.spool_id)
+            spools[answer.spool_id] = answer._replace(at_once=answer.at_once or (before is not None and before.at_once))
+
+    def due(self, now_s: float) -> list[Answer]:
+        out: list[Answer] = []
+        for device, spools in list(self._waiting.items()):
+            rested = now_s - self._last.get(device, -self._interval_s) >= self._interval_s
+            if rested or any(answer.at_once for answer in spools.values()):
+                out += spools.values()
+                self._last[device] = now_s
+                del self._waiting[device]
+        return out
