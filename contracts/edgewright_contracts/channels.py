@@ -170,8 +170,8 @@ def extract(source: Source, outputs: Mapping[str, npt.NDArray[np.generic]]) -> n
     if source.reduce == "area":
         if flat.shape[1] % 4:
             raise ContractError(source.tensor, "boxes of 4 corners each", f"{flat.shape[1]} numbers a row")
-        b = flat.reshape(len(flat), flat.shape[1] // 4, 4).astype(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
+            b = flat.reshape(len(flat), flat.shape[1] // 4, 4).astype(np.float32)
             flat = (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
     if source.mask:
         keep = _rows(_tensor(source.mask, outputs)) > source.threshold  # type: ignore[operator]

@@ -41,7 +41,7 @@ Text = Annotated[str, msgspec.Meta(max_length=1024)]
 
 MAX_SUM = 2**53
 
-_PATH = re.compile(r" - at `(key in )?\$?(?P<path>[^`]*)`$")
+_PATH = re.compile(r" - at `(key` in `)?\$?(?P<path>[^`]*)`$")
 _MISSING = re.compile(r"Object missing required field `([^`]*)`")
 
 # MessagePack tags: bytes behind the tag; or width of the length and bytes besides (the type of an ext)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
 
@@ -27,3 +28,10 @@ def made() -> dict[str, bytes]:
     """What golden/make.py writes today."""
     files: dict[str, bytes] = runpy.run_path(str(GOLDEN / "make.py"))["files"]()
     return files
+
+
+@pytest.fixture(scope="session")
+def stats_counts() -> dict[str, list[list[float]]]:
+    """Edges, values and the cells that they must give, computed by other code (golden/stats_counts.json)."""
+    found: dict[str, list[list[float]]] = json.loads((GOLDEN / "stats_counts.json").read_text())
+    return found
