@@ -1,0 +1,111 @@
+"""Which packages the owner allows, by TUF: what the owner's targets metadata lists now is allowed, and nothing else.
+
+Order: root (pinned at enrolment) → timestamp → snapshot → targets → manifest, each verified against the one before;
+python-tuf does it. The hub signs only timestamp and snapshot, so a stolen hub can withhold and delay but cannot add.
+
+Time for expiry is the later of the system's clock and the highest time ever trusted, so that a clock set back cannot
+revive old metadata; a clock raises that mark only while it is synced, so that a wrong one cannot end all updates.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from tuf.api import exceptions as tuf_errors
+from tuf.api.metadata import Metadata, TargetFile, Targets  # type: ignore[attr-defined]
+from tuf.ngclient.config import UpdaterConfig
+from tuf.ngclient.updater import Updater
+
+from edgewright_contracts.codec import KIB, Millis, decode
+from edgewright_contracts.errors import ContractError, Refused
+from edgewright_contracts.manifest import MANIFEST_BYTES
+
+from .clock import Clock
+from .disk import Disk, atomic_write
+from .fetch import Link, LinkDown, TufFetcher
+
+CONFIG: Final = UpdaterConfig(targets_max_length=2_000_000)
+
+
+class Distrusted(Refused):
+    """The repository's metadata does not verify: expired, rolled back, or not signed by who must."""
+
+
+class NotAllowed(Refused):
+    """The digest is not among those that the owner signs now."""
+
+
+class Mark(msgspec.Struct, frozen=True):
+    highest_ms: Millis
+
+
+class Trust:
+    """`repo` ends in a slash and holds metadata/, targets/ and blobs/."""
+
+    def __init__(self, disk: Disk, folder: Path, root: bytes, repo: str, link: Link, clock: Clock) -> None:
+        self._disk, self._folder, self._root, self._repo = disk, folder, root, repo
+        self._link, self._clock = link, clock
+
+    def manifest(self, name: str, digest: str) -> bytes:
+        """Refresh all metadata, then fetch the allowed manifest with this digest.
+
+        Raises LinkDown, Distrusted, NotAllowed, OSError.
+        """
+        try:
+            return self._manifest(name, digest)
+        except tuf_errors.DownloadError as error:
+            raise LinkDown(f"{self._repo}: {error or type(error).__name__}") from error
+        except tuf_errors.RepositoryError as error:
+            raise Distrusted(f"the repository {self._repo} does not verify: {error}") from error
+
+    def _manifest(self, name: str, digest: str) -> bytes:
+        self._disk.mkdir(self._folder)
+        updater = Updater(
+            str(self._folder),
+            self._repo + "metadata/",
+            str(self._folder),
+            self._repo + "targets/",
+            TufFetcher(self._link),
+            CONFIG,
+            bootstrap=self._root,
+        )
+        # python-tuf takes the system's clock and has no public way to be told of a better one.
+        updater._trusted_set.reference_time = self._now()
+        updater.refresh()
+        self._raise_mark()
+        path, target = self._find(name, digest)
+        if target.length > MANIFEST_BYTES:
+            raise Distrusted(f"{path}: expected a manifest of at most {MANIFEST_BYTES} bytes, got {target.length}")
+        local = self._folder / "manifest.json"
+        updater.download_target(target, str(local))
+        data = self._disk.read(local)
+        self._disk.unlink(local)
+        return data
+
+    def _find(self, name: str, digest: str) -> tuple[str, TargetFile]:
+        """The target of `name` with this digest in the targets metadata that `refresh` has just verified."""
+        targets = Metadata[Targets].from_file(str(self._folder / "targets.json")).signed.targets
+        for path, target in targets.items():
+            if path.startswith(f"packages/{name}/") and target.hashes.get("sha256") == digest:
+                return path, target
+        raise NotAllowed(f"the owner signs no package {name} with digest {digest[:16]} ({len(targets)} are signed)")
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(max(self._clock.wall_ms() or 0, self._highest()) / 1000, UTC)
+
+    def _raise_mark(self) -> None:
+        wall = self._clock.wall_ms()
+        if wall is not None and self._clock.synced() and wall > self._highest():
+            atomic_write(self._disk, self._folder / "time.json", msgspec.json.encode(Mark(wall)))
+
+    def _highest(self) -> int:
+        try:
+            data = self._disk.read(self._folder / "time.json")
+            return decode(Mark, data, name="time.json", limit=KIB, wire="json").highest_ms
+        except FileNotFoundError:
+            return 0
+        except ContractError:
+            return 0  # a damaged mark protects nothing; the next refresh writes a good one
