@@ -183,6 +183,7 @@ def test_a_report_comes_back_as_it_was_plain_or_compressed(window: Window, seq: 
     assert decode_report(zlib.compress(encode_report(one))) == one
 
 
+@settings(max_examples=60)
 @given(windows(), windows(), windows())
 def test_merging_is_commutative_and_associative(a: Window, b: Window, c: Window) -> None:
     assert merge(a, b) == merge(b, a)
@@ -190,6 +191,7 @@ def test_merging_is_commutative_and_associative(a: Window, b: Window, c: Window)
     assert encode_window(merge(merge(a, b), c)) == encode_window(merge(b, merge(c, a)))
 
 
+@settings(max_examples=60)
 @given(windows(), windows())
 def test_merging_keeps_every_count(a: Window, b: Window) -> None:
     merged = merge(a, b)
@@ -203,6 +205,7 @@ def test_merging_keeps_every_count(a: Window, b: Window) -> None:
         assert getattr(merged.usage, of).max == max(getattr(a.usage, of).max, getattr(b.usage, of).max)
 
 
+@settings(max_examples=60)
 @given(windows(), windows())
 def test_what_cannot_be_kept_falls_to_the_weaker_value(a: Window, b: Window) -> None:
     merged = merge(a, b)
@@ -214,7 +217,7 @@ def test_what_cannot_be_kept_falls_to_the_weaker_value(a: Window, b: Window) -> 
     assert merged.next_due_s == max(a.next_due_s, b.next_due_s)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(crowded(), crowded(), crowded())
 def test_maps_that_outgrow_their_bound_lose_names_and_no_counts(a: Window, b: Window, c: Window) -> None:
     whole = merge(merge(a, b), c)
