@@ -104,17 +104,21 @@ class Authority:
             hashlib.sha256(public).hexdigest(),
         )
 
-    def issue_server(self, hosts: Sequence[str], folder: Path, *, now: datetime) -> None:
-        """Write `server.pem` and `server.key` for `hosts` (names or addresses) into `folder`."""
+    def keep_server(self, hosts: Sequence[str], folder: Path, *, now: datetime) -> None:
+        """Have `server.pem` and `server.key` in `folder` for localhost and `hosts` (names or addresses): made anew when
+        they are absent, for other hosts, or within 60 days of their end."""
+        wanted = tuple(dict.fromkeys((*LOCAL, *hosts)))
+        if _is_current(folder / "server.pem", wanted, now):
+            return
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = _certificate(
-            hosts[0],
+            wanted[0],
             key.public_key(),
             issuer=(HUB_CA, self.key),
             life=SERVER_LIFE,
             now=now,
             usage=ExtendedKeyUsageOID.SERVER_AUTH,
-            hosts=hosts,
+            hosts=wanted,
         )
         _write_pair(folder, "server", key, certificate)
 
@@ -123,28 +127,24 @@ HUB_CA: Final = "Edgewright hub CA"
 LOCAL: Final = ("localhost", "127.0.0.1")
 
 
-def open_authority(folder: Path, hosts: Sequence[str] = (), *, now: datetime) -> Authority:
-    """The authority in `folder`, made at first use; the server's certificate is renewed 60 days before its end and
-    whenever `hosts` (beside localhost) changed. Raises RequestError when files are missing or do not fit."""
+def open_authority(folder: Path, *, now: datetime) -> Authority:
+    """The authority in `folder`, with the hub's own client certificate; both are made at first use. Raises RequestError
+    when files are missing or do not belong together."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not (folder / "ca.key").exists():
-        if (folder / "ca.pem").exists():
-            raise RequestError(f"{folder} holds ca.pem but not ca.key: restore the folder from the hub's backup")
+        if (folder / "hub.key").exists():
+            raise RequestError(f"{folder} holds no ca.key any more: restore the folder from the hub's backup")
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = _certificate(HUB_CA, key.public_key(), issuer=(HUB_CA, key), life=CA_LIFE, now=now, usage=None)
         _write_pair(folder, "ca", key, certificate)
     key, certificate = _read_pair(folder, "ca")
-    authority = Authority(folder, key, certificate)
-    wanted = tuple(dict.fromkeys((*LOCAL, *hosts)))
-    if not _is_current(folder / "server.pem", wanted, now):
-        authority.issue_server(wanted, folder, now=now)
     if not _is_current(folder / "hub.pem", (), now):
         client = ec.generate_private_key(ec.SECP256R1())
         usage = ExtendedKeyUsageOID.CLIENT_AUTH
         issuer = (HUB_CA, key)
         own = _certificate(HUB_NAME, client.public_key(), issuer=issuer, life=SERVER_LIFE, now=now, usage=usage)
         _write_pair(folder, "hub", client, own)
-    return authority
+    return Authority(folder, key, certificate)
 
 
 def _certificate(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edgewright_contracts.topics import ROOT, RULES
 
-from .ca import HUB_NAME, LOCAL, Authority
+from .ca import HUB_NAME, Authority
 
 
 def acl() -> str:
@@ -54,8 +54,7 @@ def write_configuration(
     """Write mosquitto.conf, acl, ca.pem and a server certificate into `folder`; returns the path of mosquitto.conf."""
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    hosts = LOCAL if bind in {"0.0.0.0", "::", *LOCAL} else (*LOCAL, bind)  # noqa: S104 - compared, not bound
-    authority.issue_server(hosts, folder, now=now)
+    authority.keep_server(() if bind in {"0.0.0.0", "::"} else (bind,), folder, now=now)  # noqa: S104 - compared
     shutil.copyfile(authority.folder / "ca.pem", folder / "ca.pem")
     acl_file = folder / "acl"
     acl_file.write_text(acl())

@@ -1,0 +1,187 @@
+"""`edgewright hub`: run the hub, make enrolment tokens, bring the databases up to date, configure another broker."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgewright_contracts.errors import RequestError
+
+if TYPE_CHECKING:
+    from edgewright_hub.serve import Address, Running
+
+_DATA = click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("hub-data"),
+    show_default=True,
+    help="The hub's directory.",
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+@click.group()
+def hub() -> None:
+    """Run the hub."""
+
+
+@hub.command()
+@_DATA
+@click.option("--trust", type=click.Path(path_type=Path, exists=True, file_okay=False),
+              help="The owner's hub folder (`edgewright keys init`); needed at the first start.")  # fmt: skip
+@click.option("--https", default="127.0.0.1:8443", show_default=True, help="HOST:PORT for devices and publishers.")
+@click.option("--page", default="127.0.0.1:8080", show_default=True, help="HOST:PORT of the page; loopback only.")
+@click.option("--mqtt", default="127.0.0.1:8883", show_default=True, help="HOST:PORT of the embedded broker.")
+@click.option("--broker", help="Use this broker instead: mqtts://HOST:PORT (see `hub broker-config`).")
+@click.option("--name", "names", multiple=True, help="Name or address by which devices reach this machine.")
+@click.option("--tick-s", type=click.FloatRange(0.05, 3600), default=1.0, show_default=True,
+              help="Seconds between two looks at rollouts and drift.")  # fmt: skip
+@click.option("--ack-interval-s", type=click.FloatRange(0, 3600), default=30.0, show_default=True,
+              help="Seconds between two acknowledgements to one device.")  # fmt: skip
+@_JSON
+def serve(
+    data: Path,
+    trust: Path | None,
+    https: str,
+    page: str,
+    mqtt: str,
+    broker: str | None,
+    names: tuple[str, ...],
+    tick_s: float,
+    ack_interval_s: float,
+    as_json: bool,
+) -> None:
+    """Run the hub until it is stopped (Ctrl-C). Port 0 takes a free one; DATA/hub.json says which."""
+    from edgewright_hub.serve import Config, run
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    config = Config(
+        data=data,
+        trust=trust,
+        https=_address(https, "--https"),
+        page=_address(page, "--page"),
+        mqtt=_address(mqtt, "--mqtt"),
+        broker=_broker(broker) if broker else None,
+        names=names,
+        tick_s=tick_s,
+        ack_interval_s=ack_interval_s,
+    )
+
+    def ready(running: Running) -> None:
+        if as_json:
+            place = running.broker
+            click.echo(json.dumps({"https": running.https, "page": running.page, "broker": place, "pid": running.pid}))
+        else:
+            where = f"page {running.page}  devices {running.https}"
+            click.echo(f"ready  {where}  mqtt {running.broker['host']}:{running.broker['port']}")
+
+    run(config, ready=ready)
+
+
+@hub.command()
+@_DATA
+@click.option("--uses", type=click.IntRange(1, 1_000_000), default=1, show_default=True, help="How many devices.")
+@click.option("--expires", default="1d", show_default=True, help="Life of the token: 90s, 30m, 12h, 7d.")
+@click.option("--pattern", default=".*", show_default=True, help="Regular expression for the whole device id.")
+@click.option("--fleet", default="default", show_default=True, help="Fleet of the devices that use it.")
+@_JSON
+def token(data: Path, uses: int, expires: str, pattern: str, fleet: str, as_json: bool) -> None:
+    """Make an enrolment token. Works on the data directory, whether or not the hub runs."""
+    from edgewright_hub import tokens
+    from edgewright_hub.ca import open_authority
+    from edgewright_hub.control import open_control
+    from edgewright_hub.registry import Registry
+
+    _served_before(data)
+    engine = open_control(data / "hub.db")
+    try:
+        made = tokens.issue(
+            engine,
+            uses=uses,
+            expires_s=_seconds(expires),
+            pattern=pattern,
+            fleet=fleet,
+            root_sha256=Registry(data / "repo", data / "keys", engine).first_root_sha256,
+            ca_sha256=open_authority(data / "ca", now=datetime.now(UTC)).ca_sha256,
+            now_ms=int(time.time() * 1000),
+        )
+    finally:
+        engine.dispose()
+    click.echo(json.dumps({"token": made}) if as_json else made)
+
+
+@hub.command()
+@_DATA
+@_JSON
+def migrate(data: Path, as_json: bool) -> None:
+    """Bring both databases to this release's schema. `hub serve` does it too."""
+    from edgewright_hub.control import open_control
+    from edgewright_hub.telemetry import open_telemetry
+
+    if not data.is_dir():
+        raise RequestError(f"--data: expected a hub's directory, there is none at {data}")
+    for name, opened in (("hub.db", open_control), ("telemetry.db", open_telemetry)):
+        opened(data / name).dispose()
+    _say({"ok": True, "databases": ["hub.db", "telemetry.db"]}, "both databases are up to date", as_json)
+
+
+@hub.command("broker-config")
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@_DATA
+@click.option("--listen", default="127.0.0.1:8883", show_default=True, help="HOST:PORT of mosquitto.")
+@click.option("--user", help="The user that mosquitto becomes when root starts it.")
+@_JSON
+def broker_config(directory: Path, data: Path, listen: str, user: str | None, as_json: bool) -> None:
+    """Write mosquitto.conf, its ACL and its certificate into DIRECTORY, for `hub serve --broker`."""
+    from edgewright_hub.ca import open_authority
+    from edgewright_hub.mosquitto import write_configuration
+
+    address = _address(listen, "--listen")
+    now = datetime.now(UTC)
+    authority = open_authority(data / "ca", now=now)
+    conf = write_configuration(authority, directory, port=address.port, bind=address.host, user=user, now=now)
+    text = f"wrote {conf}\nstart it:  mosquitto -c {conf}\nuse it:    edgewright hub serve --broker mqtts://{address}"
+    _say({"configuration": str(conf), "broker": f"mqtts://{address}"}, text, as_json)
+
+
+def _say(answer: dict[str, Any], text: str, as_json: bool) -> None:
+    click.echo(json.dumps(answer) if as_json else text)
+
+
+def _served_before(data: Path) -> None:
+    if not (data / "repo" / "metadata" / "1.root.json").exists():
+        raise RequestError(
+            f"--data: expected a hub's directory, {data} is none yet: "
+            "start it once with `edgewright hub serve --trust DIR`"
+        )
+
+
+def _address(text: str, option: str) -> Address:
+    from edgewright_hub.serve import Address
+
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise RequestError(f"{option}: expected HOST:PORT, for instance 127.0.0.1:8443, got {text!r}")
+    return Address(host, int(port))
+
+
+def _broker(url: str) -> Address:
+    if not url.startswith("mqtts://"):
+        raise RequestError(f"--broker: expected mqtts://HOST:PORT (TLS with client certificates), got {url!r}")
+    rest = url.removeprefix("mqtts://").rstrip("/")
+    return _address(rest if rest.rpartition(":")[2].isdigit() else f"{rest}:8883", "--broker")
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if not found:
+        raise RequestError(f"--expires: expected a number with s, m, h or d, for instance 12h, got {text!r}")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]

@@ -1,0 +1,289 @@
+"""The JSON API: what a person's tools, a publisher and an enrolling device may ask of the hub.
+
+Reading needs the role viewer; changing rollouts and making enrolment tokens, operator; publishing, publisher; an admin
+may do everything. Enrolment needs no role: its token is the credential. Every answer to a wrong request is
+{"error": "..."}: 400 malformed, 401 no token, 403 wrong role, 404 unknown, 409 not the next version, 413 too large, 422
+refused, with the reason, 503 something of the hub's own failed.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal, NamedTuple, Protocol
+
+import sqlalchemy as sa
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
+from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
+
+from edgewright_contracts.codec import KIB, decode
+from edgewright_contracts.errors import RequestError, Unavailable
+
+from . import control, enrolment, telemetry, tokens
+from .ca import Authority
+from .registry import TARGETS_BYTES, Registry
+from .rollout import RolloutSpec
+
+PAGE: Final = 500  # rows of one answer
+SPEC_BYTES: Final = 64 * KIB
+Verb = Literal["pause", "resume", "abort"]
+
+
+class NotFound(RequestError):
+    """No such thing under this name."""
+
+
+class Rollouts(Protocol):
+    """The conductor, as people use it. `who` goes to the audit log. Raises RequestError, Refused."""
+
+    def create_rollout(self, spec: RolloutSpec, *, who: str, now_ms: int) -> str: ...
+    def pause(self, rollout_id: str, *, who: str, now_ms: int) -> None: ...
+    def resume(self, rollout_id: str, *, who: str, now_ms: int) -> None: ...
+    def abort(self, rollout_id: str, *, who: str, now_ms: int) -> None: ...
+    def rollouts(self) -> list[dict[str, Any]]: ...
+    def rollout(self, rollout_id: str) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """What requests work on; the application keeps it as `app.state.hub`."""
+
+    control: sa.Engine
+    telemetry: sa.Engine
+    registry: Registry
+    authority: Authority
+    rollouts: Rollouts | None
+    broker: tuple[str, int]  # as devices reach it
+    repo: str  # URL, with a slash at the end
+    open_to_read: bool  # whoever reaches this listener may read: it is on loopback
+
+
+class Caller(NamedTuple):
+    role: tokens.Role
+    name: str
+
+
+_MAY: Final[dict[str, tuple[tokens.Role, ...]]] = {
+    "read": ("viewer", "operator", "publisher", "admin"),
+    "operate": ("operator", "admin"),
+    "publish": ("publisher", "admin"),
+}
+
+
+def hub_of(request: Request) -> Hub:
+    hub: Hub = request.app.state.hub
+    return hub
+
+
+def _allowed(what: str) -> Any:
+    def check(request: Request) -> Caller:
+        hub = hub_of(request)
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if not token:
+            if what == "read" and hub.open_to_read:
+                return Caller("viewer", "page")
+            raise HTTPException(401, "expected Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
+        found = tokens.holder(hub.control, token.strip()) if scheme.lower() == "bearer" else None
+        if found is None:
+            raise HTTPException(401, "expected a token of this hub, got an unknown one", {"WWW-Authenticate": "Bearer"})
+        if found[0] not in _MAY[what]:
+            raise HTTPException(403, f"expected a token with the role {' or '.join(_MAY[what])}, got {found[0]}")
+        return Caller(*found)
+
+    return Depends(check)
+
+
+Reader = Annotated[Caller, _allowed("read")]
+Operator = Annotated[Caller, _allowed("operate")]
+Publisher = Annotated[Caller, _allowed("publish")]
+
+router = APIRouter()
+enrol_router = APIRouter()
+
+
+def now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+# Enrolment.
+
+
+class EnrolBody(BaseModel):
+    token: str = Field(max_length=tokens.TOKEN_BYTES)
+    device: str = Field(max_length=63)
+    csr: str = Field(max_length=8192)
+
+
+@enrol_router.get("/enroll/ca.pem")
+def ca_pem(request: Request) -> Response:
+    """The hub's CA, which a device compares with the hash in its token."""
+    return Response(hub_of(request).authority.ca_pem, media_type="application/x-pem-file")
+
+
+@enrol_router.post("/api/v1/enroll")
+def enroll(request: Request, body: EnrolBody) -> dict[str, Any]:
+    hub = hub_of(request)
+    asked = enrolment.Request(token=body.token, device=body.device, csr=body.csr)
+    certificate = enrolment.enrol(hub.control, hub.authority, asked, now_ms=now_ms())
+    return {
+        "certificate": certificate,
+        "root": hub.registry.first_root.decode(),
+        "broker": {"host": hub.broker[0], "port": hub.broker[1]},
+        "repo": hub.repo,
+    }
+
+
+class TokenBody(BaseModel):
+    uses: int = 1
+    expires_s: float = 86400.0
+    pattern: str = ".*"
+    fleet: str = "default"
+
+
+@router.post("/api/v1/tokens")
+def make_token(request: Request, body: TokenBody, caller: Operator) -> dict[str, str]:
+    hub = hub_of(request)
+    token = tokens.issue(
+        hub.control,
+        uses=body.uses,
+        expires_s=body.expires_s,
+        pattern=body.pattern,
+        fleet=body.fleet,
+        root_sha256=hub.registry.first_root_sha256,
+        ca_sha256=hub.authority.ca_sha256,
+        now_ms=now_ms(),
+    )
+    detail = f"{body.uses} uses, {body.expires_s:g} s, {body.pattern}, fleet {body.fleet}"
+    with hub.control.begin() as connection:
+        connection.execute(
+            control.audit.insert().values(at_ms=now_ms(), who=caller.name, what="enrolment token", detail=detail)
+        )
+    return {"token": token}
+
+
+# Publishing.
+
+
+@router.put("/api/v1/blobs/{sha256}")
+async def put_blob(request: Request, sha256: str, _: Publisher) -> Response:
+    new = await hub_of(request).registry.put_blob(sha256, request.stream())
+    return Response(status_code=201 if new else 200)
+
+
+@router.post("/api/v1/targets")
+async def post_targets(request: Request, caller: Publisher) -> dict[str, int]:
+    hub = hub_of(request)
+    body = await _body(request, TARGETS_BYTES)
+    version = await run_in_threadpool(hub.registry.post_targets, body, now=datetime.now(UTC))
+    with hub.control.begin() as connection:
+        connection.execute(
+            control.audit.insert().values(
+                at_ms=now_ms(), who=caller.name, what="publish", detail=f"targets version {version}"
+            )
+        )
+    return {"version": version}
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    out = bytearray()
+    async for chunk in request.stream():
+        out += chunk
+        if len(out) > limit:
+            raise HTTPException(413, f"expected at most {limit} bytes")
+    return bytes(out)
+
+
+# Reading.
+
+
+@router.get("/api/v1/devices")
+def devices(request: Request, _: Reader) -> list[dict[str, Any]]:
+    """Every enrolled device, and what it last said of itself."""
+    hub = hub_of(request)
+    with hub.telemetry.connect() as connection:
+        said = {row.device: row for row in connection.execute(sa.select(telemetry.devices))}
+    with hub.control.connect() as connection:
+        enrolled = connection.execute(sa.select(control.devices).order_by(control.devices.c.id)).all()
+        wanted = {row.device: row for row in connection.execute(sa.select(control.desired))}
+    return [
+        {
+            "device": row.id,
+            "fleet": row.fleet,
+            "state": row.state,
+            "enrolled_ms": row.enrolled_ms,
+            "online": bool(said[row.id].online) if row.id in said else False,
+            "last_seen_ms": said[row.id].last_seen_ms if row.id in said else None,
+            "next_due_ms": said[row.id].next_due_ms if row.id in said else None,
+            "birth": said[row.id].birth if row.id in said else None,
+            "desired": wanted[row.id].document if row.id in wanted else None,
+        }
+        for row in enrolled
+    ]
+
+
+@router.get("/api/v1/packages")
+def packages(request: Request, _: Reader) -> list[dict[str, Any]]:
+    table = control.packages
+    with hub_of(request).control.connect() as connection:
+        rows = connection.execute(sa.select(table).order_by(table.c.name, table.c.published_ms)).all()
+    return [dict(row._mapping) for row in rows]
+
+
+@router.get("/api/v1/drift")
+def drift(request: Request, _: Reader) -> list[dict[str, Any]]:
+    table = control.drift
+    with hub_of(request).control.connect() as connection:
+        rows = connection.execute(sa.select(table).order_by(table.c.scope, table.c.subject)).all()
+    return [dict(row._mapping) for row in rows]
+
+
+@router.get("/api/v1/events")
+def events(request: Request, _: Reader, after: int = 0) -> list[dict[str, Any]]:
+    """At most 500 events of devices with an id above `after`, oldest first."""
+    table = telemetry.events
+    with hub_of(request).telemetry.connect() as connection:
+        rows = connection.execute(sa.select(table).where(table.c.id > after).order_by(table.c.id).limit(PAGE)).all()
+    return [dict(row._mapping) for row in rows]
+
+
+# Rollouts.
+
+
+def _conductor(request: Request, rollout: str | None = None) -> Rollouts:
+    hub = hub_of(request)
+    if rollout is not None:
+        with hub.control.connect() as connection:
+            known = connection.execute(sa.select(control.rollouts.c.id).where(control.rollouts.c.id == rollout)).first()
+        if known is None:
+            raise NotFound(f"no rollout {rollout[:64]!r}; `edgewright rollout status` lists them")
+    if hub.rollouts is None:
+        raise Unavailable("this hub runs without its rollout engine")
+    return hub.rollouts
+
+
+@router.get("/api/v1/rollouts")
+def rollouts(request: Request, _: Reader) -> list[dict[str, Any]]:
+    return _conductor(request).rollouts()
+
+
+@router.get("/api/v1/rollouts/{rollout}")
+def one_rollout(request: Request, rollout: str, _: Reader) -> dict[str, Any]:
+    return _conductor(request, rollout).rollout(rollout)
+
+
+@router.post("/api/v1/rollouts", status_code=201)
+async def create_rollout(request: Request, caller: Operator) -> dict[str, Any]:
+    """The body is a rollout's specification; answers with the rollout."""
+    spec = decode(RolloutSpec, await request.body(), name="rollout", limit=SPEC_BYTES, wire="json")
+    conductor = _conductor(request)
+    name = await run_in_threadpool(conductor.create_rollout, spec, who=caller.name, now_ms=now_ms())
+    return await run_in_threadpool(conductor.rollout, name)
+
+
+@router.post("/api/v1/rollouts/{rollout}/{verb}")
+def act_on_rollout(request: Request, rollout: str, verb: Verb, caller: Operator) -> dict[str, Any]:
+    conductor = _conductor(request, rollout)
+    getattr(conductor, verb)(rollout, who=caller.name, now_ms=now_ms())
+    return conductor.rollout(rollout)

@@ -1,0 +1,138 @@
+"""The hub's two web applications, assembled from their parts.
+
+`device_app` (TLS) is what devices, publishers and the command line talk to: enrolment, repository, API. `page_app`
+(plain HTTP, loopback only) is what the operator's browser on this machine sees: the page, live events, and the API,
+where reading needs no token. The page app answers only requests that name it by a loopback address, so that a web
+site cannot read it through the operator's browser under a name of its own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import JSONResponse, Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from edgewright_contracts.errors import ContractError, EdgewrightError, Refused, RequestError
+
+from . import api
+from .api import Hub, NotFound
+from .registry import BLOB_BYTES, TARGETS_BYTES, Conflict
+
+BODY_BYTES: Final = 256 * 1024
+_LIMITS: Final = (("/api/v1/blobs/", BLOB_BYTES), ("/api/v1/targets", TARGETS_BYTES))
+# The first that fits.
+_STATUS: Final[tuple[tuple[type[EdgewrightError], int], ...]] = (
+    (NotFound, 404),
+    (Conflict, 409),
+    (Refused, 422),
+    (ContractError, 422),
+    (RequestError, 400),
+    (EdgewrightError, 503),
+)
+
+
+def device_app(hub: Hub) -> FastAPI:
+    app = _app(hub)
+    app.include_router(api.enrol_router)
+    app.include_router(api.router)
+    app.mount("/repo", Repository(directory=hub.registry.folder))
+    return app
+
+
+def page_app(hub: Hub) -> FastAPI:
+    app = _app(hub)
+    app.include_router(api.router)
+    if importlib.util.find_spec("edgewright_hub.pages") is not None:
+        pages = importlib.import_module("edgewright_hub.pages")
+        app.include_router(pages.router)
+        if hasattr(pages, "static"):
+            app.mount("/static", pages.static)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
+    return app
+
+
+def _app(hub: Hub) -> FastAPI:
+    # No /docs: that page would load its scripts from the internet. /openapi.json describes everything.
+    app = FastAPI(title="Edgewright hub", docs_url=None, redoc_url=None)
+    app.state.hub = hub
+    app.add_exception_handler(EdgewrightError, _expected)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Exception, _unexpected)
+    app.add_middleware(Bounded)
+    return app
+
+
+def _error(status: int, message: str, headers: Any = None) -> JSONResponse:
+    return JSONResponse({"error": message}, status, headers)
+
+
+async def _expected(_: Request, error: Exception) -> Response:
+    return _error(next(status for kind, status in _STATUS if isinstance(error, kind)), str(error))
+
+
+async def _http(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _error(error.status_code, str(error.detail), error.headers)
+
+
+async def _invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    said = [f"{'.'.join(str(p) for p in one['loc'][1:]) or one['loc'][0]}: {one['msg']}" for one in error.errors()[:5]]
+    return _error(422, "; ".join(said))
+
+
+async def _unexpected(_: Request, error: Exception) -> Response:
+    return _error(503, f"the hub failed ({type(error).__name__}); its log says more")
+
+
+class Bounded:
+    """Refuses a request body that is larger than its path allows, by its header or while it comes."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        limit = next((size for prefix, size in _LIMITS if scope["path"].startswith(prefix)), BODY_BYTES)
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        if not declared.isdigit() or int(declared) > limit:
+            answer = _error(413, f"expected a body of at most {limit} bytes, got {declared.decode('latin-1')[:20]}")
+            await answer(scope, receive, send)
+            return
+        size = 0
+
+        async def counted() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > limit:
+                raise HTTPException(413, f"expected a body of at most {limit} bytes")
+            return message
+
+        await self._app(scope, counted, send)
+
+
+class Repository(StaticFiles):
+    """The static TUF repository: Range, ETag and 304 come from StaticFiles. All names but two contain a hash or a
+    version, so what they name never changes."""
+
+    def file_response(self, full_path: Any, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(full_path, *args, **kwargs)
+        fixed = not str(full_path).endswith("/timestamp.json")
+        response.headers["Cache-Control"] = "public, max-age=31536000, immutable" if fixed else "no-cache"
+        return response
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        if any(part.startswith(".") for part in path.split("/")) or path.endswith(".part"):
+            raise HTTPException(404)  # what is being written
+        return await super().get_response(path, scope)
