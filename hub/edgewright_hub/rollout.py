@@ -4,7 +4,7 @@ Guarantee: no device is given the release unless every stage before was promoted
 that was given it is sent back. `step` is a function of its arguments alone, so a hub that stops at any point and runs
 it again on the same observations decides the same.
 
-Order within a step: devices join; what devices said; devices that took too long; counts; judgement; transition; wishes.
+Order within a step: what devices said; devices that took too long; counts; judgement; transition; wishes.
 
 Who counts. A device is *silent* when it is offline or its next report is overdue. Silent devices that were not given
 the release are passed over and come in when they speak again, under the same gates. A device that falls silent after
@@ -139,7 +139,7 @@ class News(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What came since the last step; `treated` and `control` have one column for each member *after* `joined`."""
+    """What came since the last step; `treated` and `control` have one column for each member."""
 
     present: frozenset[str]
     news: tuple[News, ...] = ()
@@ -147,13 +147,13 @@ class Observation:
     treated: Counts | None = None
     control: Counts | None = None
     back: frozenset[str] = frozenset()  # seen running their previous digest
-    joined: tuple[Member, ...] = ()
 
 
 class Wish(msgspec.Struct, frozen=True):
-    """Device `device` shall run `digest`; `trial`: under the rollout's id, window and probation."""
+    """Device `device` shall run `digest`; `trial`: under the rollout's id, and so with its short windows."""
 
     device: str
+    model: str
     digest: str | None
     trial: bool
 
@@ -182,12 +182,14 @@ def enrol(state: RolloutState, joined: tuple[Member, ...]) -> RolloutState:
     return msgspec.structs.replace(state, members=tuple(members), pending=pending)
 
 
-def command(state: RolloutState, event: Event, reason: str, now_ms: int) -> tuple[RolloutState, list[Wish]]:
+def command(
+    state: RolloutState, spec: RolloutSpec, event: Event, reason: str, now_ms: int
+) -> tuple[RolloutState, list[Wish]]:
     """Start, pause, resume or abort. Raises RequestError where the table has no such transition."""
     after = _move(state, event, reason, now_ms)
     if after.state == "aborted":
         after = msgspec.structs.replace(after, outcome="aborted")
-        return after, _restore(after)
+        return after, _restore(after, spec)
     return after, []
 
 
@@ -197,7 +199,6 @@ def step(
     """One step. In a final state nothing changes and nothing is wished."""
     if state.state not in ACTIVE:
         return state, []
-    state = enrol(state, seen.joined)
     members, wishes = _hear(state, spec, seen, now_ms)
     state = msgspec.structs.replace(state, members=members)
     if state.state in ("running", "paused"):
@@ -240,7 +241,7 @@ def _hear(
                 late = MEMBERS[member.status, "timeout"]
                 reason = f"no answer within {spec.device_timeout_s:g} s"
                 members[member.device] = msgspec.structs.replace(member, status=late, stage=None, reason=reason)
-                wishes.append(Wish(member.device, member.previous, trial=False))
+                wishes.append(Wish(member.device, spec.model, member.previous, trial=False))
     return tuple(members.values()), wishes
 
 
@@ -294,12 +295,13 @@ def _judge(
         told = "; ".join(sorted({m.reason for m in members if m.status == "failed" and m.reason})[:3])
         state = _move(state, "harm", judgement.reason + (f": {told}" if told else ""), now_ms)
         outcome: Literal["refused by self-test", "rolled back"] = "refused by self-test" if refused else "rolled back"
-        return msgspec.structs.replace(state, outcome=outcome), _restore(state)
+        return msgspec.structs.replace(state, outcome=outcome), _restore(state, spec)
     if judgement.verdict == "promote" and state.state == "running" and not _to_expose(state, spec, seen.present):
         if last:
             state = msgspec.structs.replace(_move(state, "finish", judgement.reason, now_ms), outcome="promoted")
-            rest = [m.device for m in members if m.status in ("waiting", "late")]
-            return state, [Wish(device, spec.digest, trial=True) for device in rest]
+            return state, [
+                Wish(m.device, spec.model, spec.digest, trial=False) for m in members if m.status != "failed"
+            ]
         state = msgspec.structs.replace(state, stage=state.stage + 1, since_ms=now_ms)
     return state, []
 
@@ -324,12 +326,12 @@ def _expose(
         else m
         for m in state.members
     )
-    wishes = [Wish(m.device, spec.digest, trial=True) for m in members if m.device in chosen]
+    wishes = [Wish(m.device, spec.model, spec.digest, trial=True) for m in members if m.device in chosen]
     return msgspec.structs.replace(state, members=members), wishes
 
 
-def _restore(state: RolloutState) -> list[Wish]:
-    return [Wish(m.device, m.previous, trial=False) for m in state.members if m.status in GIVEN]
+def _restore(state: RolloutState, spec: RolloutSpec) -> list[Wish]:
+    return [Wish(m.device, spec.model, m.previous, trial=False) for m in state.members if m.status in GIVEN]
 
 
 def _undone(state: RolloutState, spec: RolloutSpec, present: frozenset[str], now_ms: int) -> bool:

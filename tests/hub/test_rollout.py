@@ -35,7 +35,7 @@ def _fleet(size: int) -> tuple[Member, ...]:
 
 
 def _started(spec: RolloutSpec, size: int = 8) -> RolloutState:
-    return rollout.command(rollout.enrol(RolloutState(id="r1"), _fleet(size)), "start", "go", 0)[0]
+    return rollout.command(rollout.enrol(RolloutState(id="r1"), _fleet(size)), spec, "start", "go", 0)[0]
 
 
 def _names(state: RolloutState, *statuses: str) -> list[str]:
@@ -188,14 +188,14 @@ def test_those_left_over_get_the_release_when_everyone_else_has_it() -> None:
     news = tuple(News(d, "commit") for d in here)
     state, wishes = rollout.step(state, spec, Observation(present=here, news=news), gate, 2)
     assert state.state == "done"
-    assert [(w.device, w.digest) for w in wishes] == [(state.members[3].device, NEW)]
+    assert {(w.device, w.digest, w.trial) for w in wishes} == {(f"d{i}", NEW, False) for i in range(4)}
 
 
 def test_a_paused_rollout_exposes_nobody_and_still_turns_back_from_harm() -> None:
     spec = RolloutSpec(model="digits", digest=NEW)
     state, gate = _started(spec), Script(["hold", "promote", "promote", "rollback"])
     state, _ = rollout.step(state, spec, _everyone(state), gate, 1)
-    state, _ = rollout.command(state, "pause", "lunch", 2)
+    state, _ = rollout.command(state, spec, "pause", "lunch", 2)
     for _ in range(2):
         state, wishes = rollout.step(state, spec, _obedient(state), gate, 3)
         assert (state.state, state.exposed, wishes) == ("paused", 1, [])
@@ -207,10 +207,10 @@ def test_a_paused_rollout_exposes_nobody_and_still_turns_back_from_harm() -> Non
 def test_abort_sends_everyone_back_at_once_and_cannot_be_taken_back() -> None:
     spec = RolloutSpec(model="digits", digest=NEW, stages=(3, "100%"))
     state, _ = rollout.step(_started(spec), spec, _everyone(_started(spec)), Script([]), 1)
-    state, wishes = rollout.command(state, "abort", "by hand", 2)
+    state, wishes = rollout.command(state, spec, "abort", "by hand", 2)
     assert (state.state, state.outcome, len(wishes)) == ("aborted", "aborted", 3)
     with pytest.raises(RequestError, match="is aborted and cannot resume; possible now: nothing, it has ended"):
-        rollout.command(state, "resume", "", 3)
+        rollout.command(state, spec, "resume", "", 3)
 
 
 def test_the_order_is_fixed_by_the_rollout_and_differs_in_the_next() -> None:
@@ -246,7 +246,7 @@ def _simulate(size: int, base: float, factor: float, seed: int, *, silent: int =
         Member(device=d, previous=OLD, pre_trials=(17_280.0, 0, 0), pre_events=(float(rng.poisson(17_280 * r)), 0, 0))
         for d, r in rates.items()
     )
-    state = rollout.command(rollout.enrol(RolloutState(id=f"r{seed}"), members), "start", "go", 0)[0]
+    state = rollout.command(rollout.enrol(RolloutState(id=f"r{seed}"), members), spec, "start", "go", 0)[0]
     gate = SequentialGate(spec.gate)
     dumb = frozenset(m.device for m in state.members[:silent])
     for minute in range(1, minutes + 1):

@@ -1,0 +1,437 @@
+"""The shell around `rollout.step`: reads what was reported, steps every rollout, writes and publishes what is desired.
+
+Guarantee: one transaction of hub.db holds the new state of every rollout, the new desired documents and the positions
+up to which telemetry.db was read. A hub that dies before it repeats the tick, one that dies after has done it; the
+documents are published after the commit, and all of them again at every start (`publish_all`), so a device may get one
+twice but never misses one. Revisions of a device's document rise strictly.
+
+Order in a tick: new devices get what is promoted; then events, then windows, both in the order of their arrival.
+`tick` and the commands of people exclude one another; both may be called from any thread. Cost of an idle tick: five
+small SELECTs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import sqlalchemy as sa
+
+from edgewright_contracts.desired import Config, Desired, DesiredModel, Probation, encode
+from edgewright_contracts.errors import Refused, RequestError
+
+from . import control, evidence, rollout, telemetry
+from .fleet_drift import FleetDrift
+from .gates import Ledger, Process, SequentialGate
+from .registry import Registry
+from .rollout import Event, Member, RolloutSpec, RolloutState, Wish
+from .store import upsert
+
+Publish = Callable[[str, str, bytes, bool], None]  # device, kind of topic, body, retain
+
+PRE_MS: Final = 24 * 3600_000  # how far back the period before a rollout reaches
+GRACE_MS: Final = 15_000  # after the announced time of the next report, before a device counts as silent
+BATCH: Final = 5_000  # windows or events read in one tick
+
+
+class Package(NamedTuple):
+    name: str
+    version: str
+    digest: str
+    state: str
+
+
+class Conductor:
+    """`publish` hands a document to the broker; it may be called from the thread that calls `tick`."""
+
+    def __init__(
+        self,
+        control_engine: sa.Engine,
+        telemetry_engine: sa.Engine,
+        registry: Registry,
+        publish: Publish,
+        config: Config = Config(),  # noqa: B008 (frozen)
+    ) -> None:
+        self._control = control_engine
+        self._telemetry = telemetry_engine
+        self._publish = publish
+        self._config = config
+        self._lock = threading.Lock()
+        self.drift = FleetDrift(control_engine, telemetry_engine, registry.blobs)
+
+    def publish_all(self) -> int:
+        """Publish every desired document: at every start of the hub or of its broker. How many there were."""
+        with self._control.connect() as connection:
+            rows = connection.execute(sa.select(control.desired)).all()
+        for row in rows:
+            self._publish(row.device, "desired", encode(msgspec.convert(row.document, Desired)), True)
+        return len(rows)
+
+    def tick(self, now_ms: int) -> bool:
+        """Everything that is due. True when there was more to read than one tick takes: call it again soon."""
+        with self._lock:
+            more, changed = self._rollouts(now_ms)
+        self._send(changed)
+        return self.drift.tick(now_ms) or more
+
+    # Commands of people.
+
+    def create_rollout(self, spec: RolloutSpec, *, who: str, now_ms: int) -> str:
+        """Start a rollout and return its id; the first devices are given the release at the next tick.
+
+        Raises Refused, before anything moves: an unknown, withdrawn or blocked package, no device to give it to, or
+        another rollout of the same model in the same fleet.
+        """
+        with self._lock, self._control.begin() as connection:
+            packages = _packages(connection)
+            package = _named(spec, packages)
+            spec = msgspec.structs.replace(spec, digest=package.digest, version=package.version)
+            rows = connection.execute(sa.select(control.rollouts).order_by(control.rollouts.c.created_ms)).all()
+            _refuse_blocked(package, rows)
+            fleets = _fleets(connection)
+            members = _chosen(spec, fleets)
+            if unknown := sorted(set(spec.devices) - set(members)):
+                raise Refused(f"no enrolled device of fleet {spec.fleet!r} is called {', '.join(unknown)}")
+            for row in rows:
+                other = msgspec.convert(row.spec, RolloutSpec)
+                if row.state in rollout.ACTIVE and row.name == spec.model:
+                    shared = set(members) & set(_chosen(other, fleets))
+                    if shared or other.fleet == spec.fleet:
+                        raise Refused(
+                            f"rollout {row.id} ({other.model} {other.version}) is {row.state} on {len(shared)} "
+                            "of the same devices. Wait for its end, or abort it"
+                        )
+            if not members:
+                known = ", ".join(sorted({f for f in fleets.values() if f})) or "none"
+                raise Refused(
+                    f"no enrolled device is in fleet {spec.fleet!r} with the names asked for. Known fleets: {known}; "
+                    "`edgewright fleet devices` lists the devices"
+                )
+            documents = _documents(connection)
+            wanted = {d: _current(documents.get(d), spec.model) for d in members}
+            members = [d for d in members if wanted[d] != spec.digest]
+            if not members:
+                raise Refused(f"all {len(wanted)} devices already have {package.name} {package.version}")
+            mark = hashlib.sha256(f"{now_ms}{spec.digest}".encode()).hexdigest()[:4]
+            state = RolloutState(id=f"r{len(rows) + 1}-{mark}")
+            joined, processes = self._before({d: wanted[d] for d in members}, now_ms)
+            state = rollout.enrol(msgspec.structs.replace(state, ledger=Ledger(processes)), joined)
+            state, _ = rollout.command(state, spec, "start", f"started by {who}", now_ms)
+            values = {"id": state.id, "name": spec.model, "spec": msgspec.to_builtins(spec), "created_ms": now_ms}
+            connection.execute(control.rollouts.insert().values(**values, **_stored(state, now_ms)))
+            _note(connection, now_ms, who, "rollout create", f"{state.id}: {spec.model} {spec.version}")
+            return state.id
+
+    def pause(self, rollout_id: str, *, who: str, now_ms: int) -> None:
+        self._command(rollout_id, "pause", who, now_ms)
+
+    def resume(self, rollout_id: str, *, who: str, now_ms: int) -> None:
+        self._command(rollout_id, "resume", who, now_ms)
+
+    def abort(self, rollout_id: str, *, who: str, now_ms: int) -> None:
+        """Stop, and send every device that was given the release back to what it had."""
+        self._command(rollout_id, "abort", who, now_ms)
+
+    def rollouts(self) -> list[dict[str, Any]]:
+        """Every rollout as people read it, newest first: JSON values only."""
+        with self._control.connect() as connection:
+            rows = connection.execute(sa.select(control.rollouts).order_by(control.rollouts.c.created_ms.desc())).all()
+        return [describe(row) for row in rows]
+
+    def rollout(self, rollout_id: str) -> dict[str, Any]:
+        """One of them, with its devices. Raises RequestError for an unknown id."""
+        with self._control.connect() as connection:
+            row = _row(connection, rollout_id)
+        members = msgspec.convert(row.progress, RolloutState).members
+        devices = [
+            {"device": m.device, "status": m.status, "stage": m.stage, "windows": m.windows, "reason": m.reason}
+            for m in members
+        ]
+        return {**describe(row), "devices": devices}
+
+    def _command(self, rollout_id: str, event: Event, who: str, now_ms: int) -> None:
+        with self._lock:
+            with self._control.begin() as connection:
+                row = _row(connection, rollout_id)
+                spec, state = msgspec.convert(row.spec, RolloutSpec), msgspec.convert(row.progress, RolloutState)
+                state, wishes = rollout.command(state, spec, event, f"{event} by {who}", now_ms)
+                changed = self._write(connection, [(spec, state)], {state.id: wishes}, now_ms)
+                _note(connection, now_ms, who, f"rollout {event}", rollout_id)
+            self._send(changed)
+
+    # A tick.
+
+    def _rollouts(self, now_ms: int) -> tuple[bool, dict[str, Desired]]:
+        with self._control.connect() as connection:
+            fleets, documents, cursors = _fleets(connection), _documents(connection), _cursors(connection)
+            where = control.rollouts.c.state.in_(rollout.ACTIVE)
+            active = connection.execute(sa.select(control.rollouts).where(where)).all()
+            promoted = _promoted(connection)
+        wishes: dict[str, list[Wish]] = {"": _newcomers(fleets, documents, promoted)}
+        windows, events = self._read(cursors, reading=bool(active))
+        stepped = []
+        if active:
+            present = self._present(now_ms)
+            for row in active:
+                spec, before = msgspec.convert(row.spec, RolloutSpec), msgspec.convert(row.progress, RolloutState)
+                joined = self._joined(spec, before, fleets, documents, promoted, now_ms)
+                whole = rollout.enrol(before, joined)
+                seen = evidence.observe(spec, whole, windows, events, present)
+                after, more = rollout.step(whole, spec, seen, SequentialGate(spec.gate), now_ms)
+                wishes[after.id] = more
+                if after != before:
+                    stepped.append((spec, after))
+        positions = {"rollout.windows": windows, "rollout.events": events}
+        moved = {name: rows[-1].id for name, rows in positions.items() if rows}
+        changed: dict[str, Desired] = {}
+        if stepped or moved or any(wishes.values()):
+            with self._control.begin() as connection:
+                changed = self._write(connection, stepped, wishes, now_ms)
+                rows = [{"name": name, "position": position} for name, position in moved.items()]
+                upsert(connection, control.cursors, rows, keys=["name"])
+        return max(len(windows), len(events)) == BATCH, changed
+
+    def _read(self, cursors: Mapping[str, int], *, reading: bool) -> tuple[Sequence[Any], Sequence[Any]]:
+        """Rows behind the cursors; without a rollout only the last ones, to move the cursors on."""
+        w, e = telemetry.windows.c, telemetry.events.c
+        columns = (w.id, w.device, w.arrived_ms, w.start_ms, w.digest, w.phase, w.rollout, w.n, w.errors, w.labels_n,
+                   w.labels_wrong, w.latency_total)  # fmt: skip
+        with self._telemetry.connect() as connection:
+            found = []
+            for name, key, wanted in (("windows", w.id, columns), ("events", e.id, tuple(e))):
+                query = sa.select(*wanted).where(key > cursors.get(f"rollout.{name}", 0))
+                if reading:
+                    found.append(connection.execute(query.order_by(key).limit(BATCH)).all())
+                else:
+                    found.append(connection.execute(query.order_by(key.desc()).limit(1)).all())
+        return found[0], found[1]
+
+    def _present(self, now_ms: int) -> frozenset[str]:
+        d = telemetry.devices.c
+        with self._telemetry.connect() as connection:
+            rows = connection.execute(sa.select(d.device, d.online, d.next_due_ms)).all()
+        return frozenset(
+            r.device for r in rows if r.online and (r.next_due_ms is None or now_ms <= r.next_due_ms + GRACE_MS)
+        )
+
+    def _joined(
+        self,
+        spec: RolloutSpec,
+        state: RolloutState,
+        fleets: Mapping[str, str],
+        documents: Mapping[str, Desired],
+        promoted: Mapping[tuple[str, str], str],
+        now_ms: int,
+    ) -> tuple[Member, ...]:
+        """Devices that were enrolled after the rollout began."""
+        if state.state == "rolling-back" or spec.devices:
+            return ()
+        known = {m.device for m in state.members}
+        had = {d: _current(documents.get(d), spec.model) for d in _chosen(spec, fleets) if d not in known}
+        for device in had:
+            had[device] = had[device] or _promoted_for(promoted, fleets[device], spec.model)
+        new = {device: digest for device, digest in had.items() if digest != spec.digest}
+        return self._before(new, now_ms)[0] if new else ()
+
+    def _before(
+        self, previous: Mapping[str, str | None], now_ms: int
+    ) -> tuple[tuple[Member, ...], tuple[Process, ...]]:
+        """Members with what they counted in the 24 hours before."""
+        w = telemetry.windows.c
+        digests = sorted({digest[:16] for digest in previous.values() if digest})
+        rows: dict[str, list[Any]] = defaultdict(list)
+        if digests:
+            columns = (w.device, w.digest, w.n, w.errors, w.labels_n, w.labels_wrong, w.latency_total)
+            where = (w.start_ms >= now_ms - PRE_MS, w.digest.in_(digests), w.phase != "shadow")
+            with self._telemetry.connect() as connection:
+                for row in connection.execute(sa.select(*columns).where(*where)):
+                    if row.digest == (previous.get(row.device) or "")[:16]:
+                        rows[row.device].append(row)
+        return evidence.before(previous, rows)
+
+    def _write(
+        self,
+        connection: sa.Connection,
+        stepped: Iterable[tuple[RolloutSpec, RolloutState]],
+        wishes: Mapping[str, list[Wish]],
+        now_ms: int,
+    ) -> dict[str, Desired]:
+        specs = {}
+        for spec, state in stepped:
+            specs[state.id] = spec
+            where = control.rollouts.c.id == state.id
+            connection.execute(control.rollouts.update().where(where).values(**_stored(state, now_ms)))
+        documents = _documents(connection)
+        changed: dict[str, Desired] = {}
+        for rollout_id, each in wishes.items():
+            for wish in each:
+                before = changed.get(wish.device) or documents.get(wish.device) or Desired(rev=0, config=self._config)
+                after = _granted(before, wish, rollout_id, specs.get(rollout_id), self._config)
+                if after != before:
+                    changed[wish.device] = after
+        for device, document in changed.items():
+            changed[device] = msgspec.structs.replace(document, rev=document.rev + 1)
+        rows = [{"device": d, "rev": doc.rev, "document": msgspec.to_builtins(doc)} for d, doc in changed.items()]
+        upsert(connection, control.desired, rows, keys=["device"])
+        return changed
+
+    def _send(self, changed: Mapping[str, Desired]) -> None:
+        for device, document in changed.items():
+            self._publish(device, "desired", encode(document), True)
+
+
+def describe(row: sa.Row[Any]) -> dict[str, Any]:
+    """A row of control.rollouts as people read it: JSON values only."""
+    spec, state = msgspec.convert(row.spec, RolloutSpec), msgspec.convert(row.progress, RolloutState)
+    reachable = len(state.members)
+    counts: dict[str, int] = defaultdict(int)
+    for member in state.members:
+        counts[member.status] += 1
+    return {
+        "id": row.id,
+        "model": spec.model,
+        "version": spec.version,
+        "digest": spec.digest,
+        "fleet": spec.fleet,
+        "state": state.state,
+        "outcome": state.outcome,
+        "reason": state.reason,
+        "stage": state.stage,
+        "stages": [{"size": stage, "devices": rollout.stage_size(stage, reachable)} for stage in spec.stages],
+        "devices_total": reachable,
+        "devices_exposed": sum(m.stage is not None for m in state.members),
+        "devices_by_status": dict(counts),
+        "figures": [msgspec.to_builtins(figure) for figure in state.figures],
+        "created_ms": row.created_ms,
+        "updated_ms": row.updated_ms,
+    }
+
+
+def _granted(document: Desired, wish: Wish, rollout_id: str, spec: RolloutSpec | None, config: Config) -> Desired:
+    """The document with this wish; other models stay as they are."""
+    trial = spec if wish.trial else None
+    entry = DesiredModel(
+        name=wish.model,
+        digest=wish.digest,
+        rollout=rollout_id if trial else "",
+        probation=trial.probation if trial else Probation(),
+    )
+    others = [m for m in document.models if m.name != entry.name]
+    window_s = trial.window_s if trial else config.rollout_window_s
+    return msgspec.structs.replace(
+        document,
+        models=tuple(sorted((*others, entry), key=lambda m: m.name)),
+        config=msgspec.structs.replace(config, rollout_window_s=window_s),
+    )
+
+
+def _stored(state: RolloutState, now_ms: int) -> dict[str, Any]:
+    return {"state": state.state, "progress": msgspec.to_builtins(state), "updated_ms": now_ms}
+
+
+def _note(connection: sa.Connection, now_ms: int, who: str, what: str, detail: str) -> None:
+    connection.execute(control.audit.insert().values(at_ms=now_ms, who=who, what=what, detail=detail))
+
+
+def _row(connection: sa.Connection, rollout_id: str) -> sa.Row[Any]:
+    row = connection.execute(sa.select(control.rollouts).where(control.rollouts.c.id == rollout_id)).first()
+    if row is None:
+        raise RequestError(f"no rollout is called {rollout_id!r}; `edgewright rollout status` lists them")
+    return row
+
+
+def _packages(connection: sa.Connection) -> list[Package]:
+    p = control.packages.c
+    query = sa.select(p.name, p.version, p.digest, p.state).order_by(p.published_ms)
+    return [Package(*row) for row in connection.execute(query)]
+
+
+def _fleets(connection: sa.Connection) -> dict[str, str]:
+    """Fleet of each enrolled device."""
+    d = control.devices.c
+    rows = connection.execute(sa.select(d.id, d.fleet).where(d.state == "enrolled").order_by(d.id))
+    return {row.id: row.fleet for row in rows}
+
+
+def _documents(connection: sa.Connection) -> dict[str, Desired]:
+    rows = connection.execute(sa.select(control.desired.c.device, control.desired.c.document))
+    return {row.device: msgspec.convert(row.document, Desired) for row in rows}
+
+
+def _cursors(connection: sa.Connection) -> dict[str, int]:
+    return {row.name: row.position for row in connection.execute(sa.select(control.cursors))}
+
+
+def _promoted(connection: sa.Connection) -> dict[tuple[str, str], str]:
+    """Digest of the last rollout to a whole fleet that ended well, by (fleet, model); fleet "" is all of them."""
+    r = control.rollouts.c
+    query = sa.select(r.spec).where(r.state == "done").order_by(r.updated_ms)
+    found: dict[tuple[str, str], str] = {}
+    for row in connection.execute(query):
+        spec = msgspec.convert(row.spec, RolloutSpec)
+        if spec.devices:
+            continue
+        if not spec.fleet:  # newer than whatever single fleets had
+            found = {key: digest for key, digest in found.items() if key[1] != spec.model}
+        found[spec.fleet, spec.model] = spec.digest
+    return found
+
+
+def _promoted_for(promoted: Mapping[tuple[str, str], str], fleet: str, model: str) -> str | None:
+    return promoted.get((fleet, model)) or promoted.get(("", model))
+
+
+def _newcomers(
+    fleets: Mapping[str, str], documents: Mapping[str, Desired], promoted: Mapping[tuple[str, str], str]
+) -> list[Wish]:
+    """Devices that nobody has told anything yet get what their fleet runs."""
+    models = sorted({model for _, model in promoted})
+    return [
+        Wish(device, model, digest, trial=False)
+        for device, fleet in fleets.items()
+        for model in models
+        if (digest := _promoted_for(promoted, fleet, model)) and not _told(documents.get(device), model)
+    ]
+
+
+def _told(document: Desired | None, model: str) -> bool:
+    return document is not None and any(m.name == model for m in document.models)
+
+
+def _current(document: Desired | None, model: str) -> str | None:
+    return next((m.digest for m in document.models if m.name == model), None) if document else None
+
+
+def _chosen(spec: RolloutSpec, fleets: Mapping[str, str]) -> list[str]:
+    """The enrolled devices that a spec means."""
+    named = set(spec.devices)
+    return [d for d, fleet in fleets.items() if spec.fleet in ("", fleet) and (not named or d in named)]
+
+
+def _named(spec: RolloutSpec, packages: Sequence[Package]) -> Package:
+    """The one allowed package that a spec means. Raises Refused or RequestError."""
+    if not spec.digest and not spec.version:
+        raise RequestError("name what to roll out: a version (`--version 1.2.0`) or a digest")
+    mine = [p for p in packages if p.name == spec.model]
+    found = [p for p in mine if spec.digest in ("", p.digest) and spec.version in ("", p.version)]
+    if not found:
+        known = ", ".join(p.version for p in mine) or "none"
+        wanted = " ".join(filter(None, (spec.version, spec.digest[:16])))
+        raise Refused(f"{spec.model} {wanted} is not in the registry (published: {known}). Publish it first")
+    if found[0].state != "allowed":
+        raise Refused(f"{spec.model} {found[0].version} is {found[0].state}: its owner does not sign it any more")
+    return found[0]
+
+
+def _refuse_blocked(package: Package, rows: Iterable[sa.Row[Any]]) -> None:
+    for row in rows:
+        if row.state in ("rolling-back", "rolled-back") and row.spec["digest"] == package.digest:
+            why = row.progress["reason"]
+            raise Refused(
+                f"{package.name} {package.version} is blocked: rollout {row.id} sent it back ({why}). "
+                "Publish a corrected version under a new number"
+            )
