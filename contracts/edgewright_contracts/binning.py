@@ -30,14 +30,14 @@ GRID_EDGES_NS: Final[npt.NDArray[np.int64]] = np.array(
 )
 
 
-def pack(cells: npt.ArrayLike) -> bytes:
+def pack(cells: npt.ArrayLike, *, field: str = "cells") -> bytes:
     """LEB128 of non-negative integers. Raises ContractError for a cell outside [0, 2**40]."""
     a = np.asarray(cells, dtype=np.int64).ravel()
     if a.size == 0:
         return b""
     low, high = int(a.min()), int(a.max())
     if low < 0 or high > MAX_COUNT:
-        raise ContractError("cells", f"integers in [0, {MAX_COUNT}]", f"{low if low < 0 else high}")
+        raise ContractError(field, f"integers in [0, {MAX_COUNT}]", f"{low if low < 0 else high}")
     if high < 128:
         return a.astype(np.uint8).tobytes()
     out = bytearray()
@@ -82,7 +82,7 @@ def add(a: bytes, b: bytes, *, field: str = "cells") -> bytes:
     left, right = unpack(a, field=field), unpack(b, field=field)
     if left.size != right.size:
         raise ContractError(field, f"{left.size} cells", f"{right.size}")
-    return pack(left + right)
+    return pack(left + right, field=field)
 
 
 def grid_index(duration_ns: npt.ArrayLike) -> npt.NDArray[np.intp]:

@@ -68,7 +68,8 @@ class Birth(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """An older will (same boot, lower connection) arrives late and is ignored."""
+    """Says nothing new, and is ignored, when it is of another boot than the last birth or of an earlier connection:
+    a broker may send an old will late."""
 
     v: Annotated[int, msgspec.Meta(ge=1, le=VERSION)] = VERSION
     online: bool

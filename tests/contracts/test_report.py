@@ -280,7 +280,7 @@ def test_windows_of_different_keys_never_merge(other: dict[str, object]) -> None
         ({"rejected": {"range": MAX_COUNT}}, "rejected[range]"),
         ({"shed": {"range": MAX_COUNT}}, "shed[range]"),
         ({"cells": pack([MAX_COUNT])}, "cells"),
-        ({"correct_by_confidence": pack([MAX_COUNT] * 20)}, "cells"),
+        ({"correct_by_confidence": pack([MAX_COUNT] * 20)}, "correct_by_confidence"),
         ({"shadow": Hits(MAX_COUNT, 0)}, "hits.n"),
         ({"outcomes": {"ok": Hits(MAX_COUNT, 0)}}, "hits.n"),
         ({"usage": Usage(rss_kb=Gauge(MAX_COUNT, 0, 0))}, "gauge.n"),
