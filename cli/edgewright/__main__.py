@@ -1,0 +1,5 @@
+"""`python -m edgewright`, for processes that must run under a given Python."""
+
+from .main import main
+
+main()
