@@ -65,7 +65,7 @@ def decode(kind: type[T], data: bytes, *, name: str, limit: int, wire: str) -> T
     except msgspec.ValidationError as error:
         raise _located(error, kind, name) from None
     except ContractError as error:
-        raise ContractError(f"{name}.{error.field}", error.expected, error.got) from None
+        raise ContractError(f"{name}.{error.field}", error.expected, _short(error.got)) from None
     except (msgspec.DecodeError, ValueError, RecursionError) as error:  # bad UTF-8 is a ValueError
         raise ContractError(name, f"one {wire} message", str(error) or type(error).__name__) from None
     if repeated is not None:

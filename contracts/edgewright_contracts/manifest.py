@@ -17,6 +17,7 @@ from .errors import ContractError
 
 MANIFEST_BYTES: Final = 256 * 1024
 SCHEMA: Final = 1
+MAX_ELEMENTS: Final = 2**31  # of one sample of a tensor: what a device makes of a shape has a bound
 
 Task = Literal["classification", "multilabel", "detection", "regression", "anomaly", "embedding"]
 Role = Literal["probabilities", "score", "boxes", "classes", "values", "embedding", "monitor"]
@@ -27,6 +28,7 @@ FilePath = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9][a-z0-9._-]{0,63}(/[a
 Platform = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9_*]{1,32}/[a-z0-9-]{1,32}\Z")]
 Context = Annotated[str, msgspec.Meta(max_length=64)]
 Dimension = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
+Ranked = Annotated[tuple[VariantId, ...], msgspec.Meta(max_length=16)]
 
 
 class FileRef(msgspec.Struct, frozen=True):
@@ -105,7 +107,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     preprocess: Literal["graph", "host"] = "graph"
     variants: Annotated[tuple[Variant, ...], msgspec.Meta(min_length=1, max_length=16)]
     # "<arch>/<runtime>", "*" for any arch → variant ids, best first
-    ranking: Annotated[dict[Platform, tuple[VariantId, ...]], msgspec.Meta(min_length=1, max_length=32)]
+    ranking: Annotated[dict[Platform, Ranked], msgspec.Meta(min_length=1, max_length=32)]
     budgets: Budgets = Budgets()
     provenance: Provenance
     files: Annotated[dict[FilePath, FileRef], msgspec.Meta(min_length=1, max_length=128)]
@@ -129,6 +131,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             names = [t.name for t in tensors]
             if len(set(names)) != len(names):
                 raise ContractError(field, "distinct names", ", ".join(names))
+            for shape in (t.shape for t in tensors):
+                if (elements := math.prod(shape)) > MAX_ELEMENTS:
+                    raise ContractError(f"{field}.shape", f"at most {MAX_ELEMENTS} elements", str(elements))
 
     def variant(self, identifier: str) -> Variant:
         for one in self.variants:
