@@ -63,19 +63,11 @@ class Conductor:
         self._lock = threading.Lock()
         self.drift = FleetDrift(control_engine, telemetry_engine, registry.blobs)
 
-    def publish_all(self) -> int:
-        """Publish every desired document: at every start of the hub or of its broker. How many there were."""
-        with self._control.connect() as connection:
-            rows = connection.execute(sa.select(control.desired)).all()
-        for row in rows:
-            self._publish(row.device, "desired", encode(msgspec.convert(row.document, Desired)), True)
-        return len(rows)
-
     def tick(self, now_ms: int) -> bool:
         """Everything that is due. True when there was more to read than one tick takes: call it again soon."""
         with self._lock:
             more, changed = self._rollouts(now_ms)
-        self._send(changed)
+            self._send(changed)  # inside the lock: an older document must not be published after a newer one
         return self.drift.tick(now_ms) or more
 
     # Commands of people.

@@ -20,7 +20,7 @@ Cost: about 1 ms for a finished block; all streams are kept in memory, some kilo
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -179,7 +179,7 @@ class FleetDrift:
         with self._control.connect() as connection:
             rows = connection.execute(sa.select(control.drift)).all()
         return sorted(
-            (describe(row) for row in rows), key=lambda v: (v["verdict"] != "alarm", v["scope"], v["subject"])
+            (describe(row._mapping) for row in rows), key=lambda v: (v["verdict"] != "alarm", v["scope"], v["subject"])
         )
 
     # Reading.
@@ -373,15 +373,15 @@ def read_baseline(manifest: Manifest, variant: str, blobs: Path) -> Baseline:
     return decode_baseline((blobs / manifest.files[manifest.variant(variant).baseline].sha256).read_bytes())
 
 
-def describe(row: sa.Row[Any]) -> dict[str, Any]:
+def describe(row: Mapping[Any, Any]) -> dict[str, Any]:
     """A row of control.drift as people read it."""
-    part = msgspec.convert(row.state, Part)
+    part = msgspec.convert(row["state"], Part)
     return {
-        **{name: row._mapping[name] for name in KEY},
-        "model": row.model,
-        "verdict": row.verdict,
-        "since_ms": row.since_ms or None,
-        "updated_ms": row.updated_ms,
+        **{name: row[name] for name in KEY},
+        "model": row["model"],
+        "verdict": row["verdict"],
+        "since_ms": row["since_ms"] or None,
+        "updated_ms": row["updated_ms"],
         "n": part.evidence.n if part.alarm else part.pending.n,
         "blocks": part.blocks,
         "p": part.p,

@@ -36,7 +36,7 @@ Verdict = Literal["promote", "hold", "rollback"]
 Basis = Literal["control", "pre-period", "limit", "none"]
 
 METRICS: Final[tuple[Metric, ...]] = ("error", "slow", "label")
-RHO: Final = np.array([1.25, 1.5, 2, 3, 5, 10, 30, 100])  # how much worse: the alternatives that are mixed
+RHO: Final = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)  # how much worse: the alternatives that are mixed
 BLOCKING: Final = 4  # alpha is split over the three rates and the devices that fail
 PRIOR_EVENTS: Final = 20.0  # a device's own pre-period rate counts fully when it is worth more events than this
 CERTAINTY: Final = 0.01  # of each end of the interval of a pre-period rate

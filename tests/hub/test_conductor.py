@@ -1,0 +1,410 @@
+"""The conductor with real databases: what is desired, what is refused, and that no tick is repeated or skipped."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import sqlalchemy as sa
+
+from edgewright_contracts.baseline import decode_baseline, per_channel
+from edgewright_contracts.binning import pack, pack_grid
+from edgewright_contracts.desired import Config, Desired, decode_desired
+from edgewright_contracts.errors import Refused, RequestError
+from edgewright_contracts.package import Package
+from edgewright_hub import control, telemetry
+from edgewright_hub.conductor import Conductor
+from edgewright_hub.control import open_control
+from edgewright_hub.gates import GatePolicy, Margin
+from edgewright_hub.registry import Registry
+from edgewright_hub.rollout import RolloutSpec
+from edgewright_hub.telemetry import open_telemetry
+from sim.packages import make_package
+
+QUICK = GatePolicy(slow=None, label=Margin(r0=1.2, r1=2.0), error=Margin(r0=1.2, r1=2.0, delta=0.02), soak_windows=2)
+HOUR = 3600_000
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Package]:
+    root = tmp_path_factory.mktemp("packages")
+    return {v: make_package(root / v, version=v, seed=i) for i, v in enumerate(("1.0.0", "2.0.0", "3.0.0"))}
+
+
+@dataclass
+class House:
+    """A hub without network: two databases, blobs, and devices that do as they are told."""
+
+    place: Path
+    packages: dict[str, Package]
+    sent: list[tuple[str, Desired]] = field(default_factory=list)
+    now: int = 1_760_000_000_000
+    numbers: Any = field(default_factory=lambda: itertools.count(1))
+    rng: Any = field(default_factory=lambda: np.random.default_rng(1))
+
+    def __post_init__(self) -> None:
+        self.control, self.telemetry = open_control(self.place / "hub.db"), open_telemetry(self.place / "telemetry.db")
+        self.registry = Registry(self.place / "repo", self.place / "keys", self.control)
+        self.registry.blobs.mkdir(parents=True, exist_ok=True)
+        for package in self.packages.values():
+            for name, ref in package.manifest.files.items():
+                (self.registry.blobs / ref.sha256).write_bytes(package.read(name))
+        self.restart()
+
+    def restart(self) -> None:
+        def publish(device: str, kind: str, body: bytes, retain: bool) -> None:
+            assert (kind, retain) == ("desired", True)
+            self.sent.append((device, decode_desired(body)))
+
+        self.conductor = Conductor(
+            self.control, self.telemetry, self.registry, publish, Config(window_s=30.0, rollout_window_s=5.0)
+        )
+
+    def publish_package(self, version: str, state: str = "allowed") -> None:
+        package = self.packages[version]
+        row = {"name": "digits", "version": version, "digest": package.digest, "state": state, "published_ms": self.now,
+               "manifest": msgspec.to_builtins(package.manifest)}  # fmt: skip
+        with self.control.begin() as connection:
+            connection.execute(control.packages.insert().values(**row))
+
+    def enrol(self, *devices: str, fleet: str = "lab") -> None:
+        with self.control.begin() as c, self.telemetry.begin() as t:
+            for device in devices:
+                c.execute(
+                    control.devices.insert().values(
+                        id=device, fleet=fleet, enrolled_ms=self.now, serial="0", state="enrolled"
+                    )
+                )
+                t.execute(
+                    telemetry.devices.insert().values(
+                        device=device, online=True, boot_id="0" * 16, connection=1, last_seen_ms=self.now,
+                        next_due_ms=self.now + 1000 * HOUR,
+                    )
+                )  # fmt: skip
+
+    def wanted(self, device: str) -> Desired | None:
+        with self.control.connect() as c:
+            row = c.execute(sa.select(control.desired.c.document).where(control.desired.c.device == device)).scalar()
+        return msgspec.convert(row, Desired) if row else None
+
+    def digest(self, device: str) -> str | None:
+        document = self.wanted(device)
+        return document.models[0].digest if document and document.models else None
+
+    def version(self, device: str) -> str:
+        return next((v for v, p in self.packages.items() if p.digest == self.digest(device)), "")
+
+    def window(self, device: str, version: str, *, n: int = 60, cells: np.ndarray | None = None, **more: Any) -> None:
+        package = self.packages[version]
+        grid = np.zeros(401, np.int64)
+        grid[200] = n
+        base = decode_baseline(package.read("variants/onnx-fp32/baseline.msgpack"))
+        row = {
+            "device": device, "spool_id": "0" * 16, "seq": next(self.numbers), "arrived_ms": self.now,
+            "start_ms": self.now - 5000, "placed": "wall", "mono_start_ms": 0, "mono_end_ms": 5000, "boot_id": "0" * 16,
+            "cohort": "lab", "digest": package.digest[:16], "variant": "onnx-fp32", "context": "",
+            "edge_hash": base.edge_hash, "phase": "normal", "rollout": "", "n": n, "n_monitored": 0, "errors": 0,
+            "rejected": 0, "labels_n": 0, "labels_wrong": 0, "latency_total": pack_grid(grid),
+            "cells": b"" if cells is None else pack(cells), "body": b"",
+        } | more  # fmt: skip
+        with self.telemetry.begin() as connection:
+            connection.execute(telemetry.windows.insert().values(**row))
+
+    def event(self, device: str, version: str, before: str, after: str, **more: Any) -> None:
+        row = {
+            "device": device, "spool_id": "0" * 16, "seq": next(self.numbers), "arrived_ms": self.now,
+            "at_ms": self.now, "boot_id": "0" * 16, "mono_ms": 0, "model": "digits",
+            "digest": self.packages[version].digest, "variant": "",
+            "rollout": "", "before": before, "after": after, "reason": "", "failure": None, "attempt": 1, "log": "",
+        } | more  # fmt: skip
+        with self.telemetry.begin() as connection:
+            connection.execute(telemetry.events.insert().values(**row))
+
+    def live(
+        self, devices: list[str], ticks: int, *, wrong: Callable[[str], float] = lambda _: 0.05, until: str = ""
+    ) -> dict[str, Any]:
+        """Devices run what they are told and report every five seconds; `wrong`: share of wrong labels by version."""
+        for _ in range(ticks):
+            self.now += 5000
+            for device in devices:
+                version = self.version(device)
+                if version:
+                    labels_wrong = int(self.rng.binomial(20, wrong(version)))
+                    self.window(device, version, labels_n=20, labels_wrong=labels_wrong)
+            self.conductor.tick(self.now)
+            newest = self.conductor.rollouts()[0]
+            if until and newest["state"] == until:
+                break
+        return newest
+
+    def start(self, version: str, **more: Any) -> str:
+        spec = {"model": "digits", "version": version, "gate": QUICK, "window_s": 5.0, **more}
+        return self.conductor.create_rollout(RolloutSpec(**spec), who="tests", now_ms=self.now)
+
+
+@pytest.fixture
+def house(tmp_path: Path, packages: dict[str, Package]) -> House:
+    return House(tmp_path, packages)
+
+
+EIGHT = [f"pi-{i}" for i in range(8)]
+
+
+def _with_first(house: House) -> House:
+    house.publish_package("1.0.0")
+    house.publish_package("2.0.0")
+    house.enrol(*EIGHT)
+    house.start("1.0.0", stages=("100%",))
+    assert house.live(EIGHT, 20, until="done")["outcome"] == "promoted"
+    house.live(EIGHT, 20)
+    return house
+
+
+def test_a_first_version_and_a_good_second_one_reach_every_device(house: House) -> None:
+    _with_first(house)
+    house.start("2.0.0")
+    seen = house.live(EIGHT, 120, until="done")
+    assert (seen["state"], seen["outcome"], seen["devices_exposed"]) == ("done", "promoted", 8)
+    assert {house.version(d) for d in EIGHT} == {"2.0.0"}
+    assert all(house.wanted(d).models[0].rollout == "" for d in EIGHT), "short windows end with the rollout"
+    revisions = [doc.rev for device, doc in house.sent if device == "pi-0"]
+    assert revisions == sorted(set(revisions))
+
+
+def test_wrong_labels_send_a_release_back_before_it_reaches_everyone(house: House) -> None:
+    _with_first(house)
+    house.start("2.0.0")
+    seen = house.live(EIGHT, 120, wrong=lambda v: 0.4 if v == "2.0.0" else 0.05, until="rolled-back")
+    assert (seen["state"], seen["outcome"]) == ("rolled-back", "rolled back")
+    assert seen["devices_exposed"] <= 2
+    assert seen["reason"].startswith("wrong labels")
+    assert {house.version(d) for d in EIGHT} == {"1.0.0"}
+    with pytest.raises(Refused, match=r"2\.0\.0 is blocked: rollout r2-.* sent it back"):
+        house.start("2.0.0")
+
+
+def test_a_failed_self_test_on_the_first_device_ends_the_rollout(house: House) -> None:
+    _with_first(house)
+    name = house.start("2.0.0")
+    house.live(EIGHT, 1)
+    first = next(d for d in EIGHT if house.version(d) == "2.0.0")
+    document = house.wanted(first)
+    assert document is not None
+    assert (document.models[0].rollout, document.config.rollout_window_s) == (name, 5.0)
+    with house.telemetry.begin() as connection:
+        connection.execute(
+            telemetry.windows.delete().where(telemetry.windows.c.digest == house.packages["2.0.0"].digest[:16])
+        )
+    house.event(first, "2.0.0", "selftest", "blocked", failure="model", reason="3 of 32 outputs differ", rollout=name)
+    house.conductor.tick(house.now)
+    seen = house.conductor.rollout(name)
+    assert (seen["state"], seen["outcome"], seen["devices_exposed"]) == ("rolled-back", "refused by self-test", 1)
+    assert "selftest: 3 of 32 outputs differ" in seen["reason"]
+    assert house.version(first) == "1.0.0"
+
+
+def test_a_hub_that_dies_after_any_tick_goes_on_as_if_it_had_not(tmp_path: Path, packages: dict[str, Package]) -> None:
+    def run(place: Path, *, dies: bool) -> list[Any]:
+        house = House(place, packages)
+        _with_first(house)
+        house.start("2.0.0")
+        trace = []
+        for _ in range(30):
+            if dies:
+                house.restart()
+            house.live(EIGHT, 1)
+            house.conductor.tick(house.now)  # nothing new: nothing may happen
+            with house.control.connect() as connection:
+                state = connection.execute(sa.select(control.rollouts.c.progress)).all()[-1]
+            trace.append((state, {d: house.wanted(d) for d in EIGHT}))
+        return trace
+
+    assert run(tmp_path / "a", dies=True) == run(tmp_path / "b", dies=False)
+
+
+def test_a_tick_that_cannot_commit_is_repeated_whole(house: House) -> None:
+    _with_first(house)
+    house.start("2.0.0")
+    house.now += 5000
+    before = [house.wanted(d) for d in EIGHT]
+    sent = len(house.sent)
+
+    def refuse(*_: Any) -> None:
+        raise sa.exc.OperationalError("disk full", {}, Exception())
+
+    sa.event.listen(house.control, "commit", refuse)
+    with pytest.raises(sa.exc.OperationalError):
+        house.conductor.tick(house.now)
+    sa.event.remove(house.control, "commit", refuse)
+    assert [house.wanted(d) for d in EIGHT] == before
+    assert len(house.sent) == sent
+    house.conductor.tick(house.now)
+    assert sum(house.version(d) == "2.0.0" for d in EIGHT) == 1
+
+
+def test_a_device_that_is_enrolled_later_gets_what_its_fleet_runs(house: House) -> None:
+    _with_first(house)
+    house.enrol("late")
+    house.conductor.tick(house.now)
+    assert house.version("late") == "1.0.0"
+    house.start("2.0.0")
+    house.enrol("later")
+    house.live([*EIGHT, "late"], 1)
+    seen = house.conductor.rollouts()[0]
+    assert seen["devices_total"] == 10, "and takes part in a rollout that is under way"
+    assert house.version("later") in ("1.0.0", "2.0.0")
+
+
+def test_other_models_of_a_device_stay_as_they_are(house: House) -> None:
+    house.publish_package("1.0.0")
+    house.enrol("pi-0")
+    with house.control.begin() as connection:
+        document = {"v": 1, "rev": 7, "models": [{"name": "cars", "digest": "c" * 64}]}
+        connection.execute(control.desired.insert().values(device="pi-0", rev=7, document=document))
+    house.start("1.0.0", stages=("100%",))
+    house.conductor.tick(house.now)
+    wanted = house.wanted("pi-0")
+    assert wanted is not None
+    assert [(m.name, m.digest) for m in wanted.models] == [
+        ("cars", "c" * 64),
+        ("digits", house.packages["1.0.0"].digest),
+    ]
+    assert wanted.rev == 8
+
+
+def test_pause_resume_and_abort(house: House) -> None:
+    _with_first(house)
+    name = house.start("2.0.0")
+    house.live(EIGHT, 1)
+    house.conductor.pause(name, who="ann", now_ms=house.now)
+    assert house.live(EIGHT, 60)["devices_exposed"] == 1
+    house.conductor.resume(name, who="ann", now_ms=house.now)
+    house.conductor.abort(name, who="ann", now_ms=house.now)
+    assert {house.version(d) for d in EIGHT} == {"1.0.0"}
+    assert house.conductor.rollout(name)["outcome"] == "aborted"
+    with pytest.raises(RequestError, match="is aborted and cannot pause"):
+        house.conductor.pause(name, who="ann", now_ms=house.now)
+    with pytest.raises(RequestError, match="no rollout is called 'r9'"):
+        house.conductor.pause("r9", who="ann", now_ms=house.now)
+    with house.control.connect() as connection:
+        said = connection.execute(sa.select(control.audit.c.who, control.audit.c.what)).all()
+    assert [tuple(row) for row in said][-3:] == [("ann", f"rollout {v}") for v in ("pause", "resume", "abort")]
+
+
+def test_what_is_wrong_is_refused_before_anything_moves(house: House) -> None:
+    _with_first(house)
+    house.publish_package("3.0.0", state="withdrawn")
+    sent = len(house.sent)
+    for spec, reason in (
+        ({"version": "9.9.9"}, r"digits 9\.9\.9 is not in the registry \(published: 1\.0\.0, 2\.0\.0, 3\.0\.0\)"),
+        ({"version": "3.0.0"}, r"3\.0\.0 is withdrawn"),
+        ({"version": "1.0.0"}, "all 8 devices already have digits 1.0.0"),
+        ({"version": "2.0.0", "fleet": "moon"}, "no enrolled device is in fleet 'moon'"),
+        ({"version": "2.0.0", "devices": ("pi-0", "pi-77")}, "no enrolled device of fleet '' is called pi-77"),
+    ):
+        with pytest.raises(Refused, match=reason):
+            house.start(**spec)
+    house.start("2.0.0", devices=("pi-0", "pi-1"))
+    with pytest.raises(Refused, match=r"rollout r2-.* \(digits 2\.0\.0\) is running on 1 of the same devices"):
+        house.start("2.0.0", devices=("pi-1", "pi-2"))
+    assert len(house.sent) == sent
+
+
+# Drift.
+
+
+def _row(package: Package, n: int, rng: np.random.Generator, *, shift: bool = False) -> np.ndarray:
+    """Cells of n draws from the package's own reference; shifted: the input's upper half only."""
+    base = decode_baseline(package.read("variants/onnx-fp32/baseline.msgpack"))
+    out = []
+    for channel, counts in zip(base.channels, per_channel(base.channels, base.cells()), strict=True):
+        weights = counts.astype(float)
+        if shift and channel.group == "input":
+            weights[: weights.size // 2] *= 0.3
+        out.append(rng.multinomial(n, weights / weights.sum()))
+        if channel.kind == "score":
+            out.append(np.zeros(1, np.int64))
+    return np.concatenate(out)
+
+
+def test_drift_is_reported_for_the_devices_that_moved_and_for_no_other(house: House) -> None:
+    _with_first(house)
+    package, rng = house.packages["1.0.0"], np.random.default_rng(5)
+    moved = set(EIGHT[:4])
+    for i in range(60):
+        house.now += 5000
+        for device in EIGHT:
+            cells = _row(package, 60, rng, shift=device in moved and i >= 30)
+            house.window(device, "1.0.0", n_monitored=60, cells=cells)
+        if i == 29:
+            house.restart()
+        house.conductor.tick(house.now)
+        if i == 29:
+            assert {v["verdict"] for v in house.conductor.drift.verdicts()} == {"ok"}
+    verdicts = house.conductor.drift.verdicts()
+    alarms = {(v["subject"], v["part"]) for v in verdicts if v["verdict"] == "alarm" and v["scope"] == "device"}
+    assert alarms == {(device, "input") for device in moved}
+    one = next(v for v in verdicts if v["subject"] == "pi-0" and v["verdict"] == "alarm")
+    assert house.now - 31 * 5000 - 20_000 <= one["since_ms"] <= house.now
+    base = decode_baseline(package.read("variants/onnx-fp32/baseline.msgpack"))
+    assert {c["name"] for c in one["channels"]} <= {c.name for c in base.channels if c.group == "input"}
+    assert one["channels"][0]["js"] >= 0.05
+    cohort = [v for v in verdicts if v["scope"] == "cohort" and v["verdict"] == "alarm"]
+    assert [(v["subject"], v["part"], v["devices"]) for v in cohort] == [("lab", "input", sorted(moved))]
+    assert house.conductor.drift.acknowledge("pi-0", who="ann", now_ms=house.now) == 1
+    assert not [v for v in house.conductor.drift.verdicts() if v["subject"] == "pi-0" and v["verdict"] == "alarm"]
+
+
+def test_a_fleet_that_does_not_move_is_left_in_peace(house: House) -> None:
+    _with_first(house)
+    package, rng = house.packages["1.0.0"], np.random.default_rng(6)
+    for _ in range(150):
+        house.now += 5000
+        for device in EIGHT[:4]:
+            house.window(device, "1.0.0", n=200, n_monitored=200, cells=_row(package, 200, rng))
+    while house.conductor.tick(house.now):
+        pass
+    verdicts = house.conductor.drift.verdicts()
+    assert {v["blocks"] for v in verdicts if v["subject"] in EIGHT[:4]} == {150}
+    assert {v["verdict"] for v in verdicts} == {"ok", "learning"}, "learning: those that counted nothing yet"
+
+
+def test_an_alarm_ends_after_three_quiet_days(house: House) -> None:
+    _with_first(house)
+    package, rng = house.packages["1.0.0"], np.random.default_rng(7)
+    for hour in range(24 * 6):
+        house.now += HOUR
+        house.window("pi-0", "1.0.0", n=300, n_monitored=300, cells=_row(package, 300, rng, shift=hour < 12))
+        house.conductor.tick(house.now)
+        verdict = next(v for v in house.conductor.drift.verdicts() if v["part"] == "input" and v["scope"] == "device")
+        if 12 <= hour < 70:
+            assert verdict["verdict"] == "alarm"
+    assert verdict["verdict"] == "ok"
+
+
+def test_windows_of_other_channels_are_counted_apart(house: House) -> None:
+    _with_first(house)
+    rng = np.random.default_rng(8)
+    cells = _row(house.packages["1.0.0"], 500, rng, shift=True)
+    house.window("pi-0", "1.0.0", n=500, n_monitored=500, cells=cells, edge_hash="f" * 16)
+    house.window("pi-0", "1.0.0", n=500, n_monitored=500, cells=cells[:-1])
+    house.conductor.tick(house.now)
+    mine = [v for v in house.conductor.drift.verdicts() if v["subject"] == "pi-0"]
+    assert {(v["foreign_windows"], v["blocks"], v["verdict"]) for v in mine} == {(2, 0, "learning")}
+
+
+def test_a_stream_ends_when_its_device_goes_on_to_another_digest(house: House) -> None:
+    _with_first(house)
+    rng = np.random.default_rng(9)
+    for version in ("1.0.0", "2.0.0"):
+        house.window("pi-0", version, n=300, n_monitored=300, cells=_row(house.packages[version], 300, rng))
+        house.conductor.tick(house.now)
+    mine = {(v["digest"], v["verdict"]) for v in house.conductor.drift.verdicts() if v["subject"] == "pi-0"}
+    first, second = (house.packages[v].digest[:16] for v in ("1.0.0", "2.0.0"))
+    assert mine == {(first, "ended"), (second, "ok")}
