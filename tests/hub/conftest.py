@@ -1,0 +1,188 @@
+"""One certificate authority, both brokers as they run in production, and an owner with a registry."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from edgewright_compiler.keys import init_keys
+from edgewright_hub.broker import EmbeddedBroker
+from edgewright_hub.ca import Authority, open_authority
+from edgewright_hub.control import open_control
+from edgewright_hub.mosquitto import write_configuration
+from edgewright_hub.registry import Registry
+from edgewright_hub.telemetry import open_telemetry
+from sim import wire
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    now = datetime.now(UTC)
+    one = open_authority(tmp_path_factory.mktemp("ca"), now=now)
+    one.keep_server((), one.folder, now=now)
+    return one
+
+
+@pytest.fixture(scope="session")
+def context_of(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ssl.SSLContext]:
+    """TLS of a device with this id, which the authority has signed."""
+    made: dict[str, ssl.SSLContext] = {}
+
+    def context(name: str) -> ssl.SSLContext:
+        if name not in made:
+            request, key = wire.signing_request(name)
+            signed = authority.sign(request, name, now=datetime.now(UTC))
+            folder = tmp_path_factory.mktemp(name)
+            made[name] = wire.client_context(authority.folder / "ca.pem", signed.certificate, key, folder)
+        return made[name]
+
+    return context
+
+
+class Amqtt:
+    """The embedded broker, in a loop and a thread of its own. It can be stopped and started on the same port."""
+
+    def __init__(self, authority: Authority) -> None:
+        self._authority = authority
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        self._broker = EmbeddedBroker("127.0.0.1", self.port, self._authority.broker_context())
+        self._run(self._broker.start())
+        self.port = self._broker.port
+
+    def stop(self) -> None:
+        self._run(self._broker.stop())
+
+    def _run(self, work: object) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(10)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        self.stop()
+        self._run(_drain())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+        self._loop.close()
+
+
+async def _drain() -> None:
+    rest = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
+
+
+class Mosquitto:
+    def __init__(self, authority: Authority, folder: Path) -> None:
+        self.port = free_port()
+        user = "root" if os.geteuid() == 0 else None
+        self._conf = write_configuration(
+            authority, folder, port=self.port, bind="127.0.0.1", now=datetime.now(UTC), user=user
+        )
+        self.start()
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            ["/usr/sbin/mosquitto", "-c", str(self._conf)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        wait_for(lambda: answers(self.port), "mosquitto to answer")
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(5)
+
+    close = stop
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_for(done: Callable[[], object], what: str, seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, f"waited {seconds} s for {what}"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def until() -> Callable[..., None]:
+    return wait_for
+
+
+@pytest.fixture(scope="module", params=["amqtt", "mosquitto"])
+def broker(
+    request: pytest.FixtureRequest, authority: Authority, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Amqtt | Mosquitto]:
+    one = Amqtt(authority) if request.param == "amqtt" else Mosquitto(authority, tmp_path_factory.mktemp("mosquitto"))
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def telemetry_engine(tmp_path: Path) -> Iterator[sa.Engine]:
+    engine = open_telemetry(tmp_path / "telemetry.db")
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def control_engine(tmp_path: Path) -> Iterator[sa.Engine]:
+    engine = open_control(tmp_path / "hub.db")
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def owner(tmp_path: Path) -> Path:
+    """The owner's keys; `hub/` in it is what the hub is given."""
+    init_keys(tmp_path / "owner", now=datetime.now(UTC))
+    return tmp_path / "owner"
+
+
+@pytest.fixture
+def registry(tmp_path: Path, owner: Path, control_engine: sa.Engine) -> Registry:
+    one = Registry(tmp_path / "repo", tmp_path / "keys", control_engine)
+    one.open(owner / "hub", now=datetime.now(UTC))
+    return one
+
+
+@dataclass
+class Names:
+    """Ids that no other test of the module uses."""
+
+    prefix: str
+    number: itertools.count[int]
+
+    def __call__(self) -> str:
+        return f"{self.prefix}-{next(self.number)}"
+
+
+@pytest.fixture
+def new_device(request: pytest.FixtureRequest) -> Names:
+    name = "".join(c if c.isalnum() else "-" for c in request.node.name.lower())[-40:].strip("-")
+    return Names(f"d-{name}", itertools.count())
