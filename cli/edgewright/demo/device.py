@@ -2,8 +2,8 @@
 
     python -m edgewright.demo.device --home DIR --seed 3 --rate 50 --labels 0.5
 
-Ends on SIGTERM. `DIR/feed.json` is read again while it runs: {"shift": "sensor-noise+dead-row"} shifts the input from
-then on. `DIR/tally` is the driver's own count (see tally.py).
+Ends on SIGTERM. `DIR/feed.json` is read again while it runs: {"shift": "sensor-noise+dead-row"} shifts what the sensor
+sees from then on, {"paused": true} stops the application asking. `DIR/tally` is the driver's own count (see tally.py).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .tally import Tally
 
 LABEL_DELAY_S: Final = 1.0
 TICK_S: Final = 0.02
-POOL: Final = 4000  # draws made at once; a new pool when it is used up
+POOL: Final = 2000  # draws made at once; a new pool when it is used up
 
 
 def main() -> None:
@@ -57,12 +57,15 @@ def main() -> None:
         model = agent.model(options.model)
         while not stop and not model.wait(timeout=0.2):
             pass
-        start, made = time.monotonic(), 0
+        next_at = time.monotonic()
         while not stop:
+            feed.follow()
             now = time.monotonic()
-            while made < (now - start) * options.rate and not stop:
+            if feed.paused:
+                next_at = now
+            while next_at <= now and not feed.paused and not stop:
+                next_at += 1 / options.rate
                 image, truth = feed.next()
-                made += 1
                 try:
                     prediction = model.predict({"image": image})
                 except EdgewrightError as error:
@@ -80,33 +83,35 @@ def main() -> None:
 
 
 class Feed:
-    """Images and truths one at a time, drawn in pools; follows `feed.json`."""
+    """Images and truths one at a time, drawn in pools; `follow` reads `feed.json` when it has changed."""
 
     def __init__(self, control: Path, rng: np.random.Generator) -> None:
+        self.paused = False
         self._control = control
         self._rng = rng
         self._shift: str | None = None
-        self._changed = 0.0
+        self._changed = 0
         self._draw()
 
-    def next(self) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.uint8]], int]:
+    def follow(self) -> None:
+        try:
+            changed = self._control.stat().st_mtime_ns
+        except FileNotFoundError:
+            return
+        if changed == self._changed:
+            return
+        self._changed = changed
+        wanted = json.loads(self._control.read_text())
+        self.paused = bool(wanted.get("paused"))
+        if wanted.get("shift") != self._shift:
+            self._shift = wanted.get("shift")
+            self._draw()
+
+    def next(self) -> tuple[data.Images, int]:
         self._at += 1
-        if self._at >= POOL or (self._at % 25 == 0 and self._read_control()):
+        if self._at == POOL:
             self._draw()
         return self._images[self._at], int(self._truths[self._at])
-
-    def _read_control(self) -> bool:
-        try:
-            changed = self._control.stat().st_mtime
-            if changed == self._changed:
-                return False
-            self._changed = changed
-            shift = json.loads(self._control.read_text()).get("shift")
-        except (FileNotFoundError, json.JSONDecodeError):  # being written: read it at the next turn
-            return False
-        changed_shift = shift != self._shift
-        self._shift = shift
-        return bool(changed_shift)
 
     def _draw(self) -> None:
         self._images, self._truths = data.feed(self._rng, POOL, shift=self._shift)

@@ -78,10 +78,10 @@ class LocalFleet:
         run = ["-m", "edgewright.demo.device", f"--home={self.home(device)}", f"--model={model}"]
         self.processes.start(device, [*run, f"--seed={seed}", f"--rate={rate}", f"--labels={labels}"])
 
-    def shift(self, device: str, shift: str | None) -> None:
-        """What the device's sensor sees from now on."""
+    def feed(self, device: str, *, shift: str | None = None, paused: bool = False) -> None:
+        """What the device's sensor sees from now on, and whether its application asks at all."""
         part = self.home(device) / "feed.json.part"
-        part.write_text(json.dumps({"shift": shift}))
+        part.write_text(json.dumps({"shift": shift, "paused": paused}))
         part.replace(self.home(device) / "feed.json")
 
     def publish(self, package: Path) -> str:
@@ -97,7 +97,7 @@ class LocalFleet:
         found: dict[str, Any] = self.client.get(f"/api/v1/rollouts/{identifier}")
         return found
 
-    def wait(self, seen: Callable[[], T], seconds: float, what: Callable[[], str]) -> T:
+    def wait(self, seen: Callable[[], T | None], seconds: float, what: Callable[[], str]) -> T:
         """Poll until `seen` gives something true; raises Unavailable when it does not, or a process has ended."""
         deadline = time.monotonic() + seconds
         while True:
