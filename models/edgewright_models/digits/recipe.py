@@ -202,17 +202,18 @@ def features() -> tuple[Feature, ...]:
 
 def notes(settings: Settings, pruned: Pruned) -> tuple[str, ...]:
     split = data.split()
+    sizes = len(split.train), len(split.validation), len(split.held_out)
+    macs = pruned.macs_after
+    how = "distilled from a teacher" if settings.distil else "trained on labels only"
     return (
         "Intended use: demonstration and tests of a fleet; reading handwritten digits on an 8x8 sensor of 17 levels.",
         "Limits: 43 writers, digits only, centred and upright; every input gets a class, a letter too.",
-        f"Data: the digits of scikit-learn (UCI optdigits test part, CC BY 4.0), split by seed {data.SPLIT_SEED}: "
-        + f"{len(split.train)} rows train, {len(split.validation)} were there for choices, {len(split.held_out)} are "
-        + "held out.",
-        "Tests: `clean` is the held-out rows as they are, `sensor` draws of them with shift, gain and noise. Other draws "
-        + "of the same rows give the reference counts, and `sensor` ranks int8 against fp32.",
-        f"Steps: {'distilled from a teacher' if settings.distil else 'trained on labels only'}, {settings.epochs} + "
-        + f"{settings.tune_epochs} epochs, pruned from {pruned.channels_before} to {pruned.channels_after} channels "
-        + f"({pruned.macs_before} to {pruned.macs_after} multiplications), int8 calibrated on training rows.",
+        "Data: the digits of scikit-learn (UCI optdigits test part, CC BY 4.0).",
+        f"Split by seed {data.SPLIT_SEED}: {sizes[0]} rows train, {sizes[1]} for choices, {sizes[2]} are held out.",
+        "Tests: `clean` is the held-out rows as they are, `sensor` draws of them with shift, gain and noise.",
+        "Other draws of the held-out rows give the reference counts; `sensor` ranks int8 against fp32.",
+        f"Steps: {how}, {settings.epochs} + {settings.tune_epochs} epochs, int8 calibrated on training rows.",
+        f"Pruned: {pruned.channels_before} → {pruned.channels_after} channels, {pruned.macs_before} → {macs} products.",
     )
 
 
