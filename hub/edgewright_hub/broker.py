@@ -219,7 +219,7 @@ class Connect(NamedTuple):
 def read_connect(packet: bytes) -> Connect | None:
     """The CONNECT packet of an MQTT 3.1.1 client; None of anything else."""
     body_at = next((i + 1 for i in range(1, min(5, len(packet))) if not packet[i] & 0x80), 0)
-    if packet[0] != 0x10 or packet[body_at : body_at + 7] != b"\x00\x04MQTT\x04":
+    if packet[:1] != b"\x10" or packet[body_at : body_at + 7] != b"\x00\x04MQTT\x04":
         return None
     try:
         flags, keep_alive_s = struct.unpack_from("!BH", packet, body_at + 7)
