@@ -116,7 +116,7 @@ def _news(spec: RolloutSpec, state: RolloutState, row: Row) -> News | None:
     happening = _HAPPENINGS.get(row.after)
     if row.failure is not None:
         happening = "fail" if row.failure == "model" else "retry"
-    return None if happening is None else News(row.device, happening, f"{row.before}: {row.reason}")
+    return None if happening is None else News(row.device, happening, row.reason, row.before)
 
 
 def _returned(state: RolloutState, member: Member, row: Row) -> bool:

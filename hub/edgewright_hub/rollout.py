@@ -107,7 +107,13 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     windows: int = 0  # that it has reported with the release
     retries: int = 0
     back: bool = False  # seen on `previous` again
+    failed_in: str = ""  # the step of the device's update in which it failed
     reason: str = ""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether truth has come for what this device predicted."""
+        return self.pre_trials[METRICS.index("label")] > 0
 
 
 class RolloutState(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,6 +141,7 @@ class News(msgspec.Struct, frozen=True):
     device: str
     happening: Happening
     reason: str = ""
+    during: str = ""  # the step of the device's update that it left
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +233,7 @@ def _hear(
             # the time-out counts from the last sign of life
             changes |= {"retries": member.retries + 1, "asked_ms": now_ms, "reason": news.reason}
         elif status != member.status:
-            changes["reason"] = news.reason
+            changes |= {"reason": news.reason, "failed_in": news.during if status == "failed" else ""}
         members[news.device] = msgspec.structs.replace(member, **changes)
     for device, count in seen.windows:
         if device in members:
@@ -274,7 +281,7 @@ def _judge(
                 for m in counted
             ),
             last=last,
-            labels_block=state.stage == len(spec.stages) - 2,
+            labels_block=_is_label_gate(state, spec) and any(m.labelled for m in members if m.status in GIVEN),
         )
     )
     flushed = bool(treated.trials.any())
@@ -287,12 +294,9 @@ def _judge(
         reason=judgement.reason,
     )
     if judgement.verdict == "rollback":
-        refused = all(m.status != "committed" and not m.windows for m in members) and any(
-            "selftest" in m.reason for m in members if m.status == "failed"
-        )
-        if state.exposed == 0:
-            return state, []
-        told = "; ".join(sorted({m.reason for m in members if m.status == "failed" and m.reason})[:3])
+        failed = [m for m in members if m.status == "failed"]
+        refused = failed and all(m.failed_in == "selftest" for m in failed) and not any(m.windows for m in members)
+        told = "; ".join(sorted({m.reason for m in failed if m.reason})[:3])
         state = _move(state, "harm", judgement.reason + (f": {told}" if told else ""), now_ms)
         outcome: Literal["refused by self-test", "rolled back"] = "refused by self-test" if refused else "rolled back"
         return msgspec.structs.replace(state, outcome=outcome), _restore(state, spec)
@@ -311,7 +315,17 @@ def _to_expose(state: RolloutState, spec: RolloutSpec, present: frozenset[str]) 
     reachable = sum(m.status in GIVEN or (m.status == "waiting" and m.device in present) for m in state.members)
     size = stage_size(spec.stages[state.stage], reachable) if reachable else 0
     waiting = [m for m in state.members if m.status == "waiting" and m.device in present]
-    return waiting[: max(0, size - state.exposed)]
+    chosen = waiting[: max(0, size - state.exposed)]
+    given = [m for m in state.members if m.status in GIVEN]
+    if chosen and _is_label_gate(state, spec) and not any(m.labelled for m in (*given, *chosen)):
+        # the gate of this stage asks for labels: one device must be able to bring them
+        chosen[-1:] = [next((m for m in waiting if m.labelled), chosen[-1])]
+    return chosen
+
+
+def _is_label_gate(state: RolloutState, spec: RolloutSpec) -> bool:
+    """Whether this is the last stage before everyone, which waits for labels."""
+    return state.stage == len(spec.stages) - 2 and spec.gate.label is not None
 
 
 def _expose(

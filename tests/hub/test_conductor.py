@@ -201,11 +201,13 @@ def test_a_failed_self_test_on_the_first_device_ends_the_rollout(house: House) -
         connection.execute(
             telemetry.windows.delete().where(telemetry.windows.c.digest == house.packages["2.0.0"].digest[:16])
         )
-    house.event(first, "2.0.0", "selftest", "blocked", failure="model", reason="3 of 32 outputs differ", rollout=name)
+    house.event(
+        first, "2.0.0", "selftest", "blocked", failure="model", reason="self-test: 3 of 32 outputs differ", rollout=name
+    )
     house.conductor.tick(house.now)
     seen = house.conductor.rollout(name)
     assert (seen["state"], seen["outcome"], seen["devices_exposed"]) == ("rolled-back", "refused by self-test", 1)
-    assert "selftest: 3 of 32 outputs differ" in seen["reason"]
+    assert seen["reason"].endswith(": self-test: 3 of 32 outputs differ")
     assert house.version(first) == "1.0.0"
 
 

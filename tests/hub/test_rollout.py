@@ -77,7 +77,7 @@ CASES = [
     ),
     Case(
         "a first device that fails its self-test ends the rollout",
-        ["obey", "fail:selftest: 3 of 32 outputs differ"], ["hold", "rollback"],
+        ["obey", "fail:self-test: 3 of 32 outputs differ"], ["hold", "rollback"],
         [("running", 0, 1), ("rolled-back", 0, 1)], wishes_back=1, outcome="refused by self-test",
     ),
     Case(
@@ -111,7 +111,8 @@ def test_traces(case: Case) -> None:
             seen = _everyone(state, back=frozenset(_names(state, "committed")))
         elif ":" in what:
             happening, _, reason = what.partition(":")
-            seen = _everyone(state, news=tuple(News(d, happening, reason) for d in asked))  # type: ignore[arg-type]
+            during = "selftest" if "self-test" in reason else "fetch"
+            seen = _everyone(state, news=tuple(News(d, happening, reason, during) for d in asked))  # type: ignore[arg-type]
         state, wishes = rollout.step(state, spec, seen, gate, 1000 * (i + 1))
         trace.append((state.state, state.stage, state.exposed))
         back += sum(w.digest == OLD for w in wishes)
@@ -189,6 +190,22 @@ def test_those_left_over_get_the_release_when_everyone_else_has_it() -> None:
     state, wishes = rollout.step(state, spec, Observation(present=here, news=news), gate, 2)
     assert state.state == "done"
     assert {(w.device, w.digest, w.trial) for w in wishes} == {(f"d{i}", NEW, False) for i in range(4)}
+
+
+def test_the_stage_whose_gate_asks_for_labels_has_a_device_that_gets_them() -> None:
+    spec = RolloutSpec(model="digits", digest=NEW, stages=(1, 2, "100%"))
+    for labelled in range(8):
+        members = tuple(
+            msgspec.structs.replace(m, pre_trials=(1e4, 0, 50.0 if m.device == f"d{labelled}" else 0))
+            for m in _fleet(8)
+        )
+        state = rollout.command(rollout.enrol(RolloutState(id="r1"), members), spec, "start", "go", 0)[0]
+        gate = Script(["hold", "promote", "hold"])
+        for i in range(3):
+            state, _ = rollout.step(state, spec, _obedient(state), gate, i)
+        assert state.exposed == 2
+        assert f"d{labelled}" in _names(state, "asked", "committed")
+        assert gate.asked[-1].labels_block
 
 
 def test_a_paused_rollout_exposes_nobody_and_still_turns_back_from_harm() -> None:
