@@ -68,13 +68,11 @@ def enroll(disk: Disk, home: Path, *, hub: str, token: str, device: str) -> Hub:
         ca = _get(urllib3.PoolManager(cert_reqs="CERT_NONE"), base + "/enroll/ca.pem", CA_BYTES)
     _pinned("CA", ca, secret.ca_sha256, base)
     atomic_write(disk, folder / "ca.pem", ca)
-    key = ec.generate_private_key(ec.SECP256R1())
-    answer = _ask(base, str(folder / "ca.pem"), secret, device, key)
+    key = _key(disk, folder / "device.key")
+    answer = _ask(base, str(folder / "ca.pem"), token.strip(), device, key)
     _pinned("root metadata", answer.root.encode(), secret.root_sha256, base)
     _fits(answer.certificate, key, device)
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     said = Hub(device, answer.broker, answer.repo if answer.repo.endswith("/") else answer.repo + "/")
-    atomic_write(disk, folder / "device.key", pem)
     atomic_write(disk, folder / "device.crt", answer.certificate.encode())
     atomic_write(disk, folder / "root.json", answer.root.encode())
     atomic_write(disk, folder / "hub.json", msgspec.json.encode(said))
@@ -94,11 +92,27 @@ def parse(token: str) -> Token:
         raise RequestError(f"the enrolment token is damaged ({error}); copy it whole, or ask for a new one") from None
 
 
-def _ask(base: str, ca: str, secret: Token, device: str, key: ec.EllipticCurvePrivateKey) -> Answer:
+def _key(disk: Disk, path: Path) -> ec.EllipticCurvePrivateKey:
+    """The key of an earlier try, else a new one: asking again with the same key costs no use of the token."""
+    try:
+        found = serialization.load_pem_private_key(disk.read(path), None)
+        if isinstance(found, ec.EllipticCurvePrivateKey):
+            return found
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        raise RequestError(f"{path} is damaged ({error}); remove it to enrol with a new key") from None
+    key = ec.generate_private_key(ec.SECP256R1())
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    atomic_write(disk, path, key.private_bytes(*form))
+    return key
+
+
+def _ask(base: str, ca: str, token: str, device: str, key: ec.EllipticCurvePrivateKey) -> Answer:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, device)])
     csr = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
     body = {
-        "token": secret.secret,
+        "token": token,
         "device": device,
         "csr": csr.public_bytes(serialization.Encoding.PEM).decode(),
     }

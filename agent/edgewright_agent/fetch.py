@@ -7,6 +7,7 @@ durable; it never writes more than `size` bytes. Every failure of the network is
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -38,6 +39,7 @@ class Link:
         options: dict[str, Any] = {"cert_reqs": "CERT_REQUIRED", "ca_certs": str(ca)} if ca else {}
         self._pool = urllib3.PoolManager(retries=False, timeout=TIMEOUT, maxsize=2, **options)
         self.received = 0  # bytes of bodies
+        self.stopping = threading.Event()  # breaks off whatever is being read
 
     def open(self, url: str, offset: int = 0) -> urllib3.BaseHTTPResponse:
         headers = {"Range": f"bytes={offset}-"} if offset else {}
@@ -50,6 +52,8 @@ class Link:
         try:
             for chunk in response.stream(CHUNK):
                 self.received += len(chunk)
+                if self.stopping.is_set():
+                    raise LinkDown(f"{response.url}: the agent stops")
                 yield chunk
         except urllib3.exceptions.HTTPError as error:
             raise LinkDown(f"{response.url}: {error}") from error

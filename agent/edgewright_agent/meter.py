@@ -77,7 +77,7 @@ class Row(NamedTuple):
 class Outcome(NamedTuple):
     id: int
     name: str
-    truth: int | bool  # a class index for `correct`, else whether it came out true
+    truth: int | str  # for `correct` the class, by index or label; else whether it came out true
 
 
 class Clocks(msgspec.Struct, frozen=True):
@@ -96,6 +96,7 @@ class Meter:
 
     def __init__(self, wake: threading.Event) -> None:
         self._rows: deque[Row] = deque()
+        self.monitor_every = 1  # channels are counted of every n-th inference
         self._limit, self._kick = ROWS, KICK
         self._wake = wake
         self._overflow: Counter[tuple[Subject, str, str | None]] = Counter()
@@ -160,7 +161,7 @@ class Meter:
             next(iter(self._counts.values())).shed["outcomes"] += lost
         return done
 
-    def take(self, subjects: Iterable[Subject], clocks: Clocks, usage: Usage) -> list[Window]:
+    def take(self, subjects: Iterable[Subject], clocks: Clocks, usage: Usage) -> list[tuple[Subject, Window]]:
         """Windows of everything counted since the last call, and an empty one for each of `subjects` that had nothing.
 
         `usage` is the process's, so it goes to one window only: that of the most inferences.
@@ -171,7 +172,7 @@ class Meter:
         taken, self._counts = self._counts, {}
         busiest = max(taken, key=lambda k: taken[k].n, default=None)
         return [
-            counts.window(subject, context, clocks, usage if (subject, context) == busiest else Usage())
+            (subject, counts.window(subject, context, clocks, usage if (subject, context) == busiest else Usage()))
             for (subject, context), counts in taken.items()
         ]
 
@@ -232,7 +233,8 @@ class Meter:
                 if predicted < 0:
                     counts.shed["outcomes"] += 1
                     continue
-                hit = predicted == int(one.truth)
+                labels = subject.manifest.labels
+                hit = one.truth == (labels[predicted] if isinstance(one.truth, str) and labels else predicted)
                 at = min(int(confidence * CONFIDENCE_BINS), CONFIDENCE_BINS - 1)
                 counts.by_confidence[at] += 1
                 counts.by_confidence[CONFIDENCE_BINS + at] += hit

@@ -1,0 +1,250 @@
+"""The agent in an application's process: `with Agent(home) as agent: agent.model("digits").predict({"image": x})`.
+
+Three threads of its own: telemetry (`reporter`), installing (`install`), and the link's. An inference waits for none of
+them. Leaving the `with` block seals the open window; a kill loses it, and the next birth says so.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import itertools
+import logging
+import os
+import platform
+import random
+import secrets
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Literal
+
+from edgewright_contracts import birth, event
+from edgewright_contracts.desired import Desired
+from edgewright_contracts.errors import RequestError
+from edgewright_contracts.report import Phase, Rollout, Window
+from edgewright_runtime.runtime import available
+
+from . import clock as clocks
+from . import identity
+from .clock import Clock, SystemClock
+from .disk import Disk, RealDisk
+from .fetch import Link
+from .install import Installer, Loaded, Sealed
+from .meter import Meter, Outcome, Subject
+from .model import Active, Model
+from .mqtt import MqttTransport, Transport
+from .reporter import Reporter
+from .slots import ModelState
+from .spool import Spool
+from .trust import Trust
+from .update import State
+
+JOIN_S: Final = 10.0  # for a thread at the end; a download or self-test under way breaks off sooner
+
+log = logging.getLogger(__name__)
+
+
+class Agent:
+    """`home` must be enrolled. The other arguments replace a seam of the outside world."""
+
+    def __init__(
+        self,
+        home: Path | str,
+        *,
+        transport: Transport | None = None,
+        disk: Disk | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.home = Path(home)
+        self.identity = identity.load(self.home)
+        self.boot_id = secrets.token_hex(8)
+        self._clock = clock or SystemClock()
+        self._disk = disk or RealDisk()
+        self._lock = _only_one(self.home)
+        self._runtimes = available()
+        wake = threading.Event()
+        self._meter = Meter(wake)
+        self._wake = wake
+        self._ids = itertools.count(1)
+        self._models: dict[str, Model] = {}
+        self._transport = transport or MqttTransport(self.identity, self.boot_id)
+        opened = birth.Unclean(boot_id=self.boot_id, open_since_mono_ms=self._clock.monotonic_ns() // 1_000_000)
+        self._spool = Spool(self._disk, self.home / "spool", opened=opened, new_id=lambda: secrets.token_hex(8))
+        hub = self.identity.hub
+        link = Link(self.identity.ca if hub.repo.startswith("https:") else None)
+        self._installer = Installer(
+            self._disk,
+            self.home / "models",
+            host=self,
+            trust=Trust(self._disk, self.home / "trust", self.identity.root, hub.repo, link, self._clock),
+            link=link,
+            repo=hub.repo,
+            clock=self._clock,
+            boot_id=self.boot_id,
+            runtimes=tuple(self._runtimes),
+            uniform=random.random,
+        )
+        self._reporter = Reporter(
+            self.home,
+            disk=self._disk,
+            clock=self._clock,
+            meter=self._meter,
+            spool=self._spool,
+            transport=self._transport,
+            wake=wake,
+            boot_id=self.boot_id,
+            subjects=self._subjects,
+            hurried=self._installer.hurried,
+            observe=self._observe,
+            desire=self._desire,
+            born=self._birth,
+            received=lambda: link.received,
+        )
+        self._threads = [
+            threading.Thread(target=self._reporter.run, name="edgewright-telemetry", daemon=True),
+            threading.Thread(target=self._installer.run, name="edgewright-install", daemon=True),
+        ]
+
+    def __enter__(self) -> Agent:
+        unclean = bool(self._spool.state.unclean)
+        self._installer.boot(unclean=unclean)
+        if self._reporter.desired is not None:
+            self._desire(self._reporter.desired)
+        for thread in self._threads:
+            thread.start()
+        self._transport.start(self._reporter)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop all threads; the open window is sealed. Safe to repeat."""
+        self._installer.stop()
+        self._reporter.stop()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(JOIN_S)
+        self._transport.stop()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def model(self, name: str) -> Model:
+        """The model of this name; it may have no package yet, and then `predict` raises Unavailable."""
+        found = self._models.get(name)
+        if found is None:
+            found = self._models.setdefault(name, Model(name, self._meter, self._clock, self._ids))
+        return found
+
+    def label(self, identifier: int, truth: int | str) -> None:
+        """The true class of an earlier prediction, as index or label: counted as outcome `correct`."""
+        self._meter.outcome(Outcome(identifier, "correct", truth))
+
+    def outcome(self, identifier: int, name: str, happened: bool) -> None:
+        """Whether something named came out of an earlier prediction, as ("pick_ok", True)."""
+        if not 1 <= len(name) <= 64 or name == "correct":
+            raise RequestError(f"expected an outcome name of 1 to 64 characters other than 'correct', got {name!r}")
+        self._meter.outcome(Outcome(identifier, name, int(happened)))
+
+    # What the installer asks for (install.Host).
+
+    @property
+    def online(self) -> bool:
+        return self._transport.online
+
+    def emit(self, draft: event.Event) -> None:
+        self._spool.event(draft)
+        self._wake.set()
+
+    def switch(self, model: str, loaded: Loaded | None, phase: Phase, rollout: Rollout) -> None:
+        target = self.model(model)
+        if loaded is None:
+            target.switch(None)
+            return
+        package = loaded.package
+        subject = Subject(model, package.manifest, package.digest, loaded.variant, loaded.baseline, phase, rollout)
+        before = target.active
+        same = before is not None and before.session is loaded.session
+        active = Active(subject, loaded.session, before.turn if before and same else None)
+        self._meter.fit(active.row_bytes)
+        target.switch(active)
+
+    def _subjects(self) -> list[Subject]:
+        return [m.active.subject for m in list(self._models.values()) if m.active is not None]
+
+    def _observe(self, sealed: list[tuple[Subject, Window]], rss_mb: float) -> None:
+        by_model: dict[str, list[Window]] = {}
+        for subject, window in sealed:
+            by_model.setdefault(subject.model, []).append(window)
+        for model, windows in by_model.items():
+            self._installer.observe(Sealed(model, windows, rss_mb))
+
+    def _desire(self, desired: Desired) -> None:
+        self._meter.monitor_every = desired.config.monitor_every
+        self._installer.desire(desired)
+
+    def _birth(self, connection: int, window_s: int) -> bytes:
+        desired = self._reporter.desired
+        return birth.encode(
+            birth.Birth(
+                device=self.identity.device,
+                boot_id=self.boot_id,
+                connection=connection,
+                agent=importlib.metadata.version("edgewright"),
+                hardware=hardware(),
+                runtimes=self._runtimes,
+                slots=tuple(slots(self._installer.states())),
+                clock=clocks.state(self._clock),
+                uptime_ms=self._clock.monotonic_ns() // 1_000_000,
+                window_s=window_s,
+                unclean=self._spool.state.unclean,
+                spool=self._spool.told(),
+                desired_rev=desired.rev if desired else 0,
+            )
+        )
+
+
+def hardware() -> birth.Hardware:
+    board = Path("/proc/device-tree/model")
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
+    return birth.Hardware(
+        arch=platform.machine().lower(),
+        model=board.read_text(errors="replace").strip("\0\n ") if board.exists() else "",
+        cores=os.cpu_count() or 0,
+        ram_mb=pages >> 20,
+    )
+
+
+def slots(states: dict[str, ModelState]) -> list[birth.Slot]:
+    """Every filled slot of every model, as a birth tells it."""
+    found = []
+    for name, state in states.items():
+        on_trial = state.record.state is State.PROBATION
+        staging = state.record.state in (State.STAGE, State.SELFTEST, State.WARMUP, State.ACTIVATE)
+        for side, slot in (("a", state.a), ("b", state.b)):
+            if slot is None:
+                continue
+            kind: Literal["active", "previous", "staged", "probation"]
+            if side == state.active:
+                kind = "probation" if on_trial else "active"
+            else:
+                kind = "staged" if staging and slot.digest == state.record.digest else "previous"
+            found.append(
+                birth.Slot(model=name, digest=slot.digest, version=slot.version, variant=slot.variant, state=kind)
+            )
+    return found
+
+
+def _only_one(home: Path) -> int:
+    """A lock that this process holds while it lives. Raises RequestError when another has it."""
+    descriptor = os.open(home / "agent.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise RequestError(f"another agent runs in {home}; stop it first, or give each its own home") from None
+    return descriptor

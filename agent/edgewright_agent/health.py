@@ -1,0 +1,134 @@
+"""Whether a package does well on this device: the self-test in a child process, and the windows of its probation.
+
+Pure but for `selftest`. Rules of a window in probation, against the package before it on the same device:
+- error or reject rate: worse when a two-proportion z-test says so at 3.1 (one in a thousand) with at least `MIN_BAD`
+  bad ones and twice the rate; without a pre-period the yardstick is 1 bad in 100;
+- budgets of the manifest (p95 latency, RSS): broken when over in 3 of 3 windows;
+- a window in which nothing was inferred says nothing.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from enum import StrEnum
+from math import sqrt
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from edgewright_contracts import binning
+from edgewright_contracts.errors import Unavailable
+from edgewright_contracts.manifest import Budgets
+from edgewright_contracts.report import Window
+
+from .selftest_child import Verdict
+from .update import PrePeriod, Record
+
+SELFTEST_S: Final = 120.0
+MIN_BAD: Final = 5
+Z: Final = 3.1
+RATIO: Final = 2.0
+BREACHES: Final = 3
+UNKNOWN: Final = PrePeriod(100, 1, 1)  # the yardstick of a first install
+LOG_TAIL: Final = 8000
+
+
+class Health(StrEnum):
+    SILENT = "silent"
+    HEALTHY = "healthy"
+    STRAINED = "strained"  # over a budget, not yet 3 times
+    BROKEN = "broken"
+
+
+class Judgement(NamedTuple):
+    health: Health
+    reason: str
+    breaches: int
+
+
+def judge(windows: list[Window], record: Record, budgets: Budgets, rss_mb: float) -> Judgement:
+    """The windows that were sealed together for the package in probation (one per context)."""
+    n, errors = sum(w.n for w in windows), sum(w.error_count for w in windows)
+    rejected = sum(sum(w.rejected.values()) for w in windows)
+    if n + rejected == 0:
+        return Judgement(Health.SILENT, "", record.breaches)
+    before = record.before if record.before.n else UNKNOWN
+    for what, bad, trials, base in (
+        ("errors", errors, n, before.errors / before.n),
+        ("rejected inputs", rejected, n + rejected, before.rejected / (before.n + before.rejected)),
+    ):
+        if worse(bad, trials, base, before.n):
+            reason = f"{what}: {bad} of {trials}, against {base:.2%} before"
+            return Judgement(Health.BROKEN, reason, record.breaches)
+    over = over_budget(windows, budgets, rss_mb)
+    if not over:
+        return Judgement(Health.HEALTHY, "", 0)
+    breaches = record.breaches + 1
+    return Judgement(Health.BROKEN if breaches >= BREACHES else Health.STRAINED, over, breaches)
+
+
+def worse(bad: int, trials: int, base: float, base_n: int) -> bool:
+    """Whether bad/trials is worse than `base`, a rate that was seen over `base_n`."""
+    if bad < MIN_BAD or bad / trials < RATIO * base:
+        return False
+    pooled = (bad + base * base_n) / (trials + base_n)
+    spread = sqrt(pooled * (1 - pooled) * (1 / trials + 1 / base_n))
+    return spread == 0 or (bad / trials - base) / spread > Z
+
+
+def over_budget(windows: list[Window], budgets: Budgets, rss_mb: float) -> str:
+    """What is over its budget, "" for nothing."""
+    if budgets.p95_ms is not None:
+        grid = sum((binning.unpack_grid(w.latency_run) for w in windows), binning.unpack_grid(b""))
+        p95 = binning.grid_quantile_ns(grid, 0.95)
+        if p95 is not None and p95 / 1e6 > budgets.p95_ms:
+            return f"p95 latency {p95 / 1e6:.3g} ms, budget {budgets.p95_ms:g} ms"
+    if budgets.rss_mb is not None and rss_mb > budgets.rss_mb:
+        return f"RSS {rss_mb:.0f} MB, budget {budgets.rss_mb:g} MB"
+    return ""
+
+
+def selftest(
+    folder: Path, variant: str, runtime: str, *, stopping: threading.Event, timeout_s: float = SELFTEST_S
+) -> tuple[Verdict, str]:
+    """Run the self-test of a slot in a child process: (verdict, log). A child that dies or hangs did not pass.
+
+    Raises Unavailable when `stopping` is set meanwhile; the child is gone then.
+    """
+    command = [sys.executable, "-m", "edgewright_agent.selftest_child", str(folder), variant, runtime]
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        out, err = _communicate(child, stopping, timeout_s)
+    except subprocess.TimeoutExpired as error:
+        return Verdict(False, f"the self-test hung for {timeout_s:g} s"), _tail(error.stderr)
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.communicate()
+    log = _tail(err)
+    if child.returncode < 0:
+        return Verdict(False, f"the self-test was killed by signal {-child.returncode}"), log
+    try:
+        return msgspec.json.decode(out, type=Verdict), log
+    except msgspec.DecodeError:
+        return Verdict(False, f"the self-test ended with code {child.returncode} and no verdict"), log
+
+
+def _communicate(child: subprocess.Popen[bytes], stopping: threading.Event, timeout_s: float) -> tuple[bytes, bytes]:
+    waited = 0.0
+    while True:
+        try:
+            return child.communicate(timeout=0.5)
+        except subprocess.TimeoutExpired:
+            waited += 0.5
+            if stopping.is_set():
+                raise Unavailable("the agent stops; the self-test will be run again") from None
+            if waited >= timeout_s:
+                raise
+
+
+def _tail(data: bytes | None) -> str:
+    return (data or b"")[-LOG_TAIL:].decode(errors="replace")

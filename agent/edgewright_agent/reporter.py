@@ -1,0 +1,299 @@
+"""The telemetry thread: drains the meter, seals windows, keeps them in the spool, and offers them to the hub.
+
+Order: drain → seal (durable) → number (durable) → publish. A window ends on a multiple of its length by the wall clock
+while that is synced, else a length after it began. Everything that the link receives is handled on this thread, so the
+spool's rules need no further ordering. Whatever is unacknowledged is offered again after a reconnect and after 90 s:
+a hub acknowledges within 30 s.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from math import ceil
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from edgewright_contracts import desired as down
+from edgewright_contracts import report
+from edgewright_contracts.birth import Unclean
+from edgewright_contracts.desired import Ack, Command, Config, Desired
+from edgewright_contracts.errors import ContractError
+from edgewright_contracts.report import Gauge, Usage, Window
+from edgewright_contracts.topics import Kind
+
+from . import clock as clocks
+from .clock import Clock
+from .disk import Disk, atomic_write
+from .meter import Clocks, Meter, Subject
+from .mqtt import Transport
+from .spool import Spool
+
+REOFFER_S: Final = 90.0
+LONGEST_WAIT_S: Final = 30.0
+COMMANDS_KEPT: Final = 64
+
+log = logging.getLogger(__name__)
+
+
+class Message(NamedTuple):
+    kind: Kind | None  # None: a connection was made
+    payload: bytes
+
+
+class Reporter:
+    """`subjects` are the packages that answer now; `observe` hears what was sealed; `born` gives a birth's bytes."""
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        disk: Disk,
+        clock: Clock,
+        meter: Meter,
+        spool: Spool,
+        transport: Transport,
+        wake: threading.Event,
+        boot_id: str,
+        subjects: Callable[[], list[Subject]],
+        hurried: Callable[[], bool],
+        observe: Callable[[list[tuple[Subject, Window]], float], None],
+        desire: Callable[[Desired], None],
+        born: Callable[[int, int], bytes],
+        received: Callable[[], int],
+    ) -> None:
+        self._path, self._disk, self._clock = home / "desired.json", disk, clock
+        self._meter, self._spool, self._transport, self._wake = meter, spool, transport, wake
+        self._boot_id, self._subjects, self._hurried = boot_id, subjects, hurried
+        self._observe, self._desire, self._born, self._received = observe, desire, born, received
+        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._pending: list[Window] = []  # sealed, but the disk did not take them yet
+        self._offered: dict[int, float] = {}
+        self._commands: list[str] = []
+        self._told: tuple[str, ...] = ()
+        self._connection = 0
+        self._usage = Consumption(disk, transport, received)
+        self.desired = self._stored()
+        self._open()
+
+    @property
+    def config(self) -> Config:
+        return self.desired.config if self.desired else Config()
+
+    @property
+    def window_s(self) -> float:
+        config = self.config
+        return min(config.window_s, config.rollout_window_s) if self._hurried() else config.window_s
+
+    # What the link calls, on its own thread.
+
+    def connected(self, connection: int) -> None:
+        self._connection = connection
+        self._post(Message(None, b""))
+
+    def disconnected(self, reason: str) -> None:
+        log.info("disconnected: %s", reason)
+
+    def received(self, kind: Kind, payload: bytes) -> None:
+        self._post(Message(kind, payload))
+
+    def run(self) -> None:
+        """Until `stop`; then everything counted is sealed."""
+        while not self._stopping.is_set():
+            self._wake.wait(self._wait_s())
+            self._wake.clear()
+            try:
+                self.turn()
+            except Exception:  # telemetry must not end because one message or one disk write went wrong
+                log.exception("telemetry went wrong and goes on")
+                self._stopping.wait(1)
+        self._finish()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._wake.set()
+
+    def turn(self) -> None:
+        """One round: messages, rows, the window if it is due, offers."""
+        while not self._inbox.empty():
+            self._handle(self._inbox.get())
+        self._meter.drain()
+        if self._now_s() >= self._due_s():
+            self.seal()
+        self._offer()
+
+    def seal(self) -> None:
+        """End the open window now and begin the next."""
+        self._meter.drain()
+        now_ms, wall = self._clock.monotonic_ns() // 1_000_000, self._clock.wall_ms()
+        span_ms = now_ms - self._since_ms
+        usage, rss_mb = self._usage.since_last()
+        sealed = self._meter.take(
+            self._subjects(),
+            Clocks(
+                boot_id=self._boot_id,
+                start_ms=self._since_ms,
+                end_ms=now_ms,
+                wall_start_ms=None if wall is None else max(0, wall - span_ms),
+                clock=clocks.state(self._clock),
+                next_due_s=ceil(2 * self.window_s),
+            ),
+            usage,
+        )
+        self._open()
+        self._pending = _fewer([*self._pending, *(w for _, w in sealed)]) if self._pending else [w for _, w in sealed]
+        try:
+            self._spool.seal(self._pending, self.opened())
+            self._pending = []
+        except OSError as error:
+            log.error("the disk does not take the window; it stays in memory: %s", error)  # noqa: TRY400
+        self._observe(sealed, rss_mb)
+
+    def opened(self) -> Unclean:
+        return Unclean(boot_id=self._boot_id, open_since_mono_ms=self._since_ms)
+
+    def _finish(self) -> None:
+        self.seal()
+        if not self._pending:
+            self._spool.close()
+        self._offer()
+
+    def _open(self) -> None:
+        self._since_ms, self._since_wall = self._clock.monotonic_ns() // 1_000_000, self._clock.wall_ms()
+
+    def _due_s(self) -> float:
+        synced = self._clock.synced() if self._since_wall is not None else False
+        return self._since_ms / 1000 + length_s(self._since_wall if synced else None, self.window_s)
+
+    def _wait_s(self) -> float:
+        return max(0.0, min(LONGEST_WAIT_S, self._due_s() - self._now_s()))
+
+    def _now_s(self) -> float:
+        return self._clock.monotonic_ns() / 1e9
+
+    def _post(self, message: Message) -> None:
+        self._inbox.put(message)
+        self._wake.set()
+
+    def _offer(self) -> None:
+        if not self._transport.online:
+            return
+        now = self._now_s()
+        offers = self._spool.offer(compress=self.config.compress)
+        for offer in offers:
+            before = self._offered.get(offer.seq)
+            if (before is None or now - before >= REOFFER_S) and self._transport.publish(offer.kind, offer.payload):
+                self._offered[offer.seq] = now
+        live = {o.seq for o in offers}
+        self._offered = {seq: at for seq, at in self._offered.items() if seq in live}
+
+    def _handle(self, message: Message) -> None:
+        try:
+            if message.kind is None:
+                self._greet()
+            elif message.kind == "ack":
+                self._acknowledged(down.decode_ack(message.payload))
+            elif message.kind == "desired":
+                self._wished(message.payload)
+            elif message.kind == "command":
+                self._command(down.decode_command(message.payload))
+        except ContractError as error:
+            log.warning("ignored a message of the hub: %s", error)
+
+    def _greet(self) -> None:
+        """A birth at every connection; what is unacknowledged is offered anew behind it."""
+        self._offered.clear()
+        self._told = tuple(u.boot_id for u in self._spool.state.unclean)
+        self._transport.publish("birth", self._born(self._connection, ceil(self.window_s)))
+
+    def _acknowledged(self, ack: Ack) -> None:
+        self._spool.ack(ack)
+        if self._told and ack.spool_id == self._spool.state.spool_id:
+            self._spool.declared(self._told)  # the hub answers births with an ack
+            self._told = ()
+
+    def _wished(self, payload: bytes) -> None:
+        wish = down.decode_desired(payload)
+        if self.desired is not None and wish.rev <= self.desired.rev:
+            return
+        atomic_write(self._disk, self._path, payload)
+        self.desired = wish
+        self._desire(wish)
+
+    def _command(self, command: Command) -> None:
+        wall = self._clock.wall_ms()
+        if command.id in self._commands or (wall is not None and wall > command.expires_at):
+            return
+        self._commands = [*self._commands, command.id][-COMMANDS_KEPT:]
+        if command.verb == "report_now":
+            self.seal()
+        elif command.verb == "new_spool":
+            self._spool.renumber(command.argument)
+            self._offered.clear()
+            self._greet()
+        else:
+            log.warning("command %s is not supported by this agent", command.verb)
+
+    def _stored(self) -> Desired | None:
+        try:
+            return down.decode_desired(self._disk.read(self._path))
+        except FileNotFoundError:
+            return None
+        except ContractError as error:
+            log.warning("the stored wishes are damaged; waiting for the hub's: %s", error)
+            return None
+
+
+class Consumption:
+    """What this process uses, between two calls."""
+
+    def __init__(self, disk: Disk, transport: Transport, received: Callable[[], int]) -> None:
+        self._disk, self._transport, self._fetched = disk, transport, received
+        self._last = self._totals()
+        self._at = time.monotonic()
+
+    def since_last(self) -> tuple[Usage, float]:
+        """(usage, RSS in MB)."""
+        now, at = self._totals(), time.monotonic()
+        cpu_ms, sent, got, written = (a - b for a, b in zip(now, self._last, strict=True))
+        permille = int(cpu_ms / max(1e-3, at - self._at))
+        self._last, self._at = now, at
+        rss_kb = resident_kb()
+        usage = Usage(
+            rss_kb=Gauge(1, rss_kb, rss_kb),
+            cpu_permille=Gauge(1, permille, permille),
+            cpu_ms=cpu_ms,
+            bytes_sent=sent,
+            bytes_received=got,
+            bytes_written=written,
+        )
+        return usage, rss_kb / 1024
+
+    def _totals(self) -> tuple[int, int, int, int]:
+        sent, got = self._transport.traffic()
+        return int(time.process_time() * 1000), sent, got + self._fetched(), self._disk.written
+
+
+def length_s(wall_ms: int | None, window_s: float) -> float:
+    """Seconds from `wall_ms` to the next multiple of the window's length; the whole length without a synced clock."""
+    if wall_ms is None:
+        return window_s
+    return window_s - (wall_ms / 1000) % window_s
+
+
+def resident_kb() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGESIZE") // 1024
+
+
+def _fewer(windows: list[Window]) -> list[Window]:
+    """Windows of equal keys merged: what waits for a disk stays bounded."""
+    merged: dict[tuple[str, ...], Window] = {}
+    for w in windows:
+        merged[w.key] = report.merge(merged[w.key], w) if w.key in merged else w
+    return list(merged.values())

@@ -1,0 +1,130 @@
+"""Two slots per model on disk, a and b, and the one file that says which of them runs.
+
+    models/<name>/state.json      pointer, slots, update record, blocked digests; replaced atomically
+    models/<name>/a/  b/          manifest.json and the files of one variant
+    models/<name>/parts/<sha256>  downloads
+
+Guarantee: `state.json` names a slot only while that slot is whole and durable. It is forgotten there before the first
+byte of it is overwritten.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from edgewright_contracts.codec import Name, Sha256, Version, decode
+from edgewright_contracts.errors import ContractError
+from edgewright_contracts.manifest import Manifest, Variant, VariantId, decode_manifest, digest
+from edgewright_contracts.package import Package
+
+from .disk import Disk, atomic_write
+from .update import Record
+
+STATE_BYTES: Final = 1 << 20
+VERSION: Final = 1
+
+Side = Literal["a", "b"]
+
+
+class Slot(msgspec.Struct, frozen=True):
+    digest: Sha256
+    version: Version
+    variant: VariantId
+    runtime: str
+
+
+class ModelState(msgspec.Struct, frozen=True, kw_only=True):
+    v: Annotated[int, msgspec.Meta(ge=1, le=VERSION)] = VERSION
+    active: Side | None = None
+    a: Slot | None = None
+    b: Slot | None = None
+    record: Record = Record()
+    blocked: dict[Sha256, str] = {}  # digest → reason
+
+    @property
+    def running(self) -> Slot | None:
+        return self.slot(self.active) if self.active else None
+
+    @property
+    def spare(self) -> Side:
+        """The side that is staged into; the previous package, while it is kept."""
+        return "b" if self.active == "a" else "a"
+
+    def slot(self, side: Side) -> Slot | None:
+        return self.a if side == "a" else self.b
+
+    def with_slot(self, side: Side, slot: Slot | None) -> ModelState:
+        return msgspec.structs.replace(self, a=slot) if side == "a" else msgspec.structs.replace(self, b=slot)
+
+
+class Store:
+    """The slots of one model. Not thread-safe: the install thread owns it."""
+
+    def __init__(self, disk: Disk, models: Path, name: Name) -> None:
+        self._disk, self.name = disk, name
+        self.root = models / name
+        disk.mkdir(self.root)
+        self.state = load(disk, self.root)
+
+    def save(self, state: ModelState) -> None:
+        atomic_write(self._disk, self.root / "state.json", msgspec.json.encode(state, order="deterministic"))
+        self.state = state
+
+    def side(self, side: Side) -> Path:
+        return self.root / side
+
+    def part(self, sha256: str) -> Path:
+        self._disk.mkdir(self.root / "parts")
+        return self.root / "parts" / sha256
+
+    def to_download(self, manifest: Manifest, variant: Variant) -> int:
+        """Bytes that are still missing to run `variant`."""
+        refs = [manifest.files[file] for file in needed(variant)]
+        return sum(max(0, r.size - (self._disk.size(self.root / "parts" / r.sha256) or 0)) for r in refs)
+
+    def stage(self, manifest_bytes: bytes, slot: Slot) -> None:
+        """Move downloaded parts into the spare slot. May be cut anywhere and done again after another fetch."""
+        side = self.state.spare
+        manifest = decode_manifest(manifest_bytes)
+        folder = self.side(side)
+        self.save(self.state.with_slot(side, None))
+        self._disk.remove_tree(folder)
+        for file in needed(manifest.variant(slot.variant)):
+            target = folder / file
+            self._disk.mkdir(target.parent)
+            self._disk.rename(self.part(manifest.files[file].sha256), target)
+            self._disk.fsync(target.parent)
+        atomic_write(self._disk, folder / "manifest.json", manifest_bytes)
+        self.save(self.state.with_slot(side, slot))
+        self._disk.remove_tree(self.root / "parts")
+
+    def package(self, side: Side) -> Package:
+        """The package in a slot, its manifest checked against the digest. Raises ContractError when it is damaged."""
+        slot = self.state.slot(side)
+        if slot is None:
+            raise ContractError(f"{self.root.name}/{side}", "a package", "an empty slot")
+        folder = self.side(side)
+        try:
+            data = self._disk.read(folder / "manifest.json")
+        except FileNotFoundError:
+            raise ContractError(str(folder), "manifest.json", "none") from None
+        if digest(data) != slot.digest:
+            raise ContractError(str(folder / "manifest.json"), f"digest {slot.digest}", digest(data))
+        return Package(decode_manifest(data), data, slot.digest, folder)
+
+
+def load(disk: Disk, root: Path) -> ModelState:
+    """Reads only. Raises ContractError when state.json is damaged."""
+    try:
+        data = disk.read(root / "state.json")
+    except FileNotFoundError:
+        return ModelState()
+    return decode(ModelState, data, name=str(root / "state.json"), limit=STATE_BYTES, wire="json")
+
+
+def needed(variant: Variant) -> tuple[str, ...]:
+    """What a device downloads beside the manifest."""
+    return (variant.model, variant.baseline, variant.selftest)

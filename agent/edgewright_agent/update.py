@@ -1,0 +1,169 @@
+"""The update machine: one table. What to do in a state is `install.py`'s; this module only says what comes next.
+
+    idle → fetch → stage → selftest → warmup → activate → probation → commit → idle
+                     a failure of the model, before activate → blocked, after it → rollback → blocked
+                     a failure of link, power, disk or hub: back to idle, and again later
+
+Guarantee: only a failure of class `model` ends in `blocked`. Where to go on after a restart is the row `BOOT` of the
+same table. A pair that is not in the table is a bug and raises. The record is persisted with every step.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from edgewright_contracts.codec import Sha256
+from edgewright_contracts.desired import DesiredModel
+from edgewright_contracts.event import FailureClass
+
+VERSION: Final = 1
+CRASHES: Final = 3  # unclean boots in a state that runs the model in this process, until the model is to blame
+STEPS: Final = 40  # transitions of one attempt; an update has ten, so more is a loop
+RETRY_S: Final = (10.0, 3600.0)  # first and longest wait before another attempt
+
+
+class State(StrEnum):
+    IDLE = "idle"
+    FETCH = "fetch"
+    STAGE = "stage"
+    SELFTEST = "selftest"
+    WARMUP = "warmup"
+    ACTIVATE = "activate"
+    PROBATION = "probation"
+    COMMIT = "commit"
+    ROLLBACK = "rollback"
+    BLOCKED = "blocked"
+
+
+class Event(StrEnum):
+    WANTED = "wanted"  # the hub desires a digest that does not run
+    DONE = "done"  # the step of this state is done
+    BROKEN = "broken"  # the model failed
+    DELAYED = "delayed"  # link, power, disk or hub failed
+    WITHDRAWN = "withdrawn"  # the hub desires something else now
+    BOOT = "boot"  # the agent starts and finds the record in this state
+
+
+S, E = State, Event
+
+TABLE: Final[dict[tuple[State, Event], State]] = {
+    # state, event              next            # why
+    (S.IDLE,      E.WANTED):    S.FETCH,
+    (S.FETCH,     E.DONE):      S.STAGE,
+    (S.STAGE,     E.DONE):      S.SELFTEST,
+    (S.SELFTEST,  E.DONE):      S.WARMUP,
+    (S.WARMUP,    E.DONE):      S.ACTIVATE,
+    (S.ACTIVATE,  E.DONE):      S.PROBATION,
+    (S.PROBATION, E.DONE):      S.COMMIT,
+    (S.COMMIT,    E.DONE):      S.IDLE,
+    (S.BLOCKED,   E.DONE):      S.IDLE,         # cleared by the operator
+
+    (S.IDLE,      E.BROKEN):    S.BLOCKED,      # wanted again, but blocked before
+    (S.FETCH,     E.BROKEN):    S.BLOCKED,      # signed, but not a package that this device can run
+    (S.STAGE,     E.BROKEN):    S.BLOCKED,
+    (S.SELFTEST,  E.BROKEN):    S.BLOCKED,
+    (S.WARMUP,    E.BROKEN):    S.BLOCKED,
+    (S.ACTIVATE,  E.BROKEN):    S.ROLLBACK,     # the pointer may have moved already
+    (S.PROBATION, E.BROKEN):    S.ROLLBACK,
+    (S.ROLLBACK,  E.BROKEN):    S.BLOCKED,      # done rolling back, and the model is to blame
+    (S.ROLLBACK,  E.DONE):      S.IDLE,         # done rolling back, and it is not
+
+    (S.FETCH,     E.DELAYED):   S.IDLE,
+    (S.STAGE,     E.DELAYED):   S.IDLE,
+    (S.SELFTEST,  E.DELAYED):   S.IDLE,
+    (S.WARMUP,    E.DELAYED):   S.IDLE,
+    (S.ACTIVATE,  E.DELAYED):   S.ROLLBACK,
+    (S.PROBATION, E.DELAYED):   S.ROLLBACK,     # no verdict in time
+    (S.COMMIT,    E.DELAYED):   S.COMMIT,
+    (S.ROLLBACK,  E.DELAYED):   S.ROLLBACK,
+
+    (S.FETCH,     E.WITHDRAWN): S.IDLE,
+    (S.STAGE,     E.WITHDRAWN): S.IDLE,
+    (S.SELFTEST,  E.WITHDRAWN): S.IDLE,
+    (S.WARMUP,    E.WITHDRAWN): S.IDLE,
+    (S.ACTIVATE,  E.WITHDRAWN): S.ROLLBACK,
+    (S.PROBATION, E.WITHDRAWN): S.ROLLBACK,
+    (S.BLOCKED,   E.WITHDRAWN): S.IDLE,
+
+    (S.IDLE,      E.BOOT):      S.IDLE,
+    (S.FETCH,     E.BOOT):      S.FETCH,        # goes on with what was downloaded
+    (S.STAGE,     E.BOOT):      S.FETCH,        # the slot may be half written
+    (S.SELFTEST,  E.BOOT):      S.SELFTEST,
+    (S.WARMUP,    E.BOOT):      S.WARMUP,
+    (S.ACTIVATE,  E.BOOT):      S.WARMUP,       # the session is gone with the process
+    (S.PROBATION, E.BOOT):      S.PROBATION,
+    (S.COMMIT,    E.BOOT):      S.COMMIT,
+    (S.ROLLBACK,  E.BOOT):      S.ROLLBACK,
+    (S.BLOCKED,   E.BOOT):      S.BLOCKED,
+}  # fmt: skip
+
+RESUME: Final = {state: TABLE[state, Event.BOOT] for state in State}
+
+IN_PROCESS: Final = frozenset({S.WARMUP, S.ACTIVATE, S.PROBATION})  # a crash here may be the model's doing
+CANCELLED: Final = frozenset(s for s in S if (s, E.WITHDRAWN) in TABLE)
+
+
+class PrePeriod(msgspec.Struct, frozen=True):
+    """What the package before did on this device: the yardstick of probation."""
+
+    n: int = 0
+    errors: int = 0
+    rejected: int = 0
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """Persisted in `state.json`. `wanted` is None when nothing was ever wanted."""
+
+    v: int = VERSION
+    state: State = State.IDLE
+    wanted: DesiredModel | None = None
+    attempt: int = 0  # of this digest, from 1
+    steps: int = 0  # of this attempt: breaks loops
+    crashes: int = 0  # unclean boots in a row, without a healthy window
+    healthy: int = 0  # windows of this probation
+    breaches: int = 0  # windows in a row over a budget
+    failure: FailureClass | None = None
+    reason: str = ""
+    before: PrePeriod = PrePeriod()
+
+    @property
+    def digest(self) -> Sha256:
+        return (self.wanted and self.wanted.digest) or ""
+
+
+class UnknownStep(RuntimeError):
+    """The table has no such row: a bug of this program."""
+
+
+def advance(record: Record, event: Event, *, reason: str = "", failure: FailureClass | None = None) -> Record:
+    """The record after `event`. Raises UnknownStep."""
+    try:
+        state = TABLE[record.state, event]
+    except KeyError:
+        raise UnknownStep(f"no transition from {record.state} on {event}") from None
+    kept = record.failure if state in (S.ROLLBACK, S.BLOCKED) and failure is None else failure
+    return msgspec.structs.replace(record, state=state, steps=record.steps + 1, reason=reason[:1000], failure=kept)
+
+
+def want(record: Record, wanted: DesiredModel) -> Record:
+    """A new attempt at `wanted`, from idle."""
+    again = record.digest == wanted.digest
+    fresh = Record(wanted=wanted, attempt=record.attempt + 1 if again else 1)
+    return advance(fresh, Event.WANTED, reason="wanted by the hub")
+
+
+def resume(record: Record, *, unclean: bool) -> tuple[Record, Event | None]:
+    """The record after a boot, and the event that must follow at once: the model crashes this process too often."""
+    crashes = record.crashes + 1 if unclean and record.state in IN_PROCESS else record.crashes
+    found = msgspec.structs.replace(record, state=RESUME[record.state], steps=record.steps + 1, crashes=crashes)
+    looping = crashes >= CRASHES or record.steps >= STEPS
+    return found, Event.BROKEN if looping and (found.state, Event.BROKEN) in TABLE else None
+
+
+def retry_after_s(attempt: int, uniform: float) -> float:
+    """Wait before the attempt after number `attempt`; `uniform` in [0, 1) spreads a fleet."""
+    first, longest = RETRY_S
+    return min(longest, first * 2.0 ** min(attempt - 1, 20)) * (0.5 + uniform)

@@ -1,0 +1,166 @@
+"""A device takes packages from a repository through all states, with real files, sessions and self-test processes."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+
+import pytest
+
+from edgewright_contracts.errors import Unavailable
+from sim import packages
+
+GOOD = ["idle", "fetch", "stage", "selftest", "warmup", "activate", "probation", "commit", "idle"]
+
+
+class Feed:
+    """Predicts on one thread until it is closed; counts for itself what the hub must find."""
+
+    def __init__(self, agent, name: str = "digits") -> None:
+        self.model, self.n, self.errors = agent.model(name), 0, []
+        self.digests: list[str] = []
+        self._images, self._labels = packages.draw(200, seed=3)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        for i in itertools.count():
+            if self._stop.is_set():
+                return
+            try:
+                p = self.model.predict({"image": self._images[i % 200]})
+            except Unavailable as error:
+                if self.n:
+                    self.errors.append(error)
+                self._stop.wait(0.01)
+                continue
+            self.n += 1
+            if not self.digests or self.digests[-1] != p.digest:
+                self.digests.append(p.digest)
+            self._stop.wait(0.001)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+
+
+def test_a_package_is_fetched_tried_and_committed_and_every_inference_is_counted_once(world):
+    package = world.package("v1")
+    with world.agent() as agent:
+        world.want(package)
+        with Feed(agent) as feed:
+            assert world.hub.wait(lambda: world.hub.trace("dev-1") == GOOD)
+    assert world.hub.n("dev-1") == feed.n > 0
+    assert not feed.errors
+    assert {w.phase for w in world.hub.windows["dev-1"]} >= {"probation"}
+    assert world.broker.status("dev-1").online is False
+
+
+def test_a_package_that_fails_its_selftest_is_refused_and_the_old_one_goes_on_answering(world):
+    good, bad = world.package("v1"), world.package("v2", version="2.0.0", broken_selftest=True)
+    with world.agent() as agent:
+        world.want(good)
+        with Feed(agent) as feed:
+            assert world.hub.wait(lambda: world.hub.trace("dev-1") == GOOD)
+            world.want(bad)
+            assert world.hub.wait(lambda: world.hub.trace("dev-1")[-1] == "blocked")
+            before = feed.n
+            assert world.hub.wait(lambda: feed.n > before + 20)
+    assert feed.digests == [good.digest]
+    assert not feed.errors
+    last = world.hub.events["dev-1"][-1]
+    assert last.failure == "model"
+    assert "self-test" in last.reason
+    assert last.digest == bad.digest
+
+
+def test_a_switch_drops_no_inference(world):
+    first, second = world.package("v1"), world.package("v2", version="2.0.0", seed=1)
+    with world.agent() as agent:
+        world.want(first)
+        with Feed(agent) as feed:
+            assert world.hub.wait(lambda: world.hub.trace("dev-1") == GOOD)
+            world.want(second, rollout="r1")
+            assert world.hub.wait(lambda: len(world.hub.trace("dev-1")) == 17)
+    assert feed.digests == [first.digest, second.digest]
+    assert not feed.errors
+    assert world.hub.n("dev-1") == feed.n
+    by_digest = {w.digest for w in world.hub.windows["dev-1"] if w.n}
+    assert by_digest == {first.digest[:16], second.digest[:16]}
+
+
+def test_going_back_takes_the_other_slot_without_a_download(world):
+    first, second = world.package("v1"), world.package("v2", version="2.0.0", seed=1)
+    with world.agent() as agent, Feed(agent) as feed:
+        world.want(first)
+        assert world.hub.wait(lambda: world.hub.trace("dev-1") == GOOD)
+        world.want(second)
+        assert world.hub.wait(lambda: len(world.hub.trace("dev-1")) == 17)
+        world.repository.requests.clear()
+        world.want(first)
+        assert world.hub.wait(lambda: len(world.hub.trace("dev-1")) == 25)
+        assert world.repository.requests == []
+        assert feed.digests == [first.digest, second.digest, first.digest]
+
+
+def test_a_restarted_agent_answers_with_what_it_had_before_any_hub(world):
+    package = world.package("v1")
+    with world.agent() as agent:
+        world.want(package)
+        with Feed(agent):
+            assert world.hub.wait(lambda: world.hub.trace("dev-1") == GOOD)
+    world.repository.down = True
+    with world.agent() as again:
+        x, labels = packages.draw(1, seed=5)
+        assert again.model("digits").wait(10)
+        p = again.model("digits").predict({"image": x[0]})
+        assert int(p.outputs["probabilities"].argmax()) == labels[0]
+        assert p.digest == package.digest
+        assert world.hub.wait(lambda: len(world.hub.births["dev-1"]) == 2)
+    assert world.hub.births["dev-1"][1].unclean == ()
+    assert [s.state for s in world.hub.births["dev-1"][1].slots] == ["active"]
+
+
+def test_a_file_that_is_no_model_is_blocked_as_the_models_fault_until_it_is_cleared(world):
+    bad = world.package("v1", broken_model=True)
+    with world.agent():
+        world.want(bad)
+        assert world.hub.wait(lambda: world.hub.trace("dev-1")[-1:] == ["blocked"])
+        assert world.hub.events["dev-1"][-1].failure == "model"
+        seen = len(world.hub.events["dev-1"])
+        world.want(bad, cleared=(bad.digest,))
+        assert world.hub.wait(lambda: world.hub.trace("dev-1")[seen + 1 : seen + 3] == ["idle", "fetch"])
+
+
+def test_a_broken_link_is_retried_and_blames_nobody(world):
+    package = world.package("v1")
+    world.repository.down = True
+    with world.agent():
+        world.want(package)
+        assert world.hub.wait(lambda: world.hub.trace("dev-1") == ["idle", "fetch", "idle"])
+        last = world.hub.events["dev-1"][-1]
+        assert last.failure == "link"
+        world.repository.down = False
+        world.want(package)  # a new document is a reason to try at once
+        assert world.hub.wait(lambda: world.hub.trace("dev-1")[-1] == "probation")
+        assert world.hub.events["dev-1"][-1].attempt == 2
+
+
+@pytest.mark.parametrize("slow", [100])
+def test_a_package_over_its_latency_budget_rolls_back(world, slow):
+    from edgewright_contracts.manifest import Budgets
+
+    good = world.package("v1")
+    bad = world.package("v2", version="2.0.0", slow=slow, budgets=Budgets(p95_ms=0.2))
+    with world.agent() as agent, Feed(agent) as feed:
+        world.want(good)
+        assert world.hub.wait(lambda: world.hub.trace("dev-1") == GOOD)
+        world.want(bad, windows=10)
+        assert world.hub.wait(lambda: world.hub.trace("dev-1")[-2:] == ["rollback", "blocked"], 30)
+        assert world.hub.wait(lambda: feed.digests[-1] == good.digest)
+    assert feed.digests == [good.digest, bad.digest, good.digest]
+    assert any("p95 latency" in e.reason for e in world.hub.events["dev-1"])
