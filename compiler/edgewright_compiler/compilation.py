@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 from edgewright_contracts.baseline import encode_baseline
-from edgewright_contracts.errors import Refused
+from edgewright_contracts.codec import Name, Version
+from edgewright_contracts.errors import Refused, RequestError
 from edgewright_contracts.manifest import FileRef, Manifest, Provenance, Variant
 from edgewright_contracts.package import Package
 from edgewright_devices import DeviceProfile
@@ -87,8 +88,10 @@ def compile_recipe(
 ) -> CompileResult:
     """Make the package directory `out`; `progress` is told each stage and the share of it that is done.
 
-    Raises RequestError when `out` exists, Refused when a variant does not answer like the float one, OSError.
+    Raises RequestError when `out` exists or no package can have this name or version, Refused when a variant fails its
+    own self-test here, OSError.
     """
+    _nameable(recipe)
     absent(out)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="edgewright-") as scratch, reproducible(seed):
@@ -135,6 +138,15 @@ def compile_recipe(
     seconds = time.perf_counter() - start
     package = write_package(out, facts, {**files, "card.md": card.encode()}, _evidence(results, device, seconds, now))
     return CompileResult(package, results, seconds)
+
+
+def _nameable(recipe: Recipe) -> None:
+    """Asked before the work, not after it."""
+    for what, kind, value in (("name", Name, recipe.name), ("version", Version, recipe.version)):
+        try:
+            msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
+            raise RequestError(f"a package cannot have the {what} {value!r}: {error}") from None
 
 
 def _export(trained: Trained, device: DeviceProfile, scratch: Path, progress: Progress) -> dict[str, Path]:

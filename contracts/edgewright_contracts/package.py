@@ -161,7 +161,8 @@ def _read_entry(archive: zipfile.ZipFile, file: str, size: int) -> bytes:
     try:
         info = archive.getinfo(file)
     except KeyError:
-        raise ContractError(file, "an entry of the archive", "none") from None
+        # an archive that is cut behind a self-test still ends like a zip, and is read as that self-test
+        raise ContractError(file, f"an entry of a whole {SUFFIX} archive", "none: cut short, or no package") from None
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
         raise ContractError(file, "an entry stored as it is", "a compressed or encrypted one")
     with _damage_is(file, "an entry that can be read whole", "a damaged one"), archive.open(info) as stream:

@@ -1,0 +1,69 @@
+"""`edgewright keys | publish`: the owner's signature, and what it is put on."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import Console
+from rich.progress import Progress
+
+from edgewright_compiler.keys import init_keys
+from edgewright_compiler.publish import Published
+from edgewright_compiler.publish import publish as send
+from edgewright_contracts.errors import RequestError
+
+
+@click.group()
+def keys() -> None:
+    """The owner's signing keys: they decide what devices run, and never leave the owner."""
+
+
+@keys.command("init")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def keys_init(directory: Path, as_json: bool) -> None:
+    """Make new keys in the new DIRECTORY; DIRECTORY/hub is what the hub is given."""
+    init_keys(directory, now=datetime.now(UTC))
+    if as_json:
+        return click.echo(msgspec.json.encode({"keys": str(directory), "hub": str(directory / "hub")}).decode())
+    return click.echo(
+        f"{directory}: root.pem and targets.pem are yours alone; back them up offline, nothing can replace them.\n"
+        f"Give {directory / 'hub'} to the hub: edgewright hub serve --trust {directory / 'hub'}"
+    )
+
+
+@click.command()
+@click.argument("package", type=click.Path(path_type=Path))
+@click.option("--hub", required=True, help="The hub's address, https://HOST:PORT.")
+@click.option("--keys", "directory", required=True, type=click.Path(path_type=Path), help="The owner's keys.")
+@click.option("--token-file", required=True, type=click.Path(path_type=Path), help="A file with an API token.")
+@click.option("--ca", type=click.Path(path_type=Path), help="The hub's CA certificate; else the system's.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def publish(package: Path, hub: str, directory: Path, token_file: Path, ca: Path | None, as_json: bool) -> None:
+    """Sign PACKAGE and publish it on a hub; a version that was published never changes."""
+    if not token_file.is_file():
+        raise RequestError(f"no token file at {token_file}: expected one that holds an API token of the hub")
+    token = token_file.read_text().strip()
+    console = Console(stderr=True, quiet=as_json)
+    with Progress(console=console, transient=True, disable=as_json) as bars:
+        task = bars.add_task("publishing", total=None)
+        done = send(
+            package,
+            hub,
+            directory,
+            token,
+            ca,
+            now=datetime.now(UTC),
+            progress=lambda sent, total: bars.update(task, completed=sent, total=total),
+        )
+    click.echo(msgspec.json.encode(done).decode() if as_json else _said(done))
+
+
+def _said(done: Published) -> str:
+    what = f"{done.name} {done.version} ({done.digest[:12]})"
+    if done.already:
+        return f"{what} was published before, nothing to do"
+    return f"{what} published: {done.sent} files, {done.bytes_sent:,} bytes; signed list version {done.targets_version}"
