@@ -140,6 +140,10 @@ class Agent:
             found = self._models.setdefault(name, Model(name, self._meter, self._clock, self._ids))
         return found
 
+    def models(self) -> list[Model]:
+        """Those that the application or the hub has named."""
+        return list(self._models.values())
+
     def label(self, identifier: int, truth: int | str) -> None:
         """The true class of an earlier prediction, as index or label: counted as outcome `correct`."""
         self._meter.outcome(Outcome(identifier, "correct", truth))
@@ -174,7 +178,7 @@ class Agent:
         target.switch(active)
 
     def _subjects(self) -> list[Subject]:
-        return [m.active.subject for m in list(self._models.values()) if m.active is not None]
+        return [m.active.subject for m in self.models() if m.active is not None]
 
     def _observe(self, sealed: list[tuple[Subject, Window]], rss_mb: float) -> None:
         by_model: dict[str, list[Window]] = {}

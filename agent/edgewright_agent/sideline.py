@@ -1,0 +1,42 @@
+"""One prediction from what a home has installed, beside a running agent and without counting anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgewright_contracts.errors import RequestError, Unavailable
+from edgewright_runtime.runtime import Array, open_session
+
+from . import identity, slots
+from .disk import RealDisk
+from .model import check, checked
+
+
+def predict(home: Path, name: str, x: Array) -> dict[str, Any]:
+    """`x` is one sample of a model with one input. Raises RequestError, Rejected, Unavailable, ContractError."""
+    identity.load(home)
+    disk = RealDisk()
+    known = disk.list(home / "models")
+    if name not in known:
+        raise RequestError(f"expected an installed model among {', '.join(known) or 'none'}, got {name!r}")
+    store = slots.Store(disk, home / "models", name)
+    slot, side = store.state.running, store.state.active
+    if slot is None or side is None:
+        raise Unavailable(f"model {name} has no package yet ({store.state.record.state}: {store.state.record.reason})")
+    package = store.package(side)
+    manifest = package.manifest
+    if len(manifest.inputs) != 1:
+        raise RequestError(f"expected a model with one input, {name} has {len(manifest.inputs)}; use the Python API")
+    file = manifest.variant(slot.variant).model
+    package.read(file)
+    session = open_session(package.root / file, slot.runtime, inputs=manifest.inputs, outputs=manifest.outputs)
+    tensor = manifest.inputs[0]
+    found = session.run({tensor.name: checked(check(tensor), {tensor.name: x})})
+    return {
+        "model": name,
+        "version": manifest.version,
+        "digest": package.digest,
+        "variant": slot.variant,
+        "outputs": {key: y[0].tolist() for key, y in found.items()},
+    }

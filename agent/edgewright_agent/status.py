@@ -1,0 +1,97 @@
+"""What a device's home says about it, read from disk only: works beside a running agent, and over ssh without one."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+import msgspec
+
+from edgewright_contracts import desired as down
+from edgewright_contracts.errors import ContractError
+
+from . import identity, slots, spool
+from .disk import RealDisk
+from .slots import Slot
+
+
+class ModelStatus(msgspec.Struct, frozen=True):
+    name: str
+    state: str
+    running: Slot | None
+    previous: Slot | None
+    wanted: str  # digest
+    attempt: int
+    reason: str
+    failure: str | None
+    blocked: dict[str, str]
+
+
+class Status(msgspec.Struct, frozen=True):
+    device: str
+    hub: str
+    alive: bool  # whether an agent holds this home now
+    desired_rev: int
+    spool_id: str
+    next_seq: int
+    unacknowledged: int
+    sealed: int
+    dropped: int
+    models: list[ModelStatus]
+
+
+def read(home: Path) -> Status:
+    """Raises RequestError when `home` is not enrolled."""
+    who = identity.load(home)
+    disk = RealDisk()
+    held, _ = spool.read(disk, home / "spool")
+    return Status(
+        device=who.device,
+        hub=f"{who.hub.broker.host}:{who.hub.broker.port}",
+        alive=alive(home),
+        desired_rev=_rev(home),
+        spool_id=held.spool_id if held else "",
+        next_seq=held.next_seq if held else 1,
+        unacknowledged=len(held.numbered) if held else 0,
+        sealed=len(held.unnumbered) if held else 0,
+        dropped=held.dropped if held else 0,
+        models=[_model(disk, home / "models" / name) for name in disk.list(home / "models")],
+    )
+
+
+def alive(home: Path) -> bool:
+    lock = home / "agent.lock"
+    if not lock.exists():
+        return False
+    descriptor = os.open(lock, os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _model(disk: RealDisk, root: Path) -> ModelStatus:
+    state = slots.load(disk, root)
+    record = state.record
+    return ModelStatus(
+        name=root.name,
+        state=record.state.value,
+        running=state.running,
+        previous=state.slot(state.spare),
+        wanted=record.digest,
+        attempt=record.attempt,
+        reason=record.reason,
+        failure=record.failure,
+        blocked=state.blocked,
+    )
+
+
+def _rev(home: Path) -> int:
+    try:
+        return down.decode_desired((home / "desired.json").read_bytes()).rev
+    except (FileNotFoundError, ContractError):
+        return 0

@@ -1,0 +1,126 @@
+"""`edgewright agent`: enrol a device, run the agent, look at it, ask it for one prediction."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from edgewright_contracts.errors import RequestError
+
+HOME = click.option(
+    "--home", type=click.Path(file_okay=False, path_type=Path), required=True, help="The device's directory."
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+@click.group()
+def agent() -> None:
+    """Run and inspect the agent on a device."""
+
+
+@agent.command()
+@HOME
+@click.option("--hub", required=True, help="https://HOST:PORT of the hub.")
+@click.option("--token", required=True, help="The enrolment token that `edgewright hub token` printed.")
+@click.option("--device", required=True, help="The device's id: a-z, 0-9 and -, unique in the fleet.")
+@JSON
+def enroll(home: Path, hub: str, token: str, device: str, as_json: bool) -> None:
+    """Exchange a token for this device's certificate."""
+    from edgewright_agent.disk import RealDisk
+
+    try:
+        from edgewright_agent import enroll as enrolment
+    except ModuleNotFoundError as error:
+        raise RequestError(
+            f"enrolling needs {error.name}, which is not installed: pip install 'edgewright[agent-enroll]'"
+        ) from None
+    said = enrolment.enroll(RealDisk(), home, hub=hub, token=token, device=device)
+    if as_json:
+        _print(msgspec.to_builtins(said))
+    else:
+        click.echo(f"{said.device} is enrolled. Start it with: edgewright agent run --home {home}")
+
+
+@agent.command()
+@HOME
+@click.option("--listen", default=None, metavar="127.0.0.1:PORT", help="Serve the Open Inference Protocol v2 there.")
+@click.option("--verbose", is_flag=True, help="Log every step.")
+@JSON
+def run(home: Path, listen: str | None, verbose: bool, as_json: bool) -> None:
+    """Run the agent until SIGTERM."""
+    from edgewright_agent.agent import Agent
+    from edgewright_agent.service import serve
+
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    host, port = _address(listen)
+    serve(Agent(home), host, port)
+    if as_json:
+        _print({"ended": True})
+
+
+@agent.command()
+@HOME
+@JSON
+def status(home: Path, as_json: bool) -> None:
+    """What runs on this device, read from its disk."""
+    from edgewright_agent import status as status_
+
+    found = status_.read(home)
+    if as_json:
+        _print(msgspec.to_builtins(found))
+        return
+    console = Console()
+    alive = "running" if found.alive else "not running"
+    console.print(f"[bold]{found.device}[/bold] {alive}, hub {found.hub}, desired revision {found.desired_rev}")
+    waiting = found.unacknowledged + found.sealed
+    console.print(f"spool {found.spool_id}: {waiting} waiting, {found.dropped} windows dropped")
+    table = Table("model", "state", "running", "previous", "why")
+    for m in found.models:
+        versions = [f"{s.version} {s.variant}" if s else "-" for s in (m.running, m.previous)]
+        table.add_row(m.name, m.state, *versions, m.reason)
+    console.print(table)
+
+
+@agent.command()
+@HOME
+@click.argument("model")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@JSON
+def predict(home: Path, model: str, file: Path, as_json: bool) -> None:
+    """Run the installed MODEL on one sample, a FILE.npy, without counting it."""
+    from edgewright_agent import sideline
+
+    try:
+        x = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise RequestError(f"{file}: expected a .npy array without pickles, got {error}") from None
+    found = sideline.predict(home, model, x)
+    if as_json:
+        _print(found)
+        return
+    click.echo(f"{model} {found['version']} {found['variant']}")
+    for name, values in found["outputs"].items():
+        click.echo(f"  {name}: {json.dumps(values)[:200]}")
+
+
+def _address(listen: str | None) -> tuple[str | None, int]:
+    if listen is None:
+        return None, 0
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit() or not 0 <= int(port) <= 65535:
+        raise RequestError(f"expected --listen 127.0.0.1:PORT, got {listen!r}")
+    return host, int(port)
+
+
+def _print(answer: Any) -> None:
+    click.echo(json.dumps(answer))
