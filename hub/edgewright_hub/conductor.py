@@ -303,6 +303,14 @@ def describe(row: sa.Row[Any]) -> dict[str, Any]:
     }
 
 
+def gate_of(row: sa.Row[Any]) -> SequentialGate:
+    return SequentialGate(msgspec.convert(row.spec, RolloutSpec).gate)
+
+
+def members_of(row: sa.Row[Any]) -> tuple[Member, ...]:
+    return msgspec.convert(row.progress, RolloutState).members
+
+
 def _granted(document: Desired, wish: Wish, rollout_id: str, spec: RolloutSpec | None, config: Config) -> Desired:
     """The document with this wish; other models stay as they are."""
     trial = spec if wish.trial else None

@@ -2,150 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from edgewright_contracts.baseline import decode_baseline, per_channel
-from edgewright_contracts.binning import pack, pack_grid
-from edgewright_contracts.desired import Config, Desired, decode_desired
+from edgewright_contracts.baseline import decode_baseline
 from edgewright_contracts.errors import Refused, RequestError
 from edgewright_contracts.package import Package
 from edgewright_hub import control, telemetry
-from edgewright_hub.conductor import Conductor
-from edgewright_hub.control import open_control
-from edgewright_hub.gates import GatePolicy, Margin
-from edgewright_hub.registry import Registry
-from edgewright_hub.rollout import RolloutSpec
-from edgewright_hub.telemetry import open_telemetry
+from sim.house import HOUR, House, draw_cells
 from sim.packages import make_package
-
-QUICK = GatePolicy(slow=None, label=Margin(r0=1.2, r1=2.0), error=Margin(r0=1.2, r1=2.0, delta=0.02), soak_windows=2)
-HOUR = 3600_000
 
 
 @pytest.fixture(scope="session")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Package]:
     root = tmp_path_factory.mktemp("packages")
     return {v: make_package(root / v, version=v, seed=i) for i, v in enumerate(("1.0.0", "2.0.0", "3.0.0"))}
-
-
-@dataclass
-class House:
-    """A hub without network: two databases, blobs, and devices that do as they are told."""
-
-    place: Path
-    packages: dict[str, Package]
-    sent: list[tuple[str, Desired]] = field(default_factory=list)
-    now: int = 1_760_000_000_000
-    numbers: Any = field(default_factory=lambda: itertools.count(1))
-    rng: Any = field(default_factory=lambda: np.random.default_rng(1))
-
-    def __post_init__(self) -> None:
-        self.control, self.telemetry = open_control(self.place / "hub.db"), open_telemetry(self.place / "telemetry.db")
-        self.registry = Registry(self.place / "repo", self.place / "keys", self.control)
-        self.registry.blobs.mkdir(parents=True, exist_ok=True)
-        for package in self.packages.values():
-            for name, ref in package.manifest.files.items():
-                (self.registry.blobs / ref.sha256).write_bytes(package.read(name))
-        self.restart()
-
-    def restart(self) -> None:
-        def publish(device: str, kind: str, body: bytes, retain: bool) -> None:
-            assert (kind, retain) == ("desired", True)
-            self.sent.append((device, decode_desired(body)))
-
-        self.conductor = Conductor(
-            self.control, self.telemetry, self.registry, publish, Config(window_s=30.0, rollout_window_s=5.0)
-        )
-
-    def publish_package(self, version: str, state: str = "allowed") -> None:
-        package = self.packages[version]
-        row = {"name": "digits", "version": version, "digest": package.digest, "state": state, "published_ms": self.now,
-               "manifest": msgspec.to_builtins(package.manifest)}  # fmt: skip
-        with self.control.begin() as connection:
-            connection.execute(control.packages.insert().values(**row))
-
-    def enrol(self, *devices: str, fleet: str = "lab") -> None:
-        with self.control.begin() as c, self.telemetry.begin() as t:
-            for device in devices:
-                c.execute(
-                    control.devices.insert().values(
-                        id=device, fleet=fleet, enrolled_ms=self.now, serial="0", state="enrolled"
-                    )
-                )
-                t.execute(
-                    telemetry.devices.insert().values(
-                        device=device, online=True, boot_id="0" * 16, connection=1, last_seen_ms=self.now,
-                        next_due_ms=self.now + 1000 * HOUR,
-                    )
-                )  # fmt: skip
-
-    def wanted(self, device: str) -> Desired | None:
-        with self.control.connect() as c:
-            row = c.execute(sa.select(control.desired.c.document).where(control.desired.c.device == device)).scalar()
-        return msgspec.convert(row, Desired) if row else None
-
-    def digest(self, device: str) -> str | None:
-        document = self.wanted(device)
-        return document.models[0].digest if document and document.models else None
-
-    def version(self, device: str) -> str:
-        return next((v for v, p in self.packages.items() if p.digest == self.digest(device)), "")
-
-    def window(self, device: str, version: str, *, n: int = 60, cells: np.ndarray | None = None, **more: Any) -> None:
-        package = self.packages[version]
-        grid = np.zeros(401, np.int64)
-        grid[200] = n
-        base = decode_baseline(package.read("variants/onnx-fp32/baseline.msgpack"))
-        row = {
-            "device": device, "spool_id": "0" * 16, "seq": next(self.numbers), "arrived_ms": self.now,
-            "start_ms": self.now - 5000, "placed": "wall", "mono_start_ms": 0, "mono_end_ms": 5000, "boot_id": "0" * 16,
-            "cohort": "lab", "digest": package.digest[:16], "variant": "onnx-fp32", "context": "",
-            "edge_hash": base.edge_hash, "phase": "normal", "rollout": "", "n": n, "n_monitored": 0, "errors": 0,
-            "rejected": 0, "labels_n": 0, "labels_wrong": 0, "latency_total": pack_grid(grid),
-            "cells": b"" if cells is None else pack(cells), "body": b"",
-        } | more  # fmt: skip
-        with self.telemetry.begin() as connection:
-            connection.execute(telemetry.windows.insert().values(**row))
-
-    def event(self, device: str, version: str, before: str, after: str, **more: Any) -> None:
-        row = {
-            "device": device, "spool_id": "0" * 16, "seq": next(self.numbers), "arrived_ms": self.now,
-            "at_ms": self.now, "boot_id": "0" * 16, "mono_ms": 0, "model": "digits",
-            "digest": self.packages[version].digest, "variant": "",
-            "rollout": "", "before": before, "after": after, "reason": "", "failure": None, "attempt": 1, "log": "",
-        } | more  # fmt: skip
-        with self.telemetry.begin() as connection:
-            connection.execute(telemetry.events.insert().values(**row))
-
-    def live(
-        self, devices: list[str], ticks: int, *, wrong: Callable[[str], float] = lambda _: 0.05, until: str = ""
-    ) -> dict[str, Any]:
-        """Devices run what they are told and report every five seconds; `wrong`: share of wrong labels by version."""
-        for _ in range(ticks):
-            self.now += 5000
-            for device in devices:
-                version = self.version(device)
-                if version:
-                    labels_wrong = int(self.rng.binomial(20, wrong(version)))
-                    self.window(device, version, labels_n=20, labels_wrong=labels_wrong)
-            self.conductor.tick(self.now)
-            newest = self.conductor.rollouts()[0]
-            if until and newest["state"] == until:
-                break
-        return newest
-
-    def start(self, version: str, **more: Any) -> str:
-        spec = {"model": "digits", "version": version, "gate": QUICK, "window_s": 5.0, **more}
-        return self.conductor.create_rollout(RolloutSpec(**spec), who="tests", now_ms=self.now)
 
 
 @pytest.fixture
@@ -321,20 +196,6 @@ def test_what_is_wrong_is_refused_before_anything_moves(house: House) -> None:
 # Drift.
 
 
-def _row(package: Package, n: int, rng: np.random.Generator, *, shift: bool = False) -> np.ndarray:
-    """Cells of n draws from the package's own reference; shifted: the input's upper half only."""
-    base = decode_baseline(package.read("variants/onnx-fp32/baseline.msgpack"))
-    out = []
-    for channel, counts in zip(base.channels, per_channel(base.channels, base.cells()), strict=True):
-        weights = counts.astype(float)
-        if shift and channel.group == "input":
-            weights[: weights.size // 2] *= 0.3
-        out.append(rng.multinomial(n, weights / weights.sum()))
-        if channel.kind == "score":
-            out.append(np.zeros(1, np.int64))
-    return np.concatenate(out)
-
-
 def test_drift_is_reported_for_the_devices_that_moved_and_for_no_other(house: House) -> None:
     _with_first(house)
     package, rng = house.packages["1.0.0"], np.random.default_rng(5)
@@ -342,7 +203,7 @@ def test_drift_is_reported_for_the_devices_that_moved_and_for_no_other(house: Ho
     for i in range(60):
         house.now += 5000
         for device in EIGHT:
-            cells = _row(package, 60, rng, shift=device in moved and i >= 30)
+            cells = draw_cells(package, 60, rng, shift=device in moved and i >= 30)
             house.window(device, "1.0.0", n_monitored=60, cells=cells)
         if i == 29:
             house.restart()
@@ -369,7 +230,7 @@ def test_a_fleet_that_does_not_move_is_left_in_peace(house: House) -> None:
     for _ in range(150):
         house.now += 5000
         for device in EIGHT[:4]:
-            house.window(device, "1.0.0", n=200, n_monitored=200, cells=_row(package, 200, rng))
+            house.window(device, "1.0.0", n=200, n_monitored=200, cells=draw_cells(package, 200, rng))
     while house.conductor.tick(house.now):
         pass
     verdicts = house.conductor.drift.verdicts()
@@ -382,7 +243,7 @@ def test_an_alarm_ends_after_three_quiet_days(house: House) -> None:
     package, rng = house.packages["1.0.0"], np.random.default_rng(7)
     for hour in range(24 * 6):
         house.now += HOUR
-        house.window("pi-0", "1.0.0", n=300, n_monitored=300, cells=_row(package, 300, rng, shift=hour < 12))
+        house.window("pi-0", "1.0.0", n=300, n_monitored=300, cells=draw_cells(package, 300, rng, shift=hour < 12))
         house.conductor.tick(house.now)
         verdict = next(v for v in house.conductor.drift.verdicts() if v["part"] == "input" and v["scope"] == "device")
         if 12 <= hour < 70:
@@ -393,7 +254,7 @@ def test_an_alarm_ends_after_three_quiet_days(house: House) -> None:
 def test_windows_of_other_channels_are_counted_apart(house: House) -> None:
     _with_first(house)
     rng = np.random.default_rng(8)
-    cells = _row(house.packages["1.0.0"], 500, rng, shift=True)
+    cells = draw_cells(house.packages["1.0.0"], 500, rng, shift=True)
     house.window("pi-0", "1.0.0", n=500, n_monitored=500, cells=cells, edge_hash="f" * 16)
     house.window("pi-0", "1.0.0", n=500, n_monitored=500, cells=cells[:-1])
     house.conductor.tick(house.now)
@@ -405,7 +266,7 @@ def test_a_stream_ends_when_its_device_goes_on_to_another_digest(house: House) -
     _with_first(house)
     rng = np.random.default_rng(9)
     for version in ("1.0.0", "2.0.0"):
-        house.window("pi-0", version, n=300, n_monitored=300, cells=_row(house.packages[version], 300, rng))
+        house.window("pi-0", version, n=300, n_monitored=300, cells=draw_cells(house.packages[version], 300, rng))
         house.conductor.tick(house.now)
     mine = {(v["digest"], v["verdict"]) for v in house.conductor.drift.verdicts() if v["subject"] == "pi-0"}
     first, second = (house.packages[v].digest[:16] for v in ("1.0.0", "2.0.0"))
