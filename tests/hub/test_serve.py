@@ -1,0 +1,192 @@
+"""The hub as a process: it starts, says where it is, refuses a second one, and ends quickly and cleanly."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgewright_contracts.errors import RequestError
+
+pytestmark = pytest.mark.process
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(tmp_path: Path, owner: Path) -> Iterator[Start]:
+    running: list[subprocess.Popen[str]] = []
+
+    def one(*options: str, trust: bool = True) -> subprocess.Popen[str]:
+        ports = ["--https", "127.0.0.1:0", "--page", "127.0.0.1:0", "--mqtt", "127.0.0.1:0"]
+        given = ["--trust", str(owner / "hub")] if trust else []
+        command = [sys.executable, "-c", "from edgewright.main import main; main()", "hub", "serve"]
+        process = subprocess.Popen(
+            [*command, "--data", str(tmp_path / "data"), *ports, *given, *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        running.append(process)
+        return process
+
+    yield one
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+        process.communicate(timeout=10)
+
+
+def ready(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, process.communicate(timeout=10)[1]
+    return line
+
+
+def get(data: Path, path: str) -> Any:
+    url = json.loads((data / "hub.json").read_bytes())["https"]
+    token = (data / "admin.token").read_text().strip()
+    request = urllib.request.Request(url + path, headers={"Authorization": f"Bearer {token}"})
+    context = ssl.create_default_context(cafile=str(data / "ca.pem"))
+    with urllib.request.urlopen(request, context=context, timeout=10) as answer:
+        return json.loads(answer.read())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_says_where_it_is_answers_and_ends_within_three_seconds(
+    start: Start, tmp_path: Path, number: signal.Signals
+) -> None:
+    data = tmp_path / "data"
+    hub = start("--json")
+    said = json.loads(ready(hub))
+    assert said == json.loads((data / "hub.json").read_bytes())
+    assert said["pid"] == hub.pid
+    assert (data / "admin.token").stat().st_mode & 0o777 == 0o600
+    assert get(data, "/api/v1/devices") == []
+    with urllib.request.urlopen(said["page"] + "api/v1/devices", timeout=10) as answer:
+        assert json.loads(answer.read()) == []
+    begun = time.monotonic()
+    hub.send_signal(number)
+    _, errors = hub.communicate(timeout=10)
+    assert time.monotonic() - begun < 3
+    assert (hub.returncode, errors) == (0, "")
+    assert not (data / "hub.json").exists()
+
+
+def test_a_second_hub_on_the_same_directory_is_refused_and_the_first_goes_on(start: Start, tmp_path: Path) -> None:
+    first = start()
+    ready(first)
+    second = start()
+    _, errors = second.communicate(timeout=20)
+    assert second.returncode == 3
+    assert f"process {first.pid}" in errors
+    assert get(tmp_path / "data", "/api/v1/devices") == []
+
+
+def test_after_a_kill_it_starts_again_with_the_same_identity_and_token(start: Start, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    first = start()
+    ready(first)
+    before = ((data / "admin.token").read_text(), (data / "ca.pem").read_bytes())
+    first.kill()
+    first.communicate(timeout=10)
+    ready(start(trust=False))
+    assert ((data / "admin.token").read_text(), (data / "ca.pem").read_bytes()) == before
+    assert get(data, "/api/v1/packages") == []
+
+
+@pytest.mark.parametrize("option", ["--https", "--page", "--mqtt"])
+def test_a_port_that_is_taken_is_named_with_the_way_out(start: Start, option: str, tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        hub = start(option, f"127.0.0.1:{port}")
+        _, errors = hub.communicate(timeout=20)
+    assert hub.returncode == 3
+    assert str(port) in errors
+    assert option in errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "data" / "hub.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--page", "0.0.0.0:0"], 2, "loopback"),
+        (["--mqtt", "here"], 2, "HOST:PORT"),
+        (["--broker", "mqtt://127.0.0.1:1883"], 2, "mqtts://"),
+        (["--tick-s", "0"], 2, "tick-s"),
+    ],
+)
+def test_what_is_wrong_with_the_options(start: Start, options: list[str], code: int, said: str) -> None:
+    hub = start(*options)
+    _, errors = hub.communicate(timeout=20)
+    assert hub.returncode == code
+    assert said in errors
+    assert "Traceback" not in errors
+
+
+def run(*arguments: str) -> int:
+    from edgewright.main import run as command
+
+    return command(list(arguments))
+
+
+def test_a_token_is_made_beside_a_running_hub_and_not_without_one(
+    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = str(tmp_path / "data")
+    assert run("hub", "token", "--data", data) == 2
+    assert "--trust" in capsys.readouterr().err
+    ready(start())
+    certificate = (tmp_path / "data" / "ca" / "server.pem").read_bytes()
+    assert run("hub", "token", "--data", data, "--uses", "3", "--expires", "2h", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["token"].startswith("ew1.")
+    assert run("hub", "token", "--data", data, "--expires", "soon") == 2
+    assert run("hub", "migrate", "--data", data, "--json") == 0
+    assert (tmp_path / "data" / "ca" / "server.pem").read_bytes() == certificate
+
+
+def test_the_hub_on_mosquitto_configured_by_the_hub(
+    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str], until: Any
+) -> None:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{one.getsockname()[1]}"
+    user = ["--user", "root"] if os.geteuid() == 0 else []
+    folder = tmp_path / "mosquitto"
+    assert (
+        run("hub", "broker-config", str(folder), "--data", str(tmp_path / "data"), "--listen", place, *user, "--json")
+        == 0
+    )
+    conf = json.loads(capsys.readouterr().out)["configuration"]
+    hub = start("--broker", f"mqtts://{place}")  # before its broker: it waits, and then goes on trying
+    broker = subprocess.Popen(["/usr/sbin/mosquitto", "-c", conf], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        assert place in ready(hub)
+        hub.send_signal(signal.SIGTERM)
+        hub.communicate(timeout=10)
+        assert hub.returncode == 0
+    finally:
+        broker.terminate()
+        broker.wait(5)
+
+
+def test_a_first_start_needs_the_owner(start: Start) -> None:
+    hub = start(trust=False)
+    _, errors = hub.communicate(timeout=20)
+    assert hub.returncode == RequestError.exit_code
+    assert "--trust" in errors
