@@ -45,6 +45,8 @@ def hub() -> None:
               help="Seconds between two looks at rollouts and drift.")  # fmt: skip
 @click.option("--ack-interval-s", type=click.FloatRange(0, 3600), default=30.0, show_default=True,
               help="Seconds between two acknowledgements to one device.")  # fmt: skip
+@click.option("--window-s", type=click.FloatRange(0.5, 86400), default=300.0, show_default=True,
+              help="Seconds of one report of a device; a rollout may ask for shorter ones.")  # fmt: skip
 @_JSON
 def serve(
     data: Path,
@@ -56,6 +58,7 @@ def serve(
     names: tuple[str, ...],
     tick_s: float,
     ack_interval_s: float,
+    window_s: float,
     as_json: bool,
 ) -> None:
     """Run the hub until it is stopped (Ctrl-C). Port 0 takes a free one; DATA/hub.json says which."""
@@ -72,6 +75,7 @@ def serve(
         names=names,
         tick_s=tick_s,
         ack_interval_s=ack_interval_s,
+        window_s=window_s,
     )
 
     def ready(running: Running) -> None:

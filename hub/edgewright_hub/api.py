@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Final, NamedTuple
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
@@ -19,31 +19,15 @@ from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from edgewright_contracts.codec import KIB, decode
-from edgewright_contracts.errors import RequestError, Unavailable
 
 from . import control, enrolment, telemetry, tokens
 from .ca import Authority
+from .conductor import Conductor, Verb
 from .registry import TARGETS_BYTES, Registry
 from .rollout import RolloutSpec
 
 PAGE: Final = 500  # rows of one answer
 SPEC_BYTES: Final = 64 * KIB
-Verb = Literal["pause", "resume", "abort"]
-
-
-class NotFound(RequestError):
-    """No such thing under this name."""
-
-
-class Rollouts(Protocol):
-    """The conductor, as people use it. `who` goes to the audit log. Raises RequestError, Refused."""
-
-    def create_rollout(self, spec: RolloutSpec, *, who: str, now_ms: int) -> str: ...
-    def pause(self, rollout_id: str, *, who: str, now_ms: int) -> None: ...
-    def resume(self, rollout_id: str, *, who: str, now_ms: int) -> None: ...
-    def abort(self, rollout_id: str, *, who: str, now_ms: int) -> None: ...
-    def rollouts(self) -> list[dict[str, Any]]: ...
-    def rollout(self, rollout_id: str) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +38,7 @@ class Hub:
     telemetry: sa.Engine
     registry: Registry
     authority: Authority
-    rollouts: Rollouts | None
+    conductor: Conductor
     broker: tuple[str, int]  # as devices reach it
     repo: str  # URL, with a slash at the end
     open_to_read: bool  # whoever reaches this listener may read: it is on loopback
@@ -200,9 +184,17 @@ async def _body(request: Request, limit: int) -> bytes:
 
 @router.get("/api/v1/devices")
 def devices(request: Request, _: Reader) -> list[dict[str, Any]]:
-    """Every enrolled device, and what it last said of itself."""
+    """Every enrolled device: what it last said of itself, what its newest window ran, and how much it has reported."""
     hub = hub_of(request)
+    w = telemetry.windows.c
     with hub.telemetry.connect() as connection:
+        sums = sa.select(w.device, sa.func.count(), sa.func.sum(w.n), sa.func.max(w.id)).group_by(w.device)
+        totals = {device: (windows, int(n), newest) for device, windows, n, newest in connection.execute(sums)}
+        newest = w.id.in_([newest for _, _, newest in totals.values()])
+        ran = {
+            row.device: dict(row._mapping)
+            for row in connection.execute(sa.select(w.device, w.digest, w.variant, w.phase, w.rollout).where(newest))
+        }
         said = {row.device: row for row in connection.execute(sa.select(telemetry.devices))}
     with hub.control.connect() as connection:
         enrolled = connection.execute(sa.select(control.devices).order_by(control.devices.c.id)).all()
@@ -218,6 +210,9 @@ def devices(request: Request, _: Reader) -> list[dict[str, Any]]:
             "next_due_ms": said[row.id].next_due_ms if row.id in said else None,
             "birth": said[row.id].birth if row.id in said else None,
             "desired": wanted[row.id].document if row.id in wanted else None,
+            "running": ran.get(row.id),
+            "windows": totals.get(row.id, (0, 0, 0))[0],
+            "inferences": totals.get(row.id, (0, 0, 0))[1],
         }
         for row in enrolled
     ]
@@ -233,10 +228,8 @@ def packages(request: Request, _: Reader) -> list[dict[str, Any]]:
 
 @router.get("/api/v1/drift")
 def drift(request: Request, _: Reader) -> list[dict[str, Any]]:
-    table = control.drift
-    with hub_of(request).control.connect() as connection:
-        rows = connection.execute(sa.select(table).order_by(table.c.scope, table.c.subject)).all()
-    return [dict(row._mapping) for row in rows]
+    """Verdicts on every stream, alarms first."""
+    return hub_of(request).conductor.drift.verdicts()
 
 
 @router.get("/api/v1/events")
@@ -251,39 +244,28 @@ def events(request: Request, _: Reader, after: int = 0) -> list[dict[str, Any]]:
 # Rollouts.
 
 
-def _conductor(request: Request, rollout: str | None = None) -> Rollouts:
-    hub = hub_of(request)
-    if rollout is not None:
-        with hub.control.connect() as connection:
-            known = connection.execute(sa.select(control.rollouts.c.id).where(control.rollouts.c.id == rollout)).first()
-        if known is None:
-            raise NotFound(f"no rollout {rollout[:64]!r}; `edgewright rollout status` lists them")
-    if hub.rollouts is None:
-        raise Unavailable("this hub runs without its rollout engine")
-    return hub.rollouts
-
-
 @router.get("/api/v1/rollouts")
 def rollouts(request: Request, _: Reader) -> list[dict[str, Any]]:
-    return _conductor(request).rollouts()
+    return hub_of(request).conductor.rollouts()
 
 
 @router.get("/api/v1/rollouts/{rollout}")
 def one_rollout(request: Request, rollout: str, _: Reader) -> dict[str, Any]:
-    return _conductor(request, rollout).rollout(rollout)
+    return hub_of(request).conductor.rollout(rollout)
 
 
 @router.post("/api/v1/rollouts", status_code=201)
 async def create_rollout(request: Request, caller: Operator) -> dict[str, Any]:
     """The body is a rollout's specification; answers with the rollout."""
-    spec = decode(RolloutSpec, await request.body(), name="rollout", limit=SPEC_BYTES, wire="json")
-    conductor = _conductor(request)
+    body = await _body(request, SPEC_BYTES)
+    spec = decode(RolloutSpec, body, name="rollout", limit=SPEC_BYTES, wire="json")
+    conductor = hub_of(request).conductor
     name = await run_in_threadpool(conductor.create_rollout, spec, who=caller.name, now_ms=now_ms())
     return await run_in_threadpool(conductor.rollout, name)
 
 
 @router.post("/api/v1/rollouts/{rollout}/{verb}")
 def act_on_rollout(request: Request, rollout: str, verb: Verb, caller: Operator) -> dict[str, Any]:
-    conductor = _conductor(request, rollout)
-    getattr(conductor, verb)(rollout, who=caller.name, now_ms=now_ms())
+    conductor = hub_of(request).conductor
+    conductor.command(rollout, verb, who=caller.name, now_ms=now_ms())
     return conductor.rollout(rollout)

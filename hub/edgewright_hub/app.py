@@ -22,7 +22,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from edgewright_contracts.errors import ContractError, EdgewrightError, Refused, RequestError
 
 from . import api
-from .api import Hub, NotFound
+from .api import Hub
+from .conductor import NotFound
 from .registry import BLOB_BYTES, TARGETS_BYTES, Conflict
 
 BODY_BYTES: Final = 256 * 1024

@@ -16,26 +16,32 @@ import hashlib
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 import sqlalchemy as sa
 
 from edgewright_contracts.desired import Config, Desired, DesiredModel, Probation, encode
 from edgewright_contracts.errors import Refused, RequestError
+from edgewright_contracts.topics import Kind
 
 from . import control, evidence, rollout, telemetry
 from .fleet_drift import FleetDrift
 from .gates import Ledger, Process, SequentialGate
 from .registry import Registry
-from .rollout import Event, Member, RolloutSpec, RolloutState, Wish
+from .rollout import Member, RolloutSpec, RolloutState, Wish
 from .store import upsert
 
-Publish = Callable[[str, str, bytes, bool], None]  # device, kind of topic, body, retain
+Verb = Literal["pause", "resume", "abort"]  # what a person may do to a rollout
+Publish = Callable[[str, Kind, bytes, bool], None]  # device, kind of topic, body, retain
 
 PRE_MS: Final = 24 * 3600_000  # how far back the period before a rollout reaches
 GRACE_MS: Final = 15_000  # after the announced time of the next report, before a device counts as silent
 BATCH: Final = 5_000  # windows or events read in one tick
+
+
+class NotFound(RequestError):
+    """No rollout has this id."""
 
 
 class Package(NamedTuple):
@@ -118,15 +124,16 @@ class Conductor:
             _note(connection, now_ms, who, "rollout create", f"{state.id}: {spec.model} {spec.version}")
             return state.id
 
-    def pause(self, rollout_id: str, *, who: str, now_ms: int) -> None:
-        self._command(rollout_id, "pause", who, now_ms)
-
-    def resume(self, rollout_id: str, *, who: str, now_ms: int) -> None:
-        self._command(rollout_id, "resume", who, now_ms)
-
-    def abort(self, rollout_id: str, *, who: str, now_ms: int) -> None:
-        """Stop, and send every device that was given the release back to what it had."""
-        self._command(rollout_id, "abort", who, now_ms)
+    def command(self, rollout_id: str, event: Verb, *, who: str, now_ms: int) -> None:
+        """Pause, resume or abort; abort sends every device that was given the release back to what it had."""
+        with self._lock:
+            with self._control.begin() as connection:
+                row = _row(connection, rollout_id)
+                spec, state = msgspec.convert(row.spec, RolloutSpec), msgspec.convert(row.progress, RolloutState)
+                state, wishes = rollout.command(state, spec, event, f"{event} by {who}", now_ms)
+                changed = self._write(connection, [(spec, state)], {state.id: wishes}, now_ms)
+                _note(connection, now_ms, who, f"rollout {event}", rollout_id)
+            self._send(changed)
 
     def rollouts(self) -> list[dict[str, Any]]:
         """Every rollout as people read it, newest first: JSON values only."""
@@ -144,16 +151,6 @@ class Conductor:
             for m in members
         ]
         return {**describe(row), "devices": devices}
-
-    def _command(self, rollout_id: str, event: Event, who: str, now_ms: int) -> None:
-        with self._lock:
-            with self._control.begin() as connection:
-                row = _row(connection, rollout_id)
-                spec, state = msgspec.convert(row.spec, RolloutSpec), msgspec.convert(row.progress, RolloutState)
-                state, wishes = rollout.command(state, spec, event, f"{event} by {who}", now_ms)
-                changed = self._write(connection, [(spec, state)], {state.id: wishes}, now_ms)
-                _note(connection, now_ms, who, f"rollout {event}", rollout_id)
-            self._send(changed)
 
     # A tick.
 
@@ -307,10 +304,6 @@ def gate_of(row: sa.Row[Any]) -> SequentialGate:
     return SequentialGate(msgspec.convert(row.spec, RolloutSpec).gate)
 
 
-def members_of(row: sa.Row[Any]) -> tuple[Member, ...]:
-    return msgspec.convert(row.progress, RolloutState).members
-
-
 def _granted(document: Desired, wish: Wish, rollout_id: str, spec: RolloutSpec | None, config: Config) -> Desired:
     """The document with this wish; other models stay as they are."""
     trial = spec if wish.trial else None
@@ -340,7 +333,7 @@ def _note(connection: sa.Connection, now_ms: int, who: str, what: str, detail: s
 def _row(connection: sa.Connection, rollout_id: str) -> sa.Row[Any]:
     row = connection.execute(sa.select(control.rollouts).where(control.rollouts.c.id == rollout_id)).first()
     if row is None:
-        raise RequestError(f"no rollout is called {rollout_id!r}; `edgewright rollout status` lists them")
+        raise NotFound(f"no rollout is called {rollout_id!r}; `edgewright rollout status` lists them")
     return row
 
 

@@ -19,8 +19,8 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 
 from edgewright_contracts import birth, event, report, topics
-from edgewright_contracts.binning import add, add_grid
-from edgewright_contracts.codec import REPORT_BYTES, Hex64, Sequence, inflate
+from edgewright_contracts.binning import Cells, pack, pack_grid, unpack, unpack_grid
+from edgewright_contracts.codec import MAX_COUNT, REPORT_BYTES, Hex64, Sequence, inflate
 from edgewright_contracts.desired import Ack
 from edgewright_contracts.errors import ContractError
 
@@ -169,6 +169,46 @@ def _rollups(window: report.Window, cohort: str, arrived_ms: int) -> list[Rollup
     ]
 
 
+_SUMMED: Final = ("n", "n_monitored", "errors", "rejected", "labels_n", "labels_wrong")
+
+
+@dataclass(slots=True)
+class Rollup:
+    """One row of rollups, unpacked while a batch adds to it."""
+
+    sums: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("windows", *_SUMMED), 0))
+    cells: Cells | None = None  # None: all zeros, of a width that nobody has named yet
+    latency: Cells | None = None
+
+    @classmethod
+    def of(cls, row: Row) -> Rollup:
+        sums = {name: row[name] for name in ("windows", *_SUMMED)}
+        return cls(sums, unpack(row["cells"]) if row["cells"] else None, unpack_grid(row["latency_total"]))
+
+    def add(self, sums: Row, cells: Cells | None, latency: Cells) -> None:
+        """All of it or, raising ContractError, nothing."""
+        total = cells if self.cells is None else self.cells
+        if cells is not None and self.cells is not None:
+            if cells.size != self.cells.size:
+                raise ContractError("cells", f"{self.cells.size} cells, as of this edge hash before", f"{cells.size}")
+            total = self.cells + cells
+        durations = latency if self.latency is None else self.latency + latency
+        if (total is not None and int(total.max()) > MAX_COUNT) or int(durations.max()) > MAX_COUNT:
+            raise ContractError("cells", f"sums of at most {MAX_COUNT}", "more")
+        self.cells, self.latency = total, durations
+        self.sums["windows"] += 1
+        for name in _SUMMED:
+            self.sums[name] += sums[name]
+
+    def row(self, key: RollupKey) -> Row:
+        return {
+            **dict(zip(ROLLUP_KEY, key, strict=True)),
+            **self.sums,
+            "cells": b"" if self.cells is None else pack(self.cells),
+            "latency_total": b"" if self.latency is None else pack_grid(self.latency),
+        }
+
+
 @dataclass(slots=True)
 class Ledger:
     """The rows that a batch touches, as they are in the database, and then as they shall be."""
@@ -176,7 +216,7 @@ class Ledger:
     cohort_of: Callable[[str], str]
     spools: dict[SpoolKey, Spool] = field(default_factory=dict)
     devices: dict[str, Row] = field(default_factory=dict)
-    rollups: dict[RollupKey, Row] = field(default_factory=dict)
+    rollups: dict[RollupKey, Rollup] = field(default_factory=dict)
     renewed: set[SpoolKey] = field(default_factory=set)  # told to end: nothing of them is counted or acknowledged
     # What is new: inserted, or set over what was loaded.
     windows: list[Row] = field(default_factory=list)
@@ -293,8 +333,6 @@ class Ledger:
             "rejected": sum(window.rejected.values()),
             "labels_n": correct.n,
             "labels_wrong": correct.n - correct.hits,
-            "latency_total": window.latency_total,
-            "cells": window.cells,
         }
         self.windows.append(
             {
@@ -314,13 +352,17 @@ class Ledger:
                 "edge_hash": window.edge_hash,
                 "phase": window.phase,
                 "rollout": window.rollout,
+                "latency_total": window.latency_total,
+                "cells": window.cells,
                 "body": item.message.body,
                 **sums,
             }
         )
+        cells = unpack(window.cells) if window.cells else None
+        latency = unpack_grid(window.latency_total)
         for key in _rollups(window, cohort, arrived_ms):
             try:
-                self.rollups[key] = _added(key, self.rollups.get(key), sums)
+                self.rollups.setdefault(key, Rollup()).add(sums, cells, latency)
                 self.changed_rollups.add(key)
             except ContractError as error:
                 self._bury(item.message, f"counted, but not in the rollup of {key[0]} s: {error}")
@@ -352,14 +394,3 @@ class Ledger:
             }
         )
         self._device(item, online=True, boot_id=step.boot_id, connection=0)
-
-
-def _added(key: RollupKey, row: Row | None, sums: Row) -> Row:
-    if row is None:
-        return {**dict(zip(ROLLUP_KEY, key, strict=True)), "windows": 1, **sums}
-    out = {**row, "windows": row["windows"] + 1}
-    for name in ("n", "n_monitored", "errors", "rejected", "labels_n", "labels_wrong"):
-        out[name] = row[name] + sums[name]
-    out["cells"] = add(row["cells"], sums["cells"])
-    out["latency_total"] = add_grid(row["latency_total"], sums["latency_total"])
-    return out

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,12 +37,6 @@ LOOK_S: Final = 1.0
 
 _HEADERS: Final = {"Cache-Control": "no-store", "Content-Security-Policy": "default-src 'self'; img-src 'self' data:"}
 _HERE: Final = Path(__file__).parent
-_STATES: Final = {
-    "running": "under way",
-    "rolling-back": "going back",
-    "rolled-back": "ended",
-    "done": "ended",
-}
 _METRICS: Final = {"error": "errors", "slow": "slow runs", "label": "wrong labels"}
 _BASES: Final = {
     "control": "devices without it",
@@ -187,22 +180,13 @@ def _rollout(row: Any) -> dict[str, Any]:
         for figure in told["figures"]
         if figure["n"]
     ]
-    reached = told["state"] in ("done",)
+    passed = len(told["stages"]) if told["state"] == "done" else told["stage"]
+    here = "now" if told["state"] in ("draft", "running", "paused") else "stopped"
     stages = [
-        {**stage, "state": "done" if reached or i < told["stage"] else "now" if i == told["stage"] else "later"}
+        {**stage, "state": "done" if i < passed else here if i == passed else "later"}
         for i, stage in enumerate(told["stages"])
     ]
-    by_device: dict[str, list[str]] = defaultdict(list)
-    for member in conductor.members_of(row):
-        if member.stage is not None:
-            by_device[member.status].append(member.device)
-    return {
-        **told,
-        "figures": figures,
-        "stages": stages,
-        "word": _STATES.get(told["state"], told["state"]),
-        "by_status": by_device,
-    }
+    return {**told, "figures": figures, "stages": stages}
 
 
 def _share(log_e: float, need: float) -> int:
@@ -256,9 +240,9 @@ def _utc(then_ms: int) -> str:
 
 
 def _evidence(log_e: float) -> str:
-    """An e-value for people: 0.31, 12, 4,100, 10^9."""
+    """An e-value for people: 0.31, 12, 4,100."""
     if log_e > math.log(1e6):
-        return f"10^{log_e / math.log(10):.0f}"
+        return "over a million"
     value = math.exp(log_e)
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 

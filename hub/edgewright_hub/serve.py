@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import importlib.util
 import ipaddress
 import json
 import logging
@@ -32,6 +31,7 @@ import sqlalchemy as sa
 import uvicorn
 from fastapi import FastAPI
 
+from edgewright_contracts import desired
 from edgewright_contracts.errors import RequestError, Unavailable
 
 from . import control, tokens
@@ -39,6 +39,7 @@ from .api import Hub
 from .app import device_app, page_app
 from .broker import EmbeddedBroker
 from .ca import open_authority
+from .conductor import Conductor
 from .consumer import Consumer
 from .control import open_control
 from .registry import RESIGN_EVERY, Registry
@@ -70,6 +71,7 @@ class Config:
     names: tuple[str, ...] = ()  # by which devices reach this machine; the first is what they are told
     tick_s: float = 1.0
     ack_interval_s: float = 30.0
+    window_s: float = 300.0  # of the devices' reports, while no rollout asks for shorter ones
 
 
 class Running(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,9 +112,8 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
         stack.callback(telemetry_engine.dispose)
         registry = Registry(config.data / "repo", config.data / "keys", control_engine)
         registry.open(config.trust, now=now)
-        https, page = _listen(config.https, "--https"), _listen(config.page, "--page")
-        stack.callback(https.close)
-        stack.callback(page.close)
+        https = stack.enter_context(_listen(config.https, "--https"))
+        page = stack.enter_context(_listen(config.page, "--page"))
 
         if config.broker is None:
             embedded = EmbeddedBroker(config.mqtt.host, config.mqtt.port, authority.broker_context())
@@ -137,7 +138,8 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
                 raise Unavailable(f"the embedded broker at {broker} does not answer; the log says more")
             _LOG.warning("no answer from the broker at %s yet; trying on", broker)
 
-        conductor = _conductor(control_engine, telemetry_engine, registry, consumer.publish)
+        wanted = desired.Config(window_s=config.window_s)
+        conductor = Conductor(control_engine, telemetry_engine, registry, consumer.publish, wanted)
         name = config.names[0] if config.names else _reachable(config.https.host)
         url = f"https://{Address(name, https.getsockname()[1])}"
         told = (config.names[0] if config.names and config.broker is None else broker.host, broker.port)
@@ -146,7 +148,7 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
             "telemetry": telemetry_engine,
             "registry": registry,
             "authority": authority,
-            "rollouts": conductor,
+            "conductor": conductor,
             "broker": told,
             "repo": f"{url}/repo/",
         }
@@ -154,8 +156,7 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
         await stack.enter_async_context(_web(device_app(Hub(**common, open_to_read=False)), https, certificate))
         await stack.enter_async_context(_web(page_app(Hub(**common, open_to_read=True)), page, None))
         await stack.enter_async_context(_every(RESIGN_EVERY.total_seconds(), lambda: _resign(registry)))
-        if conductor is not None:
-            await stack.enter_async_context(_every(config.tick_s, lambda: conductor.tick(int(time.time() * 1000))))
+        await stack.enter_async_context(_every(config.tick_s, lambda: conductor.tick(int(time.time() * 1000))))
 
         _admin_token(control_engine, config.data / "admin.token")
         shutil.copyfile(config.data / "ca" / "ca.pem", config.data / "ca.pem")
@@ -197,14 +198,6 @@ def _desired(engine: sa.Engine) -> list[tuple[str, bytes]]:
     with engine.connect() as connection:
         rows = connection.execute(sa.select(table.device, table.document)).all()
     return [(row.device, msgspec.json.encode(row.document, order="deterministic")) for row in rows]
-
-
-def _conductor(control_engine: sa.Engine, telemetry_engine: sa.Engine, registry: Registry, publish: Any) -> Any:
-    if importlib.util.find_spec("edgewright_hub.conductor") is None:
-        return None
-    from .conductor import Conductor
-
-    return Conductor(control_engine, telemetry_engine, registry, publish)
 
 
 def _resign(registry: Registry) -> None:

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from . import telemetry
 from .counting import Spool
-from .ingest import ROLLUP_KEY, Answer, Item, Ledger, Message, keys, read
+from .ingest import ROLLUP_KEY, Answer, Item, Ledger, Message, Rollup, keys, read
 from .store import upsert
 
 DEAD_LETTERS_KEPT: Final = 10_000
@@ -71,7 +71,7 @@ def _load(connection: sa.Connection, items: Sequence[Item], cohort_of: Callable[
     columns = tuple(telemetry.rollups.c[name] for name in ROLLUP_KEY)
     for row in _select(connection, telemetry.rollups, columns, sorted(wanted.rollups)):
         values = dict(row._mapping)
-        ledger.rollups[tuple(values[name] for name in ROLLUP_KEY)] = values
+        ledger.rollups[tuple(values[name] for name in ROLLUP_KEY)] = Rollup.of(values)
     return ledger
 
 
@@ -118,4 +118,4 @@ def _write(connection: sa.Connection, ledger: Ledger) -> None:
             telemetry.spools.update().where(s.device == device, s.spool_id == spool_id).values(renewed_ms=at_ms)
         )
     upsert(connection, telemetry.devices, [ledger.devices[d] for d in ledger.changed_devices], keys=["device"])
-    upsert(connection, telemetry.rollups, [ledger.rollups[k] for k in ledger.changed_rollups], keys=ROLLUP_KEY)
+    upsert(connection, telemetry.rollups, [ledger.rollups[k].row(k) for k in ledger.changed_rollups], keys=ROLLUP_KEY)

@@ -19,6 +19,7 @@ from edgewright_hub import control, telemetry, tokens
 from edgewright_hub.api import Hub
 from edgewright_hub.app import device_app, page_app
 from edgewright_hub.ca import HUB_NAME, Authority
+from edgewright_hub.conductor import Conductor
 from edgewright_hub.registry import Registry
 from edgewright_hub.writer import commit
 from sim import wire
@@ -32,7 +33,7 @@ def hub(control_engine: sa.Engine, telemetry_engine: sa.Engine, registry: Regist
         telemetry=telemetry_engine,
         registry=registry,
         authority=authority,
-        rollouts=None,
+        conductor=Conductor(control_engine, telemetry_engine, registry, lambda *_: None),
         broker=("127.0.0.1", 8883),
         repo="https://127.0.0.1:8443/repo/",
         open_to_read=False,

@@ -159,16 +159,16 @@ def test_pause_resume_and_abort(house: House) -> None:
     _with_first(house)
     name = house.start("2.0.0")
     house.live(EIGHT, 1)
-    house.conductor.pause(name, who="ann", now_ms=house.now)
+    house.conductor.command(name, "pause", who="ann", now_ms=house.now)
     assert house.live(EIGHT, 60)["devices_exposed"] == 1
-    house.conductor.resume(name, who="ann", now_ms=house.now)
-    house.conductor.abort(name, who="ann", now_ms=house.now)
+    house.conductor.command(name, "resume", who="ann", now_ms=house.now)
+    house.conductor.command(name, "abort", who="ann", now_ms=house.now)
     assert {house.version(d) for d in EIGHT} == {"1.0.0"}
     assert house.conductor.rollout(name)["outcome"] == "aborted"
     with pytest.raises(RequestError, match="is aborted and cannot pause"):
-        house.conductor.pause(name, who="ann", now_ms=house.now)
+        house.conductor.command(name, "pause", who="ann", now_ms=house.now)
     with pytest.raises(RequestError, match="no rollout is called 'r9'"):
-        house.conductor.pause("r9", who="ann", now_ms=house.now)
+        house.conductor.command("r9", "pause", who="ann", now_ms=house.now)
     with house.control.connect() as connection:
         said = connection.execute(sa.select(control.audit.c.who, control.audit.c.what)).all()
     assert [tuple(row) for row in said][-3:] == [("ann", f"rollout {v}") for v in ("pause", "resume", "abort")]

@@ -17,8 +17,6 @@ from typing import Any
 
 import pytest
 
-from edgewright_contracts.errors import RequestError
-
 pytestmark = pytest.mark.process
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -107,42 +105,44 @@ def test_after_a_kill_it_starts_again_with_the_same_identity_and_token(start: St
     assert get(data, "/api/v1/packages") == []
 
 
-@pytest.mark.parametrize("option", ["--https", "--page", "--mqtt"])
-def test_a_port_that_is_taken_is_named_with_the_way_out(start: Start, option: str, tmp_path: Path) -> None:
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        holder.listen()
-        port = holder.getsockname()[1]
-        hub = start(option, f"127.0.0.1:{port}")
-        _, errors = hub.communicate(timeout=20)
-    assert hub.returncode == 3
-    assert str(port) in errors
-    assert option in errors
-    assert "Traceback" not in errors
-    assert not (tmp_path / "data" / "hub.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "code", "said"),
-    [
-        (["--page", "0.0.0.0:0"], 2, "loopback"),
-        (["--mqtt", "here"], 2, "HOST:PORT"),
-        (["--broker", "mqtt://127.0.0.1:1883"], 2, "mqtts://"),
-        (["--tick-s", "0"], 2, "tick-s"),
-    ],
-)
-def test_what_is_wrong_with_the_options(start: Start, options: list[str], code: int, said: str) -> None:
-    hub = start(*options)
-    _, errors = hub.communicate(timeout=20)
-    assert hub.returncode == code
-    assert said in errors
-    assert "Traceback" not in errors
-
-
 def run(*arguments: str) -> int:
     from edgewright.main import run as command
 
     return command(list(arguments))
+
+
+@pytest.mark.parametrize("option", ["--https", "--page", "--mqtt"])
+def test_a_port_that_is_taken_is_named_with_the_way_out(
+    option: str, tmp_path: Path, owner: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        ports = {"--https": "127.0.0.1:0", "--page": "127.0.0.1:0", "--mqtt": "127.0.0.1:0"}
+        ports[option] = f"127.0.0.1:{holder.getsockname()[1]}"
+        options = [word for pair in ports.items() for word in pair]
+        assert run("hub", "serve", "--data", str(tmp_path / "data"), "--trust", str(owner / "hub"), *options) == 3
+    errors = capsys.readouterr().err
+    assert ports[option] in errors
+    assert option in errors
+    assert not (tmp_path / "data" / "hub.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--page", "0.0.0.0:0"], "loopback"),
+        (["--mqtt", "here"], "HOST:PORT"),
+        (["--broker", "mqtt://127.0.0.1:1883"], "mqtts://"),
+        (["--tick-s", "0"], "tick-s"),
+        ([], "--trust"),  # the first start needs the owner
+    ],
+)
+def test_what_is_wrong_with_the_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    assert run("hub", "serve", "--data", str(tmp_path / "data"), *options) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_token_is_made_beside_a_running_hub_and_not_without_one(
@@ -183,10 +183,3 @@ def test_the_hub_on_mosquitto_configured_by_the_hub(
     finally:
         broker.terminate()
         broker.wait(5)
-
-
-def test_a_first_start_needs_the_owner(start: Start) -> None:
-    hub = start(trust=False)
-    _, errors = hub.communicate(timeout=20)
-    assert hub.returncode == RequestError.exit_code
-    assert "--trust" in errors
