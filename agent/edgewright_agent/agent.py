@@ -140,6 +140,10 @@ class Agent:
             found = self._models.setdefault(name, Model(name, self._meter, self._clock, self._ids))
         return found
 
+    def settle(self, timeout: float = 10.0) -> bool:
+        """Wait until everything predicted so far was counted: for tests and benchmarks, an application need not."""
+        return self._meter.settle(timeout)
+
     def models(self) -> list[Model]:
         """Those that the application or the hub has named."""
         return list(self._models.values())

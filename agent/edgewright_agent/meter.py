@@ -104,6 +104,8 @@ class Meter:
         self._late: deque[Outcome] = deque(maxlen=RING)
         self._lost_outcomes = 0
         self._rare = threading.Lock()
+        self._settled = threading.Condition()
+        self._drains = 0
         self._counts: dict[tuple[Subject, str], Counts] = {}
         self._ring = Ring()
         self._last: dict[str, bytes] = {}
@@ -159,7 +161,20 @@ class Meter:
         self._join(late)
         if lost and self._counts:
             next(iter(self._counts.values())).shed["outcomes"] += lost
+        with self._settled:
+            self._drains += 1
+            self._settled.notify_all()
         return done
+
+    def settle(self, timeout: float) -> bool:
+        """Wake the telemetry thread and wait until it has drained what waited at this call."""
+        with self._settled:
+            goal = self._drains + 2  # one drain may be under way that began before this call
+            while self._drains < goal:
+                self._wake.set()
+                if not self._settled.wait(timeout):
+                    return False
+            return True
 
     def take(self, subjects: Iterable[Subject], clocks: Clocks, usage: Usage) -> list[tuple[Subject, Window]]:
         """Windows of everything counted since the last call, and an empty one for each of `subjects` that had nothing.

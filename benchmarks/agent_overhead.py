@@ -1,0 +1,283 @@
+"""What the agent adds to an inference: `model.predict` with all telemetry on, over the bare run of the same session.
+
+    python benchmarks/agent_overhead.py [--quick] [--json]
+
+Both are timed in one run, in alternating blocks, so that a busy machine slows both. p50 and p99 are of single calls; CPU
+is the whole process's over all calls, with the telemetry thread's deferred work: a block ends when its last row was
+counted. Models of about 10 µs, 100 µs and 5 ms (convolutions and dense layers, the same in ONNX and TFLite, sized here),
+float32 inputs that are checked against a declared range, 22 monitored channels, windows of 10 s sealed to disk.
+`--quick` makes fewer calls and takes less than a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+import msgspec
+import numpy as np
+
+from edgewright_agent.agent import Agent
+from edgewright_agent.disk import RealDisk
+from edgewright_agent.slots import Slot, Store, needed
+from edgewright_contracts import baseline, binning, desired
+from edgewright_contracts import manifest as m
+from edgewright_contracts.channels import Binner, Channel, Source
+from edgewright_runtime.runtime import available, open_session
+from sim import tflite
+from sim.broker import SimBroker, SimTransport
+
+COLUMNS = 20  # of `monitor`; with class and confidence 22 channels
+BLOCKS = 20
+TARGETS = {"10us": 10e-6, "100us": 100e-6, "5ms": 5e-3}
+CALLS = {"10us": 100_000, "100us": 100_000, "5ms": 4_000}
+QUICK = {"10us": 20_000, "100us": 20_000, "5ms": 400}
+SIDES = {"10us": (8, 8, 1), "100us": (16, 16, 8), "5ms": (32, 32, 32)}  # input: height, width, channels
+VARIANTS = {"onnxruntime": ("onnx-fp32", "onnx"), "litert": ("tflite-fp32", "tflite")}
+
+
+def build(kind: str, shape: tuple[int, int, int], layers: int) -> bytes:
+    """`layers` 3x3 convolutions of as many channels as the input has, then probabilities and monitor."""
+    rng = np.random.default_rng(1)
+    h, w, c = shape
+    kernels = [rng.normal(0, 0.3 / np.sqrt(c), (c, 3, 3, c)).astype(np.float32) for _ in range(layers)]
+    head = rng.normal(0, 1 / np.sqrt(c), (c * h * w, 10)).astype(np.float32)
+    columns = rng.normal(0, 1 / np.sqrt(c * h * w), (c * h * w, COLUMNS)).astype(np.float32)
+    if kind == "tflite":
+        g = tflite.Graph()
+        x = y = g.input("x", (1, *shape))
+        for k in kernels:
+            y = g.conv(y, k, np.zeros(c, np.float32))
+        flat = g.reshape(y, (1, h * w * c))
+        g.output("probabilities", g.softmax(g.dense(flat, head, np.zeros(10, np.float32))))
+        raw = g.reshape(x, (1, h * w * c))
+        g.output("monitor", g.dense(raw, columns, np.zeros(COLUMNS, np.float32)))
+        return g.finish()
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = [helper.make_node("Transpose", ["x"], ["y0"], perm=[0, 3, 1, 2])]
+    const = {"flat": np.array([-1, h * w * c]), "head": head, "columns": columns}
+    for i, k in enumerate(kernels):
+        const[f"k{i}"] = np.ascontiguousarray(k.transpose(0, 3, 1, 2))
+        nodes.append(helper.make_node("Conv", [f"y{i}", f"k{i}"], [f"c{i}"], pads=[1, 1, 1, 1]))
+        nodes.append(helper.make_node("Relu", [f"c{i}"], [f"y{i + 1}"]))
+    nodes += [
+        helper.make_node("Reshape", [f"y{layers}", "flat"], ["f"]),
+        helper.make_node("MatMul", ["f", "head"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
+        helper.make_node("Reshape", ["x", "flat"], ["r"]),
+        helper.make_node("MatMul", ["r", "columns"], ["monitor"]),
+    ]
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "bench",
+        [info("x", TensorProto.FLOAT, ["n", *shape])],
+        [info("probabilities", TensorProto.FLOAT, ["n", 10]), info("monitor", TensorProto.FLOAT, ["n", COLUMNS])],
+        [numpy_helper.from_array(v, k) for k, v in const.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def tensors(shape: tuple[int, int, int]) -> tuple[tuple[m.TensorIn, ...], tuple[m.TensorOut, ...]]:
+    return (m.TensorIn(name="x", dtype="float32", shape=shape, valid=(0.0, 1.0)),), (
+        m.TensorOut(name="probabilities", role="probabilities", shape=(10,)),
+        m.TensorOut(name="monitor", role="monitor", shape=(COLUMNS,)),
+    )
+
+
+def session(folder: Path, runtime: str, shape: tuple[int, int, int], layers: int) -> Any:
+    _, suffix = VARIANTS[runtime]
+    file = folder / f"model.{suffix}"
+    file.write_bytes(build(suffix, shape, layers))
+    inputs, outputs = tensors(shape)
+    return open_session(file, runtime, inputs=inputs, outputs=outputs)
+
+
+def bare_s(s: Any, shape: tuple[int, int, int]) -> float:
+    x = {"x": np.random.default_rng(0).random((1, *shape), np.float32)}
+    times = []
+    for _ in range(60):
+        began = time.perf_counter()
+        s.run(x)
+        times.append(time.perf_counter() - began)
+    return float(np.median(times[10:]))
+
+
+def sized(folder: Path, runtime: str, size: str) -> int:
+    """The number of layers that brings the bare run nearest to the target."""
+    shape = SIDES[size]
+    if size == "10us":
+        return 1 if runtime == "litert" else 0
+    one, five = (bare_s(session(folder, runtime, shape, k), shape) for k in (1, 5))
+    return max(0, round(1 + (TARGETS[size] - one) / max(1e-7, (five - one) / 4)))
+
+
+def install(home: Path, runtime: str, size: str, layers: int) -> None:
+    """Put a package into slot a, as the installer leaves it."""
+    shape = SIDES[size]
+    identifier, suffix = VARIANTS[runtime]
+    variant = m.Variant(id=identifier, format=suffix, precision="fp32", batch=1 if suffix == "tflite" else 0)
+    inputs, outputs = tensors(shape)
+    rng = np.random.default_rng(2)
+    with tempfile.TemporaryDirectory() as folder:
+        s = session(Path(folder), runtime, shape, layers)
+        rows = [s.run({"x": rng.random((1, *shape), np.float32)}) for _ in range(200)]
+    found = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
+    channels = [
+        Channel(
+            name=f"monitor.{i}", group="embedding", kind="numeric", source=Source("monitor", "column", i),
+            edges=binning.quantile_edges(found["monitor"][:, i]),
+        )
+        for i in range(COLUMNS)
+    ]  # fmt: skip
+    classes = tuple(range(10))
+    channels.append(
+        Channel(
+            name="class", group="output", kind="categorical", source=Source("probabilities", "argmax"), values=classes
+        )
+    )
+    channels.append(Channel(name="confidence", group="output", kind="score", source=Source("probabilities", "max")))
+    binner = Binner(channels)
+    binner.add(found)
+    files = {
+        variant.model: build(suffix, shape, layers),
+        variant.baseline: baseline.encode_baseline(baseline.make(tuple(channels), binner.take(), 200)),
+        variant.selftest: b"unused",
+    }
+    manifest = m.encode_manifest(
+        m.Manifest(
+            requires_agent="0.1.0", name="bench", version="1", task="classification", inputs=inputs, outputs=outputs,
+            variants=(variant,), ranking={f"*/{runtime}": (identifier,)},
+            provenance=m.Provenance(recipe="bench", data="0" * 64, code="0" * 64, seed=0),
+            files={k: m.FileRef(hashlib.sha256(v).hexdigest(), len(v)) for k, v in files.items()},
+        )
+    )  # fmt: skip
+    store = Store(RealDisk(), home / "models", "bench")
+    for file in needed(variant):
+        store.part(hashlib.sha256(files[file]).hexdigest()).write_bytes(files[file])
+    store.stage(manifest, Slot(m.digest(manifest), "1", identifier, runtime))
+    store.save(msgspec.structs.replace(store.state, active="a"))
+    identity = home / "identity"
+    identity.mkdir()
+    hub = {"device": "bench", "broker": {"host": "127.0.0.1", "port": 1}, "repo": "http://127.0.0.1:1/"}
+    (identity / "hub.json").write_bytes(json.dumps(hub).encode())
+    (identity / "root.json").write_bytes(b"{}")
+    wish = desired.Desired(rev=1, config=desired.Config(window_s=10))
+    (home / "desired.json").write_bytes(desired.encode(wish))
+
+
+def measure(home: Path, shape: tuple[int, int, int], calls: int) -> dict[str, Any]:
+    """Alternate blocks of bare runs and of predictions."""
+    now = time.perf_counter_ns
+    with Agent(home, transport=SimTransport(SimBroker(), "bench")) as agent:
+        model = agent.model("bench")
+        assert model.wait(10)
+        s = model.active.session
+        rng = np.random.default_rng(3)
+        singles = [{"x": rng.random(shape, np.float32)} for _ in range(64)]
+        batches = [{"x": one["x"][np.newaxis]} for one in singles]
+        predict, run = model.predict, s.run
+        block = calls // BLOCKS
+        took = {"bare": np.zeros(block * BLOCKS, np.int64), "agent": np.zeros(block * BLOCKS, np.int64)}
+        cpu = {"bare": 0, "agent": 0}
+        for call, feed in ((run, batches), (predict, singles)):
+            for i in range(min(block, 200)):
+                call(feed[i % 64])
+        agent.settle()
+        for b in range(BLOCKS):
+            for name, call, feed in (("bare", run, batches), ("agent", predict, singles)):
+                out, at = took[name], b * block
+                began_cpu = time.process_time_ns()
+                for i in range(block):
+                    x = feed[i & 63]
+                    began = now()
+                    call(x)
+                    out[at + i] = now() - began
+                agent.settle()
+                cpu[name] += time.process_time_ns() - began_cpu
+    n = block * BLOCKS
+    us = {k: {"p50": float(np.median(v)) / 1e3, "p99": float(np.quantile(v, 0.99)) / 1e3} for k, v in took.items()}
+    return {
+        "calls": n,
+        "bare_us": us["bare"],
+        "agent_us": us["agent"],
+        "ratio_p50": us["agent"]["p50"] / us["bare"]["p50"],
+        "ratio_p99": us["agent"]["p99"] / us["bare"]["p99"],
+        "bare_cpu_us": cpu["bare"] / n / 1e3,
+        "agent_cpu_us": cpu["agent"] / n / 1e3,
+        "ratio_cpu": cpu["agent"] / cpu["bare"],
+        "added_cpu_us": (cpu["agent"] - cpu["bare"]) / n / 1e3,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer calls; under a minute; results are not written")
+    parser.add_argument("--json", action="store_true", help="last line: one object")
+    arguments = parser.parse_args()
+    calls = QUICK if arguments.quick else CALLS
+    found: dict[str, dict[str, Any]] = {}
+    for runtime in VARIANTS:
+        if runtime not in available():
+            print(f"{runtime} is not installed; left out", file=sys.stderr)
+            continue
+        for size in TARGETS:
+            with tempfile.TemporaryDirectory() as folder:
+                home = Path(folder) / "home"
+                home.mkdir()
+                layers = sized(Path(folder), runtime, size)
+                install(home, runtime, size, layers)
+                one = found.setdefault(runtime, {})[size] = measure(home, SIDES[size], calls[size])
+            print(
+                f"{runtime:12} {size:>5}: bare p50 {one['bare_us']['p50']:8.1f} p99 {one['bare_us']['p99']:8.1f} µs, "
+                f"agent p50 {one['agent_us']['p50']:8.1f} p99 {one['agent_us']['p99']:8.1f} µs, p50 x{one['ratio_p50']:.3f}, "
+                f"CPU x{one['ratio_cpu']:.3f} (+{one['added_cpu_us']:.1f} µs a call, {one['calls']} calls)",
+                flush=True,
+            )
+    result = {
+        "ratio_p50": {r: {s: round(v[s]["ratio_p50"], 4) for s in ("100us", "5ms")} for r, v in found.items()},
+        "ratio_cpu": {r: {s: round(v[s]["ratio_cpu"], 4) for s in ("100us", "5ms")} for r, v in found.items()},
+        "added_cpu_us": {r: {"10us": round(v["10us"]["added_cpu_us"], 2)} for r, v in found.items()},
+    }
+    if not arguments.quick:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+        full = {
+            **result,
+            "runs": found,
+            "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()},
+            "runtimes": available(),
+            "commit": commit.stdout.strip(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        target = ROOT / "benchmarks" / "results" / "agent_overhead.json"
+        target.write_text(json.dumps(full, indent=2) + "\n")
+    if arguments.json:
+        print(json.dumps(result))
+
+
+def cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+if __name__ == "__main__":
+    main()
