@@ -3,7 +3,8 @@
 `commit` returns only after the transaction is durable in the sense of telemetry.db, so whatever is acknowledged after
 it is counted. It raises only when the database itself fails (locked, disk full); then nothing of the batch is counted
 and the same batch may be given again. A message that breaks a transaction in any other way is buried alone. About
-60 µs per report in batches of 100 (two thirds of it SQLAlchemy and SQLite).
+230 µs of CPU per 510-byte report in batches of 200 from 200 devices, a quarter of it decoding: 4 % of a core for 10,000
+devices at one a minute.
 """
 
 from __future__ import annotations
