@@ -113,7 +113,7 @@ def windows(draw: st.DrawFn, *, top: int = 10**6, free: bool = False) -> Window:
     )
 
 
-MANY_NAMES = [f"kind-{i:02}" for i in range(40)]
+MANY_NAMES = [*(f"kind-{i:02}" for i in range(22)), *(f"zone-{i:02}" for i in range(22))]  # on both sides of `other`
 
 
 @st.composite
