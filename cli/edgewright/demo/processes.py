@@ -52,9 +52,9 @@ class Processes:
         return self.logs / f"{name}.log"
 
     def check(self) -> None:
-        """Raises Unavailable when a process has ended by itself, with the end of its log."""
+        """Raises Unavailable when a process has failed, with the end of its log; one that is done has not."""
         for name, process in self._running.items():
-            if process.poll() is not None:
+            if process.poll():
                 raise Unavailable(f"{name} ended with code {process.returncode}; its log ends:\n{self.tail(name)}")
 
     def tail(self, name: str, lines: int = 12) -> str:
