@@ -8,7 +8,6 @@ site cannot read it through the operator's browser under a name of its own.
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
@@ -21,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgewright_contracts.errors import ContractError, EdgewrightError, Refused, RequestError
 
-from . import api
+from . import api, pages
 from .api import Hub
 from .conductor import NotFound
 from .registry import BLOB_BYTES, TARGETS_BYTES, Conflict
@@ -50,11 +49,8 @@ def device_app(hub: Hub) -> FastAPI:
 def page_app(hub: Hub) -> FastAPI:
     app = _app(hub)
     app.include_router(api.router)
-    if importlib.util.find_spec("edgewright_hub.pages") is not None:
-        pages = importlib.import_module("edgewright_hub.pages")
-        app.include_router(pages.router)
-        if hasattr(pages, "static"):
-            app.mount("/static", pages.static)
+    app.include_router(pages.router)
+    app.mount("/static", pages.static)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
     return app
 

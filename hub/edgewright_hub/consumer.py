@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
+import msgspec
 import paho.mqtt.client as mqtt
 import sqlalchemy as sa
 from paho.mqtt.enums import CallbackAPIVersion
@@ -49,6 +50,10 @@ class _Arrived(NamedTuple):
     connection: int  # a packet id means nothing in another connection
 
 
+class _Revision(msgspec.Struct):
+    rev: int
+
+
 class Consumer:
     """`start()`, `stop()`; `publish` may be called from any thread."""
 
@@ -69,6 +74,8 @@ class Consumer:
         self._desired = desired
         self._turns = Turns(ack_interval_s)
         self._queue: queue.Queue[_Arrived] = queue.Queue(QUEUE)
+        self._publishing = threading.Lock()
+        self._revisions: dict[str, int] = {}  # of the newest desired document that went out, by device
         self._stopping = threading.Event()
         self._connections = 0
         self._republish = threading.Event()
@@ -107,7 +114,14 @@ class Consumer:
     def publish(self, device: str, kind: topics.Kind, body: bytes, retain: bool) -> None:
         """Send to a device. Nothing is sent while the broker is away: desired documents follow when it is back, and
         devices ask again for the rest."""
-        if self._client.is_connected():
+        if not self._client.is_connected():
+            return
+        with self._publishing:
+            if kind == "desired":
+                rev = msgspec.json.decode(body, type=_Revision).rev
+                if rev < self._revisions.get(device, 0):
+                    return  # read from hub.db before a newer one went out; the broker would keep it for ever
+                self._revisions[device] = rev
             self._client.publish(topics.topic(device, kind), body, qos=topics.RULES[kind].qos, retain=retain)
 
     # Paho's thread.
