@@ -19,6 +19,7 @@ Cost: about 1 ms for a finished block; all streams are kept in memory, some kilo
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ PARTS: Final[tuple[Group, ...]] = ("input", "embedding", "output")
 KEY: Final = ("scope", "subject", "digest", "variant", "context", "part")
 CURSOR: Final = "drift.windows"
 BATCH: Final = 5_000
+_LOG = logging.getLogger(__name__)
 
 
 class DriftPolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,13 +150,17 @@ class FleetDrift:
             rows = self._read()
             if not rows:
                 return False
-            fleets = self._refresh(rows)
-            touched: set[Key] = set()
-            for row in rows:
-                touched |= self._take(row)
-            touched |= self._decide(fleets)
-            self._position = rows[-1].id
-            self._store(touched, now_ms)
+            try:
+                fleets = self._refresh(rows)
+                touched: set[Key] = set()
+                for row in rows:
+                    touched |= self._take(row)
+                touched |= self._decide(fleets)
+                self._position = rows[-1].id
+                self._store(touched, now_ms)
+            except Exception:
+                self._position = None  # what is in memory is ahead of hub.db: load again
+                raise
             return len(rows) == BATCH
 
     def acknowledge(self, subject: str, *, who: str, now_ms: int) -> int:
@@ -185,6 +191,7 @@ class FleetDrift:
     # Reading.
 
     def _load(self) -> None:
+        self._streams, self._verdicts, self._running = {}, {}, {}
         with self._control.connect() as connection:
             c = control.cursors.c
             self._position = connection.execute(sa.select(c.position).where(c.name == CURSOR)).scalar() or 0
@@ -224,12 +231,16 @@ class FleetDrift:
             return {row.id: row.fleet for row in connection.execute(sa.select(d.id, d.fleet))}
 
     def _reference(self, digest: str, variant: str) -> _Reference | None:
-        """None for a package or variant that this hub does not have."""
+        """None for a package or variant that this hub does not have, or whose reference it cannot read."""
+        package = self._packages.get(digest)
+        if package is None:
+            return None  # it may be published yet
         if (digest, variant) not in self._references:
-            package = self._packages.get(digest)
-            known = package is not None and any(v.id == variant for v in package.manifest.variants)
-            made = _reference(read_baseline(package.manifest, variant, self._blobs)) if package and known else None
-            self._references[digest, variant] = made
+            try:
+                self._references[digest, variant] = _reference(read_baseline(package.manifest, variant, self._blobs))
+            except (ContractError, OSError) as error:
+                _LOG.warning("no drift for %s %s of %s: %s", package.model, variant, digest, error)
+                self._references[digest, variant] = None
         return self._references[digest, variant]
 
     # Counting and testing.
@@ -369,7 +380,7 @@ class FleetDrift:
 
 
 def read_baseline(manifest: Manifest, variant: str, blobs: Path) -> Baseline:
-    """The variant's reference out of the registry's blobs. Raises ContractError."""
+    """The variant's reference out of the registry's blobs. Raises ContractError and OSError."""
     return decode_baseline((blobs / manifest.files[manifest.variant(variant).baseline].sha256).read_bytes())
 
 

@@ -271,3 +271,35 @@ def test_a_stream_ends_when_its_device_goes_on_to_another_digest(house: House) -
     mine = {(v["digest"], v["verdict"]) for v in house.conductor.drift.verdicts() if v["subject"] == "pi-0"}
     first, second = (house.packages[v].digest[:16] for v in ("1.0.0", "2.0.0"))
     assert mine == {(first, "ended"), (second, "ok")}
+
+
+def test_drift_that_cannot_be_stored_is_counted_once_later(house: House) -> None:
+    _with_first(house)
+    rng = np.random.default_rng(10)
+    house.window("pi-0", "1.0.0", n=300, n_monitored=300, cells=draw_cells(house.packages["1.0.0"], 300, rng))
+
+    def refuse(*_: Any) -> None:
+        raise sa.exc.OperationalError("disk full", {}, Exception())
+
+    sa.event.listen(house.control, "commit", refuse)
+    with pytest.raises(sa.exc.OperationalError):
+        house.conductor.drift.tick(house.now)
+    sa.event.remove(house.control, "commit", refuse)
+    house.conductor.drift.tick(house.now)
+    mine = [v for v in house.conductor.drift.verdicts() if v["subject"] == "pi-0"]
+    assert {v["blocks"] for v in mine} == {1}
+
+
+def test_a_reference_that_is_gone_stops_drift_of_that_package_only(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    _with_first(house)
+    rng = np.random.default_rng(11)
+    lost = house.packages["2.0.0"].manifest.files["variants/onnx-fp32/baseline.msgpack"].sha256
+    (house.registry.blobs / lost).unlink()
+    for device, version in (("pi-0", "2.0.0"), ("pi-1", "1.0.0")):
+        house.window(device, version, n=300, n_monitored=300, cells=draw_cells(house.packages[version], 300, rng))
+    house.conductor.tick(house.now)
+    tested = {v["subject"] for v in house.conductor.drift.verdicts() if v["scope"] == "device" and v["blocks"]}
+    assert tested == {"pi-1"}
+    assert "no drift for digits onnx-fp32" in caplog.text

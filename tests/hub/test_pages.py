@@ -1,0 +1,134 @@
+"""The page says what the databases say, escapes what devices say, and loads nothing from elsewhere."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from edgewright_contracts.package import Package
+from edgewright_hub import pages, telemetry
+from edgewright_hub.api import Hub
+from edgewright_hub.registry import Registry
+from sim.house import House
+from sim.packages import make_package
+
+
+class Quiet(Registry):
+    """A registry whose signatures last."""
+
+    def warning(self, *, now: datetime) -> str | None:
+        return None
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Package]:
+    root = tmp_path_factory.mktemp("packages")
+    return {v: make_package(root / v, version=v, seed=i) for i, v in enumerate(("1.0.0", "2.0.0"))}
+
+
+@pytest.fixture
+def house(tmp_path: Path, packages: dict[str, Package]) -> House:
+    return House(tmp_path, packages)
+
+
+def _hub(house: House) -> Hub:
+    return Hub(
+        control=house.control, telemetry=house.telemetry,
+        registry=Quiet(house.place / "repo", house.place / "keys", house.control),
+        authority=None, conductor=house.conductor, broker=("127.0.0.1", 1883), repo="", open_to_read=True,
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+def _text(html: str) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
+
+
+def test_an_empty_hub_says_what_to_do_first(house: House) -> None:
+    text = _text(pages.render(_hub(house), house.now))
+    assert "0 / 0 devices online" in text
+    for command in ("edgewright rollout create", "edgewright publish", "edgewright agent enroll"):
+        assert command in text
+
+
+def test_the_figures_are_those_of_the_databases(house: House) -> None:
+    devices = ["pi-0", "pi-1", "pi-2"]
+    house.publish_package("1.0.0")
+    house.publish_package("2.0.0")
+    house.enrol(*devices)
+    house.start("1.0.0", stages=("100%",))
+    house.live(devices, 20, until="done")
+    house.live(devices, 10)
+    house.start("2.0.0", stages=(1, "100%"))
+    house.live(devices, 6)
+    with house.telemetry.begin() as connection:
+        table = telemetry.devices
+        connection.execute(table.update().where(table.c.device == "pi-2").values(online=False))
+    with house.telemetry.connect() as connection:
+        n = connection.execute(sa.select(sa.func.sum(telemetry.windows.c.n))).scalar_one()
+    html = pages.render(_hub(house), house.now)
+    text = _text(html)
+    newest = house.conductor.rollouts()[0]
+    assert "2 / 3 devices online" in text
+    assert f"{n:,} inferences in the last hour" in text
+    assert "1 rollouts under way" in text
+    assert f"digits 2.0.0 running {newest['id']}" in text
+    assert newest["reason"] in text
+    assert f"1 of 3 devices were given it; 1 {next(s for s in newest['devices_by_status'] if s != 'waiting')}." in text
+    figures = {f["metric"]: f for f in newest["figures"]}
+    assert f"wrong labels {100 * figures['label']['treated']:.2f} %" in text
+    assert "digits 1.0.0 promoted" in text
+
+
+def test_what_devices_say_is_escaped(house: House) -> None:
+    house.publish_package("1.0.0")
+    house.enrol("pi-0")
+    house.event("pi-0", "1.0.0", "selftest", "blocked", failure="model", reason="<script>alert(1)</script>")
+    html = pages.render(_hub(house), house.now)
+    assert "<script>alert" not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+
+
+def test_the_page_loads_nothing_from_elsewhere_and_stands_without_a_script(house: House) -> None:
+    app = FastAPI()
+    app.state.hub = _hub(house)
+    app.include_router(pages.router)
+    app.mount("/static", pages.static)
+    client = TestClient(app)
+    answer = client.get("/")
+    assert answer.status_code == 200
+    assert "default-src 'self'" in answer.headers["content-security-policy"]
+    assert not re.search(r"https?://", answer.text)
+    for path in re.findall(r'(?:src|href)="(/[^"]+)"', answer.text):
+        assert client.get(path).status_code == 200
+        assert not re.search(r"https?://|@import", client.get(path).text)
+
+
+def test_the_mark_changes_with_every_report_and_every_decision(house: House) -> None:
+    hub = _hub(house)
+    marks = [pages._mark(hub)]
+    house.publish_package("1.0.0")
+    marks.append(pages._mark(hub))
+    house.enrol("pi-0")
+    marks.append(pages._mark(hub))
+    house.start("1.0.0", stages=("100%",))
+    marks.append(pages._mark(hub))
+    house.now += 5000
+    house.conductor.tick(house.now)
+    marks.append(pages._mark(hub))
+    house.window("pi-0", "1.0.0")
+    marks.append(pages._mark(hub))
+    assert len(set(marks)) == len(marks)
+    assert pages._mark(hub) == marks[-1]
+
+
+@pytest.mark.parametrize(
+    ("then", "said"), [(None, "never"), (0, "1 d ago"), (86_395_000, "5 s ago"), (86_000_000, "6 min ago")]
+)
+def test_times_are_told_as_people_say_them(then: int | None, said: str) -> None:
+    assert pages._ago(then, 86_400_000) == said
