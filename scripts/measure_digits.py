@@ -113,7 +113,7 @@ def drift(package: Package, windows: int) -> list[str]:
                 alarms = 0
                 for _ in range(windows):
                     binner = Binner(baseline.channels)
-                    binner.add(session.run({"x": data.feed(rng, n, shift)[0]}))
+                    binner.add(session.run({"image": data.feed(rng, n, shift)[0]}))
                     p = window_p(pad(per_channel(baseline.channels, binner.take())), reference)
                     alarms += simes(p) < 0.01
                 shares.append(f"{alarms / windows:.3f}")

@@ -55,11 +55,12 @@ def quantize_tflite(source: Path, target: Path, samples: Samples, *, scope: str)
     """Write the int8 form of `source`; its borders stay as they are (raw input, float outputs)."""
     with warnings.catch_warnings(), _quiet_logging():
         warnings.simplefilter("ignore")
-        from ai_edge_quantizer import qtyping, quantizer
+        from ai_edge_quantizer import calibrator, qtyping, quantizer, recipe_manager
+        from ai_edge_quantizer.utils import qsv_utils
 
-        q = quantizer.Quantizer(str(source))
+        rules = recipe_manager.RecipeManager()
         for name in _TFLITE_OPS:
-            q.add_static_config(
+            rules.add_static_config(
                 regex=rf".*_{scope}[/;].*",
                 operation_name=qtyping.TFLOperationName[name],
                 activation_num_bits=8,
@@ -69,7 +70,12 @@ def quantize_tflite(source: Path, target: Path, samples: Samples, *, scope: str)
             {f"args_{i}": array[row : row + 1] for i, array in enumerate(samples.values())}
             for row in range(len(next(iter(samples.values()))))
         ]
-        q.quantize(q.calibrate({"serving_default": rows}, num_threads=1)).export_model(str(target), overwrite=True)
+        # The default averages the ranges of single samples, which cuts off the larger half of them: embeddings were
+        # found to be biased by 0.4 standard deviations. The widest range that was seen is the range.
+        ranges = calibrator.Calibrator(source.read_bytes(), num_threads=1, qsv_update_func=qsv_utils.min_max_update)
+        ranges.calibrate({"serving_default": rows}, rules)
+        q = quantizer.Quantizer(str(source), rules.get_quantization_recipe())
+        q.quantize(ranges.get_model_qsvs()).export_model(str(target), overwrite=True)
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types

@@ -121,18 +121,18 @@ def make(settings: Settings, bench: Bench) -> Trained:
     field_images, field_labels = data.feed(np.random.default_rng(bench.seed + 4), FIELD_ROWS)
     return Trained(
         graph=Graph(student, monitor, levels=data.TOP, mean=MEAN, std=STD),
-        inputs=(TensorIn(name="x", dtype="uint8", shape=(8, 8), valid=(0, data.TOP), unit="level"),),
+        inputs=(TensorIn(name="image", dtype="uint8", shape=(8, 8), valid=(0, data.TOP), unit="level"),),
         outputs=(
             TensorOut(name="probabilities", role="probabilities", shape=(CLASSES,)),
             TensorOut(name="monitor", role="monitor", shape=(len(COLUMNS),)),
         ),
         labels=tuple(str(c) for c in range(CLASSES)),
         features=features(),
-        calibration={"x": data.augment(rng, rows.images[:CALIBRATION_ROWS])},
-        reference={"x": reference},
+        calibration={"image": data.augment(rng, rows.images[:CALIBRATION_ROWS])},
+        reference={"image": reference},
         tests=(
-            LabelledRows("sensor", {"x": field_images}, field_labels),
-            LabelledRows("clean", {"x": held_out.images}, held_out.labels),
+            LabelledRows("sensor", {"image": field_images}, field_labels),
+            LabelledRows("clean", {"image": held_out.images}, held_out.labels),
         ),
         notes=notes(settings, pruned),
     )

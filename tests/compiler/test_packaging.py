@@ -1,0 +1,85 @@
+"""Packages are written all or nothing, and equal contents give equal bytes."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from edgewright_compiler.measure import Accuracy
+from edgewright_compiler.packaging import facts_of, npz, write_package
+from edgewright_contracts.errors import ContractError, RequestError
+from edgewright_contracts.package import Package, read_package
+
+TINY = Path(__file__).parent.parent / "data" / "tiny-1.0.0.ewp"
+
+
+@pytest.fixture
+def tiny() -> Package:
+    return read_package(TINY)
+
+
+def contents(package: Package) -> dict[str, bytes]:
+    return {name: package.read(name) for name in package.manifest.files}
+
+
+def test_an_archive_of_arrays_is_deterministic_and_numpy_reads_it() -> None:
+    arrays = {"output:monitor": np.arange(6, dtype=np.float32).reshape(2, 3), "input:x": np.zeros((2, 8), np.uint8)}
+    data = npz(arrays)
+    assert data == npz(dict(reversed(arrays.items())))
+    with np.load(io.BytesIO(data), allow_pickle=False) as loaded:
+        assert set(loaded.files) == set(arrays)
+        assert all((loaded[name] == array).all() for name, array in arrays.items())
+    with pytest.raises(ValueError, match="allow_pickle"):
+        npz({"x": np.array([object()])})
+
+
+def test_a_package_written_from_its_own_facts_is_the_same_package(tiny: Package, tmp_path: Path) -> None:
+    again = write_package(tmp_path / "again", facts_of(tiny.manifest), contents(tiny), tiny.evidence())
+    assert again.digest == tiny.digest
+    assert again.manifest_bytes == tiny.manifest_bytes
+    other = write_package(tmp_path / "other", facts_of(tiny.manifest), contents(tiny), None)
+    assert other.digest == tiny.digest, "evidence is no part of the digest"
+
+
+def test_another_version_is_another_digest(tiny: Package, tmp_path: Path) -> None:
+    facts = {**facts_of(tiny.manifest), "version": "1.0.1"}
+    assert write_package(tmp_path / "p", facts, contents(tiny), None).digest != tiny.digest
+
+
+def test_a_package_is_never_overwritten(tiny: Package, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="exists already"):
+        write_package(tmp_path, facts_of(tiny.manifest), contents(tiny), None)
+
+
+def test_what_is_no_package_leaves_nothing_behind(
+    tiny: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacking = {k: v for k, v in contents(tiny).items() if not k.endswith("baseline.msgpack")}
+    with pytest.raises(ContractError, match="files"):
+        write_package(tmp_path / "p", facts_of(tiny.manifest), lacking, None)
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="space"):
+        write_package(tmp_path / "p", facts_of(tiny.manifest), contents(tiny), None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_intervals_hold_the_share_and_stay_inside() -> None:
+    low, high = Accuracy(97, 100, ()).interval
+    assert (round(low, 3), round(high, 3)) == (0.915, 0.990)
+    assert Accuracy(100, 100, ()).interval[1] <= 1
+    assert replace(Accuracy(0, 10, ()), right=5).share == 0.5
+
+
+def test_evidence_says_where_it_was_measured(tiny: Package) -> None:
+    evidence = msgspec.json.decode(tiny.evidence() or b"")
+    assert set(evidence["latency_us"]) == {v.id for v in tiny.manifest.variants}
+    assert evidence["machine"]["arch"]
