@@ -153,8 +153,8 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
             "repo": f"{url}/repo/",
         }
         certificate = (str(config.data / "ca" / "server.pem"), str(config.data / "ca" / "server.key"))
-        await stack.enter_async_context(_web(device_app(Hub(**common, open_to_read=False)), https, certificate))
-        await stack.enter_async_context(_web(page_app(Hub(**common, open_to_read=True)), page, None))
+        await stack.enter_async_context(_web(device_app(Hub(**common, open_to_read=False)), https, certificate, stop))
+        await stack.enter_async_context(_web(page_app(Hub(**common, open_to_read=True)), page, None, stop))
         await stack.enter_async_context(_every(RESIGN_EVERY.total_seconds(), lambda: _resign(registry)))
         await stack.enter_async_context(_every(config.tick_s, lambda: conductor.tick(int(time.time() * 1000))))
 
@@ -258,7 +258,10 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def _web(app: FastAPI, listener: socket.socket, certificate: tuple[str, str] | None) -> AsyncIterator[None]:
+async def _web(
+    app: FastAPI, listener: socket.socket, certificate: tuple[str, str] | None, stop: asyncio.Event
+) -> AsyncIterator[None]:
+    """Serve until `stop` is set or the context ends. Clients that still listen then are cut off after a second."""
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -275,9 +278,17 @@ async def _web(app: FastAPI, listener: socket.socket, certificate: tuple[str, st
         await asyncio.sleep(0.01)
     if task.done():
         task.result()
+
+    async def end() -> None:
+        await stop.wait()
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # cutting off a live page is no error
+        server.should_exit = True
+
+    ending = asyncio.create_task(end())
     try:
         yield
     finally:
+        ending.cancel()
         server.should_exit = True
         await task
 

@@ -75,10 +75,13 @@ def test_it_says_where_it_is_answers_and_ends_within_three_seconds(
     assert get(data, "/api/v1/devices") == []
     with urllib.request.urlopen(said["page"] + "api/v1/devices", timeout=10) as answer:
         assert json.loads(answer.read()) == []
+    listening = urllib.request.urlopen(said["page"] + "live", timeout=10)  # a browser that follows the page
+    assert listening.readline().startswith(b"event")
     begun = time.monotonic()
     hub.send_signal(number)
     _, errors = hub.communicate(timeout=10)
     assert time.monotonic() - begun < 3
+    listening.close()
     assert (hub.returncode, errors) == (0, "")
     assert not (data / "hub.json").exists()
 
