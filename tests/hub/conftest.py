@@ -130,6 +130,16 @@ def wait_for(done: Callable[[], object], what: str, seconds: float = 10.0) -> No
 
 
 @pytest.fixture
+def unused_port() -> int:
+    return free_port()
+
+
+@pytest.fixture
+def mosquitto_of() -> type[Mosquitto]:
+    return Mosquitto
+
+
+@pytest.fixture
 def until() -> Callable[..., None]:
     return wait_for
 
