@@ -224,7 +224,7 @@ class SequentialGate:
         if margin is not None and margin.delta is not None:
             log_ok = max(log_ok, absolute_log_e(process, margin.delta))
         wanted = metric != "label" or evidence.labels_block
-        possible = metric == "error" or evidence.pre.trials[index].sum() > 0
+        possible = metric == "error" or bool(evidence.pre.trials[index].any())
         return Figure(
             metric=metric,
             basis=process.basis,

@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -204,6 +205,16 @@ def test_the_absolute_process_is_fair_when_the_release_sits_on_the_margin() -> N
         )  # fmt: skip
         crossed += absolute_log_e(judgement.ledger.processes[0], 0.01) >= math.log(20)
     assert crossed <= 8
+
+
+@pytest.mark.parametrize("policy", [GatePolicy(), ERRORS_ONLY])
+def test_a_judgement_can_be_stored_whatever_was_seen(policy: GatePolicy) -> None:
+    some, nothing = _counts([100.0], [3.0], 1), _counts([0.0], [0.0])
+    for treated in (some, nothing):
+        for control in (some, nothing):
+            for pre in (some, nothing):
+                judgement = SequentialGate(policy).judge(_evidence(Ledger(), treated, control, pre, exposed=1))
+                assert msgspec.json.decode(msgspec.json.encode(judgement), type=Judgement) == judgement
 
 
 def test_dispersion_is_one_for_poisson_counts_and_larger_for_bursts() -> None:

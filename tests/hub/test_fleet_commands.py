@@ -1,0 +1,99 @@
+"""`edgewright fleet` and `edgewright rollout` against a hub process: answers, exit codes, and reasons."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from edgewright.main import run
+from sim.house import House
+from sim.packages import make_package
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture
+def data(tmp_path: Path, owner: Path) -> Iterator[Path]:
+    """A hub with two published packages and three devices that listen to nobody."""
+    place = tmp_path / "data"
+    command = [sys.executable, "-c", "from edgewright.main import main; main()", "hub", "serve", "--data", str(place)]
+    ports = ["--https", "127.0.0.1:0", "--page", "127.0.0.1:0", "--mqtt", "127.0.0.1:0", "--tick-s", "0.1"]
+    hub = subprocess.Popen([*command, *ports, "--trust", str(owner / "hub")], stdout=subprocess.PIPE, text=True)
+    assert hub.stdout is not None
+    assert hub.stdout.readline()
+    packages = {v: make_package(tmp_path / v, version=v, seed=i) for i, v in enumerate(("1.0.0", "2.0.0"))}
+    house = House(place, packages, now=int(time.time() * 1000))
+    for version in packages:
+        house.publish_package(version)
+    house.enrol("pi-0", "pi-1", "pi-2")
+    yield place
+    hub.terminate()
+    hub.communicate(timeout=10)
+    house.control.dispose()
+    house.telemetry.dispose()
+
+
+@pytest.fixture
+def edgewright(data: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = run([*arguments, "--data", str(data)])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
+
+
+def test_a_rollout_is_started_watched_paused_and_aborted(edgewright: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, _ = edgewright("rollout", "create", "digits", "--version", "1.0.0", "--stages", "1,100%", "--json")
+    created = json.loads(out)
+    assert (code, created["state"], created["version"]) == (0, "running", "1.0.0")
+    until = time.monotonic() + 10
+    while not (seen := json.loads(edgewright("rollout", "status", created["id"], "--json")[1]))["devices_exposed"]:
+        assert time.monotonic() < until
+    assert [d["status"] for d in seen["devices"]].count("asked") == 1
+    code, out, _ = edgewright("rollout", "status")
+    assert code == 0
+    assert created["id"] in out
+    for verb, state in (("pause", "paused"), ("resume", "running"), ("abort", "aborted")):
+        assert json.loads(edgewright("rollout", verb, created["id"], "--json")[1])["state"] == state
+    code, _, err = edgewright("rollout", "resume", created["id"])
+    assert code == 2
+    assert "is aborted and cannot resume; possible now: nothing, it has ended" in err
+
+
+def test_refusals_say_why_and_exit_with_one(edgewright: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, err = edgewright("rollout", "create", "digits", "--version", "9.9.9")
+    assert (code, out) == (1, "")
+    assert err == ("edgewright: digits 9.9.9 is not in the registry (published: 1.0.0, 2.0.0). Publish it first\n")
+    code, _, err = edgewright("rollout", "create", "digits", "--version", "1.0.0", "--stages", "50%,10%")
+    assert code in (1, 2)
+    assert "stages: expected growing counts or percentages that end in '100%'" in err
+    code, _, err = edgewright("rollout", "status", "r99")
+    assert code == 2
+    assert "r99" in err
+    code, _, err = edgewright("fleet", "acknowledge", "pi-0")
+    assert code == 2
+    assert "'pi-0' has no drift alarm" in err
+
+
+def test_devices_and_drift_are_listed(edgewright: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, _ = edgewright("fleet", "devices", "--json")
+    assert code == 0
+    assert [d["device"] for d in json.loads(out)["devices"]] == ["pi-0", "pi-1", "pi-2"]
+    assert "3 of 3 online" in edgewright("fleet", "devices")[1]
+    code, out, _ = edgewright("fleet", "drift", "--json")
+    assert (code, json.loads(out)) == (0, {"alarms": 0, "drift": []})
+    assert "0 alarms; 0 streams of devices are watched" in edgewright("fleet", "drift")[1]
+
+
+def test_without_a_hub_it_says_how_to_name_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["fleet", "devices", "--data", str(tmp_path)]) == 2
+    assert "Name one with --hub URL --ca FILE --token-file FILE" in capsys.readouterr().err
+    assert run(["fleet", "devices", "--hub", "https://127.0.0.1:1"]) == 3
+    assert "no answer from the hub at https://127.0.0.1:1" in capsys.readouterr().err
