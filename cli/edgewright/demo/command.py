@@ -30,7 +30,8 @@ def demo(keep: bool, as_json: bool) -> int:
 
     Exits 0 only when every claim was observed.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGINT):  # a shell's background job ignores SIGINT until it is told otherwise
+        signal.signal(number, _interrupt)
     console = Console(stderr=as_json)
     root = Path(tempfile.mkdtemp(prefix="edgewright-demo-"))
     try:
