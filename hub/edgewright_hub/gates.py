@@ -9,7 +9,8 @@ Three bases for a metric, the best that there is:
 
     control      rate ratio of treated over control, each device's own pre-period rate as its exposure, so that devices
                  that have always differed do not count against the release (difference in differences)
-    pre-period   nobody is left as control: the treated devices before, at the safe end of a 98 % interval
+    pre-period   nobody is left as control: the treated devices before, at the safe end of a 98 % interval, and half as much
+                again for harm, because the hour of the day is another
     limit        the first version of a model: an absolute limit on the error rate
 
 A ratio never decides when nothing fails. So errors are also promoted by a process against "control plus `delta`",
@@ -40,6 +41,7 @@ RHO: Final = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)  # how much worse: th
 BLOCKING: Final = 4  # alpha is split over the three rates and the devices that fail
 PRIOR_EVENTS: Final = 20.0  # a device's own pre-period rate counts fully when it is worth more events than this
 CERTAINTY: Final = 0.01  # of each end of the interval of a pre-period rate
+RHYTHM: Final = 1.5  # by which the hour of the day alone may raise a rate, where no control shares the hour
 PRIOR_TRIALS: Final = (500.0, 20_000.0)  # least and most weight of the pre-period in the guess of the common rate
 
 
@@ -205,7 +207,7 @@ class SequentialGate:
             return _absolute(process, k_t, n_t, k_c, scaled, pre_k, pre_n, bad=bad, ok=ok, basis="control")
         own_n, own_k = float(pre_n[treated > 0].sum()), float(pre_k[treated > 0].sum())
         if own_n > 0:
-            high = float(gamma.isf(CERTAINTY, own_k + 1)) / own_n * margin.r0
+            high = float(gamma.isf(CERTAINTY, own_k + 1)) / own_n * margin.r0 * RHYTHM
             low = float(gamma.ppf(CERTAINTY, own_k)) / own_n if own_k else 0.0
             bad = [x + k_t * math.log(rho) - (rho - 1) * high * n_t for x, rho in zip(process.bad, RHO, strict=True)]
             ok = process.ok - k_t * math.log(margin.r1) + (margin.r1 - 1) * low * n_t
