@@ -16,6 +16,7 @@ from edgewright_contracts.errors import RequestError
 
 if TYPE_CHECKING:
     from edgewright_hub.serve import Address, Running
+    from edgewright_hub.tokens import Role
 
 _DATA = click.option(
     "--data",
@@ -119,6 +120,25 @@ def token(data: Path, uses: int, expires: str, pattern: str, fleet: str, as_json
     finally:
         engine.dispose()
     click.echo(json.dumps({"token": made}) if as_json else made)
+
+
+@hub.command()
+@click.argument("name")
+@click.option("--role", type=click.Choice(["viewer", "operator", "publisher", "admin"]), required=True)
+@_DATA
+@_JSON
+def user(name: str, role: Role, data: Path, as_json: bool) -> None:
+    """Make an API token for NAME: viewer reads, operator rolls out and enrols, publisher publishes, admin does all."""
+    from edgewright_hub import tokens
+    from edgewright_hub.control import open_control
+
+    _served_before(data)
+    engine = open_control(data / "hub.db")
+    try:
+        made = tokens.grant(engine, role=role, name=name)
+    finally:
+        engine.dispose()
+    _say({"name": name, "role": role, "token": made}, made, as_json)
 
 
 @hub.command()

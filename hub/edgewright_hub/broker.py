@@ -114,7 +114,7 @@ class EmbeddedBroker:
     async def start(self) -> None:
         """Raises Unavailable when the port is taken."""
         for name in ("amqtt", "transitions"):
-            logging.getLogger(name).setLevel(logging.ERROR)  # amqtt warns of every client that leaves
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # amqtt reports every client that leaves as a failure
         listener = ListenerConfig(type=ListenerType.EXTERNAL, bind=f"{self.host}:{self.port}")
         plugins: dict[str, object] = {f"{__name__}.Identity": {}, f"{__name__}.Acl": {}}
         self._broker = _Broker({"listeners": {_LISTENER: listener.__dict__}, "plugins": plugins})

@@ -291,11 +291,11 @@ class Ledger:
         if row is not None and same_boot and row["birth"] is not None and born.connection < row["connection"]:
             self._answer((item.device, born.spool.id), at_once=True)
             return
-        # A birth that the broker delivers again may be older than reports that we have counted since; only a fresh one
-        # shows what number the spool stands at.
-        fresh = not item.message.repeated and not (
-            row is not None and same_boot and row["birth"] is not None and born.connection == row["connection"]
-        )
+        # A birth that comes again may be older than reports that we have counted since; only a fresh one shows what
+        # number the spool stands at. (A status of the same connection may have come before it.)
+        last = row["birth"] if row is not None else None
+        seen = last is not None and last["boot_id"] == born.boot_id and last["connection"] >= born.connection
+        fresh = not item.message.repeated and not seen
         row = self._device(item, online=True, boot_id=born.boot_id, connection=born.connection)
         row.update(
             birth=msgspec.to_builtins(born),

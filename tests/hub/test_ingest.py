@@ -121,6 +121,12 @@ def test_a_cloned_spool_is_told_to_begin_a_new_one_and_never_freed(telemetry_eng
     assert total(telemetry_engine) == 30 + 198
 
 
+def test_a_rewound_spool_is_seen_also_when_the_status_comes_before_the_birth(telemetry_engine: sa.Engine) -> None:
+    take(telemetry_engine, message("birth", wire.birth_bytes(DEV)), report(1))
+    take(telemetry_engine, message("status", wire.status_bytes(online=True, boot="c" * 16)))
+    assert take(telemetry_engine, message("birth", wire.birth_bytes(DEV, next_seq=1, boot="c" * 16)))[wire.SPOOL].renew
+
+
 def test_an_old_birth_that_the_broker_delivers_again_is_no_clone(telemetry_engine: sa.Engine) -> None:
     born = wire.birth_bytes(DEV, next_seq=1)
     take(telemetry_engine, message("birth", born), report(1), report(2))

@@ -53,9 +53,9 @@ def ready(process: subprocess.Popen[str]) -> str:
     return line
 
 
-def get(data: Path, path: str) -> Any:
+def get(data: Path, path: str, token: str = "") -> Any:
     url = json.loads((data / "hub.json").read_bytes())["https"]
-    token = (data / "admin.token").read_text().strip()
+    token = token or (data / "admin.token").read_text().strip()
     request = urllib.request.Request(url + path, headers={"Authorization": f"Bearer {token}"})
     context = ssl.create_default_context(cafile=str(data / "ca.pem"))
     with urllib.request.urlopen(request, context=context, timeout=10) as answer:
@@ -159,6 +159,9 @@ def test_a_token_is_made_beside_a_running_hub_and_not_without_one(
     assert run("hub", "token", "--data", data, "--uses", "3", "--expires", "2h", "--json") == 0
     assert json.loads(capsys.readouterr().out)["token"].startswith("ew1.")
     assert run("hub", "token", "--data", data, "--expires", "soon") == 2
+    assert run("hub", "user", "ada", "--role", "viewer", "--data", data, "--json") == 0
+    viewer = json.loads(capsys.readouterr().out)["token"]
+    assert get(tmp_path / "data", "/api/v1/packages", viewer) == []
     assert run("hub", "migrate", "--data", data, "--json") == 0
     assert (tmp_path / "data" / "ca" / "server.pem").read_bytes() == certificate
 
