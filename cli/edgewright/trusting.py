@@ -47,8 +47,8 @@ def publish(package: Path, hub: str, directory: Path, token_file: Path, ca: Path
     if not token_file.is_file():
         raise RequestError(f"no token file at {token_file}: expected one that holds an API token of the hub")
     token = token_file.read_text().strip()
-    console = Console(stderr=True, quiet=as_json)
-    with Progress(console=console, transient=True, disable=as_json) as bars:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=as_json or not console.is_terminal) as bars:
         task = bars.add_task("publishing", total=None)
         done = send(
             package,

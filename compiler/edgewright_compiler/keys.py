@@ -20,7 +20,7 @@ from typing import Final
 
 from securesystemslib.exceptions import Error as SigningError
 from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
-from tuf.api.exceptions import RepositoryError
+from tuf.api.exceptions import RepositoryError, UnsignedMetadataError
 from tuf.api.metadata import Metadata, Root, TargetFile, Targets  # type: ignore[attr-defined]
 
 from edgewright_contracts.errors import ContractError, Refused, RequestError
@@ -85,7 +85,7 @@ def load_owner(directory: Path) -> Owner:
         key = root.signed.get_key(root.signed.roles["targets"].keyids[0])
         signer = CryptoSigner.from_priv_key_uri(f"file2:{(directory / 'targets.pem').absolute()}", key)
         targets = verified_targets(root, (directory / "targets.json").read_bytes())
-    except (RepositoryError, SigningError, ContractError, ValueError) as error:
+    except (RepositoryError, SigningError, ContractError, Refused, ValueError) as error:
         raise RequestError(
             f"the keys in {directory} do not fit together: {error}; restore them from a backup"
         ) from None
@@ -93,12 +93,17 @@ def load_owner(directory: Path) -> Owner:
 
 
 def verified_targets(root: Metadata[Root], data: bytes) -> Metadata[Targets]:
-    """`data` as targets metadata signed by the key that `root` names. Raises ContractError otherwise."""
+    """`data` as targets metadata. Raises ContractError when it is none, Refused when the key in `root` did not sign."""
     try:
         targets = Metadata[Targets].from_bytes(data)
         root.signed.verify_delegate("targets", targets.signed_bytes, targets.signatures)
+    except UnsignedMetadataError:
+        raise Refused(
+            "the list of packages does not bear the signature of this owner's targets key: "
+            "use the keys that the hub was given, and trust no hub that serves another's list"
+        ) from None
     except (RepositoryError, ValueError) as error:
-        raise ContractError("targets.json", "metadata signed by the owner's targets key", str(error)) from None
+        raise ContractError("targets.json", "TUF targets metadata", str(error)) from None
     return targets
 
 
