@@ -15,6 +15,7 @@ import platform
 import random
 import secrets
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal
@@ -23,7 +24,7 @@ from edgewright_contracts import birth, event
 from edgewright_contracts.desired import Desired
 from edgewright_contracts.errors import RequestError
 from edgewright_contracts.report import Phase, Rollout, Window
-from edgewright_runtime.runtime import available
+from edgewright_runtime.runtime import available, probe
 
 from . import clock as clocks
 from . import identity
@@ -46,12 +47,16 @@ log = logging.getLogger(__name__)
 
 
 class Agent:
-    """`home` must be enrolled. The other arguments replace a seam of the outside world."""
+    """`home` must be enrolled. `runtimes` are those to use, best first; None takes all that work here.
+
+    The other arguments replace a seam of the outside world.
+    """
 
     def __init__(
         self,
         home: Path | str,
         *,
+        runtimes: Sequence[str] | None = None,
         transport: Transport | None = None,
         disk: Disk | None = None,
         clock: Clock | None = None,
@@ -62,7 +67,7 @@ class Agent:
         self._clock = clock or SystemClock()
         self._disk = disk or RealDisk()
         self._lock = _only_one(self.home)
-        self._runtimes = available()
+        self._runtimes = available() if runtimes is None else {name: probe(name) for name in runtimes}
         wake = threading.Event()
         self._meter = Meter(wake)
         self._wake = wake

@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, deque
 from collections.abc import Iterable
+from operator import eq
 from typing import Final, NamedTuple
 
 import msgspec
@@ -35,6 +36,11 @@ RING_KEYS: Final = 256  # subjects that the ring remembers before it starts anew
 TALLY_KEYS: Final = 24  # kinds of errors or outcomes; what is more is "other" (a contract allows 32)
 OUTCOMES: Final = 15  # names beside `correct`
 SAMPLE_BYTES: Final = 512  # of an input, compared with the one before
+
+
+Ids = npt.NDArray[np.int64]
+
+_ROWS_OF_3: Final = np.arange(3)[:, np.newaxis] * binning.GRID_CELLS  # three grids in one row
 
 
 class Subject(msgspec.Struct, frozen=True, eq=False):
@@ -60,18 +66,10 @@ class Subject(msgspec.Struct, frozen=True, eq=False):
         return next((t.name for t in self.manifest.outputs if t.role == "probabilities"), None)
 
 
-class Row(NamedTuple):
-    """Facts of one inference; `outputs` are those of `Subject.monitored`, None when it failed or is not monitored."""
-
-    subject: Subject
-    context: str
-    id: int
-    sample: bytes | None
-    outputs: tuple[Array, ...] | None
-    began_ns: int
-    run_ns: int
-    ended_ns: int
-    error: str | None
+# Facts of one inference: subject, context, id, sample of the input, the outputs of `Subject.monitored` (None: it
+# failed, or is not monitored), when it began, ran and ended in ns, and the kind of its error. A plain tuple, because
+# every inference makes one.
+Row = tuple[Subject, str, int, bytes | None, tuple[Array, ...] | None, int, int, int, str | None]
 
 
 class Outcome(NamedTuple):
@@ -120,7 +118,7 @@ class Meter:
                 self._wake.set()
         else:
             with self._rare:
-                self._overflow[row.subject, row.context, row.error] += 1
+                self._overflow[row[0], row[1], row[8]] += 1
 
     def reject(self, subject: Subject, context: str, reason: str) -> None:
         with self._rare:
@@ -210,30 +208,30 @@ class Meter:
 
     def _count(self, subject: Subject, context: str, rows: list[Row]) -> None:
         counts = self._of(subject, context)
-        last = self._last.get(subject.model)
-        repeated = 0
-        for row in rows:
-            sample = row.sample
-            if sample is not None:
-                repeated += sample == last
-                last = sample
-            if row.error is not None:
-                counts.errors[_bounded(counts.errors, row.error)] += 1
-        if last is not None:
-            self._last[subject.model] = last
-        counts.n += len(rows)
-        counts.repeated += repeated
-        times = np.array([(r.began_ns, r.run_ns, r.ended_ns) for r in rows], np.int64)
-        counts.latency_queue += binning.grid_counts(times[:, 1] - times[:, 0])
-        counts.latency_run += binning.grid_counts(times[:, 2] - times[:, 1])
-        counts.latency_total += binning.grid_counts(times[:, 2] - times[:, 0])
-        seen = [r for r in rows if r.outputs is not None]
+        _, _, ids, samples, kept, began, run, ended, errors = zip(*rows, strict=True)
+        n = len(rows)
+        counts.n += n
+        known = samples if None not in samples else tuple(s for s in samples if s is not None)
+        if known:
+            counts.repeated += sum(map(eq, known[1:], known)) + (known[0] == self._last.get(subject.model))
+            self._last[subject.model] = known[-1]
+        for error in errors if any(errors) else ():
+            if error is not None:
+                counts.errors[_bounded(counts.errors, error)] += 1
+        times = np.array((began, run, ended), np.int64)
+        spans = np.stack((times[1] - times[0], times[2] - times[1], times[2] - times[0]))
+        cells = binning.grid_index(spans) + _ROWS_OF_3
+        counts.latency += np.bincount(cells.ravel(), minlength=3 * binning.GRID_CELLS)
+        seen = [k for k in kept if k is not None]
+        outputs: dict[str, Array] = {}
         if seen:
-            columns = zip(*[r.outputs for r in seen if r.outputs is not None], strict=True)
+            columns = zip(*seen, strict=True)
             outputs = {name: np.concatenate(c) for name, c in zip(counts.monitored, columns, strict=True)}
             counts.binner.add(outputs)
             counts.n_monitored += len(seen)
-        self._ring.add(subject, context, rows, seen, outputs if seen else {})
+        all_ids = np.array(ids, np.int64)
+        with_class = all_ids if len(seen) == n else all_ids[[k is not None for k in kept]]
+        self._ring.add(subject, context, all_ids, with_class, outputs)
 
     def _join(self, late: list[Outcome]) -> None:
         for one in late:
@@ -268,9 +266,7 @@ class Counts:
         self.binner = Binner(subject.baseline.channels)
         self.monitored = subject.monitored
         self.n = self.n_monitored = self.repeated = 0
-        self.latency_queue = np.zeros(binning.GRID_CELLS, np.int64)
-        self.latency_run = np.zeros(binning.GRID_CELLS, np.int64)
-        self.latency_total = np.zeros(binning.GRID_CELLS, np.int64)
+        self.latency = np.zeros(3 * binning.GRID_CELLS, np.int64)  # queue, run, total
         self.errors: Counter[str] = Counter()
         self.rejected: Counter[str] = Counter()
         self.shed: Counter[str] = Counter()
@@ -278,6 +274,7 @@ class Counts:
         self.by_confidence = np.zeros(2 * CONFIDENCE_BINS, np.int64)
 
     def window(self, subject: Subject, context: str, clocks: Clocks, usage: Usage) -> Window:
+        queue, run, total = self.latency.reshape(3, -1)
         return Window(
             boot_id=clocks.boot_id,
             mono_start_ms=clocks.start_ms,
@@ -293,9 +290,9 @@ class Counts:
             rollout=subject.rollout,
             n=self.n,
             n_monitored=self.n_monitored,
-            latency_queue=binning.pack_grid(self.latency_queue),
-            latency_run=binning.pack_grid(self.latency_run),
-            latency_total=binning.pack_grid(self.latency_total),
+            latency_queue=binning.pack_grid(queue),
+            latency_run=binning.pack_grid(run),
+            latency_total=binning.pack_grid(total),
             errors=dict(self.errors),
             rejected=dict(self.rejected),
             repeated=self.repeated,
@@ -317,16 +314,17 @@ class Ring:
         self._key = np.zeros(RING, np.int32)
         self._keys: list[tuple[Subject, str]] = []
 
-    def add(self, subject: Subject, context: str, rows: list[Row], seen: list[Row], outputs: dict[str, Array]) -> None:
-        ids = np.array([r.id for r in rows], np.int64)
+    def add(self, subject: Subject, context: str, ids: Ids, with_class: Ids, outputs: dict[str, Array]) -> None:
+        """`outputs` are those of `with_class`, row by row; the other `ids` have no class."""
         at = ids % RING
         self._ids[at], self._class[at], self._key[at] = ids, -1, self._number(subject, context)
         name = subject.probabilities
-        if seen and name is not None:
-            p = outputs[name].reshape(len(seen), -1)
-            at = np.array([r.id for r in seen], np.int64) % RING
-            self._class[at] = p.argmax(axis=1)
-            self._confidence[at] = np.clip(np.nan_to_num(p.max(axis=1)), 0, 1)
+        if name is not None and with_class.size:
+            at = with_class % RING
+            p = outputs[name].reshape(with_class.size, -1)
+            best = p.argmax(axis=1)
+            self._class[at] = best
+            self._confidence[at] = np.clip(np.nan_to_num(p[np.arange(best.size), best]), 0, 1)
 
     def find(self, identifier: int) -> tuple[Subject, str, int, float] | None:
         """None when the inference was too long ago, was shed, or never was."""
@@ -356,12 +354,12 @@ def sample(x: npt.NDArray[np.generic]) -> bytes:
 
 
 def _grouped(batch: list[Row]) -> list[tuple[tuple[Subject, str], list[Row]]]:
-    first = batch[0]
-    if all(r.subject is first.subject and r.context == first.context for r in batch):
-        return [((first.subject, first.context), batch)]
+    subjects, contexts = [row[0] for row in batch], [row[1] for row in batch]
+    if subjects.count(subjects[0]) == len(batch) == contexts.count(contexts[0]):
+        return [((subjects[0], contexts[0]), batch)]
     groups: dict[tuple[Subject, str], list[Row]] = {}
     for row in batch:
-        groups.setdefault((row.subject, row.context), []).append(row)
+        groups.setdefault((row[0], row[1]), []).append(row)
     return list(groups.items())
 
 

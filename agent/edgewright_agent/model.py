@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Mapping
 
 import msgspec
 import numpy as np
@@ -20,7 +19,7 @@ from edgewright_contracts.manifest import TensorIn
 from edgewright_runtime.runtime import Array, Session
 
 from .clock import Clock
-from .meter import Meter, Row, Subject, sample
+from .meter import Meter, Subject, sample
 
 
 class Rejected(RequestError):
@@ -44,13 +43,7 @@ class Prediction(msgspec.Struct, frozen=True):
     variant: str
 
 
-class Check(NamedTuple):
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    low: float | None  # None: no value of this dtype is below it
-    high: float | None
-    floating: bool
+Checker = Callable[[Mapping[str, Array]], Array]
 
 
 class Active:
@@ -61,7 +54,7 @@ class Active:
         self.subject, self.session = subject, session
         self.run = session.run
         self.turn = None if session.concurrent else turn or threading.Lock()
-        self.checks = [check(t) for t in subject.manifest.inputs]
+        self.checks = [(t.name, checker(t)) for t in subject.manifest.inputs]
         self.monitored = subject.monitored
         self.first = subject.manifest.inputs[0].name
         self.contexts = subject.manifest.contexts
@@ -111,7 +104,7 @@ class Model:
         if active is None:
             raise Unavailable(f"model {self.name} has no package yet; wait() returns when it has")
         try:
-            batch = {c.name: checked(c, inputs) for c in active.checks}
+            batch = {name: check(inputs) for name, check in active.checks}
             if context:
                 known(context, active.contexts)
         except Rejected as error:
@@ -126,7 +119,7 @@ class Model:
             found = active.run(batch)
         except Exception as error:
             kind = type(error).__name__[:64]
-            self._meter.record(Row(active.subject, context, identifier, None, None, began, run, now(), kind))
+            self._meter.record((active.subject, context, identifier, None, None, began, run, now(), kind))
             raise InferenceFailed(f"{self.name}: {active.session.runtime} failed: {error}") from error
         finally:
             if turn is not None:
@@ -137,7 +130,7 @@ class Model:
         if every == 1 or identifier % every == 0:
             kept = tuple([found[name] for name in active.monitored])
         self._meter.record(
-            Row(active.subject, context, identifier, sample(batch[active.first]), kept, began, run, ended, None)
+            (active.subject, context, identifier, sample(batch[active.first]), kept, began, run, ended, None)
         )
         return Prediction(identifier, {name: y[0] for name, y in found.items()}, active.digest, active.variant)
 
@@ -147,38 +140,46 @@ def known(context: str, contexts: tuple[str, ...]) -> None:
         raise Rejected("context", f"expected a context among {', '.join(contexts) or 'none'}, got {context!r}")
 
 
-def check(tensor: TensorIn) -> Check:
-    dtype = np.dtype(tensor.dtype)
+def checker(tensor: TensorIn) -> Checker:
+    """A function that takes one declared input out of a request, checks it, and puts a batch of one in front.
+
+    It runs before every inference: about 1 µs for a small float input with a range. `argmax` finds the extremes because
+    it costs a third of `max`; like it, it stops at a NaN.
+    """
+    name, dtype, shape = tensor.name, np.dtype(tensor.dtype), tensor.shape
+    floating = dtype.kind == "f"
     low, high = tensor.valid or (None, None)
-    if dtype.kind in "iu":
+    if dtype.kind in "iu":  # what the dtype cannot hold needs no check
         info = np.iinfo(dtype)
         low = None if low is None or low <= info.min else low
         high = None if high is None or high >= info.max else high
-    return Check(tensor.name, dtype, tensor.shape, low, high, dtype.kind == "f")
+    empty = 0 in shape
+
+    def check(inputs: Mapping[str, Array]) -> Array:
+        x = inputs.get(name)
+        if not isinstance(x, np.ndarray) or x.dtype != dtype or x.shape != shape:
+            raise _unlike(tensor, inputs, x)
+        if empty:
+            return x[np.newaxis]
+        if high is not None or floating:
+            top = x.item(x.argmax())
+            if top != top:
+                raise Rejected("nan", f"input {name!r}: expected numbers, got NaN")
+            if high is not None and top > high:
+                raise Rejected("range", f"input {name!r}: expected at most {high:g}, got {top}")
+        if low is not None:
+            bottom = x.item(x.argmin())
+            if bottom < low:
+                raise Rejected("range", f"input {name!r}: expected at least {low:g}, got {bottom}")
+        return x[np.newaxis]
+
+    return check
 
 
-def checked(rule: Check, inputs: Mapping[str, Array]) -> Array:
-    """The input with a batch of one in front. Raises Rejected."""
-    x = inputs.get(rule.name)
+def _unlike(tensor: TensorIn, inputs: Mapping[str, Array], x: object) -> Rejected:
     if x is None:
-        raise Rejected("missing", f"expected an input {rule.name!r}, got {', '.join(sorted(inputs)) or 'none'}")
-    if not isinstance(x, np.ndarray) or x.dtype != rule.dtype:
+        return Rejected("missing", f"expected an input {tensor.name!r}, got {', '.join(sorted(inputs)) or 'none'}")
+    if not isinstance(x, np.ndarray) or x.dtype != np.dtype(tensor.dtype):
         got = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
-        raise Rejected("dtype", f"input {rule.name!r}: expected an array of {rule.dtype}, got {got}")
-    if x.shape != rule.shape:
-        raise Rejected("shape", f"input {rule.name!r}: expected one sample of shape {rule.shape}, got {x.shape}")
-    if rule.high is not None or rule.floating:
-        top = _MAX(x, axis=None)
-        if rule.floating and top != top:  # NaN spreads to the maximum
-            raise Rejected("nan", f"input {rule.name!r}: expected numbers, got NaN")
-        if rule.high is not None and top > rule.high:
-            raise Rejected("range", f"input {rule.name!r}: expected at most {rule.high:g}, got {top}")
-    if rule.low is not None:
-        bottom = _MIN(x, axis=None)
-        if bottom < rule.low:
-            raise Rejected("range", f"input {rule.name!r}: expected at least {rule.low:g}, got {bottom}")
-    return x[np.newaxis]
-
-
-_MAX: Final = np.maximum.reduce  # ndarray.max without a Python frame in between
-_MIN: Final = np.minimum.reduce
+        return Rejected("dtype", f"input {tensor.name!r}: expected an array of {tensor.dtype}, got {got}")
+    return Rejected("shape", f"input {tensor.name!r}: expected one sample of shape {tensor.shape}, got {x.shape}")

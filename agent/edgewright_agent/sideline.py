@@ -10,7 +10,7 @@ from edgewright_runtime.runtime import Array, open_session
 
 from . import identity, slots
 from .disk import RealDisk
-from .model import check, checked
+from .model import checker
 
 
 def predict(home: Path, name: str, x: Array) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def predict(home: Path, name: str, x: Array) -> dict[str, Any]:
     package.read(file)
     session = open_session(package.root / file, slot.runtime, inputs=manifest.inputs, outputs=manifest.outputs)
     tensor = manifest.inputs[0]
-    found = session.run({tensor.name: checked(check(tensor), {tensor.name: x})})
+    found = session.run({tensor.name: checker(tensor)({tensor.name: x})})
     return {
         "model": name,
         "version": manifest.version,
