@@ -1,4 +1,5 @@
-"""Build the small packages that tests use: the digits recipe at a tiny size, all four variants, two versions.
+"""Build the small packages that tests use: the digits recipe at a tiny size, all four variants, three versions:
+a hardly trained one, a better one, and one whose labels were mixed up.
 
     python scripts/build_test_package.py [OUT]      (default: tests/data)
 
@@ -17,10 +18,14 @@ from edgewright_compiler.compilation import compile_recipe
 from edgewright_compiler.quiet import quiet
 from edgewright_contracts.package import write_ewp
 from edgewright_devices import load
-from edgewright_models.digits.recipe import Settings, recipe
+from edgewright_models.digits.recipe import MISLABELLED, Settings, recipe
 
 TINY = Settings(version="1.0.0", epochs=4, tune_epochs=4, distil=False, student=(16, 16, 16, 24), reference_rows=4000)
-VERSIONS = (TINY, replace(TINY, version="1.1.0", epochs=12, tune_epochs=12))
+VERSIONS = (
+    TINY,
+    replace(TINY, version="1.1.0", epochs=12, tune_epochs=12),
+    replace(TINY, version="1.2.0", epochs=12, tune_epochs=12, label_fault=MISLABELLED.label_fault),
+)
 
 
 def main() -> None:

@@ -65,7 +65,7 @@ def open_session(
     place = _place(runtime)
     if model.suffix != SUFFIXES[runtime]:
         raise RequestError(f"{runtime} reads {SUFFIXES[runtime]} files, got {model.name}")
-    version = _probe(runtime)
+    version = probe(runtime)
     if not model.is_file():
         raise LoadFailed(f"{model}: expected a model file, got nothing there")
     module = importlib.import_module(f".{place.module}", __package__)
@@ -78,7 +78,7 @@ def available() -> dict[str, str]:
     found: dict[str, str] = {}
     for name in RUNTIMES:
         try:
-            found[name] = _probe(name)
+            found[name] = probe(name)
         except Unavailable:
             continue
     return found
@@ -87,7 +87,8 @@ def available() -> dict[str, str]:
 _probed: Final[dict[str, str]] = {}  # what works once goes on working in this process
 
 
-def _probe(runtime: str) -> str:
+def probe(runtime: str) -> str:
+    """Its version, when it really works here. Raises RequestError for an unknown name, Unavailable otherwise."""
     if runtime not in _probed:
         place = _place(runtime)
         try:

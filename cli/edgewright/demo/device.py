@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=50.0, help="inferences per second")
     parser.add_argument("--labels", type=float, default=0.0, help="share of inferences that get a label later")
+    parser.add_argument("--runtime", help="the runtime to use; all that work here when it is not named")
     options = parser.parse_args()
 
     stop = False
@@ -53,7 +54,7 @@ def main() -> None:
     feed = Feed(options.home / "feed.json", rng)
     due: list[tuple[float, int, int]] = []  # (when, prediction id, truth)
 
-    with Agent(options.home) as agent:
+    with Agent(options.home, runtimes=[options.runtime] if options.runtime else None) as agent:
         model = agent.model(options.model)
         while not stop and not model.wait(timeout=0.2):
             pass

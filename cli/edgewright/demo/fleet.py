@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -52,7 +53,7 @@ class LocalFleet:
         if not any(option.startswith("--broker") for option in options):
             listen.append(f"--mqtt=127.0.0.1:{self._ports['mqtt']}")
         trust = self.root / "owner" / "hub"
-        serve = ["-m", "edgewright", "hub", "serve", f"--data={self.hub_data}", f"--trust={trust}"]
+        serve = [sys.executable, "-m", "edgewright", "hub", "serve", f"--data={self.hub_data}", f"--trust={trust}"]
         self.processes.start("hub", [*serve, *listen, *options])
         self.wait(ready.is_file, HUB_READY_S, lambda: f"the hub; its log ends:\n{self.processes.tail('hub')}")
 
@@ -74,9 +75,11 @@ class LocalFleet:
     def home(self, device: str) -> Path:
         return self.root / "devices" / device
 
-    def start_device(self, device: str, *, seed: int, model: str, rate: float, labels: float) -> None:
-        run = ["-m", "edgewright.demo.device", f"--home={self.home(device)}", f"--model={model}"]
-        self.processes.start(device, [*run, f"--seed={seed}", f"--rate={rate}", f"--labels={labels}"])
+    def start_device(self, device: str, *, seed: int, model: str, rate: float, labels: float, runtime: str) -> None:
+        """`rate` in inferences a second, `labels` the share of them that get a label a second later."""
+        place = [f"--home={self.home(device)}", f"--model={model}", f"--runtime={runtime}"]
+        drive = [f"--seed={seed}", f"--rate={rate}", f"--labels={labels}"]
+        self.processes.start(device, [sys.executable, "-m", "edgewright.demo.device", *place, *drive])
 
     def feed(self, device: str, *, shift: str | None = None, paused: bool = False) -> None:
         """What the device's sensor sees from now on, and whether its application asks at all."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,21 +31,19 @@ class Processes:
     ) -> None:
         self.end_all()
 
-    def start(self, name: str, arguments: list[str]) -> subprocess.Popen[bytes]:
-        """Run `python ARGUMENTS` under `name`; a session of its own, so that Ctrl-C reaches only the parent."""
+    def start(self, name: str, command: list[str]) -> None:
+        """Run `command` under `name`; in a session of its own, so that Ctrl-C reaches only the parent."""
         log = self.log(name).open("ab")
         self._files.append(log)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        process = subprocess.Popen(
-            [sys.executable, *arguments],
+        self._running[name] = subprocess.Popen(
+            command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
         )
-        self._running[name] = process
-        return process
 
     def log(self, name: str) -> Path:
         return self.logs / f"{name}.log"

@@ -8,6 +8,7 @@ claims are read from the hub's API and from the devices' own tallies.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -74,13 +75,15 @@ class Story:
 
     def start(self) -> None:
         self._title("Start", "compile in the background; a hub and 8 devices, each a process of its own")
-        self.fleet.processes.start("compiler", ["-m", "edgewright.demo.builder", f"--out={self.fleet.packages}"])
+        builder = [sys.executable, "-m", "edgewright.demo.builder", f"--out={self.fleet.packages}"]
+        self.fleet.processes.start("compiler", builder)
         self.fleet.make_owner()
         self._while("starting the hub", lambda: self.fleet.start_hub(*HUB))
         self._while("enrolling devices", lambda: self.fleet.enrol(list(DEVICES), FLEET))
         for number, device in enumerate(DEVICES):
             labels = LABELLED if number < len(DEVICES) - 2 else 0.0
-            self.fleet.start_device(device, seed=number, model=MODEL, rate=RATE, labels=labels)
+            runtime = "litert" if number % 4 > 1 else "onnxruntime"
+            self.fleet.start_device(device, seed=number, model=MODEL, rate=RATE, labels=labels, runtime=runtime)
         self._say(
             f"owner's keys made; hub on {self.fleet.page}; {len(DEVICES)} devices enrolled, each with its own key"
         )
