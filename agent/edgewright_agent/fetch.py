@@ -49,8 +49,9 @@ class Link:
             raise LinkDown(f"{url}: {error}") from error
 
     def chunks(self, response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
+        """The body as it comes in: what arrived before the link broke is handed out, so that a resume gets further."""
         try:
-            for chunk in response.stream(CHUNK):
+            while chunk := response.read1(CHUNK):
                 self.received += len(chunk)
                 if self.stopping.is_set():
                     raise LinkDown(f"{response.url}: the agent stops")
@@ -58,7 +59,7 @@ class Link:
         except urllib3.exceptions.HTTPError as error:
             raise LinkDown(f"{response.url}: {error}") from error
         finally:
-            response.release_conn()
+            response.close()  # a connection with half a body in it must not be used again
 
     def blob(self, disk: Disk, url: str, part: Path, size: int, sha256: str) -> None:
         """Download into `part`, going on from what it already holds. Raises LinkDown, WrongBytes, OSError."""

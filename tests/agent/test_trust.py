@@ -1,0 +1,149 @@
+"""Nothing but what the owner signs now reaches a device, whatever the repository serves."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from securesystemslib.signer import CryptoSigner
+
+from edgewright_agent.disk import RealDisk
+from edgewright_agent.fetch import Link, LinkDown, WrongBytes
+from edgewright_agent.trust import Distrusted, NotAllowed, Trust
+from sim import packages
+from sim.clock import SimClock
+from sim.repository import Repository
+
+
+class Device:
+    def __init__(self, folder, url, root, clock):
+        self.disk, self.folder, self.clock = RealDisk(), folder, clock
+        self.link = Link(None)
+        self.url = url
+        self.trust = Trust(self.disk, folder / "trust", root, url, self.link, clock)
+
+    def manifest(self, package):
+        return self.trust.manifest(package.manifest.name, package.digest)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    return Repository(tmp_path / "repo")
+
+
+@pytest.fixture
+def package(tmp_path, repository):
+    package = packages.make_package(tmp_path / "p")
+    repository.publish(package)
+    return package
+
+
+@pytest.fixture
+def device(tmp_path, repository):
+    clock = SimClock(int(repository.now.timestamp() * 1000) + 60_000)
+    with repository.served() as url:
+        yield Device(tmp_path / "device", url, repository.root, clock)
+
+
+def test_a_signed_manifest_is_handed_out(device, package):
+    assert device.manifest(package) == package.manifest_bytes
+
+
+def test_metadata_signed_by_a_stranger_is_refused(device, repository, package):
+    repository.write("timestamp", CryptoSigner.generate_ed25519())
+    with pytest.raises(Distrusted, match="signed by 0/1 keys"):
+        device.manifest(package)
+
+
+def test_a_stolen_hub_cannot_sign_targets(device, repository, package):
+    repository.write("targets", repository.signers["snapshot"])
+    with pytest.raises(Distrusted):
+        device.manifest(package)
+
+
+def test_expired_metadata_is_refused(device, repository, package):
+    device.clock.advance(timedelta(days=4).total_seconds())
+    with pytest.raises(Distrusted, match="expired"):
+        device.manifest(package)
+
+
+def test_a_clock_set_back_does_not_revive_what_has_expired(device, repository, package):
+    device.clock.advance(timedelta(days=2).total_seconds())
+    device.manifest(package)
+    repository.now += timedelta(days=-3)  # metadata that ended a day before this
+    repository.metadata["timestamp"].signed.expires = repository.now + timedelta(days=3.5)
+    repository.release()
+    device.clock.set_wall(int(repository.now.timestamp() * 1000))
+    with pytest.raises(Distrusted, match="expired"):
+        device.manifest(package)
+
+
+def test_a_device_without_a_clock_still_updates(device, package):
+    device.clock.set_wall(None)
+    assert device.manifest(package) == package.manifest_bytes
+
+
+def test_metadata_older_than_seen_is_refused(device, repository, package):
+    device.manifest(package)
+    repository.metadata["timestamp"].signed.version -= 2
+    repository.write("timestamp")
+    with pytest.raises(Distrusted, match="must be >="):
+        device.manifest(package)
+
+
+def test_a_manifest_that_is_not_the_signed_one_is_refused(device, repository, package):
+    file = next((repository.folder / "targets").rglob("*.manifest.json"))
+    file.write_bytes(file.read_bytes().replace(b"digits", b"digitz"))
+    with pytest.raises(Distrusted):
+        device.manifest(package)
+
+
+def test_a_digest_that_is_no_longer_signed_is_not_allowed(device, repository, package):
+    device.manifest(package)
+    repository.withdraw(package)
+    with pytest.raises(NotAllowed, match="signs no package digits"):
+        device.manifest(package)
+
+
+def test_a_repository_that_is_down_is_the_links_fault(device, repository, package):
+    repository.down = True
+    with pytest.raises(LinkDown):
+        device.manifest(package)
+
+
+def blob(device, repository, package, part):
+    ref = package.manifest.files["variants/onnx-fp32/model.onnx"]
+    device.link.blob(device.disk, f"{device.url}blobs/{ref.sha256}", part, ref.size, ref.sha256)
+    return ref
+
+
+def test_a_blob_goes_on_where_it_broke_off(device, repository, package, tmp_path):
+    part = tmp_path / "part"
+    repository.break_after = 1000
+    with pytest.raises(LinkDown):
+        blob(device, repository, package, part)
+    assert part.stat().st_size == 1000
+    ref = blob(device, repository, package, part)
+    assert part.stat().st_size == ref.size
+    assert repository.requests[-1][1] == "bytes=1000-"
+    asked = len(repository.requests)
+    blob(device, repository, package, part)
+    assert len(repository.requests) == asked  # whole already: only hashed
+
+
+def test_wrong_bytes_are_thrown_away_and_the_next_try_starts_clean(device, repository, package, tmp_path):
+    part = tmp_path / "part"
+    part.write_bytes(b"x" * 100)  # what a power cut may leave
+    with pytest.raises(WrongBytes, match="sha256"):
+        blob(device, repository, package, part)
+    assert not part.exists()
+    blob(device, repository, package, part)
+
+
+def test_a_blob_longer_than_signed_is_never_stored(device, repository, package, tmp_path):
+    ref = package.manifest.files["variants/onnx-fp32/model.onnx"]
+    file = repository.folder / "blobs" / ref.sha256
+    file.write_bytes(file.read_bytes() + b"more" * 100_000)
+    with pytest.raises(WrongBytes, match="got more"):
+        blob(device, repository, package, tmp_path / "part")
+    assert not (tmp_path / "part").exists()
