@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
+import random
 import socket
 import ssl
 import struct
@@ -231,3 +233,28 @@ def test_a_truncated_first_packet_is_no_connection(cut: int) -> None:
     assert connect.cleaned[9] & 2
     if cut < len(whole):
         assert read_connect(whole[:cut]) is None
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_garbage_before_or_after_the_first_packet_disturbs_nobody(
+    broker: Any, hub: WireClient, context_of: Contexts, new_device: Any, seed: int
+) -> None:
+    if type(broker).__name__ == "Mosquitto":
+        pytest.skip("mosquitto's parser is not ours to test")
+    rng = random.Random(seed)
+    a, b = new_device(), new_device()
+    with WireClient(broker.port, context_of(b), b) as other:
+        for attempt in range(6):
+            raw = socket.create_connection(("127.0.0.1", broker.port), timeout=10)
+            with context_of(a).wrap_socket(raw, server_hostname="localhost") as sock:
+                if attempt % 2:
+                    body = _field(b"MQTT") + b"\x04\x02" + struct.pack("!H", 30) + _field(a.encode())
+                    sock.sendall(b"\x10" + bytes([len(body)]) + body)
+                    assert sock.recv(4) == b"\x20\x02\x00\x00"
+                kind = rng.choice([0x30, 0x32, 0x62, 0x82, 0xA2, 0x10, 0x00, 0xF0, 0xC0])
+                rest = rng.randbytes(rng.randint(0, 120))
+                with contextlib.suppress(OSError):
+                    sock.sendall(bytes([kind, len(rest)]) + rest + rng.randbytes(rng.randint(0, 400)))
+        fence(other, b, hub)
+        assert not other.gone.is_set()
+        assert not hub.gone.is_set()
