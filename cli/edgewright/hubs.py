@@ -156,6 +156,21 @@ def migrate(data: Path, as_json: bool) -> None:
     _say({"ok": True, "databases": ["hub.db", "telemetry.db"]}, "both databases are up to date", as_json)
 
 
+@hub.command()
+@_DATA
+@_JSON
+def doctor(data: Path, as_json: bool) -> int:
+    """Say what may be wrong with the hub. Exits with 1 if anything is."""
+    from edgewright_hub.doctor import examine
+
+    _served_before(data)
+    findings = examine(data, now=datetime.now(UTC))
+    well = all(one.well for one in findings)
+    text = "\n".join(f"{'ok  ' if one.well else 'BAD '} {one.check:<18} {one.said}" for one in findings)
+    _say({"ok": well, "findings": [one._asdict() for one in findings]}, text, as_json)
+    return 0 if well else 1
+
+
 @hub.command("broker-config")
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @_DATA

@@ -189,3 +189,25 @@ def test_the_hub_on_mosquitto_configured_by_the_hub(
     finally:
         broker.terminate()
         broker.wait(5)
+
+
+def test_the_doctor_finds_nothing_on_a_healthy_hub_and_says_what_is_wrong_with_another(
+    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    hub = start()
+    ready(hub)
+    assert run("hub", "doctor", "--data", str(data), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["ok"]
+    hub.send_signal(signal.SIGTERM)
+    hub.communicate(timeout=10)
+    with (data / "hub.db").open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 8192)
+    (data / "ca" / "hub.pem").unlink()
+    assert run("hub", "doctor", "--data", str(data), "--json") == 1
+    findings = {one["check"]: one["well"] for one in json.loads(capsys.readouterr().out)["findings"]}
+    assert not findings["process"]
+    assert not findings["certificates"]
+    assert not findings.get("hub.db", findings.get("databases"))
+    assert findings["timestamp"]
