@@ -120,7 +120,7 @@ def make(settings: Settings, bench: Bench) -> Trained:
     reference, _ = data.feed(np.random.default_rng(bench.seed + 3), settings.reference_rows)
     field_images, field_labels = data.feed(np.random.default_rng(bench.seed + 4), FIELD_ROWS)
     return Trained(
-        graph=Graph(student, monitor, levels=data.TOP, mean=MEAN, std=STD),
+        graph=Graph(student, monitor, mean=MEAN, std=STD),
         inputs=(TensorIn(name="image", dtype="uint8", shape=(8, 8), valid=(0, data.TOP), unit="level"),),
         outputs=(
             TensorOut(name="probabilities", role="probabilities", shape=(CLASSES,)),
