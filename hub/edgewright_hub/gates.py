@@ -9,8 +9,8 @@ Three bases for a metric, the best that there is:
 
     control      rate ratio of treated over control, each device's own pre-period rate as its exposure, so that devices
                  that have always differed do not count against the release (difference in differences)
-    pre-period   nobody is left as control: the treated devices before, at the safe end of a 98 % interval, and half as much
-                again for harm, because the hour of the day is another
+    pre-period   nobody is left as control: the treated devices before, at the safe end of a 98 % interval, and for harm
+                 half as much again, because the hour of the day is another
     limit        the first version of a model: an absolute limit on the error rate
 
 A ratio never decides when nothing fails. So errors are also promoted by a process against "control plus `delta`",
@@ -42,7 +42,7 @@ BLOCKING: Final = 4  # alpha is split over the three rates and the devices that 
 PRIOR_EVENTS: Final = 20.0  # a device's own pre-period rate counts fully when it is worth more events than this
 CERTAINTY: Final = 0.01  # of each end of the interval of a pre-period rate
 RHYTHM: Final = 1.5  # by which the hour of the day alone may raise a rate, where no control shares the hour
-PRIOR_TRIALS: Final = (500.0, 20_000.0)  # least and most weight of the pre-period in the guess of the common rate
+PRIOR_TRIALS: Final = (2_000.0, 20_000.0)  # least and most weight of the pre-period in the guess of the common rate
 
 
 class Margin(msgspec.Struct, frozen=True, kw_only=True):

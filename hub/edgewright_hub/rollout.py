@@ -13,7 +13,7 @@ its wish is withdrawn and it is *late*: it gets the release after the end of the
 *while running the release* stays in the denominator, so silence can never promote.
 Failures of class `model` are held against the release, all others are retried by the device and are not.
 
-Cost: about 10 µs for each member and step.
+Cost: about 4 µs for each member and step, and 14 µs to store and load its state.
 """
 
 from __future__ import annotations
@@ -291,7 +291,7 @@ def _judge(
         figures=judgement.figures,
         pending=tuple(tuple(row) for row in pending.tolist()),
         judged_ms=now_ms if flushed else state.judged_ms,
-        reason=judgement.reason,
+        reason=judgement.reason + (_troubles(mine) if judgement.verdict == "hold" else ""),
     )
     if judgement.verdict == "rollback":
         failed = [m for m in members if m.status == "failed"]
@@ -308,6 +308,12 @@ def _judge(
             ]
         state = msgspec.structs.replace(state, stage=state.stage + 1, since_ms=now_ms)
     return state, []
+
+
+def _troubles(members: list[Member]) -> str:
+    """What keeps devices of a stage that were asked and try again."""
+    said = [f"{m.device} tries again ({m.reason})" for m in members if m.status == "asked" and m.retries]
+    return "".join(f"; {one}" for one in said[:3])
 
 
 def _to_expose(state: RolloutState, spec: RolloutSpec, present: frozenset[str]) -> list[Member]:

@@ -166,6 +166,16 @@ def test_a_device_that_never_answers_leaves_the_denominator_and_its_wish_is_with
     assert state.exposed == 1, "another takes its place, so no more devices are exposed than the stage allows"
 
 
+def test_while_a_device_tries_again_the_reason_says_why() -> None:
+    spec = RolloutSpec(model="digits", digest=NEW)
+    state, gate = _started(spec), Script([])
+    state, _ = rollout.step(state, spec, _everyone(state), gate, 1)
+    device = _names(state, "asked")[0]
+    seen = _everyone(state, news=(News(device, "retry", "the link is down", "fetch"),))
+    state, _ = rollout.step(state, spec, seen, gate, 2)
+    assert state.reason == f"said hold; {device} tries again (the link is down)"
+
+
 def test_a_device_that_falls_silent_with_the_release_stays_in_the_denominator() -> None:
     spec = RolloutSpec(model="digits", digest=NEW, stages=(2, "100%"))
     state = _started(spec, 4)
