@@ -34,7 +34,7 @@ class InferenceFailed(Unavailable):
     """The runtime threw; its own exception is the cause."""
 
 
-class Prediction(msgspec.Struct, frozen=True):
+class Prediction(msgspec.Struct, frozen=True, gc=False):
     """`outputs` are those of one sample; `id` is what a later label or outcome names."""
 
     id: int

@@ -160,7 +160,7 @@ class _Columns:
         self._tensor = tensor
         self._at = np.array([c.source.column for c, _ in places])
         self._starts = np.array([start for _, start in places])
-        self._last = np.array([len(c.edges) for c, _ in places])  # the cell over the last edge
+        self._last = np.array([len(c.edges) for c, _ in places], np.uint8)  # the cell over the last edge
         longest = int(self._last.max())
         edges = np.full((longest, len(places)), np.inf, np.float32)
         for i, (channel, _) in enumerate(places):
@@ -174,13 +174,14 @@ class _Columns:
             raise ContractError(self._tensor, f"at least {int(self._at.max()) + 1} columns", str(flat.shape[1]))
         with np.errstate(over="ignore"):
             v = flat[:, self._at].astype(np.float32)
-        cell = np.zeros(v.shape, np.int64)
+        cell = np.zeros(v.shape, np.uint8)  # a byte holds every cell of a channel, and adds eight times as fast
         for edge in self._edges:
-            cell += v >= edge
+            cell += (v >= edge).view(np.uint8)
         np.minimum(cell, self._last, out=cell)  # +inf also passes the padding
-        cell -= v == self._closing
-        cell[np.isnan(v)] += 1
-        cell += np.where(np.isnan(v), self._last, 0)
+        cell -= (v == self._closing).view(np.uint8)
+        missing = np.isnan(v)
+        if missing.any():
+            np.copyto(cell, self._last + np.uint8(1), where=missing)
         cells += np.bincount((cell + self._starts).ravel(), minlength=cells.size)
 
 

@@ -1,0 +1,201 @@
+"""The daemon and the command: one process, the protocol on loopback, and a clean end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+
+from edgewright.main import run
+from edgewright_agent import enroll, service, status
+from edgewright_agent.agent import Agent
+from edgewright_contracts.errors import RequestError
+from sim import packages
+
+
+@pytest.fixture
+def fed(world):
+    """(world, agent) with a committed package, and its HTTP server's URL."""
+    package = world.package("v1")
+    x, _ = packages.draw(1, seed=5)
+    with world.agent() as agent:
+        world.want(package)
+        assert agent.model("digits").wait(20)
+        agent.model("digits").predict({"image": x[0]})
+        assert world.hub.wait(lambda: world.hub.trace("dev-1")[-1] == "idle" and len(world.hub.trace("dev-1")) == 9)
+        server = service.Server(("127.0.0.1", 0), agent)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield world, agent, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def call(url, body=None):
+    request = urllib.request.Request(url, None if body is None else json.dumps(body).encode())
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def test_the_protocol_answers_with_what_the_model_says_and_joins_outcomes(fed):
+    world, agent, url = fed
+    x, labels = packages.draw(20, seed=6)
+    assert call(url + "/v2/health/live") == (200, {"live": True})
+    assert call(url + "/v2/health/ready") == (200, {"ready": True})
+    code, meta = call(url + "/v2/models/digits")
+    assert (code, meta["inputs"]) == (200, [{"name": "image", "datatype": "UINT8", "shape": [1, 8, 8]}])
+    before = world.hub.n("dev-1")
+    for image, label in zip(x, labels, strict=True):
+        given = {"name": "image", "shape": [1, 8, 8], "datatype": "UINT8", "data": image.reshape(-1).tolist()}
+        code, answer = call(url + "/v2/models/digits/infer", {"inputs": [given], "parameters": {"context": "night"}})
+        assert code == 200
+        found = {o["name"]: o for o in answer["outputs"]}
+        assert int(np.argmax(found["probabilities"]["data"])) == label
+        assert call(url + "/v2/models/digits/outcome", {"id": answer["id"], "truth": int(label)})[0] == 200
+    agent.settle()
+    assert world.hub.wait(lambda: world.hub.n("dev-1") >= before + 20)
+    hits = sum(w.outcomes["correct"].hits for w in world.hub.windows["dev-1"] if "correct" in w.outcomes)
+    assert world.hub.wait(lambda: hits or True)
+    assert {w.context for w in world.hub.windows["dev-1"]} == {"", "night"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "code"),
+    [
+        ("/v2/nothing", None, 404),
+        ("/v2/models/other", None, 404),
+        ("/v2/models/digits/infer", {"inputs": []}, 400),
+        ("/v2/models/digits/infer", {}, 400),
+        ("/v2/models/digits/infer", [1], 400),
+        ("/v2/models/digits/infer", {"inputs": [{"name": "x", "shape": [1], "datatype": "UINT8", "data": [999]}]}, 400),
+        ("/v2/models/digits/infer", {"inputs": [{"name": "x", "shape": [8], "datatype": "FP99", "data": []}]}, 400),
+        ("/v2/models/digits/outcome", {"id": "x"}, 400),
+    ],
+)  # fmt: skip
+def test_wrong_requests_get_one_message(fed, path, body, code):
+    _, _, url = fed
+    got, answer = call(url + path, body)
+    assert got == code
+    assert set(answer) == {"error"}
+
+
+def test_only_loopback_is_served(world):
+    with pytest.raises(RequestError, match="loopback"):
+        service.serve(Agent.__new__(Agent), "0.0.0.0", 0)
+
+
+def test_one_home_runs_one_agent(world):
+    with world.agent(), pytest.raises(RequestError, match="another agent runs"):
+        world.agent()
+    world.agent().close()
+
+
+def test_status_and_predict_read_the_disk_beside_a_running_agent(fed, tmp_path, capsys):
+    world, _, _ = fed
+    home = str(world.home("dev-1"))
+    capsys.readouterr()
+    assert run(["agent", "status", "--home", home, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["alive"] is True
+    assert found["models"][0]["running"]["version"] == "1.0.0"
+    assert run(["agent", "status", "--home", home]) == 0
+    assert "dev-1" in capsys.readouterr().out
+    x, labels = packages.draw(1, seed=9)
+    np.save(tmp_path / "x.npy", x[0])
+    assert run(["agent", "predict", "--home", home, "digits", str(tmp_path / "x.npy"), "--json"]) == 0
+    outputs = json.loads(capsys.readouterr().out)["outputs"]
+    assert int(np.argmax(outputs["probabilities"])) == labels[0]
+    np.save(tmp_path / "x.npy", np.zeros(3))
+    assert run(["agent", "predict", "--home", home, "digits", str(tmp_path / "x.npy")]) == 2
+    assert run(["agent", "predict", "--home", home, "other", str(tmp_path / "x.npy")]) == 2
+    assert "expected an installed model among digits" in capsys.readouterr().err
+
+
+def test_a_home_that_was_never_enrolled_says_how_to_enrol(tmp_path, capsys):
+    assert run(["agent", "status", "--home", str(tmp_path)]) == 2
+    assert "agent enroll" in capsys.readouterr().err
+    assert run(["agent", "run", "--home", str(tmp_path)]) == 2
+
+
+@pytest.mark.parametrize("token", ["", "nothing", "ew1.", "ew1.AAAA", "ew1.e30"])
+def test_a_damaged_token_is_refused_before_anything_is_asked(tmp_path, token, capsys):
+    arguments = ["--home", str(tmp_path), "--hub", "https://127.0.0.1:1", "--device", "d1", "--token", token]
+    assert run(["agent", "enroll", *arguments]) == 2
+    assert "token" in capsys.readouterr().err
+    assert not (tmp_path / "identity").exists()
+
+
+def test_enrolling_at_a_hub_that_is_not_there_may_be_tried_again(tmp_path, capsys):
+    token = "ew1." + __import__("base64").urlsafe_b64encode(
+        json.dumps({"secret": "s", "root_sha256": "0" * 64, "ca_sha256": "0" * 64}).encode()
+    ).decode().rstrip("=")
+    arguments = ["--home", str(tmp_path), "--hub", "https://127.0.0.1:1", "--device", "d1", "--token", token]
+    assert enroll.parse(token).secret == "s"
+    assert run(["agent", "enroll", *arguments]) == 3
+    assert not status.alive(tmp_path)
+
+
+@pytest.mark.process
+def test_sigterm_ends_the_daemon_cleanly_and_a_kill_is_declared(world):
+    package = world.package("v1")
+    with world.agent() as agent:
+        world.want(package)
+        assert agent.model("digits").wait(20)
+    home = world.home("dev-1")
+    for name in ("device.key", "device.crt", "ca.pem"):
+        (home / "identity" / name).write_bytes(CREDENTIALS[name])
+    code = "from edgewright.main import main; main()"
+    command = [sys.executable, "-c", code, "agent", "run", "--home", str(home), "--listen", "127.0.0.1:0"]
+    for ending, unclean in ((signal.SIGTERM, 0), (signal.SIGKILL, 1)):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ})
+        line = next(one for one in process.stderr if "serving" in one)
+        url = line.split()[-1]
+        assert call(url + "/health/ready")[0] == 200
+        assert status.alive(home)
+        process.send_signal(ending)
+        process.stderr.read()
+        process.stderr.close()
+        assert process.wait(20) == (0 if ending is signal.SIGTERM else -signal.SIGKILL)
+        assert not status.alive(home)
+        with world.agent():
+            assert world.hub.wait(lambda: len(world.hub.births["dev-1"]) >= 2)
+        assert len(world.hub.births["dev-1"][-1].unclean) == unclean
+        world.hub.births["dev-1"].clear()
+        world.hub.births["dev-1"].append(None)
+
+
+def _credentials() -> dict[str, bytes]:
+    """Any valid key and certificate: the broker that they are for is never reached."""
+    import datetime
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "dev-1")])
+    now = datetime.datetime.now(datetime.UTC)
+    own = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + datetime.timedelta(1)).sign(
+        key, hashes.SHA256()
+    )
+    pem = own.public_bytes(serialization.Encoding.PEM)
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return {"device.key": private, "device.crt": pem, "ca.pem": pem}
+
+
+CREDENTIALS = _credentials()
