@@ -67,8 +67,8 @@ def test_the_protocol_answers_with_what_the_model_says_and_joins_outcomes(fed):
         assert call(url + "/v2/models/digits/outcome", {"id": answer["id"], "truth": int(label)})[0] == 200
     agent.settle()
     assert world.hub.wait(lambda: world.hub.n("dev-1") >= before + 20)
-    hits = sum(w.outcomes["correct"].hits for w in world.hub.windows["dev-1"] if "correct" in w.outcomes)
-    assert world.hub.wait(lambda: hits or True)
+    told = world.hub.windows["dev-1"]
+    assert world.hub.wait(lambda: sum(w.outcomes["correct"].hits for w in told if "correct" in w.outcomes) == 20)
     assert {w.context for w in world.hub.windows["dev-1"]} == {"", "night"}
 
 
