@@ -112,13 +112,16 @@ class Agent:
         ]
 
     def __enter__(self) -> Agent:
-        unclean = bool(self._spool.state.unclean)
-        self._installer.boot(unclean=unclean)
-        if self._reporter.desired is not None:
-            self._desire(self._reporter.desired)
-        for thread in self._threads:
-            thread.start()
-        self._transport.start(self._reporter)
+        try:
+            self._installer.boot(unclean=self._spool.after_crash)
+            if self._reporter.desired is not None:
+                self._desire(self._reporter.desired)
+            for thread in self._threads:
+                thread.start()
+            self._transport.start(self._reporter)
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(

@@ -115,16 +115,23 @@ class Installer:
     def run(self) -> None:
         """Until `stop`."""
         while not self._stopping.is_set():
-            for job in list(self._jobs.values()):
-                self._work(job)
             try:
-                message = self._inbox.get(timeout=TICK_S)
-            except queue.Empty:
-                continue
-            if isinstance(message, Desired):
-                self._desired(message)
-            elif isinstance(message, Sealed):
-                self._sealed(message)
+                self._turn()
+            except Exception:  # a full disk, most likely: nothing moved, so the same is tried again
+                log.exception("installing is stuck and tries again")
+                self._stopping.wait(TICK_S)
+
+    def _turn(self) -> None:
+        for job in list(self._jobs.values()):
+            self._work(job)
+        try:
+            message = self._inbox.get(timeout=TICK_S)
+        except queue.Empty:
+            return
+        if isinstance(message, Desired):
+            self._desired(message)
+        elif isinstance(message, Sealed):
+            self._sealed(message)
 
     def desire(self, desired: Desired) -> None:
         self._inbox.put(desired)
@@ -146,7 +153,13 @@ class Installer:
 
     def _job(self, name: str) -> Job:
         if name not in self._jobs:
-            self._jobs[name] = Job(Store(self._disk, self._models, name))
+            try:
+                store = Store(self._disk, self._models, name)
+            except ContractError as error:  # flash rots; a device that can fetch again must not stay dark
+                log.error("%s; starting without a package", error)  # noqa: TRY400
+                self._disk.unlink(self._models / name / "state.json")
+                store = Store(self._disk, self._models, name)
+            self._jobs[name] = Job(store)
         return self._jobs[name]
 
     def _desired(self, desired: Desired) -> None:
@@ -223,6 +236,7 @@ class Installer:
         running = job.state.running
         if wanted.digest is None:
             if running is not None:
+                self._emit(job, Record(), f"the hub wants no package; {running.version} stopped")
                 job.store.save(msgspec.structs.replace(job.state, active=None, record=Record()))
                 self._load_active(job)
             return False

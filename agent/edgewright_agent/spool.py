@@ -57,6 +57,7 @@ class Spool:
         self._lock = threading.Lock()
         disk.mkdir(root)
         found, self._generation = read(disk, root)
+        self.after_crash = found is not None and found.open is not None  # the boot before this one ended unclean
         self._state = ledger.booted(found or State(new_id()), opened)
         self._path, self._size, self._damaged = root, 0, False
         self._rewrite()
@@ -208,7 +209,11 @@ def fold(data: bytes) -> State | None:
         payload = data[at + _FRAME.size : at + _FRAME.size + length]
         if len(payload) < length or zlib.crc32(payload) != crc:
             break
-        record = _DECODER.decode(payload)
+        try:
+            record = _DECODER.decode(payload)
+        except msgspec.MsgspecError as error:  # whole, but of a later version: what is behind it cannot be told either
+            log.error("the spool holds a record that this version does not read: %s", error)  # noqa: TRY400
+            break
         state = record if isinstance(record, State) else ledger.apply(_begun(state), record)
         at += _FRAME.size + length
     return state
