@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.process]
 PROGRAM = """
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from edgewright_compiler.compilation import compile_recipe
 from edgewright_devices import load
 from edgewright_models.digits.recipe import Settings, recipe
