@@ -1,0 +1,251 @@
+"""Windows end when they should, and reach the hub once, whatever the link and the disk do meanwhile."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from pathlib import Path
+
+import pytest
+
+from edgewright_agent import reporter as reporters
+from edgewright_agent.meter import Meter, Subject
+from edgewright_agent.model import Active, Model
+from edgewright_agent.reporter import Reporter, length_s
+from edgewright_agent.spool import Spool
+from edgewright_contracts import birth
+from edgewright_contracts.baseline import decode_baseline
+from edgewright_contracts.birth import Unclean
+from edgewright_contracts.desired import Command, Config, Desired
+from edgewright_runtime.runtime import open_session
+from sim import packages
+from sim.broker import SimBroker, SimTransport
+from sim.clock import SimClock
+from sim.disk import SimDisk
+from sim.hub import SimHub
+
+HOME = Path("/home")
+BOOT = "b" * 16
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    return packages.make_package(tmp_path_factory.mktemp("package") / "p")
+
+
+class Bench:
+    """A reporter without its thread: `turn` is called by hand, time stands still until it is moved."""
+
+    def __init__(self, package, clock: SimClock | None = None) -> None:
+        self.clock, self.disk = clock or SimClock(), SimDisk()
+        self.disk.mkdir(HOME)
+        self.broker = SimBroker()
+        self.hub = SimHub(self.broker)
+        self.link = SimTransport(self.broker, "dev-1")
+        variant = package.manifest.variant("onnx-fp32")
+        baseline = decode_baseline(package.read(variant.baseline))
+        self.subject = Subject("digits", package.manifest, package.digest, variant, baseline)
+        io = {"inputs": package.manifest.inputs, "outputs": package.manifest.outputs}
+        session = open_session(package.root / variant.model, "onnxruntime", **io)
+        wake = threading.Event()
+        self.meter = Meter(wake)
+        self.model = Model("digits", self.meter, self.clock, itertools.count(1))
+        self.model.switch(Active(self.subject, session))
+        ids = itertools.count(1)
+        self.spool = Spool(
+            self.disk,
+            HOME / "spool",
+            opened=Unclean(boot_id=BOOT, open_since_mono_ms=0),
+            new_id=lambda: f"{next(ids):016x}",
+        )
+        self.sealed: list = []
+        self.desired: list[Desired] = []
+        self.hurry = False
+        self.reporter = Reporter(
+            HOME, disk=self.disk, clock=self.clock, meter=self.meter, spool=self.spool, transport=self.link, wake=wake,
+            boot_id=BOOT, subjects=lambda: [self.subject], hurried=lambda: self.hurry,
+            observe=lambda sealed, rss: self.sealed.append(sealed), desire=self.desired.append, born=self.born,
+            received=lambda: 0,
+        )  # fmt: skip
+        self.image = packages.draw(1, seed=1)[0][0]
+
+    def born(self, connection: int, window_s: int) -> bytes:
+        return birth.encode(
+            birth.Birth(
+                device="dev-1", boot_id=BOOT, connection=connection, agent="0.1.0",
+                hardware=birth.Hardware(arch="x86_64"), runtimes={}, clock="synced", uptime_ms=0,
+                window_s=window_s, spool=self.spool.told(), unclean=self.spool.state.unclean,
+            )
+        )  # fmt: skip
+
+    def predict(self, times: int) -> None:
+        for _ in range(times):
+            self.model.predict({"image": self.image})
+
+    def pass_window(self, times: int, seconds: float = 300.0) -> None:
+        self.predict(times)
+        self.clock.advance(seconds)
+        self.reporter.turn()
+
+    def counts(self) -> list[int]:
+        return [w.n for w in self.hub.windows["dev-1"]]
+
+
+@pytest.fixture
+def bench(package):
+    return Bench(package)
+
+
+def test_a_synced_window_ends_on_a_multiple_of_its_length():
+    assert length_s(1_800_000_000_000, 300) == 300
+    assert length_s(1_800_000_123_000, 300) == 177
+    assert length_s(None, 300) == 300
+
+
+def test_windows_are_sealed_at_their_time_and_carry_what_the_clock_knew(package):
+    bench = Bench(package, SimClock(1_800_000_100_000))
+    bench.link.start(bench.reporter)
+    bench.predict(3)
+    bench.clock.advance(199)
+    bench.reporter.turn()
+    assert bench.counts() == []
+    bench.clock.advance(1)
+    bench.reporter.turn()
+    (window,) = bench.hub.windows["dev-1"]
+    assert (window.n, window.clock, window.wall_start_ms) == (3, "synced", 1_800_000_100_000)
+    assert window.mono_end_ms - window.mono_start_ms == 200_000
+    assert window.next_due_s == 600
+    bench.pass_window(0)
+    assert bench.hub.windows["dev-1"][1].n == 0  # silence is told from idleness
+
+
+def test_a_device_without_a_clock_says_so(package):
+    bench = Bench(package, SimClock(None))
+    bench.link.start(bench.reporter)
+    bench.pass_window(2)
+    (window,) = bench.hub.windows["dev-1"]
+    assert (window.wall_start_ms, window.clock, window.n) == (None, "unknown", 2)
+
+
+def test_windows_are_short_while_a_rollout_asks_for_it(bench):
+    bench.link.start(bench.reporter)
+    bench.hurry = True
+    bench.pass_window(1, 60)
+    assert bench.counts() == [1]
+
+
+def test_what_the_link_loses_is_offered_again_after_a_while_and_counted_once(bench):
+    bench.link.start(bench.reporter)
+    bench.broker.drop_up = True
+    bench.pass_window(5)
+    bench.broker.drop_up = False
+    bench.clock.advance(reporters.REOFFER_S - 1)
+    bench.reporter.turn()
+    assert bench.counts() == []
+    bench.clock.advance(1)
+    bench.reporter.turn()
+    bench.reporter.turn()
+    assert bench.counts() == [5]
+    assert bench.spool.state.items == ()
+
+
+def test_a_reconnect_offers_at_once_what_is_not_acknowledged(bench):
+    bench.link.start(bench.reporter)
+    bench.hub.acking = False
+    bench.pass_window(5)
+    bench.link.cut()
+    bench.pass_window(7)
+    bench.link.connect()
+    bench.reporter.turn()
+    assert bench.counts() == [5, 7]
+    assert bench.hub.duplicates == 1
+    assert [b.connection for b in bench.hub.births["dev-1"]] == [1, 2]
+    bench.hub.acking = True
+    bench.clock.advance(reporters.REOFFER_S)
+    bench.reporter.turn()
+    bench.reporter.turn()
+    assert bench.counts() == [5, 7]
+    assert bench.spool.state.items == ()
+
+
+def test_offline_windows_wait_without_a_number_and_at_most_16_are_ever_open(bench):
+    bench.link.start(bench.reporter)
+    bench.link.cut()
+    for i in range(40):
+        bench.pass_window(i)
+    assert all(i.seq == 0 for i in bench.spool.state.items)
+    bench.hub.acking = False
+    bench.link.connect()
+    bench.reporter.turn()
+    assert len(bench.spool.state.numbered) == 16
+    bench.hub.acking = True
+    for _ in range(8):
+        bench.clock.advance(reporters.REOFFER_S)
+        bench.reporter.turn()
+    assert sum(bench.counts()) == sum(range(40))
+
+
+def test_a_full_disk_keeps_the_window_in_memory_and_loses_no_count(bench):
+    bench.link.start(bench.reporter)
+    bench.disk.full = True
+    bench.pass_window(5)
+    bench.pass_window(6)
+    assert bench.counts() == []
+    bench.disk.full = False
+    bench.pass_window(7)
+    bench.reporter.turn()
+    assert sum(bench.counts()) == 18
+
+
+def test_an_older_wish_is_ignored_and_a_newer_one_survives_a_restart(bench, package):
+    bench.link.start(bench.reporter)
+    for rev, window_s in ((5, 60.0), (4, 10.0), (5, 10.0)):
+        bench.hub.want("dev-1", Desired(rev=rev, config=Config(window_s=window_s)))
+        bench.reporter.turn()
+    assert [d.rev for d in bench.desired] == [5]
+    assert bench.reporter.window_s == 60
+    again = bench.reporter._stored()
+    assert again is not None
+    assert again.rev == 5
+
+
+def test_commands_are_obeyed_once_and_not_after_they_expired(bench):
+    bench.link.start(bench.reporter)
+    bench.predict(4)
+    wall = bench.clock.wall_ms()
+    late = Command(id="1" * 16, verb="report_now", expires_at=wall - 1)
+    now = Command(id="2" * 16, verb="report_now", expires_at=wall + 1000)
+    for command in (late, now, now):
+        bench.hub.command("dev-1", command)
+    bench.reporter.turn()
+    assert bench.counts() == [4]
+
+
+def test_a_new_spool_is_asked_for_once_and_born_again(bench):
+    bench.link.start(bench.reporter)
+    bench.reporter.turn()
+    old = bench.spool.state.spool_id
+    for identifier in ("1", "2"):
+        wall = bench.clock.wall_ms() + 1000
+        bench.hub.command("dev-1", Command(id=identifier * 16, verb="new_spool", expires_at=wall, argument=old))
+        bench.reporter.turn()
+    assert bench.spool.state.spool_id != old
+    assert bench.hub.births["dev-1"][-1].spool.id == bench.spool.state.spool_id
+    assert bench.hub.births["dev-1"][-2].spool.id == bench.spool.state.spool_id
+
+
+def test_garbage_from_the_hub_is_ignored(bench):
+    bench.link.start(bench.reporter)
+    for kind in ("desired", "command", "ack"):
+        bench.broker.send("dev-1", kind, b"\xff garbage")
+    bench.pass_window(3)
+    assert bench.counts() == [3]
+
+
+def test_the_end_seals_the_open_window(bench):
+    bench.link.start(bench.reporter)
+    bench.predict(9)
+    bench.reporter.stop()
+    bench.reporter.run()
+    assert bench.counts() == [9]
+    assert bench.spool.state.open is None
