@@ -98,7 +98,7 @@ class ImageStatistics(nn.Module):
         with torch.no_grad():
             self.maps.weight.copy_(kernels)
             assert self.maps.bias is not None
-            self.maps.bias.copy_(torch.tensor([0.0, 0, 0, 1, 1 - levels, -levels // 2]))
+            self.maps.bias.copy_(torch.tensor([0.0, 0, 0, 1, 1 - levels, -levels / 2]))
             self.halves.weight.copy_(torch.stack([rows.flatten(), columns.flatten()]) * (2 / rows.numel()))
         self.requires_grad_(False)
 

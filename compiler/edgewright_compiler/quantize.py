@@ -15,6 +15,7 @@ import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,7 +33,7 @@ _TFLITE_OPS: Final = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "MAX_PO
 
 def quantize_onnx(source: Path, target: Path, samples: Samples, *, scope: str, reduce_range: bool) -> None:
     """Write the int8 form of `source`; what does not depend on weights of `scope` or follow from them stays float."""
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings(), _quiet_logging():
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings(), _no_announcements():
         warnings.simplefilter("ignore")
         prepared = Path(scratch) / "prepared.onnx"
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
@@ -53,7 +54,7 @@ def quantize_onnx(source: Path, target: Path, samples: Samples, *, scope: str, r
 
 def quantize_tflite(source: Path, target: Path, samples: Samples, *, scope: str) -> None:
     """Write the int8 form of `source`; its borders stay as they are (raw input, float outputs)."""
-    with warnings.catch_warnings(), _quiet_logging():
+    with warnings.catch_warnings(), _no_announcements():
         warnings.simplefilter("ignore")
         from ai_edge_quantizer import calibrator, qtyping, quantizer, recipe_manager
         from ai_edge_quantizer.utils import qsv_utils
@@ -110,12 +111,12 @@ def _outside(model: onnx.ModelProto, scope: str) -> list[str]:
     return [node.name for i, node in enumerate(nodes) if i not in inside]
 
 
-class _quiet_logging:  # noqa: N801  reads as a verb
+@contextmanager
+def _no_announcements() -> Iterator[None]:
     """Both quantizers announce every step on the root logger."""
-
-    def __enter__(self) -> None:
-        self._before = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-
-    def __exit__(self, *_: object) -> None:
-        logging.disable(self._before)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

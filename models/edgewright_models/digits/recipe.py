@@ -207,7 +207,7 @@ def notes(settings: Settings, pruned: Pruned) -> tuple[str, ...]:
     how = "distilled from a teacher" if settings.distil else "trained on labels only"
     return (
         "Intended use: demonstration and tests of a fleet; reading handwritten digits on an 8x8 sensor of 17 levels.",
-        "Limits: 43 writers, digits only, centred and upright; every input gets a class, a letter too.",
+        "Limits: 13 writers, digits only, centred and upright; every input gets a class, a letter too.",
         "Data: the digits of scikit-learn (UCI optdigits test part, CC BY 4.0).",
         f"Split by seed {data.SPLIT_SEED}: {sizes[0]} rows train, {sizes[1]} choose, {sizes[2]} are held out.",
         "Tests: `clean` is the held-out rows as they are, `sensor` draws of them with shift, gain and noise.",
