@@ -196,6 +196,9 @@ def devices(request: Request, _: Reader) -> list[dict[str, Any]]:
             for row in connection.execute(sa.select(w.device, w.digest, w.variant, w.phase, w.rollout).where(newest))
         }
         said = {row.device: row for row in connection.execute(sa.select(telemetry.devices))}
+        interrupted: dict[str, list[dict[str, Any]]] = {}
+        for row in connection.execute(sa.select(telemetry.interruptions)):
+            interrupted.setdefault(row.device, []).append(dict(row._mapping))
     with hub.control.connect() as connection:
         enrolled = connection.execute(sa.select(control.devices).order_by(control.devices.c.id)).all()
         wanted = {row.device: row for row in connection.execute(sa.select(control.desired))}
@@ -211,6 +214,7 @@ def devices(request: Request, _: Reader) -> list[dict[str, Any]]:
             "birth": said[row.id].birth if row.id in said else None,
             "desired": wanted[row.id].document if row.id in wanted else None,
             "running": ran.get(row.id),
+            "interruptions": interrupted.get(row.id, []),
             "windows": totals.get(row.id, (0, 0, 0))[0],
             "inferences": totals.get(row.id, (0, 0, 0))[1],
         }

@@ -17,6 +17,7 @@ import asyncio
 import logging
 import ssl
 import struct
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -75,6 +76,17 @@ class Acl(BaseTopicPlugin):  # type: ignore[misc]  # amqtt is not typed
         pass
 
 
+class _Subscriptions(dict[str, list[tuple[Session, int]]]):
+    """amqtt waits while it walks over them, and clients come and go meanwhile: a walk sees them as they were when it
+    began. Without this, a message that is being delivered while a device subscribes is lost to everybody."""
+
+    def items(self) -> Any:
+        return [(name, list(those)) for name, those in super().items()]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(super().keys()))
+
+
 class _Broker(Broker):  # type: ignore[misc]  # amqtt is not typed
     _sending: set[asyncio.Task[object]]
 
@@ -119,6 +131,7 @@ class EmbeddedBroker:
         plugins: dict[str, object] = {f"{__name__}.Identity": {}, f"{__name__}.Acl": {}}
         self._broker = _Broker({"listeners": {_LISTENER: listener.__dict__}, "plugins": plugins})
         self._broker._sending = set()
+        self._broker._subscriptions = _Subscriptions()
         await self._broker.start()
         try:
             self._server = await asyncio.start_server(

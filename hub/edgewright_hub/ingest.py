@@ -222,6 +222,7 @@ class Ledger:
     windows: list[Row] = field(default_factory=list)
     events: list[Row] = field(default_factory=list)
     dead_letters: list[Row] = field(default_factory=list)
+    interruptions: dict[tuple[str, str], Row] = field(default_factory=dict)
     changed_spools: dict[SpoolKey, int] = field(default_factory=dict)  # → first arrival
     newly_renewed: dict[SpoolKey, int] = field(default_factory=dict)  # → when
     changed_devices: set[str] = field(default_factory=set)
@@ -286,6 +287,13 @@ class Ledger:
         return row
 
     def _birth(self, item: Item, born: birth.Birth) -> None:
+        for lost in born.unclean:
+            self.interruptions[item.device, lost.boot_id] = {
+                "device": item.device,
+                "boot_id": lost.boot_id,
+                "open_since_mono_ms": lost.open_since_mono_ms,
+                "told_ms": item.message.arrived_ms,
+            }
         row = self.devices.get(item.device)
         same_boot = row is not None and row["boot_id"] == born.boot_id
         if row is not None and same_boot and row["birth"] is not None and born.connection < row["connection"]:

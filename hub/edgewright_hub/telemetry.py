@@ -128,6 +128,16 @@ events: Final = Table(
     sqlite_autoincrement=True,
 )
 
+# Boots that ended without sealing their open window, as the births after them say: those counts are known to be lost.
+interruptions: Final = Table(
+    "interruptions",
+    metadata,
+    Column("device", String(63), primary_key=True),
+    Column("boot_id", String(16), primary_key=True),
+    Column("open_since_mono_ms", BigInteger, nullable=False),
+    Column("told_ms", BigInteger, nullable=False),
+)
+
 dead_letters: Final = Table(
     "dead_letters",
     metadata,

@@ -118,5 +118,7 @@ def _write(connection: sa.Connection, ledger: Ledger) -> None:
         connection.execute(
             telemetry.spools.update().where(s.device == device, s.spool_id == spool_id).values(renewed_ms=at_ms)
         )
+    lost = list(ledger.interruptions.values())
+    upsert(connection, telemetry.interruptions, lost, keys=["device", "boot_id"], keep=["told_ms"])
     upsert(connection, telemetry.devices, [ledger.devices[d] for d in ledger.changed_devices], keys=["device"])
     upsert(connection, telemetry.rollups, [ledger.rollups[k].row(k) for k in ledger.changed_rollups], keys=ROLLUP_KEY)

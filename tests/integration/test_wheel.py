@@ -11,7 +11,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("torch", "onnx", "fastapi", "sqlalchemy", "alembic", "amqtt", "scipy", "influxdb_client", "litert_torch", "sklearn")
+HEAVY = (
+    "torch",
+    "onnx",
+    "fastapi",
+    "sqlalchemy",
+    "alembic",
+    "amqtt",
+    "scipy",
+    "influxdb_client",
+    "litert_torch",
+    "sklearn",
+)
 
 PROBE = """
 import importlib.util, json, sys, time
@@ -59,9 +70,8 @@ def test_a_device_installs_and_imports_nothing_of_compiler_or_hub(
     site = next((device_python.parents[1] / "lib").glob("python3*")) / "site-packages"
     size_mb = sum(f.stat().st_size for f in site.rglob("*") if f.is_file()) / 1e6
     with capsys.disabled():
-        print(  # noqa: T201
-            f"\n  [agent,agent-onnx]: {size_mb:.0f} MB installed, import {found['import_s']:.2f} s, RSS {found['rss_mb']} MB"
-        )
+        figures = f"{size_mb:.0f} MB installed, import {found['import_s']:.2f} s, RSS {found['rss_mb']} MB"
+        print(f"\n  [agent,agent-onnx]: {figures}")  # noqa: T201
 
 
 @pytest.mark.slow

@@ -63,6 +63,14 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_events_rollout_events_id"), ["rollout", "id"], unique=False)
 
     op.create_table(
+        "interruptions",
+        sa.Column("device", sa.String(length=63), nullable=False),
+        sa.Column("boot_id", sa.String(length=16), nullable=False),
+        sa.Column("open_since_mono_ms", sa.BigInteger(), nullable=False),
+        sa.Column("told_ms", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("device", "boot_id", name=op.f("pk_interruptions")),
+    )
+    op.create_table(
         "rollups",
         sa.Column("tier_s", sa.Integer(), nullable=False),
         sa.Column("t0_ms", sa.BigInteger(), nullable=False),
