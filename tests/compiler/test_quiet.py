@@ -22,16 +22,21 @@ def test_noise_of_any_kind_stays_inside_and_the_streams_still_speak(capfd: pytes
     assert captured.err == "shown\n"
 
 
-def test_an_expected_failure_speaks_for_itself_and_a_crash_shows_what_was_said_last(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    with pytest.raises(Refused), quiet():
-        os.write(2, b"noise\n")
-        raise Refused("no")
+def noisy(noise: bytes, error: Exception) -> None:
+    with quiet():
+        os.write(2, noise)
+        raise error
+
+
+def test_an_expected_failure_speaks_for_itself(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Refused):
+        noisy(b"noise\n", Refused("no"))
     assert capfd.readouterr().err == ""
-    with pytest.raises(ValueError, match="boom"), quiet():
-        os.write(2, b"x" * 9000 + b"the last words\n")
-        raise ValueError("boom")
+
+
+def test_a_crash_shows_what_was_said_last(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="boom"):
+        noisy(b"x" * 9000 + b"the last words\n", ValueError("boom"))
     said = capfd.readouterr().err
     assert said.endswith("the last words\n")
     assert len(said) < 5000
