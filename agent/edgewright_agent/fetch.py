@@ -79,11 +79,11 @@ class Link:
     def _resume(self, disk: Disk, url: str, part: Path, have: int, size: int) -> None:
         response = self.open(url, have)
         if response.status == 416:
-            response.release_conn()
+            response.close()  # not back to the pool: what is unread would be taken for the next answer
             disk.unlink(part)
             raise LinkDown(f"{url}: the repository has fewer bytes than were downloaded; starting again")
         if response.status not in (200, 206):
-            response.release_conn()
+            response.close()  # not back to the pool: what is unread would be taken for the next answer
             raise LinkDown(f"{url}: expected the file, got HTTP {response.status}")
         if response.status == 200 or not have:
             disk.write(part, b"")
@@ -110,7 +110,7 @@ class TufFetcher(FetcherInterface):
         except LinkDown as error:
             raise tuf_errors.DownloadError(str(error)) from error
         if response.status >= 400:
-            response.release_conn()
+            response.close()  # not back to the pool: what is unread would be taken for the next answer
             raise tuf_errors.DownloadHTTPError(f"{url}: HTTP {response.status}", response.status)
         return self._checked(response)
 
