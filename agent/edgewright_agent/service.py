@@ -113,12 +113,13 @@ class Handler(BaseHTTPRequestHandler):
         raise NotFound(f"no such path: {self.path}")
 
     def _post(self, parts: list[str]) -> dict[str, Any]:
+        body = self._body()  # before anything is refused: unread, it would be taken for the next request
         match parts:
             case ["v2", "models", name, "infer"]:
-                return infer(self._model(name), self._body())
+                return infer(self._model(name), body)
             case ["v2", "models", name, "outcome"]:
                 self._model(name)
-                return outcome(self.server.agent, self._body())
+                return outcome(self.server.agent, body)
         raise NotFound(f"no such path: {self.path}")
 
     def _model(self, name: str) -> Model:

@@ -7,8 +7,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import urllib3
 
 from edgewright.demo.fleet import LocalFleet, free_port
 from edgewright.demo.processes import Processes
@@ -63,3 +65,31 @@ def make_fleet(tmp_path: Path) -> Iterator[Callable[[str], TestFleet]]:
             return fleet
 
         yield make
+
+
+@pytest.fixture
+def agent_answers(make_fleet: Callable[[str], TestFleet]) -> Callable[[list[str]], dict[str, Any]]:
+    """Run `command agent run` as a device of a real hub, roll a package out to it, and ask it over HTTP."""
+
+    def answers(command: list[str]) -> dict[str, Any]:
+        fleet = make_fleet("embedded")
+        fleet.enrol(["gateway-1"])
+        url = f"http://127.0.0.1:{free_port()}"
+        run = ["agent", "run", f"--home={fleet.home('gateway-1')}", f"--listen={url.removeprefix('http://')}"]
+        fleet.processes.start("gateway-1", [*command, *run])
+        digest = fleet.publish(fleet.packages / "1.0.0")
+        fleet.roll_out({"model": "tiny", "digest": digest, "fleet": "demo", "stages": ["100%"], "window_s": 1.0})
+        image = {"name": "image", "shape": [1, 8, 8], "datatype": "UINT8", "data": [8] * 64}
+        http = urllib3.PoolManager(retries=False, timeout=5)
+
+        def answered() -> dict[str, Any] | None:
+            try:
+                answer = http.request("POST", f"{url}/v2/models/tiny/infer", json={"inputs": [image]})
+            except urllib3.exceptions.HTTPError:
+                return None  # it does not listen yet
+            found: dict[str, Any] = answer.json()
+            return found if answer.status == 200 else None
+
+        return fleet.wait(answered, 60, lambda: "an answer of the agent")
+
+    return answers

@@ -77,9 +77,8 @@ def test_a_device_installs_and_imports_nothing_of_compiler_or_hub(
 @pytest.mark.slow
 @pytest.mark.process
 def test_the_agent_of_the_wheel_runs_and_answers(
-    device_python: Path, tmp_path: Path, agent_answers: Callable[[list[str], Path], dict[str, object]]
+    device_python: Path, agent_answers: Callable[[list[str]], dict[str, object]]
 ) -> None:
     """Enrolled and rolled out to by a real hub, then asked for a prediction over the Open Inference Protocol."""
-    command = [str(device_python.parent / "edgewright")]
-    answer = agent_answers(command, tmp_path)
+    answer = agent_answers([str(device_python.parent / "edgewright")])
     assert answer["model_name"] == "tiny"
