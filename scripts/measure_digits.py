@@ -8,6 +8,7 @@ Takes about two minutes. The table replaces everything behind the line MARK; `--
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import subprocess
 import tempfile
@@ -69,7 +70,10 @@ def header() -> list[str]:
         (line.split(":")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ""
     )
     when = datetime.now(UTC).date().isoformat()
-    return [f"Commit {commit.strip()}, {when}, {cpu.strip()} ({platform.machine()}, 2 shared cores), seed {SEED}.", ""]
+    return [
+        f"Commit {commit.strip()}, {when}, {cpu.strip()} ({platform.machine()}, 2 shared cores), seed {SEED}, load {os.getloadavg()[1]:.1f}.",
+        "",
+    ]
 
 
 def variants(results: dict[str, CompileResult]) -> list[str]:
