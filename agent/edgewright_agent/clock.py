@@ -15,6 +15,8 @@ from edgewright_contracts import report
 
 PLAUSIBLE_MS: Final = 1_735_689_600_000  # 2025-01-01: no clock of this software was ever right before it
 
+SYNC_S: Final = 10.0  # how old the kernel's word may be
+
 _UNSYNCHRONISED: Final = 0x40  # STA_UNSYNC of struct timex
 _STATUS_OFFSET: Final = 40  # bytes before `status` in struct timex on 64-bit Linux
 _TIMESYNCD: Final = Path("/run/systemd/timesync/synchronized")
@@ -30,14 +32,23 @@ class Clock(Protocol):
 
 
 class SystemClock:
+    """`synced` asks the kernel every 10 s at most: it is looked at with every round of the telemetry."""
+
     monotonic_ns = staticmethod(time.monotonic_ns)
+
+    def __init__(self) -> None:
+        self._asked_s = -SYNC_S
+        self._synced = False
 
     def wall_ms(self) -> int | None:
         now = time.time_ns() // 1_000_000
         return now if now >= PLAUSIBLE_MS else None
 
     def synced(self) -> bool:
-        return self.wall_ms() is not None and (_TIMESYNCD.exists() or _disciplined())
+        now = time.monotonic()
+        if now - self._asked_s >= SYNC_S:
+            self._asked_s, self._synced = now, _TIMESYNCD.exists() or _disciplined()
+        return self._synced and self.wall_ms() is not None
 
 
 def state(clock: Clock) -> report.Clock:

@@ -355,12 +355,12 @@ class Installer:
         record = msgspec.structs.replace(
             update.advance(job.record, Event.DONE), before=job.history, healthy=0, breaches=0, crashes=0
         )
-        self._emit(job, record, "")
-        # One write moves the pointer and begins the probation: there is no moment between them.
-        job.store.save(msgspec.structs.replace(job.state, active=side, record=record))
         job.loaded, job.candidate, job.phase = job.candidate, None, "probation"
         job.probation_since_s, job.history = self._now_s(), PrePeriod()
         self._host.switch(job.store.name, job.loaded, job.phase, job.rollout)
+        self._emit(job, record, "")
+        # One write moves the pointer and begins the probation: there is no moment between them.
+        job.store.save(msgspec.structs.replace(job.state, active=side, record=record))
 
     def _conclude(self, job: Job) -> bool:
         """End the probation when it is time; True when it ended."""
@@ -380,30 +380,25 @@ class Installer:
         return False
 
     def _commit(self, job: Job) -> None:
-        self._go(job, Event.DONE, reason="committed")
         job.phase = "normal"
         if job.loaded is not None:
             self._host.switch(job.store.name, job.loaded, job.phase, job.rollout)
+        self._go(job, Event.DONE, reason="committed")
 
     def _roll_back(self, job: Job) -> None:
-        state, record = job.state, job.record
-        running = state.running
+        running, record = job.state.running, job.record
         if running is not None and running.digest == record.digest:
-            previous = state.spare if state.slot(state.spare) is not None else None
-            state = msgspec.structs.replace(state, active=previous)
-        blame = record.failure == "model"
+            previous = job.state.spare if job.state.slot(job.state.spare) is not None else None
+            job.store.save(msgspec.structs.replace(job.state, active=previous))
+        self._load_active(job)
+        state, blame = job.state, record.failure == "model"
         if blame:
             state = msgspec.structs.replace(state, blocked={**state.blocked, record.digest: record.reason})
-        after = update.advance(
-            record,
-            Event.BROKEN if blame else Event.DONE,
-            reason=record.reason,
-            failure=record.failure,
-        )
+        event = Event.BROKEN if blame else Event.DONE
+        after = update.advance(record, event, reason=record.reason, failure=record.failure)
         back_to = state.running
         self._emit(job, after, f"runs {back_to.version} again" if back_to else "nothing was there before")
         job.store.save(msgspec.structs.replace(state, record=after))
-        self._load_active(job)
 
     def _load_active(self, job: Job) -> None:
         """Make the session of the active slot; a slot that does not load any more falls back to the other."""

@@ -177,6 +177,36 @@ def test_sigterm_ends_the_daemon_cleanly_and_a_kill_is_declared(world):
         world.hub.births["dev-1"].append(None)
 
 
+@pytest.mark.process
+def test_a_package_whose_process_is_killed_three_times_in_probation_is_rolled_back(world):
+    good, bad = world.package("v1"), world.package("v2", version="2.0.0", seed=1)
+    x, _ = packages.draw(1, seed=5)
+    with world.agent() as agent:
+        world.want(good)
+        assert agent.model("digits").wait(20)
+        while len(world.hub.trace("dev-1")) < 9:
+            agent.model("digits").predict({"image": x[0]})
+            agent._wake.wait(0.05)
+        world.want(bad, windows=1000)
+        assert world.hub.wait(lambda: world.hub.trace("dev-1")[-1] == "probation")
+    home = world.home("dev-1")
+    for name, data in CREDENTIALS.items():
+        (home / "identity" / name).write_bytes(data)
+    code = "from edgewright.main import main; main()"
+    command = [sys.executable, "-c", code, "agent", "run", "--home", str(home), "--listen", "127.0.0.1:0"]
+    for _ in range(3):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        next(one for one in process.stderr if "serving" in one)
+        process.kill()
+        process.stderr.read()
+        process.stderr.close()
+        process.wait(20)
+    with world.agent() as agent:
+        assert world.hub.wait(lambda: world.hub.trace("dev-1")[-2:] == ["rollback", "blocked"])
+        assert agent.model("digits").active.digest == good.digest
+    assert "crashes" in next(e for e in world.hub.events["dev-1"] if e.after == "rollback").reason
+
+
 def _credentials() -> dict[str, bytes]:
     """Any valid key and certificate: the broker that they are for is never reached."""
     import datetime

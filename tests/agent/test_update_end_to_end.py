@@ -164,3 +164,53 @@ def test_a_package_over_its_latency_budget_rolls_back(world, slow):
         assert world.hub.wait(lambda: feed.digests[-1] == good.digest)
     assert feed.digests == [good.digest, bad.digest, good.digest]
     assert any("p95 latency" in e.reason for e in world.hub.events["dev-1"])
+
+
+def test_without_the_hub_a_probation_lasts_longer_and_then_commits_marked_offline(world):
+    package = world.package("v1")
+    with world.agent() as agent, Feed(agent):
+        world.want(package, windows=1, max_s=3)
+        assert world.hub.wait(lambda: world.hub.trace("dev-1")[-1:] == ["probation"])
+        world.links["dev-1"].cut()
+        state = world.home("dev-1") / "models" / "digits" / "state.json"
+        assert agent.model("digits").wait(1)
+        deadline = threading.Event()
+        for _ in range(200):
+            if b'"state":"idle"' in state.read_bytes():
+                break
+            deadline.wait(0.1)
+        world.links["dev-1"].connect()
+        assert world.hub.wait(lambda: world.hub.trace("dev-1") == GOOD)
+    commit = next(e for e in world.hub.events["dev-1"] if e.after == "commit")
+    assert commit.reason.startswith("offline:")
+
+
+def test_a_probation_without_inferences_ends_in_a_rollback_that_blames_nobody(world):
+    good, idle = world.package("v1"), world.package("v2", version="2.0.0", seed=1)
+    with world.agent() as agent:
+        with Feed(agent):
+            world.want(good)
+            assert world.hub.wait(lambda: world.hub.trace("dev-1") == GOOD)
+        world.want(idle, max_s=2)
+        assert world.hub.wait(lambda: world.hub.trace("dev-1")[-2:] == ["rollback", "idle"])
+        assert agent.model("digits").active.digest == good.digest
+    assert world.hub.events["dev-1"][-1].failure != "model"
+
+
+def test_a_damaged_slot_falls_back_to_the_other_and_a_damaged_state_starts_anew(world):
+    first, second = world.package("v1"), world.package("v2", version="2.0.0", seed=1)
+    with world.agent() as agent, Feed(agent):
+        world.want(first)
+        assert world.hub.wait(lambda: world.hub.trace("dev-1") == GOOD)
+        world.want(second)
+        assert world.hub.wait(lambda: len(world.hub.trace("dev-1")) == 17)
+    models = world.home("dev-1") / "models" / "digits"
+    (models / "b" / "variants" / "onnx-fp32" / "model.onnx").write_bytes(b"rotten")
+    world.repository.down = True
+    with world.agent() as agent:
+        assert agent.model("digits").wait(10)
+        assert agent.model("digits").active.digest == first.digest
+    (models / "state.json").write_bytes(b"rotten")
+    world.repository.down = False
+    with world.agent() as agent, Feed(agent) as feed:
+        assert world.hub.wait(lambda: feed.digests == [second.digest], 30)  # what the hub still wants

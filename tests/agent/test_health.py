@@ -1,0 +1,116 @@
+"""What a device concludes from a self-test and from the windows of a probation."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from edgewright_agent import health
+from edgewright_agent.health import Health, judge
+from edgewright_agent.update import PrePeriod, Record, State
+from edgewright_contracts import binning
+from edgewright_contracts.errors import Unavailable
+from edgewright_contracts.manifest import Budgets
+from edgewright_contracts.report import Window
+from sim import packages
+
+
+def window(n=100, errors=0, rejected=0, run_ms=1.0) -> Window:
+    return Window(
+        boot_id="1" * 16, mono_start_ms=0, mono_end_ms=1, wall_start_ms=None, clock="unknown", next_due_s=1,
+        digest="d" * 16, variant="onnx-fp32", edge_hash="e" * 16, phase="probation", n=n,
+        errors={"ValueError": errors} if errors else {}, rejected={"range": rejected} if rejected else {},
+        latency_run=binning.pack_grid(binning.grid_counts(np.full(n, int(run_ms * 1e6)))),
+    )  # fmt: skip
+
+
+def record(**more) -> Record:
+    return Record(state=State.PROBATION, before=PrePeriod(10_000, 100, 50), **more)
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        (window(), Health.HEALTHY),
+        (window(n=0), Health.SILENT),
+        (window(errors=4), Health.HEALTHY),  # too few to say anything
+        (window(errors=10), Health.BROKEN),  # 10 % against 1 %
+        (window(n=1000, errors=15), Health.HEALTHY),  # 1.5 % against 1 %: left to the fleet's gates
+        (window(n=1000, errors=40), Health.BROKEN),
+        (window(n=0, rejected=50), Health.BROKEN),
+        (window(n=1000, rejected=6), Health.HEALTHY),
+    ],
+)
+def test_a_window_is_judged_against_the_package_before(seen, expected):
+    assert judge([seen], record(), Budgets(), 100).health is expected
+
+
+def test_a_first_install_is_judged_against_one_in_a_hundred():
+    first = Record(state=State.PROBATION)
+    assert judge([window(errors=3)], first, Budgets(), 100).health is Health.HEALTHY
+    assert judge([window(errors=50)], first, Budgets(), 100).health is Health.BROKEN
+
+
+def test_a_budget_is_broken_when_it_was_missed_three_times_in_a_row():
+    budgets = Budgets(p95_ms=2)
+    breaches, seen = 0, []
+    for run_ms in (5, 5, 1, 5, 5, 5):
+        verdict = judge([window(run_ms=run_ms)], record(breaches=breaches), budgets, 100)
+        breaches = verdict.breaches
+        seen.append(verdict.health)
+    strained, healthy = Health.STRAINED, Health.HEALTHY
+    assert seen == [strained, strained, healthy, strained, strained, Health.BROKEN]
+    assert judge([window()], record(breaches=2), Budgets(rss_mb=50), 100).reason == "RSS 100 MB, budget 50 MB"
+
+
+def test_windows_of_several_contexts_are_judged_together():
+    verdict = judge([window(n=50, errors=3), window(n=50, errors=7)], record(), Budgets(), 100)
+    assert verdict.health is Health.BROKEN
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [("kill -SEGV $$", "killed by signal 11"), ("exec sleep 60", "hung for 1 s"), ("exit 3", "ended with code 3")],
+)
+def test_a_child_that_dies_hangs_or_says_nothing_did_not_pass(tmp_path, monkeypatch, script, reason):
+    child = tmp_path / "python"
+    child.write_text(f"#!/bin/sh\necho last words >&2\n{script}\n")
+    child.chmod(0o755)
+    monkeypatch.setattr(health.sys, "executable", str(child))
+    verdict, log = health.selftest(tmp_path, "onnx-fp32", "onnxruntime", stopping=threading.Event(), timeout_s=1)
+    assert not verdict.passed
+    assert reason in verdict.reason
+    assert "hung" in reason or "last words" in log
+
+
+def test_a_selftest_ends_with_the_agent(tmp_path, monkeypatch):
+    child = tmp_path / "python"
+    child.write_text("#!/bin/sh\nexec sleep 60\n")
+    child.chmod(0o755)
+    monkeypatch.setattr(health.sys, "executable", str(child))
+    stopping = threading.Event()
+    stopping.set()
+    with pytest.raises(Unavailable, match="stops"):
+        health.selftest(tmp_path, "onnx-fp32", "onnxruntime", stopping=stopping)
+
+
+def test_the_child_says_what_is_wrong_with_a_file(tmp_path):
+    package = packages.make_package(tmp_path / "p", broken_model=True)
+    verdict, _ = health.selftest(package.root, "onnx-fp32", "onnxruntime", stopping=threading.Event())
+    assert not verdict.passed
+    assert "model.onnx" in verdict.reason
+
+
+def test_importing_the_agent_loads_nothing_of_compiler_or_hub():
+    code = "import sys, edgewright_agent.agent, edgewright_agent.service; print(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    heavy = {
+        "torch", "onnx", "onnxruntime", "fastapi", "sqlalchemy", "scipy", "edgewright_devices", "edgewright_compiler",
+        "edgewright_hub", "amqtt", "click", "rich",
+    }  # fmt: skip
+    assert loaded & heavy == set()
