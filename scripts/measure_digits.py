@@ -69,11 +69,9 @@ def header() -> list[str]:
     cpu = next(
         (line.split(":")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ""
     )
-    when = datetime.now(UTC).date().isoformat()
-    return [
-        f"Commit {commit.strip()}, {when}, {cpu.strip()} ({platform.machine()}, 2 shared cores), seed {SEED}, load {os.getloadavg()[1]:.1f}.",
-        "",
-    ]
+    when, load_average = datetime.now(UTC).date().isoformat(), os.getloadavg()[1]
+    machine = f"{cpu.strip()} ({platform.machine()}, {os.cpu_count()} cores, load {load_average:.1f})"
+    return [f"Commit {commit.strip()}, {when}, {machine}, seed {SEED}.", ""]
 
 
 def variants(results: dict[str, CompileResult]) -> list[str]:
