@@ -282,8 +282,10 @@ class Installer:
             if failure == "model":
                 self._go(job, Event.BROKEN, reason=str(error), failure=failure, tail=tail)
             else:
-                job.retry_at_s = self._now_s() + update.retry_after_s(job.record.attempt, self._uniform())
+                state = job.record.state
                 self._go(job, Event.DELAYED, reason=str(error), failure=failure, tail=tail)
+                if job.record.state is not State.ROLLBACK or state is State.ROLLBACK:
+                    self._wait(job)  # but rolling back begins at once
         except OSError as full:  # the disk does not even take the event: stay, and try the step again later
             log.error("%s: cannot record the failure: %s", job.store.name, full)  # noqa: TRY400
 
@@ -375,7 +377,6 @@ class Installer:
         if late:
             reason = f"no verdict in {rule.max_s:g} s: {record.healthy} of {rule.windows} healthy windows"
             self._go(job, Event.DELAYED, reason=reason, failure="operator")
-            job.retry_at_s = self._now_s() + update.retry_after_s(record.attempt, self._uniform())
             return True
         return False
 
@@ -399,6 +400,8 @@ class Installer:
         back_to = state.running
         self._emit(job, after, f"runs {back_to.version} again" if back_to else "nothing was there before")
         job.store.save(msgspec.structs.replace(state, record=after))
+        if not blame and job.wanted is not None and job.wanted.digest == record.digest:
+            self._wait(job)
 
     def _load_active(self, job: Job) -> None:
         """Make the session of the active slot; a slot that does not load any more falls back to the other."""
@@ -489,6 +492,10 @@ class Installer:
                 log=tail[-events.LOG_TAIL_BYTES :],
             )
         )
+
+    def _wait(self, job: Job) -> None:
+        """The next attempt comes later each time."""
+        job.retry_at_s = self._now_s() + update.retry_after_s(job.record.attempt, self._uniform())
 
     def _now_s(self) -> float:
         return self._clock.monotonic_ns() / 1e9
