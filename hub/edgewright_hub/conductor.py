@@ -131,7 +131,7 @@ class Conductor:
                 row = _row(connection, rollout_id)
                 spec, state = msgspec.convert(row.spec, RolloutSpec), msgspec.convert(row.progress, RolloutState)
                 state, wishes = rollout.command(state, spec, event, f"{event} by {who}", now_ms)
-                changed = self._write(connection, [(spec, state)], {state.id: wishes}, now_ms)
+                changed = self._write(connection, [(spec, state)], {state.id: wishes}, now_ms, {})
                 _note(connection, now_ms, who, f"rollout {event}", rollout_id)
             self._send(changed)
 
@@ -160,6 +160,7 @@ class Conductor:
             where = control.rollouts.c.state.in_(rollout.ACTIVE)
             active = connection.execute(sa.select(control.rollouts).where(where)).all()
             promoted = _promoted(connection)
+        ahead = {d: rev for d, rev in self._held().items() if d in documents and rev > documents[d].rev}
         wishes: dict[str, list[Wish]] = {"": _newcomers(fleets, documents, promoted)}
         windows, events = self._read(cursors, reading=bool(active))
         stepped = []
@@ -177,9 +178,9 @@ class Conductor:
         positions = {"rollout.windows": windows, "rollout.events": events}
         moved = {name: rows[-1].id for name, rows in positions.items() if rows}
         changed: dict[str, Desired] = {}
-        if stepped or moved or any(wishes.values()):
+        if stepped or moved or ahead or any(wishes.values()):
             with self._control.begin() as connection:
-                changed = self._write(connection, stepped, wishes, now_ms)
+                changed = self._write(connection, stepped, wishes, now_ms, ahead)
                 rows = [{"name": name, "position": position} for name, position in moved.items()]
                 upsert(connection, control.cursors, rows, keys=["name"])
         return max(len(windows), len(events)) == BATCH, changed
@@ -198,6 +199,13 @@ class Conductor:
                 else:
                     found.append(connection.execute(query.order_by(key.desc()).limit(1)).all())
         return found[0], found[1]
+
+    def _held(self) -> dict[str, int]:
+        """The revision of its desired document that each device said it holds."""
+        d = telemetry.devices.c
+        query = sa.select(d.device, d.birth["desired_rev"].as_integer()).where(d.birth.is_not(None))
+        with self._telemetry.connect() as connection:
+            return {device: rev or 0 for device, rev in connection.execute(query)}
 
     def _present(self, now_ms: int) -> frozenset[str]:
         d = telemetry.devices.c
@@ -248,14 +256,16 @@ class Conductor:
         stepped: Iterable[tuple[RolloutSpec, RolloutState]],
         wishes: Mapping[str, list[Wish]],
         now_ms: int,
+        ahead: Mapping[str, int],
     ) -> dict[str, Desired]:
+        """`ahead`: revisions that devices hold and this hub.db never wrote, because it was restored from a backup."""
         specs = {}
         for spec, state in stepped:
             specs[state.id] = spec
             where = control.rollouts.c.id == state.id
             connection.execute(control.rollouts.update().where(where).values(**_stored(state, now_ms)))
         documents = _documents(connection)
-        changed: dict[str, Desired] = {}
+        changed: dict[str, Desired] = {device: documents[device] for device in ahead}
         for rollout_id, each in wishes.items():
             for wish in each:
                 before = changed.get(wish.device) or documents.get(wish.device) or Desired(rev=0, config=self._config)
@@ -263,7 +273,7 @@ class Conductor:
                 if after != before:
                     changed[wish.device] = after
         for device, document in changed.items():
-            changed[device] = msgspec.structs.replace(document, rev=document.rev + 1)
+            changed[device] = msgspec.structs.replace(document, rev=max(document.rev, ahead.get(device, 0)) + 1)
         rows = [{"device": d, "rev": doc.rev, "document": msgspec.to_builtins(doc)} for d, doc in changed.items()]
         upsert(connection, control.desired, rows, keys=["device"])
         return changed

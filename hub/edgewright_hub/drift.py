@@ -18,8 +18,7 @@ from typing import Final
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from scipy.special import gammaincc, gammaln, ndtri
-from scipy.stats import chi2
+from scipy.special import chdtri, gammaincc, gammaln, ndtri
 
 Floats = npt.NDArray[np.float64]
 
@@ -113,7 +112,7 @@ def psi(C: npt.ArrayLike, R: npt.ArrayLike) -> Floats:
 
 def psi_crit(n: float, N: float, cells: int, channels: int = 1, q: float = 0.05) -> float:
     """What PSI exceeds by chance in a share `q` of windows (any of `channels`): PSI / (1/n + 1/N) ~ chi2(cells - 1)."""
-    return float(chi2.isf(q / channels, cells - 1) * (1 / n + 1 / N))
+    return float(chdtri(cells - 1, q / channels) * (1 / n + 1 / N))
 
 
 class Detector(msgspec.Struct, frozen=True):

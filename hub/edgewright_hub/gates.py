@@ -29,7 +29,7 @@ from typing import Final, Literal, Protocol
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import gamma
+from scipy.special import gammaincinv, gammainccinv
 
 Floats = npt.NDArray[np.float64]
 Metric = Literal["error", "slow", "label"]
@@ -207,8 +207,8 @@ class SequentialGate:
             return _absolute(process, k_t, n_t, k_c, scaled, pre_k, pre_n, bad=bad, ok=ok, basis="control")
         own_n, own_k = float(pre_n[treated > 0].sum()), float(pre_k[treated > 0].sum())
         if own_n > 0:
-            high = float(gamma.isf(CERTAINTY, own_k + 1)) / own_n * margin.r0 * RHYTHM
-            low = float(gamma.ppf(CERTAINTY, own_k)) / own_n if own_k else 0.0
+            high = float(gammainccinv(own_k + 1, CERTAINTY)) / own_n * margin.r0 * RHYTHM
+            low = float(gammaincinv(own_k, CERTAINTY)) / own_n if own_k else 0.0
             bad = [x + k_t * math.log(rho) - (rho - 1) * high * n_t for x, rho in zip(process.bad, RHO, strict=True)]
             ok = process.ok - k_t * math.log(margin.r1) + (margin.r1 - 1) * low * n_t
             return _absolute(process, k_t, n_t, 0.0, 0.0, pre_k, pre_n, bad=bad, ok=ok, basis="pre-period")

@@ -138,6 +138,22 @@ def test_a_device_that_is_enrolled_later_gets_what_its_fleet_runs(house: House) 
     assert house.version("later") in ("1.0.0", "2.0.0")
 
 
+def test_a_restored_hub_outbids_the_revisions_that_devices_hold(house: House) -> None:
+    house.publish_package("1.0.0")
+    house.enrol("a")
+    house.start("1.0.0", stages=("100%",))
+    house.conductor.tick(house.now)
+    with house.telemetry.begin() as connection:  # the device was told more before the backup was restored
+        connection.execute(telemetry.devices.update().values(birth={"desired_rev": 9}))
+    house.conductor.tick(house.now)
+    held = house.wanted("a")
+    assert held is not None
+    assert held.rev == 10
+    assert house.sent[-1] == ("a", held)
+    house.conductor.tick(house.now)
+    assert house.wanted("a") == held
+
+
 def test_other_models_of_a_device_stay_as_they_are(house: House) -> None:
     house.publish_package("1.0.0")
     house.enrol("pi-0")
