@@ -29,7 +29,7 @@ from typing import Final, Literal, Protocol
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from scipy.special import gammaincinv, gammainccinv
+from scipy.special import gammainccinv, gammaincinv
 
 Floats = npt.NDArray[np.float64]
 Metric = Literal["error", "slow", "label"]
