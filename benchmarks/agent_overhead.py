@@ -2,10 +2,10 @@
 
     python benchmarks/agent_overhead.py [--quick] [--json]
 
-Both are timed in one run, in alternating blocks, so that a busy machine slows both. p50 and p99 are of single calls; CPU
-is the whole process's over all calls, with the telemetry thread's deferred work: a block ends when its last row was
-counted. Models of about 10 µs, 100 µs and 5 ms (convolutions and dense layers, the same in ONNX and TFLite, sized here),
-float32 inputs that are checked against a declared range, 22 monitored channels, windows of 10 s sealed to disk.
+Both are timed in one run, in alternating blocks, so that a busy machine slows both. p50 and p99 are of single calls;
+CPU is the whole process's over all calls, with the telemetry thread's deferred work: a block ends when its last row was
+counted. Models of about 10 µs, 100 µs and 5 ms (convolutions and dense layers in ONNX and TFLite, sized here), float32
+inputs that are checked against a declared range, 22 monitored channels, windows of 10 s sealed to disk.
 `--quick` makes fewer calls and takes less than a minute.
 """
 
@@ -28,18 +28,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-import msgspec
-import numpy as np
+import msgspec  # noqa: E402
+import numpy as np  # noqa: E402
 
-from edgewright_agent.agent import Agent
-from edgewright_agent.disk import RealDisk
-from edgewright_agent.slots import Slot, Store, needed
-from edgewright_contracts import baseline, binning, desired
-from edgewright_contracts import manifest as m
-from edgewright_contracts.channels import Binner, Channel, Source
-from edgewright_runtime.runtime import available, open_session
-from sim import tflite
-from sim.broker import SimBroker, SimTransport
+from edgewright_agent.agent import Agent  # noqa: E402
+from edgewright_agent.disk import RealDisk  # noqa: E402
+from edgewright_agent.slots import Slot, Store, needed  # noqa: E402
+from edgewright_contracts import baseline, binning, desired  # noqa: E402
+from edgewright_contracts import manifest as m  # noqa: E402
+from edgewright_contracts.channels import Binner, Channel, Source  # noqa: E402
+from edgewright_runtime.runtime import available, open_session  # noqa: E402
+from sim import tflite  # noqa: E402
+from sim.broker import SimBroker, SimTransport  # noqa: E402
 
 COLUMNS = 20  # of `monitor`; with class and confidence 22 channels
 BLOCKS = 20
@@ -247,8 +247,8 @@ def main() -> None:
                 one = found.setdefault(runtime, {})[size] = measure(home, SIDES[size], calls[size])
             print(
                 f"{runtime:12} {size:>5}: bare p50 {one['bare_us']['p50']:8.1f} p99 {one['bare_us']['p99']:8.1f} µs, "
-                f"agent p50 {one['agent_us']['p50']:8.1f} p99 {one['agent_us']['p99']:8.1f} µs, p50 x{one['ratio_p50']:.3f}, "
-                f"CPU x{one['ratio_cpu']:.3f} (+{one['added_cpu_us']:.1f} µs a call, {one['calls']} calls)",
+                f"agent p50 {one['agent_us']['p50']:8.1f} p99 {one['agent_us']['p99']:8.1f} µs, "
+                f"p50 x{one['ratio_p50']:.3f}, CPU x{one['ratio_cpu']:.3f} (+{one['added_cpu_us']:.1f} µs a call, {one['calls']} calls)",
                 flush=True,
             )
     result = {

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from edgewright_contracts import binning
 from edgewright_contracts.baseline import Baseline
 from edgewright_contracts.channels import Binner
-from edgewright_contracts.manifest import Manifest, Variant
+from edgewright_contracts.manifest import Manifest, TensorOut, Variant
 from edgewright_contracts.report import CONFIDENCE_BINS, Clock, Hits, Phase, Usage, Window
 from edgewright_runtime.runtime import Array
 
@@ -69,7 +69,7 @@ class Subject(msgspec.Struct, frozen=True, eq=False):
 # Facts of one inference: subject, context, id, sample of the input, the outputs of `Subject.monitored` (None: it
 # failed, or is not monitored), when it began, ran and ended in ns, and the kind of its error. A plain tuple, because
 # every inference makes one.
-Row = tuple[Subject, str, int, bytes | None, tuple[Array, ...] | None, int, int, int, str | None]
+Row = tuple[Subject, str, int, bytes | None, tuple[bytes, ...] | None, int, int, int, str | None]
 
 
 class Outcome(NamedTuple):
@@ -226,11 +226,16 @@ class Meter:
         outputs: dict[str, Array] = {}
         if seen:
             columns = zip(*seen, strict=True)
-            outputs = {name: np.concatenate(c) for name, c in zip(counts.monitored, columns, strict=True)}
+            try:
+                outputs = {t.name: _joined(t, c) for t, c in zip(counts.monitored, columns, strict=True)}
+            except ValueError:  # the file's outputs are not of the shape that its manifest declares
+                counts.shed["monitored"] += len(seen)
+                seen = []
+        if outputs:
             counts.binner.add(outputs)
             counts.n_monitored += len(seen)
         all_ids = np.array(ids, np.int64)
-        with_class = all_ids if len(seen) == n else all_ids[[k is not None for k in kept]]
+        with_class = all_ids if len(seen) == n else all_ids[[k is not None and bool(seen) for k in kept]]
         self._ring.add(subject, context, all_ids, with_class, outputs)
 
     def _join(self, late: list[Outcome]) -> None:
@@ -264,7 +269,7 @@ class Counts:
 
     def __init__(self, subject: Subject) -> None:
         self.binner = Binner(subject.baseline.channels)
-        self.monitored = subject.monitored
+        self.monitored = [t for t in subject.manifest.outputs if t.name in subject.monitored]
         self.n = self.n_monitored = self.repeated = 0
         self.latency = np.zeros(3 * binning.GRID_CELLS, np.int64)  # queue, run, total
         self.errors: Counter[str] = Counter()
@@ -351,6 +356,11 @@ def sample(x: npt.NDArray[np.generic]) -> bytes:
         return x.tobytes()
     flat = x.reshape(-1)
     return flat[:: -(-x.nbytes // SAMPLE_BYTES)].tobytes()
+
+
+def _joined(tensor: TensorOut, rows: tuple[bytes, ...]) -> Array:
+    """The rows of one output as the manifest declares it, [n, *shape]."""
+    return np.frombuffer(b"".join(rows), tensor.dtype).reshape(len(rows), *tensor.shape)
 
 
 def _grouped(batch: list[Row]) -> list[tuple[tuple[Subject, str], list[Row]]]:

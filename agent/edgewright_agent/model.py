@@ -128,7 +128,8 @@ class Model:
         kept = None
         every = self._meter.monitor_every
         if every == 1 or identifier % every == 0:
-            kept = tuple([found[name] for name in active.monitored])
+            # Copies: a runtime whose outputs are kept must find new memory for the next ones, which costs it more.
+            kept = tuple([found[name].tobytes() for name in active.monitored])
         self._meter.record(
             (active.subject, context, identifier, sample(batch[active.first]), kept, began, run, ended, None)
         )

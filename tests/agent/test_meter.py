@@ -204,6 +204,22 @@ def test_a_failed_run_is_counted_by_kind_and_raised_as_unavailable(device):
     assert (window.n, window.n_monitored, window.errors) == (3, 0, {"ValueError": 3})
 
 
+def test_outputs_of_another_shape_than_declared_are_counted_but_not_monitored(device):
+    model, meter, subject = device
+
+    class Other:
+        runtime, version, concurrent = "onnxruntime", "1", True
+
+        def run(self, inputs):
+            return {"probabilities": np.zeros((1, 3), np.float32), "monitor": np.zeros((1, 6), np.float32)}
+
+    model.switch(Active(subject, Other()))
+    x, _ = packages.draw(1, seed=4)
+    model.predict({"image": x[0]})
+    (window,) = take(meter, subject)
+    assert (window.n, window.n_monitored, window.shed) == (1, 0, {"monitored": 1})
+
+
 def test_without_a_package_predict_says_so(device):
     model, _, _ = device
     model.switch(None)
