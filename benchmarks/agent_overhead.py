@@ -248,7 +248,8 @@ def main() -> None:
             print(
                 f"{runtime:12} {size:>5}: bare p50 {one['bare_us']['p50']:8.1f} p99 {one['bare_us']['p99']:8.1f} µs, "
                 f"agent p50 {one['agent_us']['p50']:8.1f} p99 {one['agent_us']['p99']:8.1f} µs, "
-                f"p50 x{one['ratio_p50']:.3f}, CPU x{one['ratio_cpu']:.3f} (+{one['added_cpu_us']:.1f} µs a call, {one['calls']} calls)",
+                f"p50 x{one['ratio_p50']:.3f}, CPU x{one['ratio_cpu']:.3f} "
+                f"(+{one['added_cpu_us']:.1f} µs a call, {one['calls']} calls)",
                 flush=True,
             )
     result = {
