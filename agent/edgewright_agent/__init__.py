@@ -1,29 +1,29 @@
-"""The agent on a device: counts what a model does there, reports it, and replaces the model safely.
+"""The agent: `with Agent(home) as agent: agent.model("kws").predict({"audio": x})`.
 
-    from edgewright_agent import Agent
-
-    with Agent(home) as agent:
-        model = agent.model("digits")
-        model.wait()
-        p = model.predict({"image": x})      # p.outputs, p.id, p.digest, p.variant
-        agent.label(p.id, truth)
-
-`Agent` is loaded when it is first named, so that the enrol process and the self-test's child stay small.
+Importing this package imports nothing else; `Agent` and its errors come with the first use of their name.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .agent import Agent
+    from .model import InferenceFailed, Model, Prediction, Rejected
 
-__all__ = ["Agent"]
+__all__ = ["Agent", "InferenceFailed", "Model", "Prediction", "Rejected"]
+
+_PLACES = {
+    "Agent": ".agent",
+    "InferenceFailed": ".model",
+    "Model": ".model",
+    "Prediction": ".model",
+    "Rejected": ".model",
+}
 
 
-def __getattr__(name: str) -> object:
-    if name == "Agent":
-        from .agent import Agent
-
-        return Agent
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name], __name__), name)
