@@ -29,8 +29,8 @@ from edgewright_runtime.runtime import Array
 
 ROWS: Final = 4096  # waiting for the telemetry thread
 HELD_BYTES: Final = 8 << 20  # of monitored outputs in waiting rows: a model with large outputs gets fewer rows
-KICK: Final = 512  # rows that wake the telemetry thread before its time
-BATCH: Final = 512  # rows binned at a time, so that an inference never waits long for the interpreter
+KICK: Final = 2048  # rows that wake the telemetry thread before its time: fewer, longer rounds cost less
+BATCH: Final = 1024  # rows binned at a time, so that an inference never waits long for the interpreter
 RING: Final = 8192  # inferences that a late label still finds
 RING_KEYS: Final = 256  # subjects that the ring remembers before it starts anew
 TALLY_KEYS: Final = 24  # kinds of errors or outcomes; what is more is "other" (a contract allows 32)
