@@ -148,6 +148,15 @@ TREES = st.recursive(
 )
 
 
+def near(value: object) -> st.SearchStrategy[object]:
+    """Another value of the same type, which a decoder may well take."""
+    if isinstance(value, bool):
+        return st.booleans()
+    if isinstance(value, int):
+        return st.integers(0, max(1, value))
+    return st.just(value)
+
+
 @st.composite
 def regrown(draw: st.DrawFn, name: str) -> bytes:
     """A golden message, well-formed, with one or two values somewhere in its tree replaced, dropped or added."""
@@ -167,7 +176,7 @@ def regrown(draw: st.DrawFn, name: str) -> bytes:
                 continue
             action = draw(st.sampled_from(["replace", "drop", "add"]))
             if action == "replace":
-                at[key] = draw(TREES)
+                at[key] = draw(st.one_of(TREES, near(at[key])))
             elif action == "drop":
                 del at[key]
             elif isinstance(at, list):

@@ -221,7 +221,7 @@ def test_a_blob_that_is_there_is_not_written_again(registry: Registry) -> None:
 def test_a_restored_hub_is_not_refused_by_a_device_that_saw_newer_metadata(
     registry: Registry, owner: Path, tmp_path: Path, control_engine: sa.Engine
 ) -> None:
-    later = NOW + timedelta(seconds=100)
+    later = datetime.now(UTC) + timedelta(seconds=100)
     registry.resign(now=later)
     device(registry, tmp_path / "dev")
     for path in (*registry.metadata.glob("*.snapshot.json"), registry.metadata / "timestamp.json"):

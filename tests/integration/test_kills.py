@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 
 from edgewright.demo import tally
@@ -79,20 +78,8 @@ def differences(fleet: Any) -> dict[str, int]:
     """What the hub counted, less what the driver did, where they differ; declared losses are taken off the driver's."""
     found = {}
     for row in fleet.client.get("/api/v1/devices"):
-        made = tally.read(fleet.home(row["device"]) / "tally")[0]
-        lost = sum(in_open_window(made, gap["open_since_mono_ms"]) for gap in row["interruptions"])
-        if row["inferences"] != len(made) - lost:
-            found[row["device"]] = int(row["inferences"] - (len(made) - lost))
+        made = tally.read(fleet.home(row["device"]) / "tally")
+        lost = sum(made.since(gap["open_since_mono_ms"]) for gap in row["interruptions"])
+        if row["inferences"] != made.predictions - lost:
+            found[row["device"]] = int(row["inferences"] - (made.predictions - lost))
     return found
-
-
-def in_open_window(made: np.ndarray[Any, np.dtype[np.int64]], since_ms: int) -> int:
-    """Inferences from `since_ms` until the process died: the driver then pauses while it is started again."""
-    after = made[made >= since_ms]
-    if after.size == 0:
-        return 0
-    gaps = np.flatnonzero(np.diff(after) > RESTART_MS)
-    return int(gaps[0]) + 1 if gaps.size else int(after.size)
-
-
-RESTART_MS = 400  # a process takes longer than this to start; the feed pauses for 20 ms at most

@@ -101,7 +101,7 @@ def test_the_whole_loop(broker: str, make_fleet: Callable[[str], LocalFleet]) ->
 
     def counted() -> bool:
         told = {row["device"]: row["inferences"] for row in fleet.client.get("/api/v1/devices")}
-        return told == {device: len(tally.read(fleet.home(device) / "tally")[0]) for device in DEVICES}
+        return told == {device: tally.read(fleet.home(device) / "tally").predictions for device in DEVICES}
 
     fleet.wait(counted, 30, lambda: "the hub's counts to be the drivers' own")
     states = {row["device"]: row["birth"]["slots"] for row in fleet.client.get("/api/v1/devices")}

@@ -50,7 +50,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
     rng = np.random.default_rng(options.seed)
-    tally = Tally(options.home / "tally")
+    tally = Tally(options.home / "tally", mono_ms=time.monotonic_ns() // 1_000_000)
     feed = Feed(options.home / "feed.json", rng)
     due: list[tuple[float, int, int]] = []  # (when, prediction id, truth)
 

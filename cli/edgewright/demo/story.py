@@ -156,7 +156,7 @@ class Story:
         for device in DEVICES:
             self.fleet.feed(device, paused=True)
         time.sleep(0.5)  # longer than a driver takes to see it
-        made = sum(len(tally.read(self.fleet.home(device) / "tally")[0]) for device in DEVICES)
+        made = sum(tally.read(self.fleet.home(device) / "tally").predictions for device in DEVICES)
         told = self._while("the last reports", lambda: self._until(lambda: self._told(made), 30, "all counts"))
         self._claim(told == made, f"{made:,} inferences made, {told:,} counted by the hub")
 
