@@ -1,4 +1,4 @@
-"""Hypothesis draws the same examples at every run, so that a failure in CI is one here; `make fuzz` draws new ones."""
+"""Golden messages, and reference values that other code computed."""
 
 from __future__ import annotations
 
@@ -7,12 +7,6 @@ import runpy
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
-
-settings.register_profile(
-    "contracts", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("contracts")
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -57,7 +57,7 @@ class TestFleet(LocalFleet):
 
 @pytest.fixture
 def make_fleet(tmp_path: Path) -> Iterator[Callable[[str], TestFleet]]:
-    with Processes(tmp_path / "logs") as processes:
+    with Processes(tmp_path) as processes:
 
         def make(broker: str) -> TestFleet:
             fleet = TestFleet(tmp_path, processes, broker)

@@ -35,7 +35,7 @@ def demo(keep: bool, as_json: bool) -> int:
     console = Console(stderr=as_json)
     root = Path(tempfile.mkdtemp(prefix="edgewright-demo-"))
     try:
-        with Processes(root / "logs") as processes:
+        with Processes(root) as processes:
             story = Story(LocalFleet(root, processes), console)
             try:
                 story.tell()

@@ -18,12 +18,15 @@ _END_S: Final = 8.0
 
 @dataclass
 class Processes:
-    logs: Path
+    """`root` holds `logs`, and `tmp` for what a process that is ended in the middle would leave behind."""
+
+    root: Path
     _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _files: list[IO[bytes]] = field(default_factory=list)
 
     def __enter__(self) -> Self:
         self.logs.mkdir(parents=True, exist_ok=True)
+        (self.root / "tmp").mkdir(exist_ok=True)
         return self
 
     def __exit__(
@@ -35,15 +38,19 @@ class Processes:
         """Run `command` under `name`; in a session of its own, so that Ctrl-C reaches only the parent."""
         log = self.log(name).open("ab")
         self._files.append(log)
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        own = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "TMPDIR": str(self.root / "tmp")}
         self._running[name] = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env={**os.environ, **own},
             start_new_session=True,
         )
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
 
     def log(self, name: str) -> Path:
         return self.logs / f"{name}.log"
