@@ -186,15 +186,7 @@ async def _body(request: Request, limit: int) -> bytes:
 def devices(request: Request, _: Reader) -> list[dict[str, Any]]:
     """Every enrolled device: what it last said of itself, what its newest window ran, and how much it has reported."""
     hub = hub_of(request)
-    w = telemetry.windows.c
     with hub.telemetry.connect() as connection:
-        sums = sa.select(w.device, sa.func.count(), sa.func.sum(w.n), sa.func.max(w.id)).group_by(w.device)
-        totals = {device: (windows, int(n), newest) for device, windows, n, newest in connection.execute(sums)}
-        newest = w.id.in_([newest for _, _, newest in totals.values()])
-        ran = {
-            row.device: dict(row._mapping)
-            for row in connection.execute(sa.select(w.device, w.digest, w.variant, w.phase, w.rollout).where(newest))
-        }
         said = {row.device: row for row in connection.execute(sa.select(telemetry.devices))}
         interrupted: dict[str, list[dict[str, Any]]] = {}
         for row in connection.execute(sa.select(telemetry.interruptions)):
@@ -208,18 +200,29 @@ def devices(request: Request, _: Reader) -> list[dict[str, Any]]:
             "fleet": row.fleet,
             "state": row.state,
             "enrolled_ms": row.enrolled_ms,
-            "online": bool(said[row.id].online) if row.id in said else False,
-            "last_seen_ms": said[row.id].last_seen_ms if row.id in said else None,
-            "next_due_ms": said[row.id].next_due_ms if row.id in said else None,
-            "birth": said[row.id].birth if row.id in said else None,
+            **_said(said.get(row.id)),
             "desired": wanted[row.id].document if row.id in wanted else None,
-            "running": ran.get(row.id),
             "interruptions": interrupted.get(row.id, []),
-            "windows": totals.get(row.id, (0, 0, 0))[0],
-            "inferences": totals.get(row.id, (0, 0, 0))[1],
         }
         for row in enrolled
     ]
+
+
+def _said(row: Any) -> dict[str, Any]:
+    """What a device's row of telemetry.db tells; None: it has not said anything yet."""
+    if row is None:
+        nothing = dict.fromkeys(("last_seen_ms", "next_due_ms", "birth", "running"))
+        return {"online": False, **nothing, "windows": 0, "inferences": 0}
+    running = {name: getattr(row, name) for name in ("device", "digest", "variant", "phase", "rollout")}
+    return {
+        "online": bool(row.online),
+        "last_seen_ms": row.last_seen_ms,
+        "next_due_ms": row.next_due_ms,
+        "birth": row.birth,
+        "running": running if row.digest is not None else None,
+        "windows": row.windows,
+        "inferences": row.inferences,
+    }
 
 
 @router.get("/api/v1/packages")

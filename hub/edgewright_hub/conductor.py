@@ -203,9 +203,9 @@ class Conductor:
     def _held(self) -> dict[str, int]:
         """The revision of its desired document that each device said it holds."""
         d = telemetry.devices.c
-        query = sa.select(d.device, d.birth["desired_rev"].as_integer()).where(d.birth.is_not(None))
         with self._telemetry.connect() as connection:
-            return {device: rev or 0 for device, rev in connection.execute(query)}
+            rows = connection.execute(sa.select(d.device, d.desired_rev).where(d.desired_rev > 0))
+            return {row.device: row.desired_rev for row in rows}
 
     def _present(self, now_ms: int) -> frozenset[str]:
         d = telemetry.devices.c

@@ -31,7 +31,8 @@ from edgewright_contracts.codec import Hex64
 from edgewright_contracts.desired import Command, encode, encode_ack
 
 from .ca import HUB_NAME
-from .ingest import Answer, Message
+from .ingest import Answer
+from .messages import Message
 from .writer import commit
 
 BATCH: Final = 200

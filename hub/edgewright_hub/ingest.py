@@ -1,60 +1,34 @@
-"""Messages of devices → rows and answers. Pure: `read` takes one message apart, `Ledger.take` counts it.
+"""What a batch of messages changes: the rows of telemetry.db and the answers to devices. Pure.
 
 Order in a batch: read all, load what they touch (`Keys`), take them in the order of their arrival, write the rows and
 commit, and only then acknowledge. A message that cannot be read becomes a dead letter; if its number can still be
 read, that number is counted, so that the device is not held up for ever by a report that nobody can use. A report that
 fits no rollup (another width under the same edge hash, a sum beyond 2**40) keeps its window and leaves a note.
 
-Windows of synced or free-running clocks are placed at their own start; those without a clock, or with one that is
-ahead of ours, at arrival. A window belongs whole to the bucket of its start, in the tiers that are at least as wide as
-it; the widest tier takes everything. The hub sums by cohort, which is the fleet of the device.
+A device's row also holds what its newest window ran and how much it has reported in all, because windows themselves
+are kept for a day or so only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
-from edgewright_contracts import birth, event, report, topics
-from edgewright_contracts.binning import Cells, pack, pack_grid, unpack, unpack_grid
-from edgewright_contracts.codec import MAX_COUNT, REPORT_BYTES, Hex64, Sequence, inflate
+from edgewright_contracts import birth, event, report
+from edgewright_contracts.binning import unpack, unpack_grid
 from edgewright_contracts.desired import Ack
 from edgewright_contracts.errors import ContractError
 
 from .counting import Spool, ack, count, counted
+from .messages import Item, Message
+from .rollups import AHEAD_MS, Rollup, RollupKey, Row, buckets, placed
 
-TIERS_S: Final = (60, 300, 3600)
-AHEAD_MS: Final = 5 * 60_000  # a device's clock may be this much ahead of ours before we stop believing it
 DEAD_LETTER_BYTES: Final = 64 * 1024
 
-Row = dict[str, Any]
 SpoolKey = tuple[str, str]  # device, spool id
-# tier_s, t0_ms, cohort, digest, variant, context, edge_hash, phase
-RollupKey = tuple[int, int, str, str, str, str, str, str]
-ROLLUP_KEY: Final = ("tier_s", "t0_ms", "cohort", "digest", "variant", "context", "edge_hash", "phase")
-
-
-class Message(NamedTuple):
-    topic: str
-    body: bytes
-    arrived_ms: int
-    retained: bool = False  # kept by the broker, perhaps long ago
-    repeated: bool = False  # delivered before, perhaps with others behind it
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One message taken apart. `spool` and `seq` are known even of some that are dead letters."""
-
-    message: Message
-    device: str
-    content: birth.Birth | birth.Status | report.Window | event.Event | None
-    spool_id: str = ""
-    seq: int = 0
-    reason: str = ""  # why it is a dead letter
 
 
 class Answer(NamedTuple):
@@ -66,60 +40,6 @@ class Answer(NamedTuple):
     ack: Ack
     at_once: bool
     renew: bool  # the spool was restored or cloned: an ack would free windows that reuse numbers counted before
-
-
-class _Head(msgspec.Struct, array_like=True):
-    v: int
-    spool_id: Hex64
-    seq: Sequence
-
-
-class _EventHead(msgspec.Struct):
-    spool_id: Hex64
-    seq: Sequence
-
-
-def read(message: Message) -> Item:
-    try:
-        device, kind = topics.parse(message.topic)
-    except ContractError as error:
-        return Item(message, "", None, reason=str(error))
-    try:
-        return _opened(message, device, kind)
-    except ContractError as error:
-        head = _head(kind, message.body)
-        return Item(message, device, None, head.spool_id if head else "", head.seq if head else 0, str(error))
-
-
-def _opened(message: Message, device: str, kind: topics.Kind) -> Item:
-    match kind:
-        case "report":
-            one = report.decode_report(message.body)
-            return Item(message, device, one.window, one.spool_id, one.seq)
-        case "event":
-            step = event.decode_event(message.body)
-            return Item(message, device, step, step.spool_id, step.seq)
-        case "birth":
-            born = birth.decode_birth(message.body)
-            if born.device != device:
-                raise ContractError("birth.device", f"{device}, as the topic says", born.device)
-            return Item(message, device, born, born.spool.id)
-        case "status":
-            return Item(message, device, birth.decode_status(message.body))
-        case _:
-            raise ContractError("topic", "one that devices publish", message.topic)
-
-
-def _head(kind: str, body: bytes) -> _Head | _EventHead | None:
-    try:
-        if kind == "report":
-            raw = inflate(body, name="report", limit=REPORT_BYTES) if body[:1] == b"\x78" else body
-            return msgspec.msgpack.decode(raw, type=_Head)
-        if kind == "event":
-            return msgspec.json.decode(body, type=_EventHead)
-    except (msgspec.MsgspecError, ContractError, UnicodeDecodeError, RecursionError):
-        pass
-    return None
 
 
 class Keys(NamedTuple):
@@ -137,76 +57,8 @@ def keys(items: Iterable[Item], cohort_of: Callable[[str], str]) -> Keys:
         if item.spool_id:
             found.spools.add((item.device, item.spool_id))
         if isinstance(item.content, report.Window):
-            found.rollups.update(_rollups(item.content, cohort_of(item.device), item.message.arrived_ms))
+            found.rollups.update(buckets(item.content, cohort_of(item.device), item.message.arrived_ms))
     return found
-
-
-def placed(window: report.Window, arrived_ms: int) -> tuple[int, Literal["wall", "arrival"]]:
-    """(start in UTC milliseconds, whose clock says so)."""
-    length = window.mono_end_ms - window.mono_start_ms
-    wall = window.wall_start_ms
-    if wall is not None and window.clock != "unknown" and wall + length <= arrived_ms + AHEAD_MS:
-        return wall, "wall"
-    return max(0, arrived_ms - length), "arrival"
-
-
-def _rollups(window: report.Window, cohort: str, arrived_ms: int) -> list[RollupKey]:
-    start_ms, _ = placed(window, arrived_ms)
-    length_ms = window.mono_end_ms - window.mono_start_ms
-    fits = [t for t in TIERS_S if length_ms <= t * 1000] or [TIERS_S[-1]]
-    return [
-        (
-            tier_s,
-            start_ms - start_ms % (tier_s * 1000),
-            cohort,
-            window.digest,
-            window.variant,
-            window.context,
-            window.edge_hash,
-            window.phase,
-        )
-        for tier_s in fits
-    ]
-
-
-_SUMMED: Final = ("n", "n_monitored", "errors", "rejected", "labels_n", "labels_wrong")
-
-
-@dataclass(slots=True)
-class Rollup:
-    """One row of rollups, unpacked while a batch adds to it."""
-
-    sums: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("windows", *_SUMMED), 0))
-    cells: Cells | None = None  # None: all zeros, of a width that nobody has named yet
-    latency: Cells | None = None
-
-    @classmethod
-    def of(cls, row: Row) -> Rollup:
-        sums = {name: row[name] for name in ("windows", *_SUMMED)}
-        return cls(sums, unpack(row["cells"]) if row["cells"] else None, unpack_grid(row["latency_total"]))
-
-    def add(self, sums: Row, cells: Cells | None, latency: Cells) -> None:
-        """All of it or, raising ContractError, nothing."""
-        total = cells if self.cells is None else self.cells
-        if cells is not None and self.cells is not None:
-            if cells.size != self.cells.size:
-                raise ContractError("cells", f"{self.cells.size} cells, as of this edge hash before", f"{cells.size}")
-            total = self.cells + cells
-        durations = latency if self.latency is None else self.latency + latency
-        if (total is not None and int(total.max()) > MAX_COUNT) or int(durations.max()) > MAX_COUNT:
-            raise ContractError("cells", f"sums of at most {MAX_COUNT}", "more")
-        self.cells, self.latency = total, durations
-        self.sums["windows"] += 1
-        for name in _SUMMED:
-            self.sums[name] += sums[name]
-
-    def row(self, key: RollupKey) -> Row:
-        return {
-            **dict(zip(ROLLUP_KEY, key, strict=True)),
-            **self.sums,
-            "cells": b"" if self.cells is None else pack(self.cells),
-            "latency_total": b"" if self.latency is None else pack_grid(self.latency),
-        }
 
 
 @dataclass(slots=True)
@@ -280,6 +132,13 @@ class Ledger:
                 "connection": connection,
                 "last_seen_ms": item.message.arrived_ms,
                 "next_due_ms": None,
+                "desired_rev": 0,
+                "windows": 0,
+                "inferences": 0,
+                "digest": None,
+                "variant": None,
+                "phase": None,
+                "rollout": None,
             }
         self.changed_devices.add(item.device)
         if not item.message.retained:
@@ -312,6 +171,7 @@ class Ledger:
             boot_id=born.boot_id,
             connection=born.connection,
             next_due_ms=item.message.arrived_ms + born.window_s * 2000,
+            desired_rev=born.desired_rev,
         )
         key = (item.device, born.spool.id)
         if fresh and key not in self.renewed and born.spool.next_seq <= self.spools.get(key, Spool()).highest:
@@ -368,14 +228,22 @@ class Ledger:
         )
         cells = unpack(window.cells) if window.cells else None
         latency = unpack_grid(window.latency_total)
-        for key in _rollups(window, cohort, arrived_ms):
+        for key in buckets(window, cohort, arrived_ms):
             try:
                 self.rollups.setdefault(key, Rollup()).add(sums, cells, latency)
                 self.changed_rollups.add(key)
             except ContractError as error:
                 self._bury(item.message, f"counted, but not in the rollup of {key[0]} s: {error}")
         row = self._device(item, online=True, boot_id=window.boot_id, connection=0)
-        row["next_due_ms"] = arrived_ms + window.next_due_s * 1000
+        row.update(
+            next_due_ms=arrived_ms + window.next_due_s * 1000,
+            windows=row["windows"] + 1,
+            inferences=row["inferences"] + window.n,
+            digest=window.digest,
+            variant=window.variant,
+            phase=window.phase,
+            rollout=window.rollout,
+        )
 
     def _event(self, item: Item, step: event.Event) -> None:
         arrived_ms = item.message.arrived_ms

@@ -89,11 +89,8 @@ def view(hub: Hub, now_ms: int) -> dict[str, Any]:
     with hub.telemetry.connect() as connection:
         said = {r.device: r for r in connection.execute(sa.select(telemetry.devices))}
         sums = sa.select(w.device, sa.func.sum(w.n), sa.func.sum(w.errors)).where(w.start_ms >= now_ms - HOUR_MS)
-        hour = {device: (int(n), int(k)) for device, n, k in connection.execute(sums.group_by(w.device))}
-        latest = sa.select(sa.func.max(w.id)).group_by(w.device).scalar_subquery()
-        newest = {
-            r.device: r for r in connection.execute(sa.select(w.device, w.digest, w.variant).where(w.id.in_(latest)))
-        }
+        # Grouped by an expression: SQLite would rather walk through all windows in the order of an index on the column.
+        hour = {device: (int(n), int(k)) for device, n, k in connection.execute(sums.group_by(w.device.concat("")))}
         events = connection.execute(sa.select(telemetry.events).order_by(e.id.desc()).limit(EVENTS)).all()
     versions = {r.digest[:16]: f"{r.name} {r.version}" for r in packages}
     alarms = [v for v in drift if v["verdict"] == "alarm"]
@@ -101,7 +98,6 @@ def view(hub: Hub, now_ms: int) -> dict[str, Any]:
         _device(
             row,
             said.get(row.id),
-            newest.get(row.id),
             hour.get(row.id, (0, 0)),
             wanted.get(row.id),
             versions,
@@ -127,20 +123,19 @@ def view(hub: Hub, now_ms: int) -> dict[str, Any]:
         "drift": sorted((v for v in alarms if v["scope"] == "device"), key=lambda v: (v["subject"], v["part"])),
         "watched": sum(v["scope"] == "device" and v["blocks"] > 0 and v["verdict"] != "ended" for v in drift),
         "versions": versions,
-        "packages": [{**r._mapping, "devices": _count(newest, r.digest)} for r in packages],
+        "packages": [{**r._mapping, "devices": _count(said, r.digest)} for r in packages],
         "events": [{**r._mapping, "version": versions.get(r.digest[:16], r.model)} for r in events],
         "warning": hub.registry.warning(now=datetime.fromtimestamp(now_ms / 1000, UTC)),
     }
 
 
-def _count(newest: Mapping[str, Any], digest: str) -> int:
-    return sum(row.digest == digest[:16] for row in newest.values())
+def _count(said: Mapping[str, Any], digest: str) -> int:
+    return sum(row.digest == digest[:16] for row in said.values())
 
 
 def _device(
     row: Any,
     said: Any,
-    newest: Any,
     hour: tuple[int, int],
     wanted: Mapping[str, Any] | None,
     versions: Mapping[str, str],
@@ -150,15 +145,16 @@ def _device(
     mine = [v for v in drift if v["scope"] == "device" and v["subject"] == row.id and v["verdict"] != "ended"]
     digests = [m["digest"] for m in (wanted or {}).get("models", ()) if m.get("digest")]
     due = said.next_due_ms if said else None
+    running = said.digest if said else None
     return {
         "id": row.id,
         "fleet": row.fleet,
         "online": bool(said and said.online),
         "overdue": bool(due is not None and now_ms > due + conductor.GRACE_MS),
         "last_seen_ms": said.last_seen_ms if said else None,
-        "running": versions.get(newest.digest, newest.digest) if newest else "",
-        "variant": newest.variant if newest else "",
-        "wanted": [versions.get(d[:16], d[:16]) for d in digests if not newest or d[:16] != newest.digest],
+        "running": versions.get(running, running) if running else "",
+        "variant": said.variant if running else "",
+        "wanted": [versions.get(d[:16], d[:16]) for d in digests if d[:16] != running],
         "inferences": hour[0],
         "errors": hour[1],
         "alarm": any(v["verdict"] == "alarm" for v in mine),
@@ -197,14 +193,13 @@ def _share(log_e: float, need: float) -> int:
 def _mark(hub: Hub) -> tuple[Any, ...]:
     """Changes whenever something on the page may have changed."""
     w, e, d = telemetry.windows.c, telemetry.events.c, telemetry.devices.c
-    online = sa.func.sum(sa.cast(d.online, sa.Integer))
     with hub.telemetry.connect() as connection:
         seen = connection.execute(
             sa.select(
                 sa.select(sa.func.max(w.id)).scalar_subquery(),
                 sa.select(sa.func.max(e.id)).scalar_subquery(),
                 sa.select(sa.func.max(d.last_seen_ms)).scalar_subquery(),
-                sa.select(online).scalar_subquery(),
+                sa.select(sa.func.count()).where(d.online).scalar_subquery(),
             )
         ).one()
     c = control

@@ -1,4 +1,5 @@
-"""`telemetry.db`: what devices reported. Written by ingest alone, in one transaction a batch; read by everybody.
+"""`telemetry.db`: what devices reported. Written by ingest, in one transaction a batch, and
+shortened by retention; read by everybody.
 
 Times are UTC milliseconds. `digest` of a window and a rollup is the first 16 hex digits of the package digest, as on
 the wire. Packed columns: `cells` are varints of all channels (binning.unpack), `latency*` sparse grid counts
@@ -62,7 +63,7 @@ windows: Final = Table(
     Column("body", LargeBinary, nullable=False),  # the report as it came; contracts.report.decode_report reads it
     UniqueConstraint("device", "spool_id", "seq"),
     Index(None, "device", "digest", "start_ms"),
-    Index(None, "start_ms"),
+    Index(None, "start_ms", "device", "n", "errors"),  # covers the last hour of all devices, without their cells
     sqlite_autoincrement=True,  # readers keep cursors: an id must never come back after retention deleted it
 )
 
@@ -100,6 +101,16 @@ devices: Final = Table(
     Column("connection", BigInteger, nullable=False),
     Column("last_seen_ms", BigInteger, nullable=False),
     Column("next_due_ms", BigInteger),  # silence after this means something
+    Column("desired_rev", BigInteger, nullable=False, server_default="0"),  # that it held at its last birth
+    # Since it first spoke: never less, although retention removes the windows.
+    Column("windows", BigInteger, nullable=False, server_default="0"),
+    Column("inferences", BigInteger, nullable=False, server_default="0"),
+    # What the window that came last had run; null before the first.
+    Column("digest", String(16)),
+    Column("variant", String(32)),
+    Column("phase", String(16)),
+    Column("rollout", String(64)),
+    Index(None, "last_seen_ms", "online"),
 )
 
 events: Final = Table(
@@ -125,6 +136,7 @@ events: Final = Table(
     Column("log", Text, nullable=False),
     UniqueConstraint("device", "spool_id", "seq"),
     Index(None, "rollout", "id"),
+    Index(None, "arrived_ms"),
     sqlite_autoincrement=True,
 )
 

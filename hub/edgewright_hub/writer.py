@@ -17,7 +17,9 @@ import sqlalchemy as sa
 
 from . import telemetry
 from .counting import Spool
-from .ingest import ROLLUP_KEY, Answer, Item, Ledger, Message, Rollup, keys, read
+from .ingest import Answer, Ledger, keys
+from .messages import Item, Message, read
+from .rollups import ROLLUP_KEY, Rollup
 from .store import upsert
 
 DEAD_LETTERS_KEPT: Final = 10_000

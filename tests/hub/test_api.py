@@ -287,7 +287,7 @@ def test_what_is_being_written_is_not_served(client: TestClient, hub: Hub) -> No
 
 def test_devices_and_events_as_ingest_wrote_them(client: TestClient, hub: Hub) -> None:
     enrol(client, token(client, hub), "cam-1")
-    from edgewright_hub.ingest import Message
+    from edgewright_hub.messages import Message
 
     now = int(datetime.now(UTC).timestamp() * 1000)
     messages = [

@@ -144,7 +144,7 @@ def test_a_restored_hub_outbids_the_revisions_that_devices_hold(house: House) ->
     house.start("1.0.0", stages=("100%",))
     house.conductor.tick(house.now)
     with house.telemetry.begin() as connection:  # the device was told more before the backup was restored
-        connection.execute(telemetry.devices.update().values(birth={"desired_rev": 9}))
+        connection.execute(telemetry.devices.update().values(desired_rev=9))
     house.conductor.tick(house.now)
     held = house.wanted("a")
     assert held is not None

@@ -10,7 +10,8 @@ from edgewright_contracts import topics
 from edgewright_contracts.binning import pack, unpack
 from edgewright_contracts.report import Hits
 from edgewright_hub import telemetry
-from edgewright_hub.ingest import Answer, Message
+from edgewright_hub.ingest import Answer
+from edgewright_hub.messages import Message
 from edgewright_hub.writer import commit
 from sim import wire
 

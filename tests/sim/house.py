@@ -118,6 +118,10 @@ class House:
         } | more  # fmt: skip
         with self.telemetry.begin() as connection:
             connection.execute(telemetry.windows.insert().values(**row))
+            d = telemetry.devices
+            newest = {name: row[name] for name in ("digest", "variant", "phase", "rollout")}
+            totals = {"windows": d.c.windows + 1, "inferences": d.c.inferences + n}
+            connection.execute(d.update().where(d.c.device == device).values(**newest, **totals))
 
     def event(self, device: str, version: str, before: str, after: str, **more: Any) -> None:
         row = {

@@ -17,6 +17,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from edgewright_contracts import birth, event, report, topics
 from edgewright_contracts.binning import pack
+from edgewright_hub.messages import Message
 
 SPOOL = "5" * 16
 BOOT = "b" * 16
@@ -71,6 +72,11 @@ def birth_bytes(device: str, *, spool: str = SPOOL, next_seq: int = 1, boot: str
 
 def status_bytes(*, online: bool, boot: str = BOOT, connection: int = 1) -> bytes:
     return birth.encode(birth.Status(online=online, boot_id=boot, connection=connection))
+
+
+def message(device: str, kind: topics.Kind, body: bytes, arrived_ms: int) -> Message:
+    """As the hub receives it."""
+    return Message(topics.topic(device, kind), body, arrived_ms)
 
 
 def signing_request(name: str, key: ec.EllipticCurvePrivateKey | None = None) -> tuple[str, bytes]:

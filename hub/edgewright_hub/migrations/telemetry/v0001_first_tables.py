@@ -33,8 +33,20 @@ def upgrade() -> None:
         sa.Column("connection", sa.BigInteger(), nullable=False),
         sa.Column("last_seen_ms", sa.BigInteger(), nullable=False),
         sa.Column("next_due_ms", sa.BigInteger(), nullable=True),
+        sa.Column("desired_rev", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("windows", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("inferences", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("digest", sa.String(length=16), nullable=True),
+        sa.Column("variant", sa.String(length=32), nullable=True),
+        sa.Column("phase", sa.String(length=16), nullable=True),
+        sa.Column("rollout", sa.String(length=64), nullable=True),
         sa.PrimaryKeyConstraint("device", name=op.f("pk_devices")),
     )
+    with op.batch_alter_table("devices", schema=None) as batch_op:
+        batch_op.create_index(
+            batch_op.f("ix_devices_last_seen_ms_devices_online"), ["last_seen_ms", "online"], unique=False
+        )
+
     op.create_table(
         "events",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
@@ -61,6 +73,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("events", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_events_rollout_events_id"), ["rollout", "id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_events_arrived_ms"), ["arrived_ms"], unique=False)
 
     op.create_table(
         "interruptions",
@@ -142,4 +155,8 @@ def upgrade() -> None:
             ["device", "digest", "start_ms"],
             unique=False,
         )
-        batch_op.create_index(batch_op.f("ix_windows_start_ms"), ["start_ms"], unique=False)
+        batch_op.create_index(
+            batch_op.f("ix_windows_start_ms_windows_device_windows_n_windows_errors"),
+            ["start_ms", "device", "n", "errors"],
+            unique=False,
+        )
