@@ -32,10 +32,12 @@ from .clock import Clock, SystemClock
 from .disk import Disk, RealDisk
 from .fetch import Link
 from .install import Installer, Loaded, Sealed
-from .meter import Meter, Outcome, Subject
+from .meter import Meter
 from .model import Active, Model
 from .mqtt import MqttTransport, Transport
 from .reporter import Reporter
+from .ring import Outcome
+from .rows import Subject
 from .slots import ModelState
 from .spool import Spool
 from .trust import Trust
@@ -186,7 +188,6 @@ class Agent:
         before = target.active
         same = before is not None and before.session is loaded.session
         active = Active(subject, loaded.session, before.turn if before and same else None)
-        self._meter.fit(active.row_bytes)
         target.switch(active)
 
     def _subjects(self) -> list[Subject]:

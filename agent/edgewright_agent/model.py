@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -19,7 +20,11 @@ from edgewright_contracts.manifest import TensorIn
 from edgewright_runtime.runtime import Array, Session
 
 from .clock import Clock
-from .meter import Meter, Subject, sample
+from .meter import Meter
+from .rows import Rows, Subject
+
+SAMPLE_BYTES: Final = 16 << 10
+STEPPED_BYTES: Final = 512
 
 
 class Rejected(RequestError):
@@ -57,14 +62,9 @@ class Active:
         self.checks = [(t.name, checker(t)) for t in subject.manifest.inputs]
         self.monitored = subject.monitored
         self.first = subject.manifest.inputs[0].name
-        self.contexts = subject.manifest.contexts
+        self.contexts = {name: number for number, name in enumerate(("", *subject.manifest.contexts))}
         self.digest, self.variant = subject.digest, subject.variant.id
-
-    @property
-    def row_bytes(self) -> int:
-        """Of the monitored outputs of one inference."""
-        shapes = [t.shape for t in self.subject.manifest.outputs if t.name in self.monitored]
-        return sum(4 * int(np.prod(s)) for s in shapes)
+        self.rows: Rows  # given by the `Model` that it is switched to
 
 
 class Model:
@@ -75,6 +75,7 @@ class Model:
         self._meter, self._ids = meter, ids
         self._now = clock.monotonic_ns
         self._active: Active | None = None
+        self._last = b""  # the input before, to notice a sensor that repeats itself
         self._ready = threading.Condition()
 
     @property
@@ -83,6 +84,8 @@ class Model:
 
     def switch(self, active: Active | None) -> None:
         """From the next call on, `active` answers; calls under way finish with what they began with."""
+        if active is not None:
+            active.rows = self._meter.rows(active.subject, active)
         with self._ready:
             self._active = active
             self._ready.notify_all()
@@ -103,10 +106,13 @@ class Model:
         active = self._active
         if active is None:
             raise Unavailable(f"model {self.name} has no package yet; wait() returns when it has")
+        batch = {}
         try:
-            batch = {name: check(inputs) for name, check in active.checks}
-            if context:
-                known(context, active.contexts)
+            for name, check in active.checks:
+                batch[name] = check(inputs)
+            number = active.contexts.get(context)
+            if number is None:
+                raise _unknown(context, active.contexts)
         except Rejected as error:
             self._meter.reject(active.subject, context if error.reason != "context" else "", error.reason)
             raise
@@ -114,31 +120,42 @@ class Model:
         turn = active.turn
         if turn is not None:
             turn.acquire()
-        run = now()
+        ran = now()
         try:
             found = active.run(batch)
         except Exception as error:
-            kind = type(error).__name__[:64]
-            self._meter.record((active.subject, context, identifier, None, None, began, run, now(), kind))
+            active.rows.fail(identifier, began, ran, now(), number, type(error).__name__[:64])
             raise InferenceFailed(f"{self.name}: {active.session.runtime} failed: {error}") from error
         finally:
             if turn is not None:
                 turn.release()
         ended = now()
-        kept = None
+        kept = b""
         every = self._meter.monitor_every
         if every == 1 or identifier % every == 0:
             # Copies: a runtime whose outputs are kept must find new memory for the next ones, which costs it more.
-            kept = tuple([found[name].tobytes() for name in active.monitored])
-        self._meter.record(
-            (active.subject, context, identifier, sample(batch[active.first]), kept, began, run, ended, None)
-        )
-        return Prediction(identifier, {name: y[0] for name, y in found.items()}, active.digest, active.variant)
+            for name in active.monitored:
+                kept += found[name].tobytes()
+        seen = sample(batch[active.first])
+        repeated, self._last = seen == self._last, seen
+        active.rows.add(identifier, began, ran, ended, number, repeated, kept)
+        outputs = {}
+        for name, y in found.items():
+            outputs[name] = y[0]
+        return Prediction(identifier, outputs, active.digest, active.variant)
 
 
-def known(context: str, contexts: tuple[str, ...]) -> None:
-    if context not in contexts:
-        raise Rejected("context", f"expected a context among {', '.join(contexts) or 'none'}, got {context!r}")
+def sample(x: Array) -> bytes:
+    """Enough of an input to notice that it is the one before: all of it up to `SAMPLE_BYTES`, every n-th number of a
+    larger one. To copy 8 kB costs a tenth of reading them in steps."""
+    if x.nbytes <= SAMPLE_BYTES:
+        return x.tobytes()
+    return x.reshape(-1)[:: -(-x.nbytes // STEPPED_BYTES)].tobytes()
+
+
+def _unknown(context: str, contexts: Iterable[str]) -> Rejected:
+    known = ", ".join(c for c in contexts if c) or "none"
+    return Rejected("context", f"expected a context among {known}, got {context!r}")
 
 
 def checker(tensor: TensorIn) -> Checker:
@@ -154,14 +171,14 @@ def checker(tensor: TensorIn) -> Checker:
         info = np.iinfo(dtype)
         low = None if low is None or low <= info.min else low
         high = None if high is None or high >= info.max else high
-    empty = 0 in shape
+    empty, ndarray = 0 in shape, np.ndarray
 
     def check(inputs: Mapping[str, Array]) -> Array:
         x = inputs.get(name)
-        if not isinstance(x, np.ndarray) or x.dtype != dtype or x.shape != shape:
+        if not isinstance(x, ndarray) or x.dtype != dtype or x.shape != shape:
             raise _unlike(tensor, inputs, x)
         if empty:
-            return x[np.newaxis]
+            return x[None]
         if high is not None or floating:
             top = x.item(x.argmax())
             if top != top:
@@ -172,7 +189,7 @@ def checker(tensor: TensorIn) -> Checker:
             bottom = x.item(x.argmin())
             if bottom < low:
                 raise Rejected("range", f"input {name!r}: expected at least {low:g}, got {bottom}")
-        return x[np.newaxis]
+        return x[None]
 
     return check
 

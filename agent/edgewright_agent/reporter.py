@@ -28,9 +28,11 @@ from edgewright_contracts.topics import Kind
 
 from . import clock as clocks
 from .clock import Clock
+from .counts import Clocks
 from .disk import Disk, atomic_write
-from .meter import Clocks, Meter, Subject
+from .meter import Meter
 from .mqtt import Transport
+from .rows import Subject
 from .spool import Spool
 
 REOFFER_S: Final = 90.0

@@ -8,9 +8,12 @@ import threading
 import numpy as np
 import pytest
 
-from edgewright_agent import meter as meters
-from edgewright_agent.meter import Clocks, Meter, Outcome, Subject
-from edgewright_agent.model import Active, InferenceFailed, Model, Rejected
+from edgewright_agent import rows
+from edgewright_agent.counts import Clocks
+from edgewright_agent.meter import Meter
+from edgewright_agent.model import Active, InferenceFailed, Model, Rejected, sample
+from edgewright_agent.ring import RING, Outcome
+from edgewright_agent.rows import Subject
 from edgewright_contracts import binning
 from edgewright_contracts.baseline import decode_baseline, per_channel
 from edgewright_contracts.errors import Unavailable
@@ -64,9 +67,9 @@ def test_a_window_counts_what_the_binner_of_the_reference_counts(device):
     assert take(meter, subject)[0].n == 0
 
 
-def test_counts_stay_exact_from_many_threads_and_when_rows_overflow(device, monkeypatch):
+def test_counts_stay_exact_from_many_threads_and_when_rows_overflow(device):
     model, meter, subject = device
-    monkeypatch.setattr(meter, "_limit", 100)
+    model.active.rows.limit = 100
     x, _ = packages.draw(10, seed=4)
 
     def run():
@@ -82,6 +85,74 @@ def test_counts_stay_exact_from_many_threads_and_when_rows_overflow(device, monk
     assert window.n == 2000
     assert window.n_monitored + window.shed["rows"] == 2000
     assert 100 <= window.n_monitored < 110
+
+
+def test_a_full_queue_sheds_rows_but_no_count_of_errors_contexts_or_labels(device):
+    model, meter, subject = device
+    x, labels = packages.draw(1, seed=4)
+    good = model.active.session
+
+    class Sometimes:
+        runtime, version, concurrent = "onnxruntime", "1", False
+        calls = 0
+
+        def run(self, inputs):
+            self.calls += 1
+            if self.calls % 4 == 0:
+                raise ValueError("kernel")
+            return good.run(inputs)
+
+    model.switch(Active(subject, Sometimes()))
+    model.active.rows.limit = 64
+    ids = []
+    for i in range(400):
+        try:
+            ids.append(model.predict({"image": x[0]}, context="night" if i % 2 else "").id)
+        except InferenceFailed:
+            ids.append(None)
+    for identifier in ids:
+        if identifier is not None:
+            meter.outcome(Outcome(identifier, "correct", int(labels[0])))
+    windows = {w.context: w for w in take(meter, subject)}
+    assert {c: w.n for c, w in windows.items()} == {"": 200, "night": 200}
+    assert sum(w.error_count for w in windows.values()) == 100
+    assert sum(w.shed["rows"] for w in windows.values()) == 400 - 64
+    assert sum(int(binning.unpack_grid(w.latency_total).sum()) for w in windows.values()) == 64
+    joined = sum(w.outcomes["correct"].n for w in windows.values())
+    assert joined == sum(w.n_monitored for w in windows.values()) == 48
+    assert sum(w.shed.get("outcomes", 0) for w in windows.values()) == 300 - joined
+
+
+def test_labels_that_nobody_takes_in_time_are_shed_and_counted(device):
+    model, meter, subject = device
+    x, labels = packages.draw(1, seed=4)
+    identifier = model.predict({"image": x[0]}).id
+    for _ in range(RING + 7):
+        meter.outcome(Outcome(identifier, "correct", int(labels[0])))
+    (window,) = take(meter, subject)
+    assert (window.outcomes["correct"], window.shed["outcomes"]) == (Hits(RING, RING), 7)
+
+
+def test_an_inference_that_ends_after_a_switch_is_counted_under_what_it_ran_with(device, package):
+    model, meter, subject = device
+    x, _ = packages.draw(1, seed=4)
+    later = Subject("digits", package.manifest, "f" * 64, subject.variant, subject.baseline)
+
+    class SwitchedMeanwhile:
+        runtime, version, concurrent = "onnxruntime", "1", True
+        session = model.active.session
+
+        def run(self, inputs):
+            model.switch(Active(later, self.session))
+            meter.drain()  # the old one has left no row yet
+            return self.session.run(inputs)
+
+    model.switch(Active(subject, SwitchedMeanwhile()))
+    model.predict({"image": x[0]})
+    model.predict({"image": x[0]})
+    windows = {w.digest: w.n for w in take(meter, subject, later)}
+    assert windows == {subject.digest[:16]: 1, "f" * 16: 1}
+    assert [r.subject for r in meter._rows] == [later]  # the others were counted to the last, and are gone
 
 
 def test_contexts_are_windows_of_their_own_and_unknown_ones_are_refused(device):
@@ -167,9 +238,9 @@ def test_the_ring_forgets_the_oldest(device):
     model, meter, subject = device
     x, labels = packages.draw(1, seed=4)
     old = model.predict({"image": x[0]}).id
-    for _ in range(meters.RING):
+    for i in range(RING):
         model.predict({"image": x[0]})
-        if model._meter._rows and len(model._meter._rows) > 2000:
+        if i % rows.BATCH == 0:
             meter.drain()
     meter.drain()
     meter.outcome(Outcome(old, "correct", int(labels[0])))
@@ -184,6 +255,16 @@ def test_repeated_inputs_are_counted(device):
     assert take(meter, subject)[0].repeated == 3
     model.predict({"image": x[2]})
     assert take(meter, subject)[0].repeated == 1
+
+
+def test_a_small_input_is_compared_whole_and_a_large_one_by_its_steps():
+    x = np.zeros((64, 64), np.float32)
+    y = x.copy()
+    y[63, 62] = 1
+    assert sample(x) != sample(y)
+    large = np.zeros((256, 256, 3), np.uint8)
+    assert len(sample(large)) <= 512
+    assert sample(large + np.uint8(1)) != sample(large)
 
 
 def test_a_failed_run_is_counted_by_kind_and_raised_as_unavailable(device):

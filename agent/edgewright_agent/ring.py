@@ -1,0 +1,75 @@
+"""The ring that a late label finds its inference in: the last `RING` of them, about 24 bytes each.
+
+Order: inferences are added as they are counted; a label or outcome of one that came in the same round is joined after
+that. Guarantee: a label joins the inference of its id or none.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from edgewright_runtime.runtime import Array
+
+from .rows import Subject
+
+RING: Final = 8192  # inferences that a late label still finds
+KEYS: Final = 256  # subjects that the ring remembers before it starts anew
+
+Ids = npt.NDArray[np.int64]
+
+
+class Outcome(NamedTuple):
+    id: int
+    name: str
+    truth: int | str  # for `correct` the class, by index or label; else whether it came out true
+
+
+class Found(NamedTuple):
+    """The inference of an id; `predicted` is -1 when its class is not known."""
+
+    subject: Subject
+    context: str
+    predicted: int
+    confidence: float
+
+
+class Ring:
+    """Of one thread: the telemetry's."""
+
+    def __init__(self) -> None:
+        self._ids = np.full(RING, -1, np.int64)
+        self._class = np.full(RING, -1, np.int32)
+        self._confidence = np.zeros(RING, np.float32)
+        self._key = np.zeros(RING, np.int32)
+        self._keys: list[tuple[Subject, str]] = []
+
+    def add(self, subject: Subject, context: str, ids: Ids, probabilities: Array | None) -> None:
+        """`probabilities` are row by row those of `ids`; None when they have no class."""
+        at = ids % RING
+        self._ids[at], self._class[at], self._key[at] = ids, -1, self._number(subject, context)
+        if probabilities is not None and probabilities.size:
+            p = probabilities.reshape(ids.size, -1)
+            best = p.argmax(axis=1)
+            self._class[at] = best
+            self._confidence[at] = np.clip(np.nan_to_num(p[np.arange(best.size), best]), 0, 1)
+
+    def find(self, identifier: int) -> Found | None:
+        """None when the inference was too long ago, was shed, or never was."""
+        at = identifier % RING
+        if self._ids[at] != identifier:
+            return None
+        subject, context = self._keys[self._key[at]]
+        return Found(subject, context, int(self._class[at]), float(self._confidence[at]))
+
+    def _number(self, subject: Subject, context: str) -> int:
+        for i, (s, c) in enumerate(self._keys):
+            if s is subject and c == context:
+                return i
+        if len(self._keys) >= KEYS:
+            self._ids[:] = -1
+            self._keys.clear()
+        self._keys.append((subject, context))
+        return len(self._keys) - 1
