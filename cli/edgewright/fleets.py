@@ -172,10 +172,13 @@ def create(
         return _tell(state, as_json)
     console = Console(stderr=True)
     with console.status(f"{state['id']} …") as line:
+        told = ""
         while not state["outcome"] or state["state"] == "rolling-back":
-            line.update(
-                f"{state['id']}: stage {state['stage'] + 1} of {len(state['stages'])}, {escape(state['reason'])}"
-            )
+            now = f"{state['id']}: stage {state['stage'] + 1} of {len(state['stages'])}, {escape(state['reason'])}"
+            line.update(now)
+            if now != told and not console.is_terminal:
+                console.print(now, highlight=False)
+            told = now
             time.sleep(POLL_S)
             state = client.get(f"/api/v1/rollouts/{state['id']}")
     _tell(state, as_json)
