@@ -1,14 +1,15 @@
 """The JSON API: what a person's tools, a publisher and an enrolling device may ask of the hub.
 
 Reading needs the role viewer; changing rollouts and making enrolment tokens, operator; publishing, publisher; an admin
-may do everything. Enrolment needs no role: its token is the credential. Every answer to a wrong request is
-{"error": "..."}: 400 malformed, 401 no token, 403 wrong role, 404 unknown, 409 not the next version, 413 too large, 422
-refused, with the reason, 503 something of the hub's own failed.
+may do everything. Enrolment needs no role: its token is the credential. Nor does /healthz, which tells no detail.
+Every answer to a wrong request is {"error": "..."}: 400 malformed, 401 no token, 403 wrong role, 404 unknown, 409 not
+the next version, 413 too large, 422 refused, with the reason, 503 something of the hub's own failed.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, NamedTuple
@@ -41,6 +42,7 @@ class Hub:
     conductor: Conductor
     broker: tuple[str, int]  # as devices reach it
     repo: str  # URL, with a slash at the end
+    ails: Callable[[], list[str]]  # why the hub is not well
     open_to_read: bool  # whoever reaches this listener may read: it is on loopback
 
 
@@ -85,10 +87,19 @@ Publisher = Annotated[Caller, _allowed("publish")]
 
 router = APIRouter()
 enrol_router = APIRouter()
+health_router = APIRouter()
 
 
 def now_ms() -> int:
     return int(time.time() * 1000)
+
+
+@health_router.get("/healthz")
+def healthz(request: Request, response: Response) -> dict[str, Any]:
+    """For whoever keeps the hub running: 200, or 503 with reasons. No token."""
+    reasons = hub_of(request).ails()
+    response.status_code = 503 if reasons else 200
+    return {"ok": not reasons, "reasons": reasons}
 
 
 # Enrolment.

@@ -59,6 +59,7 @@ def _app(hub: Hub) -> FastAPI:
     # No /docs: that page would load its scripts from the internet. /openapi.json describes everything.
     app = FastAPI(title="Edgewright hub", docs_url=None, redoc_url=None)
     app.state.hub = hub
+    app.include_router(api.health_router)
     app.add_exception_handler(EdgewrightError, _expected)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -146,6 +146,10 @@ class EmbeddedBroker:
             ) from None
         self.port = self._server.sockets[0].getsockname()[1]
 
+    @property
+    def serving(self) -> bool:
+        return self._server is not None and self._server.is_serving()
+
     async def stop(self) -> None:
         if self._server is None or self._broker is None:
             return

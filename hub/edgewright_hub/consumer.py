@@ -95,11 +95,16 @@ class Consumer:
         self._client.on_disconnect = self._on_disconnect
         self._client.on_message = self._on_message
         self._writer = threading.Thread(target=self._write, name="ingest", daemon=True)
+        self._failing = False  # a database, since it was last tried
+        self.threads: dict[str, threading.Thread] = {}  # none of them ends before `stop`
 
     def start(self) -> None:
         self._client.connect_async(*self._place, keepalive=KEEP_ALIVE_S)
         self._client.loop_start()
         self._writer.start()
+        network = self._client._thread  # paho forgets it when it dies
+        assert network is not None
+        self.threads = {"the thread of the broker's connection": network, "the thread of ingest": self._writer}
 
     def stop(self) -> None:
         """Ends after the batch in hand; what is not acknowledged comes again. At most about 2 s."""
@@ -107,6 +112,13 @@ class Consumer:
         self._writer.join(2.0)
         self._client.disconnect()
         self._client.loop_stop()
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing is counted at present, or nothing."""
+        if self._failing:
+            return "a database cannot be written or read by ingest, which tries again"
+        return "" if self.connected else "the broker is not connected"
 
     @property
     def connected(self) -> bool:
@@ -174,7 +186,9 @@ class Consumer:
                     self._send_desired()
                 for answer in self._turns.due(time.monotonic()):
                     self._answer(answer)
+                self._failing = False
             except sa.exc.SQLAlchemyError:
+                self._failing = True
                 self._republish.set()
                 _LOG.exception("a database failed; trying again")
                 self._stopping.wait(RETRY_S)
@@ -197,6 +211,7 @@ class Consumer:
                 answers = commit(self._engine, [a.message for a in batch], self._cohort_of)
                 break
             except sa.exc.SQLAlchemyError as error:
+                self._failing = True
                 _LOG.error("telemetry.db refuses %d messages, trying again: %s", len(batch), error)
                 if self._stopping.wait(RETRY_S):
                     return

@@ -8,7 +8,7 @@ Guarantee: a window or event that the rollouts or drift have not read yet stays,
 misses a row; and since ids are never given twice, no cursor ever takes a new row for an old one. What a device has
 reported in all is kept in its own row and does not shrink.
 
-Order: one small transaction after another, oldest rows first, so ingest never waits long (about 10 ms for `BATCH`
+Order: one small transaction after another, oldest rows first, so ingest never waits long (about 25 ms for `BATCH`
 windows). Age is that of the start for windows, of arrival for events. The file does not become smaller: SQLite fills
 the room again. Cost of a turn that finds nothing: five index look-ups.
 """

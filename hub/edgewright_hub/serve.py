@@ -1,6 +1,7 @@
 """The hub's process: all that runs, in the order it starts: authority, registry, broker, consumer, conductor, web.
 
-`serve` returns when `stop` is set or a signal came, with every task ended, within 3 seconds. While it runs the data
+`serve` returns when `stop` is set or a signal came, with every task ended, within 3 seconds; when one of its own
+threads or tasks dies it raises Unavailable, since a hub that is half dead misleads (`vitals`). While it runs the data
 directory holds hub.json (addresses and pid), ca.pem and admin.token; hub.json appears when everything answers and goes
 at the end. A lock on the directory keeps a second hub away, also after a kill, since the system gives it back.
 
@@ -12,15 +13,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import ipaddress
 import json
 import logging
 import os
 import shutil
 import signal
-import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,13 +27,11 @@ from typing import Any, Final
 
 import msgspec
 import sqlalchemy as sa
-import uvicorn
-from fastapi import FastAPI
 
 from edgewright_contracts import desired
 from edgewright_contracts.errors import RequestError, Unavailable
 
-from . import control, tokens
+from . import control, retention, telemetry, tokens
 from .api import Hub
 from .app import device_app, page_app
 from .broker import EmbeddedBroker
@@ -42,8 +39,11 @@ from .ca import open_authority
 from .conductor import Conductor
 from .consumer import Consumer
 from .control import open_control
+from .listeners import Address as Address
+from .listeners import is_address, is_loopback, listen, reachable, web
 from .registry import RESIGN_EVERY, Registry
 from .telemetry import open_telemetry
+from .vitals import Vitals
 
 CONNECT_S: Final = 10.0
 DEFAULT_FLEET: Final = "default"  # of a device that this hub does not know, for instance after it was restored
@@ -52,21 +52,12 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-@dataclass(frozen=True, slots=True)
 class Config:
     data: Path
     trust: Path | None = None  # the owner's hub folder, needed at the first start
-    https: Address = Address("127.0.0.1", 8443)
-    page: Address = Address("127.0.0.1", 8080)
-    mqtt: Address = Address("127.0.0.1", 8883)
+    https: Address = Address("127.0.0.1", 8443)  # noqa: RUF009 (frozen)
+    page: Address = Address("127.0.0.1", 8080)  # noqa: RUF009
+    mqtt: Address = Address("127.0.0.1", 8883)  # noqa: RUF009
     broker: Address | None = None  # an external one, instead of the embedded one at `mqtt`
     names: tuple[str, ...] = ()  # by which devices reach this machine; the first is what they are told
     tick_s: float = 1.0
@@ -98,28 +89,35 @@ async def _until_signalled(config: Config, ready: Callable[[Running], None]) -> 
 
 async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running], None]) -> None:
     """Run everything until `stop` is set. Raises as `run`."""
-    if not _is_loopback(config.page.host):
+    if not is_loopback(config.page.host):
         raise RequestError(f"--page: expected a loopback address, because the page asks no password; got {config.page}")
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_locked(config.data))
         now = datetime.now(UTC)
         authority = open_authority(config.data / "ca", now=now)
-        bound = (a.host for a in (config.https, config.mqtt) if _is_address(a.host))
+        bound = (a.host for a in (config.https, config.mqtt) if is_address(a.host))
         authority.keep_server((*config.names, *bound), config.data / "ca", now=now)
         control_engine = open_control(config.data / "hub.db")
         stack.callback(control_engine.dispose)
         telemetry_engine = open_telemetry(config.data / "telemetry.db")
         stack.callback(telemetry_engine.dispose)
+        vitals = Vitals(
+            {
+                "hub.db": (control_engine, sa.select(control.cursors).limit(1)),
+                "telemetry.db": (telemetry_engine, sa.select(telemetry.spools).limit(1)),
+            }
+        )
         registry = Registry(config.data / "repo", config.data / "keys", control_engine)
         registry.open(config.trust, now=now)
-        https = stack.enter_context(_listen(config.https, "--https"))
-        page = stack.enter_context(_listen(config.page, "--page"))
+        https = stack.enter_context(listen(config.https, "--https"))
+        page = stack.enter_context(listen(config.page, "--page"))
 
         if config.broker is None:
             embedded = EmbeddedBroker(config.mqtt.host, config.mqtt.port, authority.broker_context())
             await embedded.start()
             stack.push_async_callback(embedded.stop)
-            broker = Address(_reachable(embedded.host), embedded.port)
+            vitals.keep("the embedded broker", lambda: embedded.serving)
+            broker = Address(reachable(embedded.host), embedded.port)
         else:
             broker = config.broker
         consumer = Consumer(
@@ -133,6 +131,9 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
         )
         consumer.start()
         stack.push_async_callback(asyncio.to_thread, consumer.stop)
+        vitals.ask(lambda: consumer.trouble)
+        for name, thread in consumer.threads.items():
+            vitals.keep(name, thread.is_alive)
         if not await asyncio.to_thread(consumer.ready.wait, CONNECT_S):
             if config.broker is None:
                 raise Unavailable(f"the embedded broker at {broker} does not answer; the log says more")
@@ -140,7 +141,7 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
 
         wanted = desired.Config(window_s=config.window_s)
         conductor = Conductor(control_engine, telemetry_engine, registry, consumer.publish, wanted)
-        name = config.names[0] if config.names else _reachable(config.https.host)
+        name = config.names[0] if config.names else reachable(config.https.host)
         url = f"https://{Address(name, https.getsockname()[1])}"
         told = (config.names[0] if config.names and config.broker is None else broker.host, broker.port)
         common: dict[str, Any] = {
@@ -151,12 +152,19 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
             "conductor": conductor,
             "broker": told,
             "repo": f"{url}/repo/",
+            "ails": vitals.reasons,
         }
         certificate = (str(config.data / "ca" / "server.pem"), str(config.data / "ca" / "server.key"))
-        await stack.enter_async_context(_web(device_app(Hub(**common, open_to_read=False)), https, certificate, stop))
-        await stack.enter_async_context(_web(page_app(Hub(**common, open_to_read=True)), page, None, stop))
-        await stack.enter_async_context(_every(RESIGN_EVERY.total_seconds(), lambda: _resign(registry)))
-        await stack.enter_async_context(_every(config.tick_s, lambda: conductor.tick(int(time.time() * 1000))))
+        device_web = web(device_app(Hub(**common, open_to_read=False)), https, certificate, stop)
+        page_web = web(page_app(Hub(**common, open_to_read=True)), page, None, stop)
+        for name, one in (("the listener of devices", device_web), ("the listener of the page", page_web)):
+            vitals.keep_task(name, await stack.enter_async_context(one))
+        for name, seconds, act in (
+            ("signing the registry", RESIGN_EVERY.total_seconds(), lambda: _resign(registry)),
+            ("the tick", config.tick_s, lambda: conductor.tick(_now_ms())),
+            ("retention", retention.EVERY_S, lambda: retention.shorten(control_engine, telemetry_engine, _now_ms())),
+        ):
+            await stack.enter_async_context(vitals.every(name, seconds, act))
 
         _admin_token(control_engine, config.data / "admin.token")
         shutil.copyfile(config.data / "ca" / "ca.pem", config.data / "ca.pem")
@@ -172,7 +180,11 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
         part.write_bytes(msgspec.json.format(msgspec.json.encode(running)) + b"\n")
         part.replace(place)
         ready(running)
-        await stop.wait()
+        await vitals.watch(stop)
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
 
 
 class Fleets:
@@ -233,100 +245,3 @@ def _holder(data: Path) -> str:
     with contextlib.suppress(OSError, ValueError, KeyError):
         return f"process {json.loads((data / 'hub.json').read_bytes())['pid']}"
     return "it is still starting"
-
-
-def _listen(address: Address, option: str) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((address.host, address.port))
-        listener.listen(512)
-    except OSError as error:
-        listener.close()
-        raise Unavailable(
-            f"the port {address} cannot be opened: {error.strerror}. "
-            f"Stop the program that holds it, or choose another with {option} HOST:PORT"
-        ) from None
-    return listener
-
-
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield  # signals are the hub's, not one server's
-
-
-@contextlib.asynccontextmanager
-async def _web(
-    app: FastAPI, listener: socket.socket, certificate: tuple[str, str] | None, stop: asyncio.Event
-) -> AsyncIterator[None]:
-    """Serve until `stop` is set or the context ends. Clients that still listen then are cut off after a second."""
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        lifespan="off",
-        timeout_graceful_shutdown=1,
-        ssl_certfile=certificate[0] if certificate else None,
-        ssl_keyfile=certificate[1] if certificate else None,
-    )
-    server = _Server(config)
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    while not server.started and not task.done():
-        await asyncio.sleep(0.01)
-    if task.done():
-        task.result()
-
-    async def end() -> None:
-        await stop.wait()
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # cutting off a live page is no error
-        server.should_exit = True
-
-    ending = asyncio.create_task(end())
-    try:
-        yield
-    finally:
-        ending.cancel()
-        server.should_exit = True
-        await task
-
-
-@contextlib.asynccontextmanager
-async def _every(seconds: float, act: Callable[[], Any]) -> AsyncIterator[None]:
-    """Run `act` in a thread again and again, `seconds` apart; a failure is logged and the next turn comes all the same.
-    An act that returns True has more to do and is called again at once."""
-
-    async def turns() -> None:
-        while True:
-            more = False
-            try:
-                more = await asyncio.to_thread(act) is True
-            except Exception:
-                _LOG.exception("a periodic task failed; it is tried again in %g s", seconds)
-            await asyncio.sleep(0 if more else seconds)
-
-    task = asyncio.create_task(turns())
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _reachable(host: str) -> str:
-    return host if _is_address(host) else "127.0.0.1"
-
-
-def _is_address(host: str) -> bool:
-    """A host that a client can be told to connect to: not "all interfaces"."""
-    return host not in {"0.0.0.0", "::", ""}  # noqa: S104 - compared, not bound

@@ -5,6 +5,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def hub(control_engine: sa.Engine, telemetry_engine: sa.Engine, registry: Regist
         broker=("127.0.0.1", 8883),
         repo="https://127.0.0.1:8443/repo/",
         open_to_read=False,
+        ails=list,
     )
 
 
@@ -48,6 +50,16 @@ def client(hub: Hub) -> Iterator[TestClient]:
 
 def bearer(hub: Hub, role: tokens.Role) -> dict[str, str]:
     return {"Authorization": f"Bearer {tokens.grant(hub.control, role=role, name=role)}"}
+
+
+@pytest.mark.parametrize("app", [device_app, page_app])
+def test_anyone_may_ask_whether_the_hub_is_well(hub: Hub, app: Any) -> None:
+    reasons: list[str] = []
+    client = TestClient(app(replace(hub, ails=lambda: reasons)), base_url="http://127.0.0.1")
+    assert (client.get("/healthz").status_code, client.get("/healthz").json()) == (200, {"ok": True, "reasons": []})
+    reasons.append("the broker is not connected")
+    answer = client.get("/healthz")
+    assert (answer.status_code, answer.json()) == (503, {"ok": False, "reasons": ["the broker is not connected"]})
 
 
 # Enrolment.
@@ -195,7 +207,7 @@ def test_who_may_do_what(client: TestClient, hub: Hub, method: str, path: str, r
 
 
 def test_the_page_may_be_read_without_a_token_on_this_machine_only(hub: Hub) -> None:
-    page = Hub(**{f: getattr(hub, f) for f in hub.__slots__} | {"open_to_read": True})
+    page = replace(hub, open_to_read=True)
     with TestClient(page_app(page), base_url="http://127.0.0.1") as client:
         assert client.get("/api/v1/devices").json() == []
         assert client.post("/api/v1/tokens", json={}).status_code == 401

@@ -132,9 +132,9 @@ def test_reports_after_the_broker_died_are_counted(
 ) -> None:
     name = new_device()
     broker.stop()
-    until(lambda: not hub.consumer.connected, "the hub to notice")
+    until(lambda: hub.consumer.trouble == "the broker is not connected", "the hub to notice")
     broker.start()
-    until(lambda: hub.consumer.connected, "the hub to come back")
+    until(lambda: not hub.consumer.trouble, "the hub to come back")
     with WireClient(broker.port, context_of(name), name) as device:
         device.subscribe(topics.all_down(name))
         device.up(name, "report", wire.report_bytes(1))
@@ -143,7 +143,7 @@ def test_reports_after_the_broker_died_are_counted(
 
 
 def test_nothing_is_acknowledged_while_the_database_fails_and_all_of_it_after(
-    broker: Any, hub: Hub, context_of: Contexts, new_device: Any, monkeypatch: pytest.MonkeyPatch
+    broker: Any, hub: Hub, context_of: Contexts, new_device: Any, monkeypatch: pytest.MonkeyPatch, until: Any
 ) -> None:
     import edgewright_hub.consumer as module
 
@@ -164,9 +164,11 @@ def test_nothing_is_acknowledged_while_the_database_fails_and_all_of_it_after(
         device.up(name, "report", wire.report_bytes(1))
         assert tried.wait(10)
         assert hub.total(name) == 0
+        until(lambda: hub.consumer.trouble.startswith("a database cannot be written"), "the hub to say so")
         fails.clear()
         acknowledged(device, 1)
         assert hub.total(name) == 10
+        until(lambda: not hub.consumer.trouble, "the hub to say so")
 
 
 def test_a_hub_that_died_before_it_acknowledged_counts_what_comes_again_once(

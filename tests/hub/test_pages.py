@@ -41,7 +41,7 @@ def _hub(house: House) -> Hub:
     return Hub(
         control=house.control, telemetry=house.telemetry,
         registry=Quiet(house.place / "repo", house.place / "keys", house.control),
-        authority=None, conductor=house.conductor, broker=("127.0.0.1", 1883), repo="", open_to_read=True,
+        authority=None, conductor=house.conductor, broker=("127.0.0.1", 1883), repo="", ails=list, open_to_read=True,
     )  # type: ignore[arg-type]  # fmt: skip
 
 

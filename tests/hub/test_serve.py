@@ -75,6 +75,8 @@ def test_it_says_where_it_is_answers_and_ends_within_three_seconds(
     assert get(data, "/api/v1/devices") == []
     with urllib.request.urlopen(said["page"] + "api/v1/devices", timeout=10) as answer:
         assert json.loads(answer.read()) == []
+    with urllib.request.urlopen(said["page"] + "healthz", timeout=10) as answer:
+        assert json.loads(answer.read()) == {"ok": True, "reasons": []} == get(data, "/healthz", "none")
     listening = urllib.request.urlopen(said["page"] + "live", timeout=10)  # a browser that follows the page
     assert listening.readline().startswith(b"event")
     begun = time.monotonic()
