@@ -25,7 +25,7 @@ from . import control, enrolment, telemetry, tokens
 from .ca import Authority
 from .conductor import Conductor, Verb
 from .registry import TARGETS_BYTES, Registry
-from .rollout import RolloutSpec
+from .specification import RolloutSpec
 
 PAGE: Final = 500  # rows of one answer
 SPEC_BYTES: Final = 64 * KIB

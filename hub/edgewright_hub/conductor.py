@@ -27,9 +27,12 @@ from edgewright_contracts.topics import Kind
 
 from . import control, evidence, rollout, telemetry
 from .fleet_drift import FleetDrift
-from .gates import Ledger, Process, SequentialGate
+from .gates import Ledger, SequentialGate
+from .members import Member
+from .processes import Process
 from .registry import Registry
-from .rollout import Member, RolloutSpec, RolloutState, Wish
+from .rollout import RolloutState, Wish
+from .specification import RolloutSpec, stage_size
 from .store import upsert
 
 Verb = Literal["pause", "resume", "abort"]  # what a person may do to a rollout
@@ -300,7 +303,7 @@ def describe(row: sa.Row[Any]) -> dict[str, Any]:
         "outcome": state.outcome,
         "reason": state.reason,
         "stage": state.stage,
-        "stages": [{"size": stage, "devices": rollout.stage_size(stage, reachable)} for stage in spec.stages],
+        "stages": [{"size": stage, "devices": stage_size(stage, reachable)} for stage in spec.stages],
         "devices_total": reachable,
         "devices_exposed": sum(m.stage is not None for m in state.members),
         "devices_by_status": dict(counts),

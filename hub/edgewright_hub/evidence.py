@@ -16,8 +16,10 @@ import numpy as np
 
 from edgewright_contracts.binning import GRID_CELLS, unpack_grid
 
-from .gates import METRICS, Counts, Floats, Process, dispersion
-from .rollout import GIVEN, Happening, Member, News, Observation, RolloutSpec, RolloutState
+from .members import GIVEN, Happening, Member, News
+from .processes import METRICS, Counts, Floats, Process, dispersion
+from .rollout import Observation, RolloutState
+from .specification import RolloutSpec
 
 # What the agent's update machine says, unless it says that something failed.
 _HAPPENINGS: Final[dict[str, Happening]] = {

@@ -1,20 +1,13 @@
 """Gates: may the release go on? Promote, hold or roll back, on evidence that may be looked at after every window.
 
-Guarantee: every process here is an e-process (a bet that cannot grow if the release is as good as it must be), so the
-probability that a harmless release is ever rolled back by a rate is at most `alpha` for the whole rollout, and that a
-worse one than `r1` (or `delta`) is promoted by a metric at most `beta`, however often and whenever `judge` is called.
-This holds as far as counts are Poisson with the dispersion `phi` that was frozen at the start.
+Guarantee: every metric is judged by e-processes (`processes`), so the probability that a harmless release is ever
+rolled back by a rate is at most `alpha` for the whole rollout, and that a worse one than `r1` (or `delta`) is promoted
+by a metric at most `beta`, however often and whenever `judge` is called. This holds as far as counts are Poisson with
+the dispersion `phi` that was frozen at the start.
 
-Three bases for a metric, the best that there is:
-
-    control      rate ratio of treated over control, each device's own pre-period rate as its exposure, so that devices
-                 that have always differed do not count against the release (difference in differences)
-    pre-period   nobody is left as control: the treated devices before, at the safe end of a 98 % interval, and for harm
-                 half as much again, because the hour of the day is another
-    limit        the first version of a model: an absolute limit on the error rate
-
-A ratio never decides when nothing fails. So errors are also promoted by a process against "control plus `delta`",
-which zero events decide after about 3.2 / delta inferences.
+Behind the last stage nobody is left to be spared, so its end asks for no evidence that the release is no worse. It asks
+for time instead: every device of the stage that is present has reported its soak windows (`Evidence.soaking` is 0), and
+until then harm still sends the release back.
 
 Order: evidence is advanced in the order of arrival, each interval once; the ledger is what a gate remembers. It is
 never reset when a stage is promoted. Cost: about 0.2 ms.
@@ -27,28 +20,12 @@ from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
-from scipy.special import gammainccinv, gammaincinv
 
-Floats = npt.NDArray[np.float64]
-Metric = Literal["error", "slow", "label"]
+from .processes import METRICS, Basis, Counts, Margin, Metric, Process, absolute_log_e, advance
+
 Verdict = Literal["promote", "hold", "rollback"]
-Basis = Literal["control", "pre-period", "limit", "none"]
 
-METRICS: Final[tuple[Metric, ...]] = ("error", "slow", "label")
-RHO: Final = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)  # how much worse: the alternatives that are mixed
 BLOCKING: Final = 4  # alpha is split over the three rates and the devices that fail
-PRIOR_EVENTS: Final = 20.0  # a device's own pre-period rate counts fully when it is worth more events than this
-CERTAINTY: Final = 0.01  # of each end of the interval of a pre-period rate
-RHYTHM: Final = 1.5  # by which the hour of the day alone may raise a rate, where no control shares the hour
-PRIOR_TRIALS: Final = (2_000.0, 20_000.0)  # least and most weight of the pre-period in the guess of the common rate
-
-
-class Margin(msgspec.Struct, frozen=True, kw_only=True):
-    r0: float  # ratio that is tolerated
-    r1: float  # ratio that must be excluded before promotion
-    delta: float | None = None  # or this difference in rates
 
 
 class GatePolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,36 +43,6 @@ class GatePolicy(msgspec.Struct, frozen=True, kw_only=True):
 
     def margin(self, metric: Metric) -> Margin | None:
         return {"error": self.error, "slow": self.slow, "label": self.label}[metric]
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """float64[metrics, devices]: runs and failed runs, runs and slow runs, labels and wrong labels."""
-
-    trials: Floats
-    events: Floats
-
-
-class Process(msgspec.Struct, frozen=True, kw_only=True):
-    """One metric: sums of log likelihood ratios before division by phi, and the totals of the absolute process."""
-
-    phi: float = 1.0
-    bad: tuple[float, ...] = (0.0,) * len(RHO)
-    ok: float = 0.0
-    chosen: float = 0.0  # log likelihood under the rates that were guessed before each interval
-    k_t: float = 0.0
-    n_t: float = 0.0
-    k_c: float = 0.0
-    n_c: float = 0.0  # control trials, scaled to the treated devices' pre-period
-    basis: Basis = "none"
-
-    @property
-    def log_bad(self) -> float:
-        return float(np.logaddexp.reduce(np.asarray(self.bad) / self.phi) - math.log(len(self.bad)))
-
-    @property
-    def log_ok(self) -> float:
-        return self.ok / self.phi
 
 
 class Ledger(msgspec.Struct, frozen=True):
@@ -118,6 +65,7 @@ class Evidence:
     committed: int
     reported: int  # of those expected, with enough windows and not silent now
     last: bool  # no wider stage follows
+    soaking: int  # devices of the last stage that are present and have not reported long enough; before it, 0
     labels_block: bool  # this stage's promotion waits for labels
 
 
@@ -155,7 +103,7 @@ class SequentialGate:
 
     def judge(self, evidence: Evidence) -> Judgement:
         """Takes the interval into the ledger, then decides. Harm comes first, then missing devices, then promotion."""
-        ledger = Ledger(tuple(self._advance(i, evidence) for i in range(len(METRICS))))
+        ledger = Ledger(tuple(self._advanced(i, evidence) for i in range(len(METRICS))))
         figures = tuple(self._figure(i, process, evidence) for i, process in enumerate(ledger.processes))
         verdict, reason = self._decide(evidence, figures)
         return Judgement(verdict=verdict, reason=reason, figures=figures, ledger=ledger)
@@ -175,6 +123,11 @@ class SequentialGate:
         for what, count in (("committed", evidence.committed), ("reported long enough", evidence.reported)):
             if count < policy.reported_share * evidence.expected:
                 return "hold", f"{count} of {evidence.expected} devices {what} ({policy.reported_share:.0%} needed)"
+        if evidence.soaking:
+            return "hold", (
+                f"{evidence.soaking} of {evidence.expected} devices of the last stage have not reported "
+                f"{policy.soak_windows} times yet"
+            )
         for figure in figures:
             if figure.blocks and figure.log_ok < self.need_ok:
                 return "hold", (
@@ -186,38 +139,12 @@ class SequentialGate:
             f"{evidence.committed} of {evidence.expected} devices committed; {judged or 'nothing counted'}",
         )
 
-    def _advance(self, index: int, evidence: Evidence) -> Process:
-        process, metric = evidence.ledger.processes[index], METRICS[index]
-        margin = self.policy.margin(metric)
-        treated, control = (evidence.treated.trials[index], evidence.control.trials[index])
-        if margin is None or treated.sum() == 0:
+    def _advanced(self, index: int, evidence: Evidence) -> Process:
+        process, margin = evidence.ledger.processes[index], self.policy.margin(METRICS[index])
+        if margin is None:
             return process
-        k_t, k_c = float(evidence.treated.events[index].sum()), float(evidence.control.events[index].sum())
-        n_t = float(treated.sum())
-        pre_n, pre_k = evidence.pre.trials[index], evidence.pre.events[index]
-        if control.sum() > 0:
-            rate = pre_rates(pre_k, pre_n)
-            e_t, e_c = float(treated @ rate), float(control @ rate)
-            bad = [
-                x + ratio_llr(k_c, k_t, e_c, e_t, margin.r0 * rho, margin.r0)
-                for x, rho in zip(process.bad, RHO, strict=True)
-            ]
-            ok = process.ok + ratio_llr(k_c, k_t, e_c, e_t, 1.0, margin.r1)
-            scaled = e_c / (e_t / n_t)
-            return _absolute(process, k_t, n_t, k_c, scaled, pre_k, pre_n, bad=bad, ok=ok, basis="control")
-        own_n, own_k = float(pre_n[treated > 0].sum()), float(pre_k[treated > 0].sum())
-        if own_n > 0:
-            high = float(gammainccinv(own_k + 1, CERTAINTY)) / own_n * margin.r0 * RHYTHM
-            low = float(gammaincinv(own_k, CERTAINTY)) / own_n if own_k else 0.0
-            bad = [x + k_t * math.log(rho) - (rho - 1) * high * n_t for x, rho in zip(process.bad, RHO, strict=True)]
-            ok = process.ok - k_t * math.log(margin.r1) + (margin.r1 - 1) * low * n_t
-            return _absolute(process, k_t, n_t, 0.0, 0.0, pre_k, pre_n, bad=bad, ok=ok, basis="pre-period")
-        if metric != "error":
-            return process
-        limit = self.policy.error_limit
-        bad = [x + k_t * math.log(rho) - (rho - 1) * limit * n_t for x, rho in zip(process.bad, RHO, strict=True)]
-        ok = process.ok + k_t * math.log(0.1) + 0.9 * limit * n_t  # a tenth of the limit against the limit
-        return _absolute(process, k_t, n_t, 0.0, 0.0, pre_k, pre_n, bad=bad, ok=ok, basis="limit")
+        counts = {"treated": evidence.treated, "control": evidence.control, "pre": evidence.pre}
+        return advance(process, index, margin, self.policy.error_limit, **counts)
 
     def _figure(self, index: int, process: Process, evidence: Evidence) -> Figure:
         metric = METRICS[index]
@@ -237,79 +164,6 @@ class SequentialGate:
             log_ok=log_ok,
             blocks=margin is not None and wanted and possible and not evidence.last,
         )
-
-
-def ratio_llr(k_c: float, k_t: float, e_c: float, e_t: float, a: float, b: float) -> float:
-    """log likelihood ratio of "treated devices have a times their rate" over "b times", given the sum of both counts.
-
-    `e_c`, `e_t`: trials times the rate before, summed over the control and the treated devices of one interval.
-    """
-    return k_t * math.log(a / b) - (k_c + k_t) * math.log((e_c + a * e_t) / (e_c + b * e_t))
-
-
-def pre_rates(events: Floats, trials: Floats) -> Floats:
-    """Each device's rate before, drawn towards the fleet's where it is known from few events, float64[devices]."""
-    common = (float(events.sum()) + 0.5) / (float(trials.sum()) + 1.0)
-    return np.asarray((events + PRIOR_EVENTS) / (trials + PRIOR_EVENTS / common))
-
-
-def dispersion(events: Floats, trials: Floats, device: npt.NDArray[np.intp]) -> float:
-    """phi >= 1: Pearson's variance over mean of window counts around each device's own rate, before the rollout.
-
-    Arrays are float64[windows]; `device` numbers the device of each window.
-    """
-    known = np.bincount(device, weights=trials) > 0
-    per_events, per_trials = np.bincount(device, weights=events), np.bincount(device, weights=trials)
-    mean = trials * (per_events / np.maximum(per_trials, 1))[device]
-    used = mean > 0
-    freedom = int(used.sum()) - int((known & (per_events > 0)).sum())
-    if freedom < 10:
-        return 1.0
-    return max(1.0, float(((events - mean)[used] ** 2 / mean[used]).sum()) / freedom)
-
-
-def absolute_log_e(process: Process, delta: float) -> float:
-    """log e-value against "treated rate >= control rate + delta".
-
-    Universal inference: the likelihood under rates guessed beforehand, over the best that the hypothesis can do with
-    all that was seen. Valid for any control rate, which need not be known.
-    """
-    k_t, n_t, k_c, n_c = process.k_t, process.n_t, process.k_c, process.n_c
-    if n_t == 0:
-        return 0.0
-    treated, control = k_t / n_t, (k_c / n_c if n_c else 0.0)
-    if treated < control + delta:
-        s = n_t + n_c
-        b = s * delta - k_t - k_c
-        control = (-b + math.sqrt(b * b + 4 * s * k_c * delta)) / (2 * s)
-        treated = control + delta
-    best = _poisson(k_t, n_t, treated) + _poisson(k_c, n_c, control)
-    return (process.chosen - best) / process.phi
-
-
-def _absolute(
-    process: Process, k_t: float, n_t: float, k_c: float, n_c: float, pre_k: Floats, pre_n: Floats,
-    *, bad: list[float], ok: float, basis: Basis,
-) -> Process:  # fmt: skip
-    total_n, total_k = float(pre_n.sum()), float(pre_k.sum())
-    weight = min(PRIOR_TRIALS[1], max(PRIOR_TRIALS[0], total_n))
-    prior = total_k * weight / max(total_n, weight) + 0.5
-    guess = (prior + process.k_t + process.k_c) / (weight + process.n_t + process.n_c)
-    return Process(
-        phi=process.phi,
-        bad=tuple(bad),
-        ok=ok,
-        chosen=process.chosen + _poisson(k_t, n_t, guess) + _poisson(k_c, n_c, guess),
-        k_t=process.k_t + k_t,
-        n_t=process.n_t + n_t,
-        k_c=process.k_c + k_c,
-        n_c=process.n_c + n_c,
-        basis=basis,
-    )
-
-
-def _poisson(k: float, n: float, rate: float) -> float:
-    return (k * math.log(rate) if k else 0.0) - rate * n
 
 
 _NAMES: Final[dict[Metric, str]] = {"error": "errors", "slow": "slow runs", "label": "wrong labels"}

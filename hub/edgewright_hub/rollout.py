@@ -11,26 +11,32 @@ the release are passed over and come in when they speak again, under the same ga
 it was asked and before it runs the release leaves the denominator; if it has not answered within `device_timeout_s`,
 its wish is withdrawn and it is *late*: it gets the release after the end of the rollout. A device that falls silent
 *while running the release* stays in the denominator, so silence can never promote.
-Failures of class `model` are held against the release, all others are retried by the device and are not.
+
+A stage that gives the release to nobody new, as happens in small fleets, is judged on the devices of those before it.
+
+When it is done. Behind the last stage there is nobody whom more evidence could spare, so its end takes no proof that
+the release is no worse, but time: it waits until *every* device of the last stage that is present has reported its
+soak windows with the release, and until then watches for harm as before. Devices that try again, because their link,
+power or disk failed, are waited for only as far as the share that any stage needs. This is so for a rollout of one
+stage too, and for the first version of a model.
 
 Cost: about 4 µs for each member and step, and 14 µs to store and load its state.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 import numpy as np
 
-from edgewright_contracts.codec import Name
-from edgewright_contracts.desired import Probation, Seconds
 from edgewright_contracts.errors import RequestError
 
-from .gates import METRICS, Counts, Evidence, Figure, Floats, Gate, GatePolicy, Ledger
+from .gates import Evidence, Figure, Gate, Ledger
+from .members import GIVEN, MEMBERS, Member, News, Numbers, hear, order
+from .processes import METRICS, Counts, Floats
+from .specification import RolloutSpec, stage_size
 
 State = Literal["draft", "running", "paused", "rolling-back", "rolled-back", "done", "aborted"]
 Event = Literal["start", "pause", "resume", "abort", "harm", "finish", "undone"]
@@ -48,72 +54,6 @@ TABLE: Final[dict[tuple[State, Event], State]] = {
     ("rolling-back", "undone"): "rolled-back",
 }  # fmt: skip
 ACTIVE: Final[tuple[State, ...]] = ("draft", "running", "paused", "rolling-back")
-
-Status = Literal["waiting", "asked", "active", "committed", "failed", "late"]
-Happening = Literal["ask", "activate", "commit", "fail", "retry", "timeout"]
-
-# Whatever is not here changes nothing: devices repeat themselves, and their old news comes late.
-MEMBERS: Final[dict[tuple[Status, Happening], Status]] = {
-    ("waiting",   "ask"):      "asked",
-    ("asked",     "activate"): "active",
-    ("asked",     "commit"):   "committed",
-    ("asked",     "fail"):     "failed",
-    ("asked",     "timeout"):  "late",
-    ("active",    "commit"):   "committed",
-    ("active",    "fail"):     "failed",
-    ("active",    "retry"):    "asked",
-    ("committed", "fail"):     "failed",
-    ("committed", "retry"):    "asked",
-}  # fmt: skip
-GIVEN: Final[tuple[Status, ...]] = ("asked", "active", "committed", "failed")
-
-Stage = int | Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{1,3}(\.[0-9]+)?%\Z")]
-Numbers = tuple[float, ...]
-_ZEROS: Final[Numbers] = (0.0,) * len(METRICS)
-
-
-class RolloutSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What was asked for. One of `digest` and `version` may be left out; the hub completes it from its packages."""
-
-    model: Name
-    digest: Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{64})?\Z")] = ""
-    version: Annotated[str, msgspec.Meta(max_length=64)] = ""
-    fleet: Annotated[str, msgspec.Meta(max_length=64)] = ""  # "": every fleet
-    devices: tuple[Name, ...] = ()  # only these of the fleet; none named: all, and those that join later
-    stages: Annotated[tuple[Stage, ...], msgspec.Meta(min_length=1, max_length=32)] = (1, "25%", "100%")
-    gate: GatePolicy = GatePolicy()
-    device_timeout_s: Seconds = 3600.0
-    window_s: Seconds = 60.0  # of reports during the rollout; also the shortest interval that the gate judges
-    probation: Probation = Probation()
-
-    def __post_init__(self) -> None:
-        sizes = [stage_size(stage, 1000) for stage in self.stages]
-        if sorted(sizes) != sizes or self.stages[-1] != "100%":
-            raise RequestError(
-                f"stages: expected growing counts or percentages that end in '100%', got {list(self.stages)}. "
-                "For instance: 1, 25%, 100%"
-            )
-
-
-class Member(msgspec.Struct, frozen=True, kw_only=True):
-    device: str
-    previous: str | None  # the digest that it goes back to; None: it ran no package of this name
-    pre_trials: Numbers = _ZEROS  # before the rollout, by METRICS
-    pre_events: Numbers = _ZEROS
-    slow_cell: int | None = None  # cells of the latency grid from here on are slow, for this device
-    status: Status = "waiting"
-    stage: int | None = None  # in which it was given the release
-    asked_ms: int = 0
-    windows: int = 0  # that it has reported with the release
-    retries: int = 0
-    back: bool = False  # seen on `previous` again
-    failed_in: str = ""  # the step of the device's update in which it failed
-    reason: str = ""
-
-    @property
-    def labelled(self) -> bool:
-        """Whether truth has come for what this device predicted."""
-        return self.pre_trials[METRICS.index("label")] > 0
 
 
 class RolloutState(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,13 +77,6 @@ class RolloutState(msgspec.Struct, frozen=True, kw_only=True):
         return sum(m.status in GIVEN for m in self.members)
 
 
-class News(msgspec.Struct, frozen=True):
-    device: str
-    happening: Happening
-    reason: str = ""
-    during: str = ""  # the step of the device's update that it left
-
-
 @dataclass(frozen=True, slots=True)
 class Observation:
     """What came since the last step; `treated` and `control` have one column for each member."""
@@ -163,18 +96,6 @@ class Wish(msgspec.Struct, frozen=True):
     model: str
     digest: str | None
     trial: bool
-
-
-def stage_size(stage: Stage, members: int) -> int:
-    """How many of `members` devices a stage exposes in all, at least one."""
-    if isinstance(stage, int):
-        return max(1, min(stage, members))
-    return max(1, min(members, math.ceil(float(stage[:-1]) / 100 * members)))
-
-
-def order(rollout: str, device: str) -> bytes:
-    """Devices are taken in this order: fixed by the rollout, different in the next, independent of what they are."""
-    return hashlib.sha256(f"{rollout}\0{device}".encode()).digest()
 
 
 def enrol(state: RolloutState, joined: tuple[Member, ...]) -> RolloutState:
@@ -222,34 +143,18 @@ def step(
 def _hear(
     state: RolloutState, spec: RolloutSpec, seen: Observation, now_ms: int
 ) -> tuple[tuple[Member, ...], list[Wish]]:
-    members = {m.device: m for m in state.members}
-    for news in seen.news:
-        member = members.get(news.device)
-        if member is None:
-            continue
-        status = MEMBERS.get((member.status, news.happening), member.status)
-        changes: dict[str, object] = {"status": status}
-        if news.happening == "retry":
-            # the time-out counts from the last sign of life
-            changes |= {"retries": member.retries + 1, "asked_ms": now_ms, "reason": news.reason}
-        elif status != member.status:
-            changes |= {"reason": news.reason, "failed_in": news.during if status == "failed" else ""}
-        members[news.device] = msgspec.structs.replace(member, **changes)
-    for device, count in seen.windows:
-        if device in members:
-            members[device] = msgspec.structs.replace(members[device], windows=members[device].windows + count)
-    for device in seen.back:
-        if device in members:
-            members[device] = msgspec.structs.replace(members[device], back=True)
-    wishes = []
-    if state.state in ("running", "paused"):
-        for member in members.values():
-            if member.status == "asked" and now_ms - member.asked_ms > 1000 * spec.device_timeout_s:
-                late = MEMBERS[member.status, "timeout"]
-                reason = f"no answer within {spec.device_timeout_s:g} s"
-                members[member.device] = msgspec.structs.replace(member, status=late, stage=None, reason=reason)
-                wishes.append(Wish(member.device, spec.model, member.previous, trial=False))
-    return tuple(members.values()), wishes
+    members = hear(state.members, seen.news, seen.windows, seen.back, now_ms)
+    if state.state not in ("running", "paused"):
+        return members, []
+    late = {m.device for m in members if m.status == "asked" and now_ms - m.asked_ms > 1000 * spec.device_timeout_s}
+    reason = f"no answer within {spec.device_timeout_s:g} s"
+    wishes = [Wish(m.device, spec.model, m.previous, trial=False) for m in members if m.device in late]
+    return tuple(
+        msgspec.structs.replace(m, status=MEMBERS[m.status, "timeout"], stage=None, reason=reason)
+        if m.device in late
+        else m
+        for m in members
+    ), wishes
 
 
 def _judge(
@@ -258,11 +163,15 @@ def _judge(
     pending = _add(state, seen)
     treated, control, pending = _split(state, spec, pending, seen.present, now_ms)
     members = state.members
-    mine = [m for m in members if m.stage == state.stage]
+    given = [m for m in members if m.stage is not None]
+    mine = [m for m in given if m.stage == state.stage] or given
     counted = [
         m for m in mine if m.status in ("active", "committed") or (m.status == "asked" and m.device in seen.present)
     ]
     last = state.stage == len(spec.stages) - 1
+    here = [m for m in counted if m.device in seen.present]
+    soaked = [m for m in here if m.windows >= spec.gate.soak_windows and m.status != "asked"]
+    soaking = len(here) - len(soaked) - sum(_tries_again(m) for m in here)
     judgement = gate.judge(
         Evidence(
             treated=treated,
@@ -276,12 +185,12 @@ def _judge(
             failed=sum(m.status == "failed" for m in members),
             expected=len(counted),
             committed=sum(m.status == "committed" for m in counted),
-            reported=sum(
-                m.windows >= spec.gate.soak_windows and m.status != "asked" and m.device in seen.present
-                for m in counted
-            ),
+            reported=len(soaked),
             last=last,
-            labels_block=_is_label_gate(state, spec) and any(m.labelled for m in members if m.status in GIVEN),
+            soaking=soaking if last else 0,
+            labels_block=_is_label_gate(state, spec)
+            and any(m.labelled for m in given)
+            and any(m.status == "waiting" for m in members),  # else everyone has it, and nobody would be spared
         )
     )
     flushed = bool(treated.trials.any())
@@ -310,9 +219,13 @@ def _judge(
     return state, []
 
 
+def _tries_again(member: Member) -> bool:
+    return member.status == "asked" and member.retries > 0
+
+
 def _troubles(members: list[Member]) -> str:
     """What keeps devices of a stage that were asked and try again."""
-    said = [f"{m.device} tries again ({m.reason})" for m in members if m.status == "asked" and m.retries]
+    said = [f"{m.device} tries again ({m.reason})" for m in members if _tries_again(m)]
     return "".join(f"; {one}" for one in said[:3])
 
 

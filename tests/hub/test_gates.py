@@ -11,20 +11,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from edgewright_hub.gates import (
-    RHO,
-    Counts,
-    Evidence,
-    GatePolicy,
-    Judgement,
-    Ledger,
-    Margin,
-    Process,
-    SequentialGate,
-    absolute_log_e,
-    dispersion,
-    ratio_llr,
-)
+from edgewright_hub.gates import Evidence, GatePolicy, Judgement, Ledger, SequentialGate
+from edgewright_hub.processes import RHO, Counts, Margin, Process, absolute_log_e, dispersion, ratio_llr
 
 VECTORS = json.loads((Path(__file__).parent / "data" / "stats_vectors.json").read_text())
 
@@ -54,7 +42,7 @@ def _counts(trials: list[float], events: list[float], index: int = 0) -> Counts:
 def _evidence(ledger: Ledger, treated: Counts, control: Counts, pre: Counts, *, exposed: int = 10) -> Evidence:
     return Evidence(
         treated=treated, control=control, pre=pre, ledger=ledger, exposed=exposed, failed=0, expected=exposed,
-        committed=exposed, reported=exposed, last=False, labels_block=True,
+        committed=exposed, reported=exposed, last=False, soaking=0, labels_block=True,
     )  # fmt: skip
 
 

@@ -11,8 +11,11 @@ import pytest
 
 from edgewright_contracts.errors import RequestError
 from edgewright_hub import rollout
-from edgewright_hub.gates import Counts, Evidence, GatePolicy, Judgement, Margin, SequentialGate
-from edgewright_hub.rollout import Member, News, Observation, RolloutSpec, RolloutState
+from edgewright_hub.gates import Evidence, GatePolicy, Judgement, SequentialGate
+from edgewright_hub.members import Member, News
+from edgewright_hub.processes import Counts, Margin
+from edgewright_hub.rollout import Observation, RolloutState
+from edgewright_hub.specification import RolloutSpec
 
 NEW, OLD = "a" * 64, "b" * 64
 
@@ -189,6 +192,66 @@ def test_a_device_that_falls_silent_with_the_release_stays_in_the_denominator() 
         state, _ = rollout.step(state, spec, seen, gate, 1000 * i)
     assert (state.state, state.stage) == ("running", 0)
     assert state.reason == "1 of 2 devices reported long enough (90% needed)"
+
+
+@pytest.mark.parametrize("stages", [("100%",), (1, "100%")])
+def test_it_is_done_only_when_every_present_device_of_the_last_stage_has_soaked(stages: tuple[Any, ...]) -> None:
+    size, soak = 40, 3
+    spec = RolloutSpec(model="digits", digest=NEW, stages=stages)
+    first = rollout.enrol(RolloutState(id="r1"), tuple(Member(device=f"d{i}", previous=None) for i in range(size)))
+    state, _ = rollout.command(first, spec, "start", "go", 0)
+    gate = SequentialGate(GatePolicy(soak_windows=soak))
+    slow, retrying, silent = (m.device for m in state.members[-3:])
+    all_but_one = frozenset(m.device for m in state.members) - {silent}
+    zero = np.zeros((2, size))
+
+    def step(reporting: list[str], news: tuple[News, ...] = (), n: float = 1000.0) -> RolloutState:
+        trials = np.array([n if m.device in reporting else 0.0 for m in state.members])
+        counts, nothing = np.vstack((trials, zero)), np.zeros((3, size))
+        seen = Observation(
+            all_but_one, news, tuple((d, 1) for d in reporting), Counts(counts, nothing), Counts(nothing, nothing)
+        )
+        nonlocal now
+        now += 60_000
+        return rollout.step(state, spec, seen, gate, now)[0]
+
+    now = 0
+    while state.stage < len(stages) - 1 or not _names(state, "asked"):
+        state = step(_names(state, "committed"), tuple(News(d, "commit") for d in _names(state, "asked")))
+    quick = [d for d in _names(state, "asked") if d not in (slow, retrying)]
+    state = step([], (*(News(d, "commit") for d in (*quick, slow)), News(retrying, "retry", "disk full", "fetch")))
+    for _ in range(10):
+        state = step(quick)
+    expected = len(quick) + 2
+    assert (state.state, state.reason) == (
+        "running",
+        f"1 of {expected} devices of the last stage have not reported 3 times yet; {retrying} tries again (disk full)",
+    )
+    harmed = rollout.step(state, spec, _everyone(state, news=tuple(News(d, "fail") for d in quick)), gate, now)[0]
+    assert harmed.outcome == "rolled back", "harm is watched for meanwhile"
+    for _ in range(soak - 1):
+        state = step([*quick, slow])
+    assert state.state == "running"
+    state = step([*quick, slow])
+    assert (state.state, state.outcome) == ("done", "promoted")
+    assert silent in _names(state, "waiting")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_a_fleet_smaller_than_its_stages_is_not_held_for_ever(size: int) -> None:
+    spec = RolloutSpec(model="digits", digest=NEW)
+    state, gate = _started(spec, size), SequentialGate(GatePolicy(slow=None, label=None))
+    zero, nothing = np.zeros((2, size)), np.zeros((3, size))
+    for minute in range(1, 60):
+        running = _names(state, "committed")
+        mask = np.array([1000.0 * (m.device in running) for m in state.members])
+        seen = _everyone(
+            state, news=tuple(News(d, "commit") for d in _names(state, "asked")),
+            windows=tuple((d, 1) for d in running), treated=Counts(np.vstack((mask, zero)), nothing),
+            control=Counts(np.vstack((1000.0 - mask, zero)), nothing),
+        )  # fmt: skip
+        state, _ = rollout.step(state, spec, seen, gate, 60_000 * minute)
+    assert (state.state, state.exposed) == ("done", size)
 
 
 def test_those_left_over_get_the_release_when_everyone_else_has_it() -> None:

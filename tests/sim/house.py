@@ -19,9 +19,10 @@ from edgewright_contracts.package import Package
 from edgewright_hub import control, telemetry
 from edgewright_hub.conductor import Conductor
 from edgewright_hub.control import open_control
-from edgewright_hub.gates import GatePolicy, Margin
+from edgewright_hub.gates import GatePolicy
+from edgewright_hub.processes import Margin
 from edgewright_hub.registry import Registry
-from edgewright_hub.rollout import RolloutSpec
+from edgewright_hub.specification import RolloutSpec
 from edgewright_hub.telemetry import open_telemetry
 
 QUICK = GatePolicy(slow=None, label=Margin(r0=1.2, r1=2.0), error=Margin(r0=1.2, r1=2.0, delta=0.02), soak_windows=2)

@@ -1,0 +1,46 @@
+"""What is asked for when a rollout begins. It never changes afterwards."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import msgspec
+
+from edgewright_contracts.codec import Name
+from edgewright_contracts.desired import Probation, Seconds
+from edgewright_contracts.errors import RequestError
+
+from .gates import GatePolicy
+
+Stage = int | Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{1,3}(\.[0-9]+)?%\Z")]
+
+
+class RolloutSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What was asked for. One of `digest` and `version` may be left out; the hub completes it from its packages."""
+
+    model: Name
+    digest: Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{64})?\Z")] = ""
+    version: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    fleet: Annotated[str, msgspec.Meta(max_length=64)] = ""  # "": every fleet
+    devices: tuple[Name, ...] = ()  # only these of the fleet; none named: all, and those that join later
+    stages: Annotated[tuple[Stage, ...], msgspec.Meta(min_length=1, max_length=32)] = (1, "25%", "100%")
+    gate: GatePolicy = GatePolicy()
+    device_timeout_s: Seconds = 3600.0
+    window_s: Seconds = 60.0  # of reports during the rollout; also the shortest interval that the gate judges
+    probation: Probation = Probation()
+
+    def __post_init__(self) -> None:
+        sizes = [stage_size(stage, 1000) for stage in self.stages]
+        if sorted(sizes) != sizes or self.stages[-1] != "100%":
+            raise RequestError(
+                f"stages: expected growing counts or percentages that end in '100%', got {list(self.stages)}. "
+                "For instance: 1, 25%, 100%"
+            )
+
+
+def stage_size(stage: Stage, members: int) -> int:
+    """How many of `members` devices a stage exposes in all, at least one."""
+    if isinstance(stage, int):
+        return max(1, min(stage, members))
+    return max(1, min(members, math.ceil(float(stage[:-1]) / 100 * members)))
