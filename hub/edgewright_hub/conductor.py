@@ -16,16 +16,17 @@ import hashlib
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 import msgspec
 import sqlalchemy as sa
 
-from edgewright_contracts.desired import Config, Desired, DesiredModel, Probation, encode
+from edgewright_contracts.desired import Config, Desired, encode
 from edgewright_contracts.errors import Refused, RequestError
 from edgewright_contracts.topics import Kind
 
-from . import control, evidence, rollout, telemetry
+from . import admission, control, desired_documents, evidence, rollout, telemetry
+from .desired_documents import Documents, current, granted, newcomers, promoted_for
 from .fleet_drift import FleetDrift
 from .gates import Ledger, SequentialGate
 from .members import Member
@@ -47,13 +48,6 @@ class NotFound(RequestError):
     """No rollout has this id."""
 
 
-class Package(NamedTuple):
-    name: str
-    version: str
-    digest: str
-    state: str
-
-
 class Conductor:
     """`publish` hands a document to the broker; it may be called from the thread that calls `tick`."""
 
@@ -69,6 +63,7 @@ class Conductor:
         self._telemetry = telemetry_engine
         self._publish = publish
         self._config = config
+        self._documents = Documents()
         self._lock = threading.Lock()
         self.drift = FleetDrift(control_engine, telemetry_engine, registry.blobs)
 
@@ -88,32 +83,16 @@ class Conductor:
         another rollout of the same model in the same fleet.
         """
         with self._lock, self._control.begin() as connection:
-            packages = _packages(connection)
-            package = _named(spec, packages)
+            package = admission.named(spec, admission.packages(connection))
             spec = msgspec.structs.replace(spec, digest=package.digest, version=package.version)
             rows = connection.execute(sa.select(control.rollouts).order_by(control.rollouts.c.created_ms)).all()
-            _refuse_blocked(package, rows)
+            admission.refuse_blocked(package, rows)
             fleets = _fleets(connection)
-            members = _chosen(spec, fleets)
-            if unknown := sorted(set(spec.devices) - set(members)):
-                raise Refused(f"no enrolled device of fleet {spec.fleet!r} is called {', '.join(unknown)}")
-            for row in rows:
-                other = msgspec.convert(row.spec, RolloutSpec)
-                if row.state in rollout.ACTIVE and row.name == spec.model:
-                    shared = set(members) & set(_chosen(other, fleets))
-                    if shared or other.fleet == spec.fleet:
-                        raise Refused(
-                            f"rollout {row.id} ({other.model} {other.version}) is {row.state} on {len(shared)} "
-                            "of the same devices. Wait for its end, or abort it"
-                        )
-            if not members:
-                known = ", ".join(sorted({f for f in fleets.values() if f})) or "none"
-                raise Refused(
-                    f"no enrolled device is in fleet {spec.fleet!r} with the names asked for. Known fleets: {known}; "
-                    "`edgewright fleet devices` lists the devices"
-                )
-            documents = _documents(connection)
-            wanted = {d: _current(documents.get(d), spec.model) for d in members}
+            members = admission.chosen(spec, fleets)
+            admission.refuse_empty(spec, members, fleets)
+            admission.refuse_others(spec, members, fleets, rows)
+            documents = self._documents.read(connection)
+            wanted = {d: current(documents.get(d), spec.model) for d in members}
             members = [d for d in members if wanted[d] != spec.digest]
             if not members:
                 raise Refused(f"all {len(wanted)} devices already have {package.name} {package.version}")
@@ -159,12 +138,12 @@ class Conductor:
 
     def _rollouts(self, now_ms: int) -> tuple[bool, dict[str, Desired]]:
         with self._control.connect() as connection:
-            fleets, documents, cursors = _fleets(connection), _documents(connection), _cursors(connection)
+            fleets, documents, cursors = _fleets(connection), self._documents.read(connection), _cursors(connection)
             where = control.rollouts.c.state.in_(rollout.ACTIVE)
             active = connection.execute(sa.select(control.rollouts).where(where)).all()
-            promoted = _promoted(connection)
+            promoted = desired_documents.promoted(connection)
         ahead = {d: rev for d, rev in self._held().items() if d in documents and rev > documents[d].rev}
-        wishes: dict[str, list[Wish]] = {"": _newcomers(fleets, documents, promoted)}
+        wishes: dict[str, list[Wish]] = {"": newcomers(fleets, documents, promoted)}
         windows, events = self._read(cursors, reading=bool(active))
         stepped = []
         if active:
@@ -231,9 +210,9 @@ class Conductor:
         if state.state == "rolling-back" or spec.devices:
             return ()
         known = {m.device for m in state.members}
-        had = {d: _current(documents.get(d), spec.model) for d in _chosen(spec, fleets) if d not in known}
+        had = {d: current(documents.get(d), spec.model) for d in admission.chosen(spec, fleets) if d not in known}
         for device in had:
-            had[device] = had[device] or _promoted_for(promoted, fleets[device], spec.model)
+            had[device] = had[device] or promoted_for(promoted, fleets[device], spec.model)
         new = {device: digest for device, digest in had.items() if digest != spec.digest}
         return self._before(new, now_ms)[0] if new else ()
 
@@ -267,12 +246,12 @@ class Conductor:
             specs[state.id] = spec
             where = control.rollouts.c.id == state.id
             connection.execute(control.rollouts.update().where(where).values(**_stored(state, now_ms)))
-        documents = _documents(connection)
+        documents = self._documents.read(connection)
         changed: dict[str, Desired] = {device: documents[device] for device in ahead}
         for rollout_id, each in wishes.items():
             for wish in each:
                 before = changed.get(wish.device) or documents.get(wish.device) or Desired(rev=0, config=self._config)
-                after = _granted(before, wish, rollout_id, specs.get(rollout_id), self._config)
+                after = granted(before, wish, rollout_id, specs.get(rollout_id), self._config)
                 if after != before:
                     changed[wish.device] = after
         for device, document in changed.items():
@@ -317,24 +296,6 @@ def gate_of(row: sa.Row[Any]) -> SequentialGate:
     return SequentialGate(msgspec.convert(row.spec, RolloutSpec).gate)
 
 
-def _granted(document: Desired, wish: Wish, rollout_id: str, spec: RolloutSpec | None, config: Config) -> Desired:
-    """The document with this wish; other models stay as they are."""
-    trial = spec if wish.trial else None
-    entry = DesiredModel(
-        name=wish.model,
-        digest=wish.digest,
-        rollout=rollout_id if trial else "",
-        probation=trial.probation if trial else Probation(),
-    )
-    others = [m for m in document.models if m.name != entry.name]
-    window_s = trial.window_s if trial else config.rollout_window_s
-    return msgspec.structs.replace(
-        document,
-        models=tuple(sorted((*others, entry), key=lambda m: m.name)),
-        config=msgspec.structs.replace(config, rollout_window_s=window_s),
-    )
-
-
 def _stored(state: RolloutState, now_ms: int) -> dict[str, Any]:
     return {"state": state.state, "progress": msgspec.to_builtins(state), "updated_ms": now_ms}
 
@@ -350,12 +311,6 @@ def _row(connection: sa.Connection, rollout_id: str) -> sa.Row[Any]:
     return row
 
 
-def _packages(connection: sa.Connection) -> list[Package]:
-    p = control.packages.c
-    query = sa.select(p.name, p.version, p.digest, p.state).order_by(p.published_ms)
-    return [Package(*row) for row in connection.execute(query)]
-
-
 def _fleets(connection: sa.Connection) -> dict[str, str]:
     """Fleet of each enrolled device."""
     d = control.devices.c
@@ -363,81 +318,5 @@ def _fleets(connection: sa.Connection) -> dict[str, str]:
     return {row.id: row.fleet for row in rows}
 
 
-def _documents(connection: sa.Connection) -> dict[str, Desired]:
-    rows = connection.execute(sa.select(control.desired.c.device, control.desired.c.document))
-    return {row.device: msgspec.convert(row.document, Desired) for row in rows}
-
-
 def _cursors(connection: sa.Connection) -> dict[str, int]:
     return {row.name: row.position for row in connection.execute(sa.select(control.cursors))}
-
-
-def _promoted(connection: sa.Connection) -> dict[tuple[str, str], str]:
-    """Digest of the last rollout to a whole fleet that ended well, by (fleet, model); fleet "" is all of them."""
-    r = control.rollouts.c
-    query = sa.select(r.spec).where(r.state == "done").order_by(r.updated_ms)
-    found: dict[tuple[str, str], str] = {}
-    for row in connection.execute(query):
-        spec = msgspec.convert(row.spec, RolloutSpec)
-        if spec.devices:
-            continue
-        if not spec.fleet:  # newer than whatever single fleets had
-            found = {key: digest for key, digest in found.items() if key[1] != spec.model}
-        found[spec.fleet, spec.model] = spec.digest
-    return found
-
-
-def _promoted_for(promoted: Mapping[tuple[str, str], str], fleet: str, model: str) -> str | None:
-    return promoted.get((fleet, model)) or promoted.get(("", model))
-
-
-def _newcomers(
-    fleets: Mapping[str, str], documents: Mapping[str, Desired], promoted: Mapping[tuple[str, str], str]
-) -> list[Wish]:
-    """Devices that nobody has told anything yet get what their fleet runs."""
-    models = sorted({model for _, model in promoted})
-    return [
-        Wish(device, model, digest, trial=False)
-        for device, fleet in fleets.items()
-        for model in models
-        if (digest := _promoted_for(promoted, fleet, model)) and not _told(documents.get(device), model)
-    ]
-
-
-def _told(document: Desired | None, model: str) -> bool:
-    return document is not None and any(m.name == model for m in document.models)
-
-
-def _current(document: Desired | None, model: str) -> str | None:
-    return next((m.digest for m in document.models if m.name == model), None) if document else None
-
-
-def _chosen(spec: RolloutSpec, fleets: Mapping[str, str]) -> list[str]:
-    """The enrolled devices that a spec means."""
-    named = set(spec.devices)
-    return [d for d, fleet in fleets.items() if spec.fleet in ("", fleet) and (not named or d in named)]
-
-
-def _named(spec: RolloutSpec, packages: Sequence[Package]) -> Package:
-    """The one allowed package that a spec means. Raises Refused or RequestError."""
-    if not spec.digest and not spec.version:
-        raise RequestError("name what to roll out: a version (`--version 1.2.0`) or a digest")
-    mine = [p for p in packages if p.name == spec.model]
-    found = [p for p in mine if spec.digest in ("", p.digest) and spec.version in ("", p.version)]
-    if not found:
-        known = ", ".join(p.version for p in mine) or "none"
-        wanted = " ".join(filter(None, (spec.version, spec.digest[:16])))
-        raise Refused(f"{spec.model} {wanted} is not in the registry (published: {known}). Publish it first")
-    if found[0].state != "allowed":
-        raise Refused(f"{spec.model} {found[0].version} is {found[0].state}: its owner does not sign it any more")
-    return found[0]
-
-
-def _refuse_blocked(package: Package, rows: Iterable[sa.Row[Any]]) -> None:
-    for row in rows:
-        if row.state in ("rolling-back", "rolled-back") and row.spec["digest"] == package.digest:
-            why = row.progress["reason"]
-            raise Refused(
-                f"{package.name} {package.version} is blocked: rollout {row.id} sent it back ({why}). "
-                "Publish a corrected version under a new number"
-            )
