@@ -23,7 +23,8 @@ from edgewright_contracts.errors import ContractError, EdgewrightError, Refused,
 from . import api, pages
 from .api import Hub
 from .conductor import NotFound
-from .registry import BLOB_BYTES, TARGETS_BYTES, Conflict
+from .registry import TARGETS_BYTES, Conflict
+from .repository import BLOB_BYTES
 
 BODY_BYTES: Final = 256 * 1024
 _LIMITS: Final = (("/api/v1/blobs/", BLOB_BYTES), ("/api/v1/targets", TARGETS_BYTES))
@@ -42,7 +43,7 @@ def device_app(hub: Hub) -> FastAPI:
     app = _app(hub)
     app.include_router(api.enrol_router)
     app.include_router(api.router)
-    app.mount("/repo", Repository(directory=hub.registry.folder))
+    app.mount("/repo", RepositoryFiles(directory=hub.registry.folder))
     return app
 
 
@@ -120,7 +121,7 @@ class Bounded:
         await self._app(scope, counted, send)
 
 
-class Repository(StaticFiles):
+class RepositoryFiles(StaticFiles):
     """The static TUF repository: Range, ETag and 304 come from StaticFiles. All names but two contain a hash or a
     version, so what they name never changes."""
 

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from cryptography import x509
 from tuf.api.metadata import Metadata, Targets, Timestamp  # type: ignore[attr-defined]
 
-from .registry import TARGETS_ALERT
+from .repository import TARGETS_ALERT
 
 FREE_BYTES: Final = 1024**3
 DAY_MS: Final = 86_400_000

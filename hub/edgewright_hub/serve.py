@@ -41,7 +41,8 @@ from .consumer import Consumer
 from .control import open_control
 from .listeners import Address as Address
 from .listeners import is_address, is_loopback, listen, reachable, web
-from .registry import RESIGN_EVERY, Registry
+from .registry import Registry
+from .repository import RESIGN_EVERY
 from .telemetry import open_telemetry
 from .vitals import Vitals
 

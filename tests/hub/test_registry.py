@@ -207,7 +207,7 @@ def test_a_blob_with_another_hash_leaves_nothing_behind(registry: Registry) -> N
 
 
 def test_a_blob_that_is_too_large_leaves_nothing_behind(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgewright_hub.registry.BLOB_BYTES", 5000)
+    monkeypatch.setattr("edgewright_hub.repository.BLOB_BYTES", 5000)
     with pytest.raises(ContractError, match="at most 5000"):
         put(registry, b"x" * 5001)
     assert list(registry.blobs.iterdir()) == []
