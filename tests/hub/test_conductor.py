@@ -28,6 +28,17 @@ def house(tmp_path: Path, packages: dict[str, Package]) -> House:
     return House(tmp_path, packages)
 
 
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory, packages: dict[str, Package]) -> House:
+    return _with_first(House(tmp_path_factory.mktemp("grown"), packages))
+
+
+@pytest.fixture
+def lived_in(tmp_path: Path, grown: House) -> House:
+    """Eight devices that have run 1.0.0 for a while."""
+    return grown.copy(tmp_path)
+
+
 EIGHT = [f"pi-{i}" for i in range(8)]
 
 
@@ -41,8 +52,8 @@ def _with_first(house: House) -> House:
     return house
 
 
-def test_a_first_version_and_a_good_second_one_reach_every_device(house: House) -> None:
-    _with_first(house)
+def test_a_first_version_and_a_good_second_one_reach_every_device(lived_in: House) -> None:
+    house = lived_in
     house.start("2.0.0")
     seen = house.live(EIGHT, 120, until="done")
     assert (seen["state"], seen["outcome"], seen["devices_exposed"]) == ("done", "promoted", 8)
@@ -52,8 +63,8 @@ def test_a_first_version_and_a_good_second_one_reach_every_device(house: House) 
     assert revisions == sorted(set(revisions))
 
 
-def test_wrong_labels_send_a_release_back_before_it_reaches_everyone(house: House) -> None:
-    _with_first(house)
+def test_wrong_labels_send_a_release_back_before_it_reaches_everyone(lived_in: House) -> None:
+    house = lived_in
     house.start("2.0.0")
     seen = house.live(EIGHT, 120, wrong=lambda v: 0.4 if v == "2.0.0" else 0.05, until="rolled-back")
     assert (seen["state"], seen["outcome"]) == ("rolled-back", "rolled back")
@@ -64,8 +75,8 @@ def test_wrong_labels_send_a_release_back_before_it_reaches_everyone(house: Hous
         house.start("2.0.0")
 
 
-def test_a_failed_self_test_on_the_first_device_ends_the_rollout(house: House) -> None:
-    _with_first(house)
+def test_a_failed_self_test_on_the_first_device_ends_the_rollout(lived_in: House) -> None:
+    house = lived_in
     name = house.start("2.0.0")
     house.live(EIGHT, 1)
     first = next(d for d in EIGHT if house.version(d) == "2.0.0")
@@ -86,10 +97,9 @@ def test_a_failed_self_test_on_the_first_device_ends_the_rollout(house: House) -
     assert house.version(first) == "1.0.0"
 
 
-def test_a_hub_that_dies_after_any_tick_goes_on_as_if_it_had_not(tmp_path: Path, packages: dict[str, Package]) -> None:
+def test_a_hub_that_dies_after_any_tick_goes_on_as_if_it_had_not(tmp_path: Path, grown: House) -> None:
     def run(place: Path, *, dies: bool) -> list[Any]:
-        house = House(place, packages)
-        _with_first(house)
+        house = grown.copy(place)
         house.start("2.0.0")
         trace = []
         for _ in range(30):
@@ -105,8 +115,8 @@ def test_a_hub_that_dies_after_any_tick_goes_on_as_if_it_had_not(tmp_path: Path,
     assert run(tmp_path / "a", dies=True) == run(tmp_path / "b", dies=False)
 
 
-def test_a_tick_that_cannot_commit_is_repeated_whole(house: House) -> None:
-    _with_first(house)
+def test_a_tick_that_cannot_commit_is_repeated_whole(lived_in: House) -> None:
+    house = lived_in
     house.start("2.0.0")
     house.now += 5000
     before = [house.wanted(d) for d in EIGHT]
@@ -125,8 +135,8 @@ def test_a_tick_that_cannot_commit_is_repeated_whole(house: House) -> None:
     assert sum(house.version(d) == "2.0.0" for d in EIGHT) == 1
 
 
-def test_a_device_that_is_enrolled_later_gets_what_its_fleet_runs(house: House) -> None:
-    _with_first(house)
+def test_a_device_that_is_enrolled_later_gets_what_its_fleet_runs(lived_in: House) -> None:
+    house = lived_in
     house.enrol("late")
     house.conductor.tick(house.now)
     assert house.version("late") == "1.0.0"
@@ -171,12 +181,12 @@ def test_other_models_of_a_device_stay_as_they_are(house: House) -> None:
     assert wanted.rev == 8
 
 
-def test_pause_resume_and_abort(house: House) -> None:
-    _with_first(house)
+def test_pause_resume_and_abort(lived_in: House) -> None:
+    house = lived_in
     name = house.start("2.0.0")
     house.live(EIGHT, 1)
     house.conductor.command(name, "pause", who="ann", now_ms=house.now)
-    assert house.live(EIGHT, 60)["devices_exposed"] == 1
+    assert house.live(EIGHT, 40)["devices_exposed"] == 1
     house.conductor.command(name, "resume", who="ann", now_ms=house.now)
     house.conductor.command(name, "abort", who="ann", now_ms=house.now)
     assert {house.version(d) for d in EIGHT} == {"1.0.0"}
@@ -190,8 +200,8 @@ def test_pause_resume_and_abort(house: House) -> None:
     assert [tuple(row) for row in said][-3:] == [("ann", f"rollout {v}") for v in ("pause", "resume", "abort")]
 
 
-def test_what_is_wrong_is_refused_before_anything_moves(house: House) -> None:
-    _with_first(house)
+def test_what_is_wrong_is_refused_before_anything_moves(lived_in: House) -> None:
+    house = lived_in
     house.publish_package("3.0.0", state="withdrawn")
     sent = len(house.sent)
     for spec, reason in (
@@ -212,15 +222,14 @@ def test_what_is_wrong_is_refused_before_anything_moves(house: House) -> None:
 # Drift.
 
 
-def test_drift_is_reported_for_the_devices_that_moved_and_for_no_other(house: House) -> None:
-    _with_first(house)
+def test_drift_is_reported_for_the_devices_that_moved_and_for_no_other(lived_in: House) -> None:
+    house = lived_in
     package, rng = house.packages["1.0.0"], np.random.default_rng(5)
     moved = set(EIGHT[:4])
     for i in range(60):
         house.now += 5000
-        for device in EIGHT:
-            cells = draw_cells(package, 60, rng, shift=device in moved and i >= 30)
-            house.window(device, "1.0.0", n_monitored=60, cells=cells)
+        cells = {d: draw_cells(package, 60, rng, shift=d in moved and i >= 30) for d in EIGHT}
+        house.report(*(house.row(d, "1.0.0", n_monitored=60, cells=mine) for d, mine in cells.items()))
         if i == 29:
             house.restart()
         house.conductor.tick(house.now)
@@ -240,13 +249,13 @@ def test_drift_is_reported_for_the_devices_that_moved_and_for_no_other(house: Ho
     assert not [v for v in house.conductor.drift.verdicts() if v["subject"] == "pi-0" and v["verdict"] == "alarm"]
 
 
-def test_a_fleet_that_does_not_move_is_left_in_peace(house: House) -> None:
-    _with_first(house)
+def test_a_fleet_that_does_not_move_is_left_in_peace(lived_in: House) -> None:
+    house = lived_in
     package, rng = house.packages["1.0.0"], np.random.default_rng(6)
     for _ in range(150):
         house.now += 5000
-        for device in EIGHT[:4]:
-            house.window(device, "1.0.0", n=200, n_monitored=200, cells=draw_cells(package, 200, rng))
+        cells = {d: draw_cells(package, 200, rng) for d in EIGHT[:4]}
+        house.report(*(house.row(d, "1.0.0", n=200, n_monitored=200, cells=mine) for d, mine in cells.items()))
     while house.conductor.tick(house.now):
         pass
     verdicts = house.conductor.drift.verdicts()
@@ -254,8 +263,8 @@ def test_a_fleet_that_does_not_move_is_left_in_peace(house: House) -> None:
     assert {v["verdict"] for v in verdicts} == {"ok", "learning"}, "learning: those that counted nothing yet"
 
 
-def test_an_alarm_ends_after_three_quiet_days(house: House) -> None:
-    _with_first(house)
+def test_an_alarm_ends_after_three_quiet_days(lived_in: House) -> None:
+    house = lived_in
     package, rng = house.packages["1.0.0"], np.random.default_rng(7)
     for hour in range(24 * 6):
         house.now += HOUR
@@ -267,8 +276,8 @@ def test_an_alarm_ends_after_three_quiet_days(house: House) -> None:
     assert verdict["verdict"] == "ok"
 
 
-def test_windows_of_other_channels_are_counted_apart(house: House) -> None:
-    _with_first(house)
+def test_windows_of_other_channels_are_counted_apart(lived_in: House) -> None:
+    house = lived_in
     rng = np.random.default_rng(8)
     cells = draw_cells(house.packages["1.0.0"], 500, rng, shift=True)
     house.window("pi-0", "1.0.0", n=500, n_monitored=500, cells=cells, edge_hash="f" * 16)
@@ -278,8 +287,8 @@ def test_windows_of_other_channels_are_counted_apart(house: House) -> None:
     assert {(v["foreign_windows"], v["blocks"], v["verdict"]) for v in mine} == {(2, 0, "learning")}
 
 
-def test_a_stream_ends_when_its_device_goes_on_to_another_digest(house: House) -> None:
-    _with_first(house)
+def test_a_stream_ends_when_its_device_goes_on_to_another_digest(lived_in: House) -> None:
+    house = lived_in
     rng = np.random.default_rng(9)
     for version in ("1.0.0", "2.0.0"):
         house.window("pi-0", version, n=300, n_monitored=300, cells=draw_cells(house.packages[version], 300, rng))
@@ -289,8 +298,8 @@ def test_a_stream_ends_when_its_device_goes_on_to_another_digest(house: House) -
     assert mine == {(first, "ended"), (second, "ok")}
 
 
-def test_drift_that_cannot_be_stored_is_counted_once_later(house: House) -> None:
-    _with_first(house)
+def test_drift_that_cannot_be_stored_is_counted_once_later(lived_in: House) -> None:
+    house = lived_in
     rng = np.random.default_rng(10)
     house.window("pi-0", "1.0.0", n=300, n_monitored=300, cells=draw_cells(house.packages["1.0.0"], 300, rng))
 
@@ -307,9 +316,9 @@ def test_drift_that_cannot_be_stored_is_counted_once_later(house: House) -> None
 
 
 def test_a_reference_that_is_gone_stops_drift_of_that_package_only(
-    house: House, caplog: pytest.LogCaptureFixture
+    lived_in: House, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _with_first(house)
+    house = lived_in
     rng = np.random.default_rng(11)
     lost = house.packages["2.0.0"].manifest.files["variants/onnx-fp32/baseline.msgpack"].sha256
     (house.registry.blobs / lost).unlink()

@@ -7,21 +7,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from edgewright.main import run
+from edgewright_compiler.keys import init_keys
 from sim.house import House
 from sim.packages import make_package
 
 pytestmark = pytest.mark.process
 
 
-@pytest.fixture
-def data(tmp_path: Path, owner: Path) -> Iterator[Path]:
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A hub with two published packages and three devices that listen to nobody."""
-    place = tmp_path / "data"
+    tmp_path = tmp_path_factory.mktemp("hub")
+    owner, place = tmp_path / "owner", tmp_path / "data"
+    init_keys(owner, now=datetime.now(UTC))
     command = [sys.executable, "-c", "from edgewright.main import main; main()", "hub", "serve", "--data", str(place)]
     ports = ["--https", "127.0.0.1:0", "--page", "127.0.0.1:0", "--mqtt", "127.0.0.1:0", "--tick-s", "0.1"]
     hub = subprocess.Popen([*command, *ports, "--trust", str(owner / "hub")], stdout=subprocess.PIPE, text=True)

@@ -26,7 +26,7 @@ from sim.wire import WireClient
 
 pytestmark = pytest.mark.process
 
-REPORTS = 480
+REPORTS = 240
 IN_FLIGHT = 16
 
 

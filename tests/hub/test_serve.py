@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -12,26 +14,31 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from edgewright_compiler.keys import init_keys
+from edgewright_hub.control import open_control
 
 pytestmark = pytest.mark.process
 
 Start = Callable[..., subprocess.Popen[str]]
 
 
-@pytest.fixture
-def start(tmp_path: Path, owner: Path) -> Iterator[Start]:
+@contextlib.contextmanager
+def starting(place: Path) -> Iterator[Start]:
+    """Starts hubs on `place`/data, for the owner in `place`/owner, and leaves none of them behind."""
     running: list[subprocess.Popen[str]] = []
 
     def one(*options: str, trust: bool = True) -> subprocess.Popen[str]:
         ports = ["--https", "127.0.0.1:0", "--page", "127.0.0.1:0", "--mqtt", "127.0.0.1:0"]
-        given = ["--trust", str(owner / "hub")] if trust else []
+        given = ["--trust", str(place / "owner" / "hub")] if trust else []
         command = [sys.executable, "-c", "from edgewright.main import main; main()", "hub", "serve"]
         process = subprocess.Popen(
-            [*command, "--data", str(tmp_path / "data"), *ports, *given, *options],
+            [*command, "--data", str(place / "data"), *ports, *given, *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -44,6 +51,24 @@ def start(tmp_path: Path, owner: Path) -> Iterator[Start]:
         if process.poll() is None:
             process.kill()
         process.communicate(timeout=10)
+
+
+@pytest.fixture
+def start(tmp_path: Path, owner: Path) -> Iterator[Start]:
+    assert owner == tmp_path / "owner"
+    with starting(tmp_path) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
+    """Data directory and pid of a hub that runs for all tests that leave it as it is."""
+    place = tmp_path_factory.mktemp("served")
+    init_keys(place / "owner", now=datetime.now(UTC))
+    with starting(place) as one:
+        hub = one()
+        ready(hub)
+        yield place / "data", hub.pid
 
 
 def ready(process: subprocess.Popen[str]) -> str:
@@ -62,10 +87,15 @@ def get(data: Path, path: str, token: str = "") -> Any:
         return json.loads(answer.read())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_says_where_it_is_answers_and_ends_within_three_seconds(
-    start: Start, tmp_path: Path, number: signal.Signals
-) -> None:
+def end(hub: subprocess.Popen[str], number: signal.Signals) -> None:
+    begun = time.monotonic()
+    hub.send_signal(number)
+    _, errors = hub.communicate(timeout=10)
+    assert time.monotonic() - begun < 3
+    assert (hub.returncode, errors) == (0, "")
+
+
+def test_it_says_where_it_is_answers_and_ends_within_three_seconds(start: Start, tmp_path: Path) -> None:
     data = tmp_path / "data"
     hub = start("--json")
     said = json.loads(ready(hub))
@@ -79,23 +109,18 @@ def test_it_says_where_it_is_answers_and_ends_within_three_seconds(
         assert json.loads(answer.read()) == {"ok": True, "reasons": []} == get(data, "/healthz", "none")
     listening = urllib.request.urlopen(said["page"] + "live", timeout=10)  # a browser that follows the page
     assert listening.readline().startswith(b"event")
-    begun = time.monotonic()
-    hub.send_signal(number)
-    _, errors = hub.communicate(timeout=10)
-    assert time.monotonic() - begun < 3
+    end(hub, signal.SIGTERM)
     listening.close()
-    assert (hub.returncode, errors) == (0, "")
     assert not (data / "hub.json").exists()
 
 
-def test_a_second_hub_on_the_same_directory_is_refused_and_the_first_goes_on(start: Start, tmp_path: Path) -> None:
-    first = start()
-    ready(first)
-    second = start()
-    _, errors = second.communicate(timeout=20)
-    assert second.returncode == 3
-    assert f"process {first.pid}" in errors
-    assert get(tmp_path / "data", "/api/v1/devices") == []
+def test_a_second_hub_on_the_same_directory_is_refused_and_the_first_goes_on(
+    served: tuple[Path, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, pid = served
+    assert run("hub", "serve", "--data", str(data), "--https", "127.0.0.1:0") == 3
+    assert f"process {pid}" in capsys.readouterr().err
+    assert get(data, "/api/v1/devices") == []
 
 
 def test_after_a_kill_it_starts_again_with_the_same_identity_and_token(start: Start, tmp_path: Path) -> None:
@@ -105,9 +130,11 @@ def test_after_a_kill_it_starts_again_with_the_same_identity_and_token(start: St
     before = ((data / "admin.token").read_text(), (data / "ca.pem").read_bytes())
     first.kill()
     first.communicate(timeout=10)
-    ready(start(trust=False))
+    second = start(trust=False)
+    ready(second)
     assert ((data / "admin.token").read_text(), (data / "ca.pem").read_bytes()) == before
     assert get(data, "/api/v1/packages") == []
+    end(second, signal.SIGINT)
 
 
 def run(*arguments: str) -> int:
@@ -151,21 +178,21 @@ def test_what_is_wrong_with_the_options(
 
 
 def test_a_token_is_made_beside_a_running_hub_and_not_without_one(
-    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    served: tuple[Path, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = str(tmp_path / "data")
-    assert run("hub", "token", "--data", data) == 2
+    assert run("hub", "token", "--data", str(tmp_path / "data")) == 2
     assert "--trust" in capsys.readouterr().err
-    ready(start())
-    certificate = (tmp_path / "data" / "ca" / "server.pem").read_bytes()
+    place, _ = served
+    data = str(place)
+    certificate = (place / "ca" / "server.pem").read_bytes()
     assert run("hub", "token", "--data", data, "--uses", "3", "--expires", "2h", "--json") == 0
     assert json.loads(capsys.readouterr().out)["token"].startswith("ew1.")
     assert run("hub", "token", "--data", data, "--expires", "soon") == 2
     assert run("hub", "user", "ada", "--role", "viewer", "--data", data, "--json") == 0
     viewer = json.loads(capsys.readouterr().out)["token"]
-    assert get(tmp_path / "data", "/api/v1/packages", viewer) == []
+    assert get(place, "/api/v1/packages", viewer) == []
     assert run("hub", "migrate", "--data", data, "--json") == 0
-    assert (tmp_path / "data" / "ca" / "server.pem").read_bytes() == certificate
+    assert (place / "ca" / "server.pem").read_bytes() == certificate
 
 
 def test_the_hub_on_mosquitto_configured_by_the_hub(
@@ -194,15 +221,13 @@ def test_the_hub_on_mosquitto_configured_by_the_hub(
 
 
 def test_the_doctor_finds_nothing_on_a_healthy_hub_and_says_what_is_wrong_with_another(
-    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    served: tuple[Path, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = tmp_path / "data"
-    hub = start()
-    ready(hub)
-    assert run("hub", "doctor", "--data", str(data), "--json") == 0
+    assert run("hub", "doctor", "--data", str(served[0]), "--json") == 0
     assert json.loads(capsys.readouterr().out)["ok"]
-    hub.send_signal(signal.SIGTERM)
-    hub.communicate(timeout=10)
+    data = tmp_path / "data"
+    shutil.copytree(served[0], data)  # nobody holds the lock of the copy
+    open_control(data / "hub.db").dispose()  # which moves what was written last into the file itself
     with (data / "hub.db").open("r+b") as file:
         file.seek(4096)
         file.write(b"\xff" * 8192)

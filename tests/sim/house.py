@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +58,10 @@ class House:
         self.control, self.telemetry = open_control(self.place / "hub.db"), open_telemetry(self.place / "telemetry.db")
         self.registry = Registry(self.place / "repo", self.place / "keys", self.control)
         self.registry.blobs.mkdir(parents=True, exist_ok=True)
+        self.edges = {
+            version: decode_baseline(package.read("variants/onnx-fp32/baseline.msgpack")).edge_hash
+            for version, package in self.packages.items()
+        }
         for package in self.packages.values():
             for name, ref in package.manifest.files.items():
                 (self.registry.blobs / ref.sha256).write_bytes(package.read(name))
@@ -104,25 +110,44 @@ class House:
     def version(self, device: str) -> str:
         return next((v for v, p in self.packages.items() if p.digest == self.digest(device)), "")
 
-    def window(self, device: str, version: str, *, n: int = 60, cells: np.ndarray | None = None, **more: Any) -> None:
+    def copy(self, place: Path) -> House:
+        """The same house in another place; this one must not be used afterwards except to copy it again."""
+        self.control.dispose()
+        self.telemetry.dispose()
+        shutil.copytree(self.place, place, dirs_exist_ok=True)
+        at = next(self.numbers)
+        self.numbers = itertools.count(at)
+        return House(place, self.packages, list(self.sent), self.now, itertools.count(at), copy.deepcopy(self.rng))
+
+    def window(self, device: str, version: str, **more: Any) -> None:
+        self.report(self.row(device, version, **more))
+
+    def row(
+        self, device: str, version: str, *, n: int = 60, cells: np.ndarray | None = None, **more: Any
+    ) -> dict[str, Any]:
         package = self.packages[version]
         grid = np.zeros(401, np.int64)
         grid[200] = n
-        base = decode_baseline(package.read("variants/onnx-fp32/baseline.msgpack"))
-        row = {
+        row: dict[str, Any] = {
             "device": device, "spool_id": "0" * 16, "seq": next(self.numbers), "arrived_ms": self.now,
             "start_ms": self.now - 5000, "placed": "wall", "mono_start_ms": 0, "mono_end_ms": 5000, "boot_id": "0" * 16,
             "cohort": "lab", "digest": package.digest[:16], "variant": "onnx-fp32", "context": "",
-            "edge_hash": base.edge_hash, "phase": "normal", "rollout": "", "n": n, "n_monitored": 0, "errors": 0,
+            "edge_hash": self.edges[version], "phase": "normal", "rollout": "", "n": n, "n_monitored": 0, "errors": 0,
             "rejected": 0, "labels_n": 0, "labels_wrong": 0, "latency_total": pack_grid(grid),
             "cells": b"" if cells is None else pack(cells), "body": b"",
         } | more  # fmt: skip
+        return row
+
+    def report(self, *rows: dict[str, Any]) -> None:
+        """Windows arrive, in one transaction."""
+        d = telemetry.devices.c
         with self.telemetry.begin() as connection:
-            connection.execute(telemetry.windows.insert().values(**row))
-            d = telemetry.devices
-            newest = {name: row[name] for name in ("digest", "variant", "phase", "rollout")}
-            totals = {"windows": d.c.windows + 1, "inferences": d.c.inferences + n}
-            connection.execute(d.update().where(d.c.device == device).values(**newest, **totals))
+            connection.execute(telemetry.windows.insert(), rows)
+            for row in rows:
+                newest = {name: row[name] for name in ("digest", "variant", "phase", "rollout")}
+                totals = {"windows": d.windows + 1, "inferences": d.inferences + row["n"]}
+                mine = telemetry.devices.update().where(d.device == row["device"])
+                connection.execute(mine.values(**newest, **totals))
 
     def event(self, device: str, version: str, before: str, after: str, **more: Any) -> None:
         row = {
@@ -140,11 +165,14 @@ class House:
         """Devices run what they are told and report every five seconds; `wrong`: share of wrong labels by version."""
         for _ in range(ticks):
             self.now += 5000
+            rows = []
             for device in devices:
                 version = self.version(device)
                 if version:
                     labels_wrong = int(self.rng.binomial(20, wrong(version)))
-                    self.window(device, version, labels_n=20, labels_wrong=labels_wrong)
+                    rows.append(self.row(device, version, labels_n=20, labels_wrong=labels_wrong))
+            if rows:
+                self.report(*rows)
             self.conductor.tick(self.now)
             newest = self.conductor.rollouts()[0]
             if until and newest["state"] == until:
