@@ -142,7 +142,11 @@ def grid_quantile_ns(counts: Cells, q: float) -> float | None:
 
 
 def quantile_edges(values: npt.NDArray[np.floating], bins: int = 10) -> tuple[float, ...]:
-    """Strictly increasing float32 quantiles of the finite `values`, duplicates removed: 2..bins+1 of them.
+    """Strictly increasing float32 edges at the quantiles of the finite `values`, duplicates removed: 2..bins+1 of them.
+
+    Each edge lies midway between the value at its quantile and the next smaller one that occurs (the first and the last
+    just as far outside), so that a value that another CPU rounds differently stays in its cell: means of pixels are
+    multiples of 1/n, and an edge on one of them would move a tenth of all counts by half a bit.
 
     Raises ContractError when fewer than two distinct finite values exist: such a channel can count nothing.
     """
@@ -151,10 +155,17 @@ def quantile_edges(values: npt.NDArray[np.floating], bins: int = 10) -> tuple[fl
     finite = finite[np.isfinite(finite)] + np.float32(0)  # -0.0 becomes 0.0: they are one edge and need one hash
     if finite.size == 0:
         raise ContractError("values", "finite values to cut into quantiles", "none")
-    edges = np.unique(np.quantile(finite, np.linspace(0, 1, bins + 1), method="lower").astype(np.float32))
-    if edges.size < 2:
-        raise ContractError("values", "at least two distinct values", f"only {edges[0]!r}")
-    return tuple(float(e) for e in edges)
+    distinct = np.unique(finite)
+    if distinct.size < 2:
+        raise ContractError("values", "at least two distinct values", f"only {float(distinct[0])!r}")
+    at = np.searchsorted(distinct, np.quantile(finite, np.linspace(0, 1, bins + 1), method="lower"))
+    gaps = np.diff(distinct.astype(np.float64)) / 2
+    wide = distinct.astype(np.float64)[np.unique(at)]
+    wide -= gaps[np.maximum(np.unique(at) - 1, 0)]
+    wide[-1] = float(distinct[-1]) + gaps[-1]
+    with np.errstate(over="ignore"):
+        edges = np.clip(wide, np.finfo(np.float32).min, np.finfo(np.float32).max).astype(np.float32)
+    return tuple(float(e) for e in np.unique(edges + np.float32(0)))  # -0.0 becomes 0.0
 
 
 def offsets(sizes: Sequence[int]) -> list[int]:

@@ -58,7 +58,7 @@ class Birth(msgspec.Struct, frozen=True, kw_only=True):
     agent: Version
     hardware: Hardware
     runtimes: Annotated[dict[Label, Text], msgspec.Meta(max_length=8)]
-    slots: Annotated[tuple[Slot, ...], msgspec.Meta(max_length=32)] = ()
+    slots: Annotated[tuple[Slot, ...], msgspec.Meta(max_length=64)] = ()  # two for each of 32 models
     clock: Clock
     uptime_ms: Millis
     window_s: Count

@@ -22,7 +22,7 @@ COMMAND_BYTES: Final = 4 * KIB
 ACK_BYTES: Final = 128
 MASK_BITS: Final = 64
 
-Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400.0)]
+Seconds = Annotated[float, msgspec.Meta(ge=0.5, le=86400.0)]  # shorter windows would wear flash and say nothing
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

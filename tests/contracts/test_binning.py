@@ -26,6 +26,7 @@ from edgewright_contracts.binning import (
     unpack,
     unpack_grid,
 )
+from edgewright_contracts.channels import numeric_cells
 from edgewright_contracts.codec import MAX_COUNT
 from edgewright_contracts.errors import ContractError
 
@@ -188,3 +189,12 @@ def test_quantile_edges_are_float32_and_rise_or_nothing_can_be_counted(values: n
     assert list(edges) == sorted(set(edges))
     assert all(np.float32(e) == e and np.isfinite(e) for e in edges)
     assert not any(e == 0 and np.signbit(e) for e in edges)
+
+
+def test_a_value_rounded_differently_by_another_cpu_stays_in_its_cell() -> None:
+    levels = (np.random.default_rng(0).integers(0, 65, 20_000) / np.float32(64)).astype(np.float32)
+    edges = np.array(quantile_edges(levels), np.float32)
+    cells = np.bincount(numeric_cells(levels, edges), minlength=edges.size + 2)
+    for neighbour in (np.float32(-9), np.float32(9)):
+        other = np.bincount(numeric_cells(np.nextafter(levels, neighbour), edges), minlength=edges.size + 2)
+        assert (other == cells).all()

@@ -112,7 +112,7 @@ BIRTHS = st.builds(
     desired_rev=COUNTS,
 )
 STATUSES = st.builds(birth.Status, online=st.booleans(), boot_id=HEX64, connection=COUNTS)
-SECONDS = st.floats(min_value=0.001, max_value=86400.0)
+SECONDS = st.floats(min_value=0.5, max_value=86400.0)
 DESIRED = st.builds(
     desired.Desired,
     rev=COUNTS,
