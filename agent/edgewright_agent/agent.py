@@ -30,8 +30,10 @@ from . import clock as clocks
 from . import identity
 from .clock import Clock, SystemClock
 from .disk import Disk, RealDisk
+from .failures import Unforeseen
 from .fetch import Link
-from .install import Installer, Loaded, Sealed
+from .install import Installer, Sealed
+from .job import Loaded
 from .meter import Meter
 from .model import Active, Model
 from .mqtt import MqttTransport, Transport
@@ -79,6 +81,7 @@ class Agent:
         opened = birth.Unclean(boot_id=self.boot_id, open_since_mono_ms=self._clock.monotonic_ns() // 1_000_000)
         self._spool = Spool(self._disk, self.home / "spool", opened=opened, new_id=lambda: secrets.token_hex(8))
         hub = self.identity.hub
+        unforeseen = Unforeseen(self.emit, self._clock, self.boot_id)
         link = Link(self.identity.ca if hub.repo.startswith("https:") else None)
         self._installer = Installer(
             self._disk,
@@ -91,6 +94,7 @@ class Agent:
             boot_id=self.boot_id,
             runtimes=tuple(self._runtimes),
             uniform=random.random,
+            unforeseen=unforeseen,
         )
         self._reporter = Reporter(
             self.home,
@@ -107,6 +111,7 @@ class Agent:
             desire=self._desire,
             born=self._birth,
             received=lambda: link.received,
+            unforeseen=unforeseen,
         )
         self._threads = [
             threading.Thread(target=self._reporter.run, name="edgewright-telemetry", daemon=True),
@@ -168,7 +173,7 @@ class Agent:
             raise RequestError(f"expected an outcome name of 1 to 64 characters other than 'correct', got {name!r}")
         self._meter.outcome(Outcome(identifier, name, int(happened)))
 
-    # What the installer asks for (install.Host).
+    # What the installer asks for (job.Host).
 
     @property
     def online(self) -> bool:

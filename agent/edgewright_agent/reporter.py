@@ -30,6 +30,7 @@ from . import clock as clocks
 from .clock import Clock
 from .counts import Clocks
 from .disk import Disk, atomic_write
+from .failures import Unforeseen
 from .meter import Meter
 from .mqtt import Transport
 from .rows import Subject
@@ -67,11 +68,13 @@ class Reporter:
         desire: Callable[[Desired], None],
         born: Callable[[int, int], bytes],
         received: Callable[[], int],
+        unforeseen: Unforeseen,
     ) -> None:
         self._path, self._disk, self._clock = home / "desired.json", disk, clock
         self._meter, self._spool, self._transport, self._wake = meter, spool, transport, wake
         self._boot_id, self._subjects, self._hurried = boot_id, subjects, hurried
         self._observe, self._desire, self._born, self._received = observe, desire, born, received
+        self._unforeseen = unforeseen
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._pending: list[Window] = []  # sealed, but the disk did not take them yet
@@ -111,10 +114,13 @@ class Reporter:
             self._wake.clear()
             try:
                 self.turn()
-            except Exception:  # telemetry must not end because one message or one disk write went wrong
-                log.exception("telemetry went wrong and goes on")
+            except Exception as error:  # telemetry must not end because one message or one disk write went wrong
+                self._unforeseen.tell("telemetry", error)
                 self._stopping.wait(1)
-        self._finish()
+        try:
+            self._finish()
+        except Exception as error:  # the spool tells the next birth that this end was not clean
+            self._unforeseen.tell("telemetry", error)
 
     def stop(self) -> None:
         self._stopping.set()

@@ -46,12 +46,21 @@ def serve(agent: Agent, host: str | None, port: int) -> None:
     server = Server((host, port), agent) if host is not None else None
     with agent:
         if server is not None:
-            threading.Thread(target=server.serve_forever, name="edgewright-http", daemon=True).start()
+            threading.Thread(target=_serve, args=(server, ended), name="edgewright-http", daemon=True).start()
             log.warning("serving http://%s:%d/v2", host, server.server_port)
         ended.wait()
         if server is not None:
             server.shutdown()
             server.server_close()
+
+
+def _serve(server: Server, ended: threading.Event) -> None:
+    try:
+        server.serve_forever()
+    except Exception:  # a daemon that does not answer any more must end, so that whoever supervises it starts it again
+        log.exception("serving HTTP ended")
+    finally:
+        ended.set()
 
 
 class Server(ThreadingHTTPServer):
@@ -88,6 +97,9 @@ class Handler(BaseHTTPRequestHandler):
             status, body = 503, {"error": str(error)}
         except EdgewrightError as error:
             status, body = 400, {"error": str(error)}
+        except Exception as error:
+            log.exception("%s went wrong", self.path)
+            status, body = 500, {"error": f"a bug of the agent: {type(error).__name__}: {error}"}
         data = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import pytest
 
 from edgewright_agent.agent import Agent
 from edgewright_contracts.desired import Config, Desired, DesiredModel, Probation
+from edgewright_contracts.manifest import FileRef, encode_manifest
+from edgewright_contracts.package import read_package
 from sim import packages
 from sim.broker import SimBroker, SimTransport
 from sim.hub import SimHub
@@ -31,6 +35,19 @@ class World:
         self.repository.publish(package)
         return package
 
+    def altered(self, package, label: str, *, replaced: dict[str, bytes] | None = None, **fields):
+        """The same package under another manifest, with some files replaced."""
+        folder = self.folder / "packages" / label
+        shutil.copytree(package.root, folder)
+        for name, data in (replaced or {}).items():
+            (folder / name).write_bytes(data)
+            ref = FileRef(hashlib.sha256(data).hexdigest(), len(data))
+            fields["files"] = {**fields.get("files", package.manifest.files), name: ref}
+        (folder / "manifest.json").write_bytes(encode_manifest(msgspec.structs.replace(package.manifest, **fields)))
+        found = read_package(folder)
+        self.repository.publish(found)
+        return found
+
     def home(self, device: str) -> Path:
         home = self.folder / device
         folder = home / "identity"
@@ -45,7 +62,7 @@ class World:
         return Agent(self.home(device), transport=link, **seams)
 
     def want(
-        self, package, device: str = "dev-1", *, rollout: str = "", windows: int = 1, window_s: float = 0.2,
+        self, package, device: str = "dev-1", *, rollout: str = "", windows: int = 1, window_s: float = 0.5,
         max_s: float = 60.0, cleared: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         self.rev += 1

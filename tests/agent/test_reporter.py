@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from edgewright_agent import reporter as reporters
-from edgewright_agent.meter import Meter, Subject
+from edgewright_agent.failures import Unforeseen
+from edgewright_agent.meter import Meter
 from edgewright_agent.model import Active, Model
 from edgewright_agent.reporter import Reporter, length_s
+from edgewright_agent.rows import Subject
 from edgewright_agent.spool import Spool
 from edgewright_contracts import birth
 from edgewright_contracts.baseline import decode_baseline
@@ -65,7 +67,7 @@ class Bench:
             HOME, disk=self.disk, clock=self.clock, meter=self.meter, spool=self.spool, transport=self.link, wake=wake,
             boot_id=BOOT, subjects=lambda: [self.subject], hurried=lambda: self.hurry,
             observe=lambda sealed, rss: self.sealed.append(sealed), desire=self.desired.append, born=self.born,
-            received=lambda: 0,
+            received=lambda: 0, unforeseen=Unforeseen(self.spool.event, self.clock, BOOT),
         )  # fmt: skip
         self.image = packages.draw(1, seed=1)[0][0]
 

@@ -1,0 +1,92 @@
+"""Failures: whom an exception of a step is to be blamed on, and exceptions that no step expected.
+
+Guarantee: only the model's failures block a digest, so whatever is in doubt is not the model's. No exception ends a
+thread of the agent: one that has no step is logged each time and told to the hub, once an hour for each kind.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable
+from typing import Final
+
+from edgewright_contracts import event as events
+from edgewright_contracts.errors import Refused, RequestError, Unavailable
+from edgewright_contracts.event import FailureClass
+
+from .clock import Clock
+from .fetch import LinkDown, WrongBytes
+from .trust import Distrusted, NotAllowed
+from .update import State
+
+TELL_S: Final = 3600.0
+
+log = logging.getLogger(__name__)
+
+
+class DiskFull(Unavailable):
+    """Too little space for a package."""
+
+
+class Unsuited(Refused):
+    """The package is for another agent or another kind of device; not its fault, and trying again changes nothing."""
+
+
+def classify(error: Exception, state: State) -> FailureClass:
+    """Who is to blame for what the step of `state` threw."""
+    if isinstance(error, LinkDown):
+        return "link"
+    if isinstance(error, Distrusted | NotAllowed | WrongBytes):
+        return "hub"
+    if isinstance(error, Unsuited):
+        return "operator"
+    if isinstance(error, OSError | DiskFull):
+        return "disk"
+    if isinstance(error, Unavailable):
+        return "link"
+    if state in (State.COMMIT, State.ROLLBACK):
+        return "disk"  # these must be done, so they are tried until they are
+    if isinstance(error, Refused | RequestError):  # LoadFailed and ContractError: signed, and still unusable
+        return "model"
+    return "model" if state is State.WARMUP else "disk"
+
+
+def tail(error: Exception) -> str:
+    """The traceback that an event carries; "" for what the program foresees."""
+    if isinstance(error, Refused | RequestError | Unavailable | OSError):
+        return ""
+    return "".join(traceback.format_exception(error))[-events.LOG_TAIL_BYTES :]
+
+
+class Unforeseen:
+    """Exceptions outside of every step. `emit` spools an event, and may raise OSError."""
+
+    def __init__(self, emit: Callable[[events.Event], None], clock: Clock, boot_id: str) -> None:
+        self._emit, self._clock, self._boot_id = emit, clock, boot_id
+        self._told: dict[tuple[str, str], float] = {}
+
+    def tell(self, thread: str, error: Exception) -> None:
+        """Called from the thread that goes on behind it."""
+        log.error("%s went wrong and goes on", thread, exc_info=error)
+        now, kind = self._clock.monotonic_ns() / 1e9, (thread, type(error).__name__)
+        if now - self._told.get(kind, -TELL_S) < TELL_S:
+            return
+        try:
+            self._emit(
+                events.Event(
+                    spool_id="0" * 16,  # given with the number, when it is offered
+                    seq=1,
+                    boot_id=self._boot_id,
+                    mono_ms=self._clock.monotonic_ns() // 1_000_000,
+                    wall_ms=self._clock.wall_ms(),
+                    before=thread,
+                    after=thread,
+                    reason=f"unforeseen: {type(error).__name__}: {error}"[:1024],
+                    failure="disk" if isinstance(error, OSError) else None,
+                    log=tail(error),
+                )
+            )
+            self._told[kind] = now
+        except OSError as full:  # the likeliest reason of all: the next one is told instead
+            log.error("the disk does not take the event either: %s", full)  # noqa: TRY400

@@ -1,0 +1,149 @@
+"""A job: one model on this device. What is on disk, what the hub wants, and what is loaded; and what is told of it.
+
+Order of every step: do it, spool the event, persist the record. Cut between the last two, the event comes twice with
+the same attempt; it never goes missing.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final, NamedTuple, Protocol
+
+import msgspec
+
+from edgewright_contracts import event as events
+from edgewright_contracts.baseline import Baseline
+from edgewright_contracts.desired import DesiredModel
+from edgewright_contracts.event import FailureClass
+from edgewright_contracts.manifest import Variant
+from edgewright_contracts.package import Package
+from edgewright_contracts.report import Phase, Rollout, Window
+from edgewright_runtime.runtime import Session
+
+from . import update
+from .clock import Clock
+from .slots import ModelState, Side, Slot, Store
+from .update import Event, PrePeriod, Record, State
+
+HISTORY_N: Final = 100_000  # inferences that the pre-period remembers before it halves
+
+log = logging.getLogger(__name__)
+
+
+class Loaded(NamedTuple):
+    package: Package
+    variant: Variant
+    baseline: Baseline
+    session: Session
+
+
+class Host(Protocol):
+    """What the rest of the agent does for the installer."""
+
+    @property
+    def online(self) -> bool: ...
+
+    def emit(self, draft: events.Event) -> None:
+        """Durably spool an event. Raises OSError."""
+
+    def switch(self, model: str, loaded: Loaded | None, phase: Phase, rollout: Rollout) -> None:
+        """From now on the model answers with this; None: with Unavailable."""
+
+
+class Job:
+    """Of the install thread only, but for `state` and `rollout`, which are frozen."""
+
+    def __init__(self, store: Store, host: Host, clock: Clock, boot_id: str) -> None:
+        self.store = store
+        self._host, self._clock, self._boot_id = host, clock, boot_id
+        self.wanted: DesiredModel | None = None
+        self.unsuited: DesiredModel | None = None  # wanted, and not for this device: waits until something else is
+        self.loaded: Loaded | None = None
+        self.candidate: Loaded | None = None
+        self.fetched: tuple[bytes, Slot] | None = None
+        self.phase: Phase = "normal"
+        self.history = PrePeriod()
+        self.retry_at_s = 0.0
+        self.probation_since_s = 0.0
+
+    @property
+    def state(self) -> ModelState:
+        return self.store.state
+
+    @property
+    def record(self) -> Record:
+        return self.store.state.record
+
+    @property
+    def rollout(self) -> str:
+        wanted = self.wanted or self.record.wanted
+        return wanted.rollout if wanted else ""
+
+    @property
+    def now_s(self) -> float:
+        return self._clock.monotonic_ns() / 1e9
+
+    def staged(self) -> tuple[Side, Slot]:
+        """The slot that holds what this update is about, before it is active. Raises OSError when it does not."""
+        side = self.state.spare
+        slot = self.state.slot(side)
+        if slot is None or slot.digest != self.record.digest:
+            raise OSError(f"the staged package {self.record.digest[:16]} is not in slot {side} any more")
+        return side, slot
+
+    def switch(self) -> None:
+        """The application gets what is loaded."""
+        self._host.switch(self.store.name, self.loaded, self.phase, self.rollout)
+
+    def go(self, event: Event, *, reason: str = "", failure: FailureClass | None = None, log_tail: str = "") -> None:
+        """The machine takes one step: told, then persisted. Raises OSError, and then nothing moved."""
+        record = update.advance(self.record, event, reason=reason, failure=failure)
+        if record.state is State.BLOCKED and record.digest not in self.state.blocked:
+            self.emit(record, reason, failure=failure, log_tail=log_tail)
+            blocked = {**self.state.blocked, record.digest: reason}
+            self.store.save(msgspec.structs.replace(self.state, record=record, blocked=blocked))
+        else:
+            self.announce(record, log_tail)
+
+    def announce(self, record: Record, log_tail: str = "") -> None:
+        self.emit(record, record.reason, failure=record.failure, log_tail=log_tail)
+        self.keep(record)
+
+    def keep(self, record: Record) -> None:
+        self.store.save(msgspec.structs.replace(self.state, record=record))
+
+    def emit(self, after: Record, reason: str, *, failure: FailureClass | None = None, log_tail: str = "") -> None:
+        before = self.record
+        slot = self.state.slot(self.state.spare) if self.state.running is None else self.state.running
+        mine = slot if slot is not None and slot.digest == after.digest else None
+        log.info("%s: %s → %s %s", self.store.name, before.state, after.state, reason)
+        self._host.emit(
+            events.Event(
+                spool_id="0" * 16,  # given with the number, when it is offered
+                seq=1,
+                boot_id=self._boot_id,
+                mono_ms=self._clock.monotonic_ns() // 1_000_000,
+                wall_ms=self._clock.wall_ms(),
+                model=self.store.name,
+                digest=after.digest,
+                variant=mine.variant if mine else "",
+                rollout=after.wanted.rollout if after.wanted else "",
+                before=before.state.value,
+                after=after.state.value,
+                reason=(reason or after.reason)[:1024],
+                failure=failure or after.failure,
+                attempt=after.attempt,
+                log=log_tail[-events.LOG_TAIL_BYTES :],
+            )
+        )
+
+    def remember(self, windows: list[Window]) -> None:
+        """Add windows of the running package to its pre-period; old ones fade."""
+        running = self.state.running
+        h = self.history
+        for w in windows:
+            if running is not None and w.digest == running.digest[:16] and w.phase == "normal":
+                h = PrePeriod(h.n + w.n, h.errors + w.error_count, h.rejected + sum(w.rejected.values()))
+        if h.n > HISTORY_N:
+            h = PrePeriod(h.n // 2, h.errors // 2, h.rejected // 2)
+        self.history = h

@@ -1,0 +1,143 @@
+"""Steps: what each state of `update.py` stands for. Every one may be done again.
+
+A step ends by moving its job on, or raises, and then `failures.classify` says whose failure that is.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import platform
+import threading
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from edgewright_contracts.baseline import decode_baseline
+from edgewright_contracts.channels import Binner
+from edgewright_contracts.errors import Refused
+from edgewright_contracts.manifest import decode_manifest
+from edgewright_runtime.runtime import open_session
+
+from . import health, update
+from .choice import choose
+from .disk import Disk
+from .failures import DiskFull
+from .fetch import Link
+from .job import Job, Loaded
+from .slots import Side, Slot, Store, needed
+from .trust import Trust
+from .update import Event, PrePeriod, State
+
+SPARE_BYTES: Final = 4 << 20  # of disk that a download leaves free
+WARM_ROWS: Final = 3
+
+
+class Steps:
+    def __init__(
+        self, disk: Disk, trust: Trust, link: Link, repo: str, runtimes: tuple[str, ...], stopping: threading.Event
+    ) -> None:
+        self._disk, self._trust, self._link, self._repo = disk, trust, link, repo
+        self._runtimes, self._stopping = runtimes, stopping
+        self._arch, self._agent = platform.machine().lower(), importlib.metadata.version("edgewright")
+        self._table: dict[State, Callable[[Job], None]] = {
+            State.FETCH: self._fetch,
+            State.STAGE: self._stage,
+            State.SELFTEST: self._selftest,
+            State.WARMUP: self._warm_up,
+            State.ACTIVATE: self._activate,
+            State.COMMIT: self._commit,
+        }
+
+    def take(self, job: Job) -> None:
+        """Do what the state of `job` stands for."""
+        self._table[job.record.state](job)
+
+    def _fetch(self, job: Job) -> None:
+        wanted = job.record.wanted
+        assert wanted is not None
+        assert wanted.digest is not None
+        spare = job.state.slot(job.state.spare)
+        if spare is not None and spare.digest == wanted.digest and wanted.variant in (None, spare.variant):
+            job.go(Event.DONE, reason="the other slot holds it already")
+            return
+        data = self._trust.manifest(wanted.name, wanted.digest)
+        manifest = decode_manifest(data)
+        variant, runtime = choose(manifest, wanted, agent=self._agent, arch=self._arch, runtimes=self._runtimes)
+        need, free = job.store.to_download(manifest, variant) + SPARE_BYTES, self._disk.free(job.store.root)
+        if need > free:
+            raise DiskFull(f"expected {need} bytes of free disk, got {free}")
+        for file in needed(variant):
+            ref = manifest.files[file]
+            self._link.blob(
+                self._disk, f"{self._repo}blobs/{ref.sha256}", job.store.part(ref.sha256), ref.size, ref.sha256
+            )
+        job.fetched = (data, Slot(wanted.digest, manifest.version, variant.id, runtime))
+        job.go(Event.DONE, reason=f"{manifest.version} {variant.id} for {runtime}")
+
+    def _stage(self, job: Job) -> None:
+        spare = job.state.slot(job.state.spare)
+        if spare is None or spare.digest != job.record.digest:
+            assert job.fetched is not None  # a boot in this state goes back to fetch
+            job.store.stage(*job.fetched)
+        job.fetched = None
+        job.go(Event.DONE)
+
+    def _selftest(self, job: Job) -> None:
+        side, slot = job.staged()
+        verdict, tail = health.selftest(job.store.side(side), slot.variant, slot.runtime, stopping=self._stopping)
+        if verdict.passed:
+            job.go(Event.DONE, reason=f"passed; peak {verdict.rss_mb:.0f} MB")
+        else:
+            job.go(Event.BROKEN, reason=f"self-test: {verdict.reason}", failure="model", log_tail=tail)
+
+    def _warm_up(self, job: Job) -> None:
+        side, _ = job.staged()
+        began = job.now_s
+        loaded = load(job.store, side)
+        outputs = loaded.session.run(_first_rows(loaded))
+        took = job.now_s - began
+        Binner(loaded.baseline.channels).add(outputs)  # channels that do not fit the outputs could not be counted
+        budget = loaded.package.manifest.budgets.load_s
+        if budget is not None and took > budget:
+            raise Refused(f"loading took {took:.1f} s, budget {budget:g} s")
+        job.candidate = loaded
+        job.go(Event.DONE, reason=f"loaded in {took:.2f} s")
+
+    def _activate(self, job: Job) -> None:
+        side, _ = job.staged()
+        assert job.candidate is not None  # a boot in this state goes back to warm-up
+        record = msgspec.structs.replace(
+            update.advance(job.record, Event.DONE), before=job.history, healthy=0, breaches=0, crashes=0
+        )
+        job.loaded, job.candidate, job.phase = job.candidate, None, "probation"
+        job.probation_since_s, job.history = job.now_s, PrePeriod()
+        job.switch()
+        job.emit(record, "")
+        # One write moves the pointer and begins the probation: there is no moment between them.
+        job.store.save(msgspec.structs.replace(job.state, active=side, record=record))
+
+    def _commit(self, job: Job) -> None:
+        job.phase = "normal"
+        if job.loaded is not None:
+            job.switch()
+        job.go(Event.DONE, reason="committed")
+
+
+def load(store: Store, side: Side) -> Loaded:
+    """The session of what a slot holds. Raises ContractError, LoadFailed, Unavailable, OSError."""
+    package, slot = store.package(side), store.state.slot(side)
+    assert slot is not None
+    manifest = package.manifest
+    variant = manifest.variant(slot.variant)
+    package.read(variant.model)  # its hash: flash rots
+    session = open_session(package.root / variant.model, slot.runtime, inputs=manifest.inputs, outputs=manifest.outputs)
+    return Loaded(package, variant, decode_baseline(package.read(variant.baseline)), session)
+
+
+def _first_rows(loaded: Loaded) -> dict[str, np.ndarray]:
+    """Of the self-test's inputs."""
+    with np.load(io.BytesIO(loaded.package.read(loaded.variant.selftest)), allow_pickle=False) as arrays:
+        return {t.name: arrays[f"input:{t.name}"][:WARM_ROWS] for t in loaded.package.manifest.inputs}

@@ -1,0 +1,137 @@
+"""Every exception has a class or is told; none ends a thread."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from edgewright_agent.failures import DiskFull, Unforeseen, Unsuited, classify
+from edgewright_agent.fetch import LinkDown, WrongBytes
+from edgewright_agent.trust import Distrusted, NotAllowed
+from edgewright_agent.update import S
+from edgewright_contracts.errors import ContractError, Refused, Unavailable
+from edgewright_runtime.runtime import LoadFailed
+from sim.clock import SimClock
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "failure"),
+    [
+        (LinkDown("x"), S.FETCH, "link"),
+        (Unavailable("x"), S.SELFTEST, "link"),
+        (Distrusted("x"), S.FETCH, "hub"),
+        (NotAllowed("x"), S.FETCH, "hub"),
+        (WrongBytes("x"), S.FETCH, "hub"),
+        (Unsuited("x"), S.FETCH, "operator"),
+        (DiskFull("x"), S.FETCH, "disk"),
+        (OSError("x"), S.STAGE, "disk"),
+        (LoadFailed("x"), S.WARMUP, "model"),
+        (ContractError("x", "y", "z"), S.FETCH, "model"),
+        (ValueError("x"), S.WARMUP, "model"),
+        (ValueError("x"), S.FETCH, "disk"),
+        (Refused("x"), S.COMMIT, "disk"),
+        (Refused("x"), S.ROLLBACK, "disk"),
+    ],
+)
+def test_only_what_the_model_did_is_blamed_on_it(error, state, failure):
+    assert classify(error, state) == failure
+
+
+def test_what_nobody_foresaw_is_told_once_an_hour_for_each_kind():
+    told, clock = [], SimClock()
+    unforeseen = Unforeseen(told.append, clock, "b" * 16)
+    for error in (ValueError("first"), ValueError("second"), KeyError("third")):
+        unforeseen.tell("telemetry", error)
+    clock.advance(3601)
+    unforeseen.tell("telemetry", ValueError("fourth"))
+    assert [e.reason for e in told] == [
+        "unforeseen: ValueError: first", "unforeseen: KeyError: 'third'", "unforeseen: ValueError: fourth",
+    ]  # fmt: skip
+    assert {(e.before, e.after) for e in told} == {("telemetry", "telemetry")}
+
+
+def test_what_a_full_disk_does_not_take_is_told_when_it_comes_again():
+    told, full = [], True
+
+    def emit(event):
+        if full:
+            raise OSError("no space left")
+        told.append(event)
+
+    unforeseen = Unforeseen(emit, SimClock(), "b" * 16)
+    unforeseen.tell("install", ValueError("x"))
+    full = False
+    unforeseen.tell("install", ValueError("x"))
+    assert len(told) == 1
+    assert "ValueError" in told[0].log
+
+
+@pytest.mark.parametrize(
+    ("thread", "place", "method"), [("telemetry", "_meter", "drain"), ("install", "_installer", "_desired")]
+)
+def test_a_bug_in_a_thread_reaches_the_hub_and_the_thread_goes_on(world, monkeypatch, thread, place, method):
+    package = world.package("v1")
+    with world.agent() as agent:
+        target = getattr(agent, place)
+        whole, broken = getattr(target, method), threading.Event()
+
+        def once(*given):
+            if not broken.is_set():
+                broken.set()
+                raise RuntimeError("a bug")
+            return whole(*given)
+
+        monkeypatch.setattr(target, method, once)
+        world.want(package)
+        assert world.hub.wait(lambda: any(e.before == thread for e in world.hub.events["dev-1"]))
+        world.want(package)
+        assert agent.model("digits").wait(20)
+    (told,) = [e for e in world.hub.events["dev-1"] if e.before == thread]
+    assert told.reason == "unforeseen: RuntimeError: a bug"
+    assert "RuntimeError" in told.log
+
+
+def test_a_package_for_a_later_agent_is_refused_once_and_nothing_is_blocked(world):
+    good = world.package("v1")
+    later = world.altered(good, "later", version="2.0.0", requires_agent="99.0")
+    with world.agent() as agent:
+        world.want(later, rollout="r1")
+        assert world.hub.wait(lambda: world.hub.trace("dev-1") == ["idle", "fetch", "idle"])
+        last = world.hub.events["dev-1"][-1]
+        assert last.failure == "operator"
+        assert last.reason.startswith("expected agent >= 99.0, this is ")
+        world.want(later, rollout="r1")  # nothing else is wanted, so nothing is tried again
+        world.want(later, rollout="r2")  # another rollout hears it, too
+        assert world.hub.wait(lambda: world.hub.trace("dev-1") == ["idle", "fetch", "idle", "fetch", "idle"])
+        assert world.hub.events["dev-1"][-1].rollout == "r2"
+        world.want(good)
+        assert agent.model("digits").wait(20)
+    assert not any(e.after == "blocked" for e in world.hub.events["dev-1"])
+
+
+def test_a_package_without_a_variant_for_this_device_is_refused_likewise(world):
+    good = world.package("v1")
+    other = world.altered(good, "other", version="2.0.0", ranking={"riscv64/litert": ("onnx-fp32",)})
+    with world.agent():
+        world.want(other)
+        assert world.hub.wait(lambda: world.hub.trace("dev-1") == ["idle", "fetch", "idle"])
+        last = world.hub.events["dev-1"][-1]
+    assert (last.failure, "riscv64/litert" in last.reason) == ("operator", True)
+
+
+def test_channels_that_do_not_fit_the_outputs_are_found_before_the_package_answers(world):
+    from edgewright_contracts import baseline
+    from edgewright_contracts.channels import Channel, Source
+
+    package = world.package("v1")
+    name = package.manifest.variant("onnx-fp32").baseline
+    channel = Channel(
+        name="far", group="embedding", kind="numeric", source=Source("monitor", "column", 999), edges=(0, 1)
+    )
+    data = baseline.encode_baseline(baseline.make((channel,), [1, 40, 1, 0], 40))
+    bad = world.altered(package, "bad", version="2.0.0", replaced={name: data})
+    with world.agent():
+        world.want(bad)
+        assert world.hub.wait(lambda: world.hub.trace("dev-1")[-2:] == ["warmup", "blocked"])
+        assert "at least 1000 columns" in world.hub.events["dev-1"][-1].reason
