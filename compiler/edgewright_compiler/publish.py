@@ -2,7 +2,8 @@
 
 Every step may be repeated: a blob that is there is not sent again, a version that is signed with the same digest is
 done already. The owner's own list is saved only after the hub took it; if the answer is lost, the next publish finds
-the newer list on the hub, sees that it bears the owner's signature, and goes on from there.
+the newer list on the hub, sees that it bears the owner's signature, and goes on from there. A hub that was restored
+from a backup is behind: it is given the owner's list again, and names the packages whose files it lost.
 """
 
 from __future__ import annotations
@@ -52,12 +53,18 @@ def publish(
     package.verify()
     owner = load_owner(keys_dir)
     hub = Hub(hub_url, token, ca)
-    owner = _newest(owner, hub)
+    served = hub.targets_version()
+    owner = _newest(owner, hub, served)
     manifest = package.manifest
-    if signed_digest(owner.targets, manifest.name, manifest.version) == package.digest:
-        version = owner.targets.signed.version
+    version = owner.targets.signed.version
+    listed = signed_digest(owner.targets, manifest.name, manifest.version) == package.digest
+    if listed and served >= version:
         return Published(manifest.name, manifest.version, package.digest, version, 0, 0, already=True)
-    body = next_targets(owner, package, now=now)  # before any upload: a version that may not be is refused here
+    if listed:
+        body = (keys_dir / "targets.json").read_bytes()
+    else:
+        body = next_targets(owner, package, now=now)  # before any upload: a version that may not be is refused here
+        version += 1
 
     blobs = _blobs(package)
     sent = bytes_sent = 0
@@ -71,7 +78,6 @@ def publish(
     hub.post_targets(body)
     keep_targets(keys_dir, body)
     progress(len(blobs), len(blobs))
-    version = owner.targets.signed.version + 1
     return Published(manifest.name, manifest.version, package.digest, version, sent, bytes_sent, already=False)
 
 
@@ -135,15 +141,14 @@ class Hub:
         if answer.status in {401, 403}:
             raise Refused(f"the hub refused the token ({said}): expected one with the role publisher or admin")
         if answer.status == 409:
-            raise Refused(f"the hub's list has another version than ours ({said}): publish again")
+            raise Refused(f"the hub has a newer list than the one that was sent ({said}): publish again")
         if 400 <= answer.status < 500:
             raise Refused(f"the hub refused {method} {path}: {said}")
         raise Unavailable(f"the hub failed at {method} {path} ({answer.status}): {said}; try again")
 
 
-def _newest(owner: Owner, hub: Hub) -> Owner:
+def _newest(owner: Owner, hub: Hub, served: int) -> Owner:
     """The owner with whichever list is newer, its own or the hub's; the hub's counts only if our key signed it."""
-    served = hub.targets_version()
     if served <= owner.targets.signed.version:
         return owner
     data = hub.metadata(f"{served}.targets.json")

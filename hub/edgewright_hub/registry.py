@@ -62,8 +62,8 @@ class Registry(Repository):
                 raise ContractError("targets.json", f"at most {TARGETS_BYTES} bytes", str(len(body)))
             new = verified(self.root(), body)
             old = self.targets()
-            if new.signed.version != old.signed.version + 1:
-                raise Conflict(f"targets.json: expected version {old.signed.version + 1}, got {new.signed.version}")
+            if new.signed.version <= old.signed.version:
+                raise Conflict(f"targets.json: expected a version above {old.signed.version}, got {new.signed.version}")
             if new.signed.is_expired(now):
                 raise Refused(
                     f"targets.json: expected a list that is valid now, got one that expired {new.signed.expires}"

@@ -51,7 +51,7 @@ def keys(tmp_path: Path) -> Path:
 
 
 class StubHub:
-    """The hub's side of the seam: static metadata, blobs, N+1 or 409."""
+    """The hub's side of the seam: static metadata, blobs, a newer list or 409."""
 
     def __init__(self, keys: Path) -> None:
         self.root = (keys / "hub" / "1.root.json").read_bytes()
@@ -101,9 +101,11 @@ class StubHub:
                 if self.headers["Authorization"] != f"Bearer {hub.token}":
                     return self.answer(401, b'{"error": "unknown token"}')
                 new = verified_targets(Metadata.from_bytes(hub.root), data)
-                if new.signed.version != hub.version() + 1:
-                    return self.answer(409, b'{"error": "not the next version"}')
-                assert all(t.hashes["sha256"] in hub.blobs for t in new.signed.targets.values())
+                if new.signed.version <= hub.version():
+                    return self.answer(409, b'{"error": "not newer"}')
+                missing = [p for p, t in new.signed.targets.items() if t.hashes["sha256"] not in hub.blobs]
+                if missing:
+                    return self.answer(422, json.dumps({"error": f"{missing[0]}: put it first"}).encode())
                 hub.targets = data
                 if hub.lose_answer:
                     hub.lose_answer = False
@@ -221,9 +223,20 @@ def test_refusals_of_the_hub_are_told_and_nothing_is_kept(hub: StubHub, keys: Pa
     with pytest.raises(Refused, match="token"):
         publish(one.root, hub.url, keys, "wrong", None, now=NOW)
     assert load_owner(keys).targets.signed.version == 1
-    keep_targets(keys, sign_release(keys, package(tmp_path / "q", "0.9"), now=NOW))  # ahead of the hub
-    with pytest.raises(Refused, match="another version"):
+
+
+def test_a_restored_hub_is_given_the_owners_list_again(hub: StubHub, keys: Path, tmp_path: Path) -> None:
+    one, two = package(tmp_path / "p"), package(tmp_path / "q", "1.1.0", b"other")
+    first = hub.targets
+    for each in (one, two):
+        publish(each.root, hub.url, keys, "secret", None, now=NOW)
+    hub.targets = first  # a backup from before both
+    hub.blobs.clear()
+    with pytest.raises(Refused, match=r"1\.1\.0.*put it first"):
         publish(one.root, hub.url, keys, "secret", None, now=NOW)
+    done = publish(two.root, hub.url, keys, "secret", None, now=NOW)
+    assert (done.already, done.targets_version, hub.version()) == (False, 3, 3)
+    assert publish(one.root, hub.url, keys, "secret", None, now=NOW).already
 
 
 def test_wrong_addresses_and_absent_files_are_named(keys: Path, tmp_path: Path) -> None:
