@@ -58,7 +58,12 @@ def _client(url: str | None, ca: Path | None, token_file: Path | None, data: Pat
                 f"no hub is named and none runs on {data} ({place} is absent). "
                 "Name one with --hub URL --ca FILE --token-file FILE, or a running one's directory with --data"
             )
-        url = str(json.loads(place.read_bytes())["https"])
+        try:
+            url = str(json.loads(place.read_bytes())["https"])
+        except (ValueError, KeyError, TypeError):
+            raise RequestError(
+                f"{place}: expected the addresses of a hub, got something else; start the hub again"
+            ) from None
         ca, token_file = ca or data / "ca.pem", token_file or data / "admin.token"
     return HubClient(url, ca=ca, token=read_token(token_file))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import urllib3
 
@@ -17,6 +18,8 @@ class HubClient:
     def __init__(self, url: str, *, ca: Path | None = None, token: str = "") -> None:
         if ca is not None and not ca.is_file():
             raise RequestError(f"--ca: expected the hub's CA certificate (ca.pem in its data directory), no file {ca}")
+        if urlsplit(url).scheme != "https" or not urlsplit(url).hostname:
+            raise RequestError(f"--hub expects https://HOST[:PORT], got {url!r}: a token never travels in the clear")
         self._url = url.rstrip("/")
         self._http = urllib3.PoolManager(ca_certs=str(ca) if ca else None, retries=False, timeout=20)
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -36,7 +39,10 @@ class HubClient:
                 f"no answer from the hub at {self._url}: {error}; is it running, and is this its CA?"
             ) from None
         if answer.status < 400:
-            return json.loads(answer.data) if answer.data else None
+            try:
+                return json.loads(answer.data)
+            except ValueError:
+                raise Unavailable(f"{method} {path}: expected JSON from {self._url}, got something else") from None
         raise _failure(answer.status, answer.data, f"{method} {path}")
 
 

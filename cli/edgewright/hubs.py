@@ -207,7 +207,7 @@ def _address(text: str, option: str) -> Address:
 
     host, _, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isdigit() or int(port) > 65535:
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise RequestError(f"{option}: expected HOST:PORT, for instance 127.0.0.1:8443, got {text!r}")
     return Address(host, int(port))
 

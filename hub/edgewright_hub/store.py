@@ -19,7 +19,7 @@ from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy.dialects import postgresql, sqlite
 
-from edgewright_contracts.errors import RequestError
+from edgewright_contracts.errors import RequestError, Unavailable
 
 NAMING: Final = {
     "ix": "ix_%(column_0_N_label)s",
@@ -54,15 +54,23 @@ def open_engine(place: Path | str, *, synchronous: Literal["NORMAL", "FULL"]) ->
 
 
 def migrate(engine: sa.Engine, metadata: sa.MetaData, schema: Schema) -> None:
-    """Bring the database to the newest schema, in one transaction. Raises RequestError for one of a newer release."""
-    with engine.begin() as connection:
-        try:
+    """Bring the database to the newest schema, in one transaction.
+
+    Raises RequestError for one of a newer release, Unavailable for one that cannot be read.
+    """
+    try:
+        with engine.begin() as connection:
             command.upgrade(_config(connection, metadata, schema), "head")
-        except CommandError as error:
-            raise RequestError(
-                f"the database {engine.url.database} has a schema that this release does not know ({error}). "
-                "It was opened by a newer release: run that one, or restore the backup made before the upgrade."
-            ) from None
+    except CommandError as error:
+        raise RequestError(
+            f"the database {engine.url.database} has a schema that this release does not know ({error}). "
+            "It was opened by a newer release: run that one, or restore the backup made before the upgrade."
+        ) from None
+    except sa.exc.DatabaseError as error:
+        raise Unavailable(
+            f"the database {engine.url.database} cannot be opened: {error.orig}. "
+            "If the file is damaged, restore it from a backup; `edgewright hub doctor` says more"
+        ) from None
 
 
 def check(engine: sa.Engine, metadata: sa.MetaData, schema: Schema) -> None:
