@@ -111,9 +111,9 @@ class MqttTransport:
                 said.wait_for_publish(2)
             except (RuntimeError, ValueError) as error:  # the link broke meanwhile: the will says the same
                 log.info("could not say goodbye: %s", error)
+        self._online.clear()
         self._client.disconnect()
         self._client.loop_stop()
-        self._online.clear()
 
     def _arm(self) -> None:
         """Prepare the next connection: its will, and the wait before it should it fail."""
@@ -132,6 +132,7 @@ class MqttTransport:
             log.warning("the broker refused the connection: %s", reason)
             return  # paho calls on_disconnect, which backs off
         self._failures = 0
+        log.info("connected to the hub at %s:%d", self._broker.host, self._broker.port)
         client.subscribe(topics.all_down(self._device), 1)
         rule = RULES["status"]
         client.publish(topics.topic(self._device, "status"), self._status(online=True), rule.qos, rule.retain)
@@ -141,7 +142,8 @@ class MqttTransport:
 
     def _on_connect_fail(self, _client: paho.Client, _data: Any) -> None:
         self._failures += 1
-        log.info("no connection to %s:%d yet", self._broker.host, self._broker.port)
+        level = logging.WARNING if self._failures == 1 else logging.DEBUG  # once, not at every try
+        log.log(level, "no connection to the hub at %s:%d; trying again", self._broker.host, self._broker.port)
         self._arm()
 
     def _on_disconnect(self, _client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:

@@ -102,7 +102,7 @@ class Reporter:
         self._post(Message(None, b""))
 
     def disconnected(self, reason: str) -> None:
-        log.info("disconnected: %s", reason)
+        log.warning("the hub is gone (%s); reports wait on the disk", reason)
 
     def received(self, kind: Kind, payload: bytes) -> None:
         self._post(Message(kind, payload))

@@ -47,8 +47,12 @@ def serve(agent: Agent, host: str | None, port: int) -> None:
     with agent:
         if server is not None:
             threading.Thread(target=_serve, args=(server, ended), name="edgewright-http", daemon=True).start()
-            log.warning("serving http://%s:%d/v2", host, server.server_port)
+            log.info("serving http://%s:%d/v2", host, server.server_port)
+        log.info(
+            "%s runs; hub %s:%d", agent.identity.device, agent.identity.hub.broker.host, agent.identity.hub.broker.port
+        )
         ended.wait()
+        log.info("ending; what was counted is sealed and sent at the next start")
         if server is not None:
             server.shutdown()
             server.server_close()

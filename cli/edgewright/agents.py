@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from edgewright_contracts.errors import RequestError
+
+if TYPE_CHECKING:
+    from edgewright_agent.slots import Slot
+    from edgewright_agent.status import Status
 
 HOME = click.option(
     "--home", type=click.Path(file_okay=False, path_type=Path), required=True, help="The device's directory."
@@ -52,16 +54,15 @@ def enroll(home: Path, hub: str, token: str, device: str, as_json: bool) -> None
 @agent.command()
 @HOME
 @click.option("--listen", default=None, metavar="127.0.0.1:PORT", help="Serve the Open Inference Protocol v2 there.")
-@click.option("--verbose", is_flag=True, help="Log every step.")
+@click.option("--verbose", is_flag=True, help="Log details, too.")
 @JSON
 def run(home: Path, listen: str | None, verbose: bool, as_json: bool) -> None:
     """Run the agent until SIGTERM."""
     from edgewright_agent.agent import Agent
     from edgewright_agent.service import serve
 
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("edgewright_agent").setLevel(logging.DEBUG if verbose else logging.INFO)
     host, port = _address(listen)
     serve(Agent(home), host, port)
     if as_json:
@@ -79,16 +80,35 @@ def status(home: Path, as_json: bool) -> None:
     if as_json:
         _print(msgspec.to_builtins(found))
         return
-    console = Console()
-    alive = "running" if found.alive else "not running"
-    console.print(f"[bold]{found.device}[/bold] {alive}, hub {found.hub}, desired revision {found.desired_rev}")
-    waiting = found.unacknowledged + found.sealed
-    console.print(f"spool {found.spool_id}: {waiting} waiting, {found.dropped} windows dropped")
-    table = Table("model", "state", "running", "previous", "why")
+    for line in told(found, home):
+        click.echo(line)
+
+
+def told(found: Status, home: Path) -> list[str]:
+    """A device's status in lines that read alike in a terminal and in a log."""
+    heard = f"desired revision {found.desired_rev}" if found.desired_rev else "nothing heard from it yet"
+    lines = [f"{found.device}: {'running' if found.alive else 'not running'}; hub {found.hub}, {heard}"]
+    if not found.alive:
+        lines.append(f"  start it with: edgewright agent run --home {home}")
+    if not found.models:
+        lines.append("  no model: the hub has asked for none yet")
     for m in found.models:
-        versions = [f"{s.version} {s.variant}" if s else "-" for s in (m.running, m.previous)]
-        table.add_row(m.name, m.state, *versions, m.reason)
-    console.print(table)
+        lines.append(f"{m.name}: {_slot(m.running) if m.running else 'no package answers'}")
+        if m.previous:
+            lines.append(f"  before: {_slot(m.previous)}")
+        if m.state != "idle" or m.failure:
+            blame = f" ({m.failure})" if m.failure else ""
+            lines.append(f"  update to {m.wanted[:16]}, attempt {m.attempt}: {m.state}{blame}: {m.reason}".rstrip(": "))
+        lines += [f"  blocked {digest[:16]}: {why}" for digest, why in m.blocked.items()]
+        if m.blocked:
+            lines.append("  a blocked package is tried again only after the operator clears it")
+    open_, waiting = found.unacknowledged, found.sealed
+    lines.append(f"reports: {open_} offered and not acknowledged, {waiting} waiting, {found.dropped} dropped")
+    return lines
+
+
+def _slot(slot: Slot) -> str:
+    return f"{slot.version} {slot.variant} on {slot.runtime} ({slot.digest[:16]})"
 
 
 @agent.command()

@@ -112,7 +112,10 @@ def test_status_and_predict_read_the_disk_beside_a_running_agent(fed, tmp_path, 
     assert found["alive"] is True
     assert found["models"][0]["running"]["version"] == "1.0.0"
     assert run(["agent", "status", "--home", home]) == 0
-    assert "dev-1" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "dev-1: running; hub 127.0.0.1:1, desired revision 1"
+    assert said[1].startswith("digits: 1.0.0 onnx-fp32 on onnxruntime (")
+    assert said[2].startswith("reports: ")
     x, labels = packages.draw(1, seed=9)
     np.save(tmp_path / "x.npy", x[0])
     assert run(["agent", "predict", "--home", home, "digits", str(tmp_path / "x.npy"), "--json"]) == 0
@@ -122,6 +125,25 @@ def test_status_and_predict_read_the_disk_beside_a_running_agent(fed, tmp_path, 
     assert run(["agent", "predict", "--home", home, "digits", str(tmp_path / "x.npy")]) == 2
     assert run(["agent", "predict", "--home", home, "other", str(tmp_path / "x.npy")]) == 2
     assert "expected an installed model among digits" in capsys.readouterr().err
+
+
+def test_status_over_ssh_says_what_is_wrong_and_the_way_out(world, capsys):
+    bad = world.package("v1", broken_model=True)
+    home = str(world.home("dev-1"))
+    assert run(["agent", "status", "--home", home]) == 0
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        "dev-1: not running; hub 127.0.0.1:1, nothing heard from it yet",
+        f"  start it with: edgewright agent run --home {home}",
+        "  no model: the hub has asked for none yet",
+    ]
+    with world.agent():
+        world.want(bad)
+        assert world.hub.wait(lambda: world.hub.trace("dev-1")[-1:] == ["blocked"])
+    assert run(["agent", "status", "--home", home]) == 0
+    said = capsys.readouterr().out
+    assert "digits: no package answers\n" in said
+    assert f"  update to {bad.digest[:16]}, attempt 1: blocked (model): self-test: " in said
+    assert f"  blocked {bad.digest[:16]}: self-test: " in said
 
 
 def test_a_home_that_was_never_enrolled_says_how_to_enrol(tmp_path, capsys):
