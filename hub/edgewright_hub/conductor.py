@@ -2,12 +2,12 @@
 
 Guarantee: one transaction of hub.db holds the new state of every rollout, the new desired documents and the positions
 up to which telemetry.db was read. A hub that dies before it repeats the tick, one that dies after has done it; the
-documents are published after the commit, and all of them again at every start (`publish_all`), so a device may get one
-twice but never misses one. Revisions of a device's document rise strictly.
+documents are published after the commit, and all of them again at every connection (`consumer`), so a device may get
+one twice but never misses one. Revisions of a device's document rise strictly.
 
 Order in a tick: new devices get what is promoted; then events, then windows, both in the order of their arrival.
-`tick` and the commands of people exclude one another; both may be called from any thread. Cost of an idle tick: five
-small SELECTs.
+`tick` and the commands of people exclude one another; both may be called from any thread. Cost of an idle tick: six
+small SELECTs, about 10 µs for each device.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The two databases: how they are opened, brought to the newest schema, and written to on SQLite and PostgreSQL alike.
 
-`telemetry.db` is written by ingest alone, `hub.db` by everything that decides; two SQLite files have no common
+`telemetry.db` is written by ingest (and shortened by retention), `hub.db` by all that decides; two files have no common
 transaction, so whoever reads the first to change the second keeps a cursor in the second. A file opened here is in WAL
 mode: one writer, any number of readers, none of which waits for the other. Opening migrates: about 50 ms the first
 time, 5 ms after that.
