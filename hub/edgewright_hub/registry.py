@@ -1,6 +1,6 @@
 """The package registry: the repository, and what its owner may publish in it.
 
-A list of targets is taken when the owner's key signed it, its version follows the one in force, every package in it is
+A list of targets is taken when the owner's key signed it, it is newer than the one in force, every package in it is
 here whole, and no version that was published has another digest than before. hub.db then says which packages there
 are: `allowed`, those that the owner signs now, and `withdrawn`, those of earlier lists.
 """
