@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,8 +123,10 @@ def predict(home: Path, model: str, file: Path, as_json: bool) -> None:
 
     try:
         x = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise RequestError(f"{file}: expected a .npy array without pickles, got {error}") from None
+    except (ValueError, EOFError, zipfile.BadZipFile):
+        x = None
+    if not isinstance(x, np.ndarray):
+        raise RequestError(f"{file}: expected one array as numpy.save writes it, got something else")
     found = sideline.predict(home, model, x)
     if as_json:
         _print(found)

@@ -46,7 +46,10 @@ def init(directory: Path, recipe: str, as_json: bool) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
     part = directory.with_name(f".{directory.name}.part")
     try:
-        shutil.copytree(source, part, ignore=shutil.ignore_patterns("__pycache__"))
+        part.mkdir()
+        for file in sorted(source.iterdir()):
+            if file.is_file():
+                shutil.copyfile(file, part / file.name)
         part.rename(directory)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -51,9 +51,9 @@ def read_token(file: Path | None) -> str:
     if file is None:
         return ""
     try:
-        return file.read_text().strip()
-    except OSError as error:
-        raise RequestError(f"--token-file: expected a readable file with a token, {file}: {error.strerror}") from None
+        return file.read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"--token-file: expected a file that holds a token of the hub, {file}: {error}") from None
 
 
 def _failure(status: int, data: bytes, what: str) -> EdgewrightError:

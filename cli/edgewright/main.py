@@ -6,11 +6,14 @@ A command module is imported only when one of its commands runs, so `edgewright 
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
+import signal
 import sys
 import traceback
-from typing import Final, NamedTuple
+from types import FrameType
+from typing import Final, NamedTuple, NoReturn
 
 import click
 
@@ -30,11 +33,14 @@ COMMANDS: Final[dict[str, Place]] = {
     "inspect": Place("edgewright.compiling", "compiler", "Show and verify a package."),
     "keys": Place("edgewright.trusting", "compiler", "The owner's signing keys."),
     "publish": Place("edgewright.trusting", "compiler", "Sign a package and publish it on a hub."),
-    "agent": Place("edgewright.agents", "agent", "Run and inspect the agent on a device."),
+    "agent": Place("edgewright.agents", "agent,agent-enroll", "Run and inspect the agent on a device."),
     "hub": Place("edgewright.hubs", "hub", "Run the hub."),
     "fleet": Place("edgewright.fleets", "hub", "Devices of a hub and their drift."),
     "rollout": Place("edgewright.fleets", "hub", "Staged rollouts on a hub."),
 }
+
+
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Lazy(click.Group):
@@ -51,15 +57,7 @@ class Lazy(click.Group):
         place = COMMANDS.get(name)
         if place is None:
             return None
-        try:
-            module = importlib.import_module(place.module)
-        except ModuleNotFoundError as error:
-            if error.name is None or error.name.startswith("edgewright"):
-                raise
-            raise click.UsageError(
-                f"`edgewright {name}` needs the package {error.name!r}, which is not installed. "
-                f"Install it with: pip install 'edgewright[{place.extra}]'"
-            ) from None
+        module = importlib.import_module(place.module)
         command = getattr(module, name)
         assert isinstance(command, click.Command)
         return command
@@ -67,45 +65,65 @@ class Lazy(click.Group):
 
 @click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="edgewright")
-@click.option("--debug", is_flag=True, help="Show the traceback of a failure.")
+@click.option("--debug", is_flag=True, help="Show the traceback of a failure; anywhere on the line.")
 def cli(debug: bool) -> None:
     """Compile a model for a device, ship it to a fleet, and know whether it still works there."""
 
 
 def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # two spinning threads cost ten times the wall time on small models
+    signal.signal(signal.SIGTERM, _interrupt)  # what a command began is cleaned up; servers set their own
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line and return its exit code; prints one message for an expected failure."""
-    debug = "--debug" in arguments
+    """Run one command line and return its exit code; a failure is one message, and its traceback with --debug."""
+    rest = [a for a in arguments if a != "--debug"]
     try:
-        code = cli.main(args=arguments, standalone_mode=False)
+        code = cli.main(args=rest, standalone_mode=False)
         return code if isinstance(code, int) else 0
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         return _say("interrupted", 130)
-    except KeyboardInterrupt:
-        return _say("interrupted", 130)
-    except click.ClickException as error:
-        if debug:
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return 2
+    except Exception as error:
+        if "--debug" in arguments:
             traceback.print_exc()
-        return _say(error.format_message(), 2)
-    except EdgewrightError as error:
-        if debug:
-            traceback.print_exc()
-        return _say(str(error), error.exit_code)
-    except OSError as error:
-        if debug:
-            traceback.print_exc()
-        return _say(_disk_or_network(error), 3)
+        return _say(*_told(error, rest))
 
 
-def _disk_or_network(error: OSError) -> str:
-    place = f" ({error.filename})" if error.filename else ""
-    return f"the system refused: {error.strerror or error}{place}"
+def _told(error: Exception, arguments: list[str]) -> tuple[str, int]:
+    """What a person is told, and the exit code."""
+    if isinstance(error, click.ClickException):
+        return error.format_message(), 2
+    if isinstance(error, EdgewrightError):
+        return str(error), error.exit_code
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("edgewright"):
+        name = next((a for a in arguments if a in COMMANDS), "")
+        extra = COMMANDS[name].extra if name else "all"
+        return (
+            f"`edgewright {' '.join(arguments[:2])}` needs the package {error.name!r}, which is not installed. "
+            f"Install it with: pip install 'edgewright[{extra}]'"
+        ), 2
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return f"the disk is full{_place(error)}: nothing half-written was kept; free some space and repeat", 3
+    if isinstance(error, OSError):
+        return f"the system refused: {error.strerror or error}{_place(error)}", 3
+    return (
+        f"{type(error).__name__}: {error}. This is a fault of edgewright, not of the request; "
+        f"`edgewright --debug {' '.join(arguments)}` shows where"
+    ), 3
+
+
+def _place(error: OSError) -> str:
+    return f" ({error.filename})" if error.filename else ""
 
 
 def _say(message: str, code: int) -> int:
     click.echo(f"edgewright: {message}", err=True)
     return code
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt

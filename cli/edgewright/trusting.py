@@ -13,7 +13,8 @@ from rich.progress import Progress
 from edgewright_compiler.keys import init_keys
 from edgewright_compiler.publish import Published
 from edgewright_compiler.publish import publish as send
-from edgewright_contracts.errors import RequestError
+
+from .hub_client import read_token
 
 
 @click.group()
@@ -44,9 +45,7 @@ def keys_init(directory: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def publish(package: Path, hub: str, directory: Path, token_file: Path, ca: Path | None, as_json: bool) -> None:
     """Sign PACKAGE and publish it on a hub; a version that was published never changes."""
-    if not token_file.is_file():
-        raise RequestError(f"no token file at {token_file}: expected one that holds an API token of the hub")
-    token = token_file.read_text().strip()
+    token = read_token(token_file)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=as_json or not console.is_terminal) as bars:
         task = bars.add_task("publishing", total=None)

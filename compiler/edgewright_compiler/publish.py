@@ -139,7 +139,7 @@ class Hub:
             return answer
         said = _said(answer.data)
         if answer.status in {401, 403}:
-            raise Refused(f"the hub refused the token ({said}): expected one with the role publisher or admin")
+            raise RequestError(f"the hub refused the token ({said}): expected one with the role publisher or admin")
         if answer.status == 409:
             raise Refused(f"the hub has a newer list than the one that was sent ({said}): publish again")
         if 400 <= answer.status < 500:

@@ -27,6 +27,7 @@ def test_help_imports_no_part_of_the_house() -> None:
         (ContractError("manifest", "one json message", "nothing"), 2),
         (Unavailable("the hub does not answer"), 3),
         (OSError(28, "No space left on device", "/media/x"), 3),
+        (ZeroDivisionError("division by zero"), 3),
         (click.UsageError("no such option"), 2),
         (KeyboardInterrupt(), 130),
     ],
@@ -53,8 +54,9 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pyte
         raise Unavailable("the hub does not answer")
 
     monkeypatch.setattr(main.Lazy, "get_command", lambda self, ctx, name: fail)
-    assert main.run(["--debug", "fail"]) == 3
-    assert "Traceback" in capsys.readouterr().err
+    for line in (["--debug", "fail"], ["fail", "--debug"]):
+        assert main.run(line) == 3
+        assert "Traceback" in capsys.readouterr().err
 
 
 def test_an_unknown_command_is_a_wrong_request(capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,8 +67,16 @@ def test_an_unknown_command_is_a_wrong_request(capsys: pytest.CaptureFixture[str
 def test_a_missing_extra_names_the_pip_install_that_brings_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    (tmp_path / "lacking.py").write_text("import package_that_is_not_here\n")
+    early = "import package_that_is_not_here\n"
+    late = "import click\n\n@click.command()\ndef hub():\n    import package_that_is_not_here\n"
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(main.COMMANDS, "hub", main.Place("lacking", "hub", ""))
-    assert main.run(["hub", "serve"]) == 2
-    assert "pip install 'edgewright[hub]'" in capsys.readouterr().err
+    for name, code in (("early", early), ("late", late)):
+        (tmp_path / f"{name}.py").write_text(code)
+        monkeypatch.setitem(main.COMMANDS, "hub", main.Place(name, "hub", ""))
+        assert main.run(["hub"]) == 2
+        assert "pip install 'edgewright[hub]'" in capsys.readouterr().err
+
+
+def test_the_bare_command_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run([]) == 2
+    assert capsys.readouterr().out.startswith("Usage: ")

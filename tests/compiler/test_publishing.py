@@ -220,7 +220,7 @@ def test_a_newer_list_on_the_hub_counts_only_with_our_signature(hub: StubHub, ke
 
 def test_refusals_of_the_hub_are_told_and_nothing_is_kept(hub: StubHub, keys: Path, tmp_path: Path) -> None:
     one = package(tmp_path / "p")
-    with pytest.raises(Refused, match="token"):
+    with pytest.raises(RequestError, match="token"):
         publish(one.root, hub.url, keys, "wrong", None, now=NOW)
     assert load_owner(keys).targets.signed.version == 1
 

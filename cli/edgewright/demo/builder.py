@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from edgewright_compiler.compilation import CompileResult, compile_recipe
 from edgewright_compiler.packaging import facts_of, write_package
+from edgewright_contracts.errors import EdgewrightError
 from edgewright_contracts.package import Package
 from edgewright_devices import load
 from edgewright_models.digits import recipe as digits
@@ -29,11 +32,23 @@ SETTINGS = {"v1": digits.FIRST, "v2": digits.BETTER, "v3b": digits.MISLABELLED}
 WRONG_FILE_VERSION = "1.1.1"
 
 
-def main() -> None:
+def main() -> int:
+    signal.signal(signal.SIGTERM, _interrupt)  # so that half-made files are removed
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    try:
+        build(options.out, options.seed)
+    except KeyboardInterrupt:
+        return 130
+    except (EdgewrightError, OSError) as error:
+        sys.stdout.write(f"compiling failed: {error}\n")
+        return error.exit_code if isinstance(error, EdgewrightError) else 3
+    return 0
+
+
+def build(out: Path, seed: int) -> None:
     figures: dict[str, Any] = {}
     made: dict[str, Package] = {}
     for version, settings in SETTINGS.items():
@@ -41,21 +56,20 @@ def main() -> None:
         def say(stage: str, share: float, version: str = version) -> None:
             sys.stdout.write(f"{version}: {stage} {share:.0%}\n")
 
-        out = options.out / version
         result = compile_recipe(
             digits.recipe(settings),
             load("x86-gateway"),
-            out,
-            seed=options.seed,
+            out / version,
+            seed=seed,
             now=datetime.now(UTC),
             progress=say,
-            cache=options.out / "cache",
+            cache=out / "cache",
         )
         figures[version] = measured(result)
-        _write(options.out / "figures.json", figures)
+        _write(out / "figures.json", figures)
         made[version] = result.package
         if version == "v2":
-            wrong_file(made["v2"], made["v1"], options.out / "v3a")
+            wrong_file(made["v2"], made["v1"], out / "v3a")
 
 
 def wrong_file(tested: Package, packed: Package, out: Path) -> Package:
@@ -84,5 +98,9 @@ def _write(path: Path, figures: dict[str, Any]) -> None:
     part.replace(path)
 
 
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -19,7 +19,7 @@ from edgewright_contracts.errors import EdgewrightError
 
 from .fleet import LocalFleet
 from .processes import Processes
-from .story import Story, failure
+from .story import DEVICES, Story, failure
 
 
 @click.command()
@@ -28,11 +28,12 @@ from .story import Story, failure
 def demo(keep: bool, as_json: bool) -> int:
     """The whole loop on this machine, on real data: compile, ship, update, refuse, roll back, detect drift.
 
-    Exits 0 only when every claim was observed.
+    Exits 0 only when every claim was observed, 1 when one was not, 3 when something outside stopped it.
     """
     for number in (signal.SIGTERM, signal.SIGINT):  # a shell's background job ignores SIGINT until it is told otherwise
         signal.signal(number, _interrupt)
     console = Console(stderr=as_json)
+    code = 1
     root = Path(tempfile.mkdtemp(prefix="edgewright-demo-"))
     try:
         with Processes(root) as processes:
@@ -40,10 +41,13 @@ def demo(keep: bool, as_json: bool) -> int:
             try:
                 story.tell()
             except EdgewrightError as error:
+                code = error.exit_code
                 story.claims.append(failure(error))
-                console.print(f"\n[red]{error}[/red]", highlight=False)
+                console.print(f"\n{error}", style="red", markup=False, highlight=False)
             seconds = time.monotonic() - story.started
-            console.print(summary(story, seconds))
+            console.print(summary(story))
+            good = sum(claim.seen for claim in story.claims)
+            console.print(f"{good} of {len(story.claims)} claims seen in {seconds:.0f} s")
             if as_json:
                 click.echo(json.dumps(result(story, seconds)))
             if keep:
@@ -51,7 +55,7 @@ def demo(keep: bool, as_json: bool) -> int:
                 signal.pause()
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    return 0 if passed(story) else 1
+    return 0 if passed(story) else code
 
 
 def passed(story: Story) -> bool:
@@ -72,36 +76,18 @@ def result(story: Story, seconds: float) -> dict[str, Any]:
     }
 
 
-def summary(story: Story, seconds: float) -> Table:
-    good = sum(claim.seen for claim in story.claims)
-    table = Table(title=f"{good} of {len(story.claims)} claims seen in {seconds:.0f} s", title_justify="left")
-    table.add_column("release")
-    table.add_column("package")
-    table.add_column("int8 accuracy", justify="right")
-    table.add_column("outcome")
-    table.add_column("devices exposed", justify="right")
-    table.add_column("stages", justify="right")
-    table.add_column("seconds", justify="right")
+def summary(story: Story) -> Table:
+    table = Table("release", "package", "accuracy", "outcome", "exposed", "stages", "seconds")
     for rollout in story.rollouts:
         measured = story.figures.get(rollout["version"])
         table.add_row(
             rollout["version"],
             rollout["package_version"],
-            f"{measured['variants']['onnx-int8']['accuracy']:.1%}" if measured else "—",
+            f"{measured['variants']['onnx-int8']['accuracy']:.1%}" if measured else "not measured",
             rollout["outcome"],
-            str(rollout["devices_exposed"]),
+            f"{rollout['devices_exposed']} of {len(DEVICES)}",
             str(rollout["stages"]),
             f"{rollout['seconds']:.0f}",
-        )
-    if story.drift:
-        drift = story.drift
-        table.add_section()
-        table.add_row(
-            "drift",
-            "",
-            "",
-            f"alarms: {drift['drifted_flagged']} of {drift['drifted_total']} shifted, "
-            f"{drift['healthy_flagged']} of {drift['healthy_total']} healthy",
         )
     return table
 

@@ -77,9 +77,13 @@ class Processes:
         return process.returncode
 
     def end_all(self) -> None:
+        """Nobody hurries it: a second Ctrl-C would leave the others behind."""
+        before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
         running = list(self._running.values())
         self._running.clear()
         _end(running)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         for file in self._files:
             file.close()
         self._files.clear()
