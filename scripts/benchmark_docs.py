@@ -1,7 +1,11 @@
 """Writes docs/benchmarks.md from benchmarks/results/*.json, so that no figure there was typed by hand.
 
-python scripts/benchmark_docs.py            write it
-python scripts/benchmark_docs.py --check    exit 1 when it is not what the results say
+    python scripts/benchmark_docs.py            write it
+    python scripts/benchmark_docs.py --check    exit 1 when it is not what the results say
+
+Of a result, `machine`, `commit` and `date` become the line under the heading. A map of maps becomes one table, with a
+row for each inner map and a column for each of its keys; what is nested deeper becomes several such tables. Plain
+figures are gathered in a table of their own. Nothing is left out.
 """
 
 from __future__ import annotations
@@ -18,34 +22,66 @@ HEAD = """# Benchmarks
 Made by `python scripts/benchmark_docs.py` from `benchmarks/results/`. Every file there names machine, commit and date.
 Wall times on a shared machine move; ratios were measured interleaved, in one run.
 """
+ABOUT = ("machine", "commit", "date")
 
 
 def page() -> str:
     parts = [HEAD]
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         result = json.loads(path.read_text())
-        about = result.pop("about", {})
-        parts.append(f"\n## {path.stem}\n")
-        parts.append(" · ".join(f"{key}: {about[key]}" for key in ("machine", "commit", "date") if key in about) + "\n")
-        parts.append("| figure | value |\n|---|---|")
-        parts += [f"| {name} | {_shown(value)} |" for name, value in _flat(result)]
-        parts.append("")
+        about = {**result.pop("about", {}), **{key: result.pop(key) for key in ABOUT if key in result}}
+        parts.append(f"## {path.stem}\n")
+        if about:
+            parts.append("; ".join(f"{key}: {shown(value)}" for key, value in about.items()) + "\n")
+        parts += tables("", result)
     return "\n".join(parts)
 
 
-def _flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
-    if not isinstance(value, dict):
-        return [(name, value)]
-    return [row for key, inner in value.items() for row in _flat(inner, f"{name} · {key}" if name else key)]
+def tables(title: str, value: dict[str, Any]) -> list[str]:
+    """Markdown of one map, under `title`."""
+    plain = {key: inner for key, inner in value.items() if not isinstance(inner, dict)}
+    rows = {key: inner for key, inner in value.items() if isinstance(inner, dict) and flat(inner)}
+    deep = {key: inner for key, inner in value.items() if isinstance(inner, dict) and not flat(inner)}
+    parts = []
+    if title and (plain or rows):
+        parts.append(f"### {title}\n")
+    if plain:
+        parts.append(table(["figure", "value"], [[key, shown(inner)] for key, inner in plain.items()]))
+    if rows:
+        columns = list(dict.fromkeys(key for inner in rows.values() for key in inner))
+        body = [[name, *(shown(inner.get(key, "")) for key in columns)] for name, inner in rows.items()]
+        parts.append(table(["", *columns], body))
+    for key, inner in deep.items():
+        parts += tables(f"{title}, {key}" if title else key, inner)
+    return parts
 
 
-def _shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def flat(value: dict[str, Any]) -> bool:
+    """Whether it fits one row: maps in it hold at most a few plain figures."""
+    inner = [one for one in value.values() if isinstance(one, dict)]
+    return all(len(one) <= 3 and not any(isinstance(x, dict) for x in one.values()) for one in inner) and len(
+        inner
+    ) < max(2, len(value))
+
+
+def table(head: list[str], body: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def shown(value: Any) -> str:
+    """A figure with four digits, or all before the point; a small map as "key value, key value"."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {shown(inner)}" for key, inner in value.items())
+    if isinstance(value, list):
+        return " ".join(shown(one) for one in value)
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return str(value)
 
 
 if __name__ == "__main__":
     if "--check" in sys.argv:
-        sys.exit(
-            0 if PAGE.exists() and PAGE.read_text() == page() else "docs/benchmarks.md: run scripts/benchmark_docs.py"
-        )
+        wrong = not PAGE.exists() or PAGE.read_text() != page()
+        sys.exit("docs/benchmarks.md is not what the results say: run scripts/benchmark_docs.py" if wrong else 0)
     PAGE.write_text(page())
