@@ -22,6 +22,9 @@ COMMAND_BYTES: Final = 4 * KIB
 ACK_BYTES: Final = 128
 MASK_BITS: Final = 64
 
+# A birth, as an acknowledgement names it: <boot_id>.<connection>. Empty: none.
+BirthMark = Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{16}\.[0-9]{1,16})?\Z")]
+
 Seconds = Annotated[float, msgspec.Meta(ge=0.5, le=86400.0)]  # shorter windows would wear flash and say nothing
 
 
@@ -81,11 +84,16 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ack(msgspec.Struct, array_like=True, frozen=True):
-    """Everything up to `high_water` is committed, and high_water + 1 + i for each bit i of `mask`."""
+    """Everything up to `high_water` is committed, and high_water + 1 + i for each bit i of `mask`.
+
+    `birth` is the newest birth of this device that is committed: an acknowledgement that was under way before, or that
+    answers something else, does not name the birth that the device waits for.
+    """
 
     spool_id: Hex64
     high_water: HighWater
     mask: Annotated[int, msgspec.Meta(ge=0)] = 0
+    birth: BirthMark = ""
 
     def __post_init__(self) -> None:
         if self.mask >= 1 << MASK_BITS:
@@ -96,6 +104,10 @@ class Ack(msgspec.Struct, array_like=True, frozen=True):
         return ahead < 0 or (ahead < MASK_BITS and bool(self.mask >> ahead & 1))
 
 
+def birth_mark(boot_id: str, connection: int) -> BirthMark:
+    return f"{boot_id}.{connection}"
+
+
 def encode(message: Desired | Command) -> bytes:
     """Raises ContractError."""
     if isinstance(message, Desired):
@@ -104,8 +116,9 @@ def encode(message: Desired | Command) -> bytes:
 
 
 def encode_ack(ack: Ack) -> bytes:
-    """Raises ContractError."""
-    return codec.encode(ack, name="ack", limit=ACK_BYTES, wire="msgpack")
+    """Without a birth, the three fields that an acknowledgement had before it could name one. Raises ContractError."""
+    data = codec.encode(ack, name="ack", limit=ACK_BYTES, wire="msgpack")
+    return data if ack.birth else b"\x93" + data[1:-1]
 
 
 def decode_desired(data: bytes) -> Desired:

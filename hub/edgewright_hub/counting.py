@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from edgewright_contracts.desired import MASK_BITS, Ack
+from edgewright_contracts.desired import MASK_BITS, Ack, BirthMark
 
 _ALL: Final = (1 << MASK_BITS) - 1
 
@@ -46,5 +46,5 @@ def count(spool: Spool, seq: int) -> Spool:
     return Spool(high_water + done, mask >> done & _ALL, lost)
 
 
-def ack(spool_id: str, spool: Spool) -> Ack:
-    return Ack(spool_id, spool.high_water, spool.mask)
+def ack(spool_id: str, spool: Spool, birth: BirthMark = "") -> Ack:
+    return Ack(spool_id, spool.high_water, spool.mask, birth)

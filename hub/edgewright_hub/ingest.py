@@ -19,7 +19,7 @@ import msgspec
 
 from edgewright_contracts import birth, event, report
 from edgewright_contracts.binning import unpack, unpack_grid
-from edgewright_contracts.desired import Ack
+from edgewright_contracts.desired import Ack, BirthMark, birth_mark
 from edgewright_contracts.errors import ContractError
 
 from .counting import Spool, ack, count, counted
@@ -105,10 +105,14 @@ class Ledger:
         before = self.answers.get(key)
         self.answers[key] = Answer(
             *key,
-            ack(key[1], self.spools.get(key, Spool())),
+            ack(key[1], self.spools.get(key, Spool()), self._born(key[0])),
             at_once or (before is not None and before.at_once),
             key in self.renewed,
         )
+
+    def _born(self, device: str) -> BirthMark:
+        born = (self.devices.get(device) or {}).get("birth")
+        return birth_mark(born["boot_id"], born["connection"]) if born else ""
 
     def _bury(self, message: Message, reason: str) -> None:
         self.dead_letters.append(

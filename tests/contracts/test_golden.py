@@ -30,6 +30,7 @@ CODECS: dict[str, tuple[Callable[[bytes], msgspec.Struct], Callable[..., bytes]]
     "desired.json": (desired.decode_desired, desired.encode),
     "command.json": (desired.decode_command, desired.encode),
     "ack.msgpack": (desired.decode_ack, desired.encode_ack),
+    "ack-of-birth.msgpack": (desired.decode_ack, desired.encode_ack),
     "event.json": (event.decode_event, event.encode_event),
 }
 

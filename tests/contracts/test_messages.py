@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import get_args
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -149,7 +150,8 @@ COMMANDS = st.builds(
     expires_at=MILLIS,
     argument=TEXT,
 )
-ACKS = st.builds(Ack, HEX64, st.integers(0, 2**53), st.integers(0, 2**64 - 1))
+MARKS = st.one_of(st.just(""), st.builds(desired.birth_mark, HEX64, st.integers(0, 2**53)))
+ACKS = st.builds(Ack, HEX64, st.integers(0, 2**53), st.integers(0, 2**64 - 1), MARKS)
 EVENTS = st.builds(
     event.Event,
     spool_id=HEX64,
@@ -207,6 +209,20 @@ def test_an_event_comes_back_as_it_was(one: event.Event) -> None:
 @given(ACKS)
 def test_an_ack_comes_back_as_it_was(ack: Ack) -> None:
     assert desired.decode_ack(desired.encode_ack(ack)) == ack
+
+
+def test_an_ack_that_names_no_birth_is_read_as_before_and_the_longest_one_fits() -> None:
+    old = msgspec.msgpack.encode(["f" * 16, 6, 5])
+    assert desired.decode_ack(old) == Ack("f" * 16, 6, 5, "")
+    assert desired.encode_ack(Ack("f" * 16, 6, 5)) == old
+    longest = Ack("f" * 16, 2**53, 2**64 - 1, desired.birth_mark("f" * 16, 2**53))
+    assert desired.decode_ack(desired.encode_ack(longest)) == longest
+
+
+@pytest.mark.parametrize("mark", ["f" * 16, f"{'f' * 16}.", f"{'g' * 16}.1", f"{'f' * 16}.-1", "x"])
+def test_what_names_no_birth_is_no_ack(mark: str) -> None:
+    with pytest.raises(ContractError, match=r"birth|ack"):
+        desired.decode_ack(msgspec.msgpack.encode(["f" * 16, 6, 5, mark]))
 
 
 @given(ACKS, st.integers(-5, 80))

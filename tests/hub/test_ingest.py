@@ -144,6 +144,22 @@ def test_a_birth_of_a_spool_that_stands_where_it_was_is_acknowledged_at_once(tel
     assert (answer.at_once, answer.renew, answer.ack.high_water) == (True, False, 2)
 
 
+def test_every_ack_names_the_newest_birth_that_is_committed(telemetry_engine: sa.Engine) -> None:
+    def named(*messages: Message) -> str:
+        return take(telemetry_engine, *messages)[wire.SPOOL].ack.birth
+
+    old, new = "b" * 16, "c" * 16
+    assert named(report(1)) == ""
+    assert named(message("birth", wire.birth_bytes(DEV, boot=old, connection=3, next_seq=2))) == f"{old}.3"
+    assert named(report(2)) == f"{old}.3"
+    # A status is no birth, and one of the boot that follows says nothing of what that boot's birth will tell.
+    assert named(message("status", wire.status_bytes(online=True, boot=new)), report(3)) == f"{old}.3"
+    assert named(message("birth", wire.birth_bytes(DEV, boot=new, connection=2, next_seq=4)), report(4)) == f"{new}.2"
+    # An earlier connection's birth that comes late is answered with the one in force.
+    late = message("birth", wire.birth_bytes(DEV, boot=new, connection=1, next_seq=4), repeated=True)
+    assert named(late) == f"{new}.2"
+
+
 @pytest.mark.parametrize("body", [b"", b"\x00" * 10, b"\xff" * 70_000, b"\x78\x9c" + b"\x00" * 20, b"{}"])
 def test_poison_becomes_a_dead_letter_and_stops_nothing(telemetry_engine: sa.Engine, body: bytes) -> None:
     take(

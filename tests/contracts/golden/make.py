@@ -298,6 +298,9 @@ def files() -> dict[str, bytes]:
         )
     )
     out["ack.msgpack"] = desired.encode_ack(desired.Ack("feedfacecafebeef", 6, 1 << 63 | 0b101))
+    out["ack-of-birth.msgpack"] = desired.encode_ack(
+        desired.Ack("feedfacecafebeef", 6, 1 << 63 | 0b101, desired.birth_mark("00c0ffee00c0ffee", 3))
+    )
     out["event.json"] = event.encode_event(
         event.Event(
             spool_id="feedfacecafebeef",
