@@ -159,21 +159,21 @@ class _Columns:
     def __init__(self, tensor: str, places: list[tuple[Channel, int]]) -> None:
         self._tensor = tensor
         self._at = np.array([c.source.column for c, _ in places])
-        self._starts = np.array([start for _, start in places])
-        self._last = np.array([len(c.edges) for c, _ in places], np.uint8)  # the cell over the last edge
+        self._starts = np.array([[start] for _, start in places])
+        self._last = np.array([[len(c.edges)] for c, _ in places], np.uint8)  # the cell over the last edge
         longest = int(self._last.max())
-        edges = np.full((longest, len(places)), np.inf, np.float32)
+        edges = np.full((longest, len(places), 1), np.inf, np.float32)
         for i, (channel, _) in enumerate(places):
-            edges[: len(channel.edges), i] = channel.edges
+            edges[: len(channel.edges), i, 0] = channel.edges
         self._edges = edges
-        self._closing = np.array([c.edges[-1] for c, _ in places], np.float32)
+        self._closing = np.array([[c.edges[-1]] for c, _ in places], np.float32)
 
     def add(self, outputs: Mapping[str, npt.NDArray[np.generic]], cells: Cells) -> None:
         flat = _rows(_tensor(self._tensor, outputs))
         if int(self._at.max()) >= flat.shape[1]:
             raise ContractError(self._tensor, f"at least {int(self._at.max()) + 1} columns", str(flat.shape[1]))
         with np.errstate(over="ignore"):
-            v = flat[:, self._at].astype(np.float32)
+            v = flat.T[self._at].astype(np.float32)  # one channel a row: numpy's inner loop then has one edge
         cell = np.zeros(v.shape, np.uint8)  # a byte holds every cell of a channel, and adds eight times as fast
         for edge in self._edges:
             cell += (v >= edge).view(np.uint8)
