@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import msgspec
 import sqlalchemy as sa
 
+from edgewright_contracts.desired import Desired
 from edgewright_contracts.errors import Refused, RequestError
 
 from . import control
+from .desired_documents import MODELS, room, told
 from .rollout import ACTIVE
-from .specification import RolloutSpec
+from .specification import RolloutSpec, stored
 
 
 class Package(NamedTuple):
@@ -67,8 +68,8 @@ def refuse_others(
 ) -> None:
     """Raise Refused when another rollout of the model is under way on some of these devices, or in their fleet."""
     for row in rows:
-        other = msgspec.convert(row.spec, RolloutSpec)
         if row.state in ACTIVE and row.name == spec.model:
+            other = stored(row.spec)
             shared = set(members) & set(chosen(other, fleets))
             if shared or other.fleet == spec.fleet:
                 raise Refused(
@@ -87,3 +88,10 @@ def refuse_empty(spec: RolloutSpec, members: Sequence[str], fleets: Mapping[str,
             f"no enrolled device is in fleet {spec.fleet!r} with the names asked for. Known fleets: {known}; "
             "`edgewright fleet devices` lists the devices"
         )
+
+
+def refuse_full(spec: RolloutSpec, members: Iterable[str], documents: Mapping[str, Desired]) -> None:
+    """Raise Refused when a device has as many models as it can be told of."""
+    full = [d for d in members if not told(documents.get(d), spec.model) and room(documents.get(d)) < 1]
+    if full:
+        raise Refused(f"{', '.join(full[:3])} ({len(full)} in all) can have no model besides the {MODELS} they have")

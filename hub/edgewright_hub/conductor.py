@@ -7,12 +7,16 @@ one twice but never misses one. Revisions of a device's document rise strictly.
 
 Order in a tick: new devices get what is promoted; then events, then windows, both in the order of their arrival.
 `tick` and the commands of people exclude one another; both may be called from any thread. Cost of an idle tick: six
-small SELECTs, about 10 µs for each device.
+small SELECTs, about 10 µs for each device. `drift` has ticks of its own, so that neither can hold up the other.
+
+A rollout whose step fails says so in its reason and stands still, without what was reported meanwhile; the others go
+on. Only a database that fails stops a tick, which is then repeated whole.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,19 +25,19 @@ from typing import Any, Final, Literal
 import msgspec
 import sqlalchemy as sa
 
-from edgewright_contracts.desired import Config, Desired, encode
-from edgewright_contracts.errors import Refused, RequestError
+from edgewright_contracts.desired import Config, Desired
+from edgewright_contracts.errors import ContractError, Refused, RequestError
 from edgewright_contracts.topics import Kind
 
 from . import admission, control, desired_documents, evidence, rollout, telemetry
-from .desired_documents import Documents, current, granted, newcomers, promoted_for
+from .desired_documents import Changes, Documents, current, newcomers, promoted_for
 from .fleet_drift import FleetDrift
 from .gates import Ledger, SequentialGate
 from .members import Member
 from .processes import Process
 from .registry import Registry
 from .rollout import RolloutState, Wish
-from .specification import RolloutSpec, stage_size
+from .specification import RolloutSpec, stage_size, stored
 from .store import upsert
 
 Verb = Literal["pause", "resume", "abort"]  # what a person may do to a rollout
@@ -42,6 +46,9 @@ Publish = Callable[[str, Kind, bytes, bool], None]  # device, kind of topic, bod
 PRE_MS: Final = 24 * 3600_000  # how far back the period before a rollout reaches
 GRACE_MS: Final = 15_000  # after the announced time of the next report, before a device counts as silent
 BATCH: Final = 5_000  # windows or events read in one tick
+_LOG = logging.getLogger(__name__)
+
+Grant = tuple[Wish, str, RolloutSpec | None]  # a wish, the rollout that has it ("": none), and its specification
 
 
 class NotFound(RequestError):
@@ -72,7 +79,7 @@ class Conductor:
         with self._lock:
             more, changed = self._rollouts(now_ms)
             self._send(changed)  # inside the lock: an older document must not be published after a newer one
-        return self.drift.tick(now_ms) or more
+        return more
 
     # Commands of people.
 
@@ -80,8 +87,9 @@ class Conductor:
         """Start a rollout and return its id; the first devices are given the release at the next tick.
 
         Raises Refused, before anything moves: an unknown, withdrawn or blocked package, no device to give it to, or
-        another rollout of the same model in the same fleet.
+        another rollout of the same model in the same fleet. ContractError for values that cannot be stored and read.
         """
+        spec = _storable(spec)
         with self._lock, self._control.begin() as connection:
             package = admission.named(spec, admission.packages(connection))
             spec = msgspec.structs.replace(spec, digest=package.digest, version=package.version)
@@ -94,6 +102,7 @@ class Conductor:
             documents = self._documents.read(connection)
             wanted = {d: current(documents.get(d), spec.model) for d in members}
             members = [d for d in members if wanted[d] != spec.digest]
+            admission.refuse_full(spec, members, documents)
             if not members:
                 raise Refused(f"all {len(wanted)} devices already have {package.name} {package.version}")
             mark = hashlib.sha256(f"{now_ms}{spec.digest}".encode()).hexdigest()[:4]
@@ -111,11 +120,12 @@ class Conductor:
         with self._lock:
             with self._control.begin() as connection:
                 row = _row(connection, rollout_id)
-                spec, state = msgspec.convert(row.spec, RolloutSpec), msgspec.convert(row.progress, RolloutState)
+                spec, state = stored(row.spec), msgspec.convert(row.progress, RolloutState)
                 state, wishes = rollout.command(state, spec, event, f"{event} by {who}", now_ms)
-                changed = self._write(connection, [(spec, state)], {state.id: wishes}, now_ms, {})
+                changes = Changes(self._documents.read(connection), {}, self._config)
+                _write(connection, {state.id: _stored(state, now_ms)}, [(w, state.id, spec) for w in wishes], changes)
                 _note(connection, now_ms, who, f"rollout {event}", rollout_id)
-            self._send(changed)
+            self._send(changes.bodies)
 
     def rollouts(self) -> list[dict[str, Any]]:
         """Every rollout as people read it, newest first: JSON values only."""
@@ -136,36 +146,44 @@ class Conductor:
 
     # A tick.
 
-    def _rollouts(self, now_ms: int) -> tuple[bool, dict[str, Desired]]:
+    def _rollouts(self, now_ms: int) -> tuple[bool, Mapping[str, bytes]]:
         with self._control.connect() as connection:
             fleets, documents, cursors = _fleets(connection), self._documents.read(connection), _cursors(connection)
             where = control.rollouts.c.state.in_(rollout.ACTIVE)
             active = connection.execute(sa.select(control.rollouts).where(where)).all()
             promoted = desired_documents.promoted(connection)
-        ahead = {d: rev for d, rev in self._held().items() if d in documents and rev > documents[d].rev}
-        wishes: dict[str, list[Wish]] = {"": newcomers(fleets, documents, promoted)}
+        ahead = self._documents.ahead(documents, self._held())
+        grants: list[Grant] = [(wish, "", None) for wish in newcomers(fleets, documents, promoted)]
         windows, events = self._read(cursors, reading=bool(active))
-        stepped = []
-        if active:
-            present = self._present(now_ms)
-            for row in active:
-                spec, before = msgspec.convert(row.spec, RolloutSpec), msgspec.convert(row.progress, RolloutState)
+        stepped: dict[str, dict[str, Any]] = {}
+        present = self._present(now_ms) if active else frozenset()
+        for row in active:
+            try:
+                spec, before = stored(row.spec), msgspec.convert(row.progress, RolloutState)
                 joined = self._joined(spec, before, fleets, documents, promoted, now_ms)
                 whole = rollout.enrol(before, joined)
                 seen = evidence.observe(spec, whole, windows, events, present)
                 after, more = rollout.step(whole, spec, seen, SequentialGate(spec.gate), now_ms)
-                wishes[after.id] = more
-                if after != before:
-                    stepped.append((spec, after))
+            except sa.exc.SQLAlchemyError:
+                raise
+            except Exception as error:
+                said = f"this rollout cannot be judged ({type(error).__name__}: {error}); the hub's log says more"
+                if row.progress.get("reason") != said:
+                    _LOG.exception("rollout %s cannot be judged", row.id)
+                    stepped[row.id] = {"progress": {**row.progress, "reason": said}, "updated_ms": now_ms}
+                continue
+            grants += [(wish, after.id, spec) for wish in more]
+            if after != before:
+                stepped[after.id] = _stored(after, now_ms)
         positions = {"rollout.windows": windows, "rollout.events": events}
         moved = {name: rows[-1].id for name, rows in positions.items() if rows}
-        changed: dict[str, Desired] = {}
-        if stepped or moved or ahead or any(wishes.values()):
+        changes = Changes(documents, ahead, self._config)
+        if stepped or moved or ahead or grants:
             with self._control.begin() as connection:
-                changed = self._write(connection, stepped, wishes, now_ms, ahead)
+                _write(connection, stepped, grants, changes)
                 rows = [{"name": name, "position": position} for name, position in moved.items()]
                 upsert(connection, control.cursors, rows, keys=["name"])
-        return max(len(windows), len(events)) == BATCH, changed
+        return max(len(windows), len(events)) == BATCH, changes.bodies
 
     def _read(self, cursors: Mapping[str, int], *, reading: bool) -> tuple[Sequence[Any], Sequence[Any]]:
         """Rows behind the cursors; without a rollout only the last ones, to move the cursors on."""
@@ -232,42 +250,35 @@ class Conductor:
                         rows[row.device].append(row)
         return evidence.before(previous, rows)
 
-    def _write(
-        self,
-        connection: sa.Connection,
-        stepped: Iterable[tuple[RolloutSpec, RolloutState]],
-        wishes: Mapping[str, list[Wish]],
-        now_ms: int,
-        ahead: Mapping[str, int],
-    ) -> dict[str, Desired]:
-        """`ahead`: revisions that devices hold and this hub.db never wrote, because it was restored from a backup."""
-        specs = {}
-        for spec, state in stepped:
-            specs[state.id] = spec
-            where = control.rollouts.c.id == state.id
-            connection.execute(control.rollouts.update().where(where).values(**_stored(state, now_ms)))
-        documents = self._documents.read(connection)
-        changed: dict[str, Desired] = {device: documents[device] for device in ahead}
-        for rollout_id, each in wishes.items():
-            for wish in each:
-                before = changed.get(wish.device) or documents.get(wish.device) or Desired(rev=0, config=self._config)
-                after = granted(before, wish, rollout_id, specs.get(rollout_id), self._config)
-                if after != before:
-                    changed[wish.device] = after
-        for device, document in changed.items():
-            changed[device] = msgspec.structs.replace(document, rev=max(document.rev, ahead.get(device, 0)) + 1)
-        rows = [{"device": d, "rev": doc.rev, "document": msgspec.to_builtins(doc)} for d, doc in changed.items()]
-        upsert(connection, control.desired, rows, keys=["device"])
-        return changed
+    def _send(self, bodies: Mapping[str, bytes]) -> None:
+        for device, body in bodies.items():
+            self._publish(device, "desired", body, True)
 
-    def _send(self, changed: Mapping[str, Desired]) -> None:
-        for device, document in changed.items():
-            self._publish(device, "desired", encode(document), True)
+
+def _write(
+    connection: sa.Connection,
+    stepped: Mapping[str, Mapping[str, Any]],  # columns of control.rollouts, by id
+    grants: Iterable[Grant],
+    changes: Changes,
+) -> None:
+    for rollout_id, values in stepped.items():
+        connection.execute(control.rollouts.update().where(control.rollouts.c.id == rollout_id).values(**values))
+    for wish, rollout_id, spec in grants:
+        changes.grant(wish, rollout_id, spec)
+    upsert(connection, control.desired, changes.rows(), keys=["device"])
+
+
+def _storable(spec: RolloutSpec) -> RolloutSpec:
+    """msgspec checks ranges only when it reads: what is stored must be one that can be read."""
+    try:
+        return msgspec.convert(msgspec.to_builtins(spec), RolloutSpec)
+    except msgspec.ValidationError as error:
+        raise ContractError("rollout", "a specification that can be stored", str(error)) from None
 
 
 def describe(row: sa.Row[Any]) -> dict[str, Any]:
     """A row of control.rollouts as people read it: JSON values only."""
-    spec, state = msgspec.convert(row.spec, RolloutSpec), msgspec.convert(row.progress, RolloutState)
+    spec, state = stored(row.spec), msgspec.convert(row.progress, RolloutState)
     reachable = len(state.members)
     counts: dict[str, int] = defaultdict(int)
     for member in state.members:
@@ -293,7 +304,7 @@ def describe(row: sa.Row[Any]) -> dict[str, Any]:
 
 
 def gate_of(row: sa.Row[Any]) -> SequentialGate:
-    return SequentialGate(msgspec.convert(row.spec, RolloutSpec).gate)
+    return SequentialGate(stored(row.spec).gate)
 
 
 def _stored(state: RolloutState, now_ms: int) -> dict[str, Any]:

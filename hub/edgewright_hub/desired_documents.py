@@ -3,41 +3,114 @@
 A document changes in two ways only. A rollout wishes something of a device (`granted`), and a device that nobody has
 told anything yet gets what was promoted to its fleet (`newcomers`). Models that are not meant stay as they are.
 Writing is the conductor's, in the transaction that holds the rollouts' states; revisions rise strictly.
+
+No device can do harm to another's document. What cannot be sent is not stored (`Changes`); a row that cannot be read
+counts as an empty document of the same revision; and a revision that no hub can have given is not outbid (`REACH`).
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import sqlalchemy as sa
 
-from edgewright_contracts.desired import Config, Desired, DesiredModel, Probation
+from edgewright_contracts.codec import MAX_COUNT
+from edgewright_contracts.desired import Config, Desired, DesiredModel, Probation, encode
+from edgewright_contracts.errors import ContractError
 
 from . import control
 from .rollout import Wish
 from .specification import RolloutSpec
 
+MODELS: Final = 32  # of one device, which is what its document holds
+REACH: Final = 10**6  # revisions that a device may be ahead of a hub that was restored from a backup
 _CHUNK: Final = 500  # devices in one SELECT
+_LOG = logging.getLogger(__name__)
 
 
 class Documents:
     """All of them, by device. A document that is in memory is read again only when its revision has changed."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Desired] = {}
+        self._known: dict[str, tuple[int, Desired]] = {}  # with the revision of its row
+        self._beyond: set[str] = set()
 
     def read(self, connection: sa.Connection) -> Mapping[str, Desired]:
         d = control.desired.c
         revisions = {row.device: row.rev for row in connection.execute(sa.select(d.device, d.rev))}
-        known = {device: one for device, one in self._known.items() if one.rev == revisions.get(device)}
+        known = {device: one for device, one in self._known.items() if one[0] == revisions.get(device)}
         missing = [device for device in revisions if device not in known]
         for at in range(0, len(missing), _CHUNK):
             some = sa.select(d.device, d.document).where(d.device.in_(missing[at : at + _CHUNK]))
-            known |= {row.device: msgspec.convert(row.document, Desired) for row in connection.execute(some)}
+            known |= {row.device: (revisions[row.device], _readable(row)) for row in connection.execute(some)}
         self._known = known
-        return known
+        return {device: document for device, (_, document) in known.items()}
+
+    def ahead(self, documents: Mapping[str, Desired], held: Mapping[str, int]) -> dict[str, int]:
+        """Of `held`, the revisions that devices hold and this hub.db never wrote: it was restored from a backup.
+
+        One further ahead than REACH is the device's fault, not a backup's; it is logged once and left alone.
+        """
+        found = {d: rev for d, rev in held.items() if d in documents and rev > documents[d].rev}
+        beyond = {d for d, rev in found.items() if rev > documents[d].rev + REACH or rev >= MAX_COUNT}
+        for device in sorted(beyond - self._beyond):
+            _LOG.warning(
+                "%s says that it holds revision %d of its document, this hub is at %d: not believed. The device "
+                "ignores this hub until it is enrolled anew",
+                device,
+                found[device],
+                documents[device].rev,
+            )
+        self._beyond = beyond
+        return {device: rev for device, rev in found.items() if device not in beyond}
+
+
+def _readable(row: Any) -> Desired:
+    try:
+        return msgspec.convert(row.document, Desired)
+    except (msgspec.ValidationError, ContractError) as error:
+        _LOG.error("the document of %s in hub.db cannot be read and counts as empty: %s", row.device, error)
+        rev = row.document.get("rev") if isinstance(row.document, dict) else None
+        return Desired(rev=rev if isinstance(rev, int) and 0 <= rev < MAX_COUNT else 0)
+
+
+class Changes:
+    """The documents that one transaction changes, each proven to be sendable before it is kept.
+
+    `ahead`: what `Documents.ahead` found; these devices are sent their document under a higher revision.
+    """
+
+    def __init__(self, documents: Mapping[str, Desired], ahead: Mapping[str, int], config: Config) -> None:
+        self._documents, self._ahead, self._config = documents, ahead, config
+        self._changed: dict[str, Desired] = {}
+        self.bodies: dict[str, bytes] = {}  # by device, as they go out
+        for device in ahead:
+            self._keep(device, documents[device])
+
+    def grant(self, wish: Wish, rollout_id: str, spec: RolloutSpec | None) -> None:
+        """A document that would not be valid with the wish stays as it is; the log says why."""
+        before = self._changed.get(wish.device) or self._documents.get(wish.device)
+        before = before or Desired(rev=0, config=self._config)
+        after = granted(before, wish, rollout_id, spec, self._config)
+        if after != before:
+            self._keep(wish.device, after)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """For control.desired."""
+        return [{"device": d, "rev": one.rev, "document": msgspec.to_builtins(one)} for d, one in self._changed.items()]
+
+    def _keep(self, device: str, document: Desired) -> None:
+        own = self._documents[device].rev if device in self._documents else 0
+        document = msgspec.structs.replace(document, rev=max(own, self._ahead.get(device, 0)) + 1)
+        try:
+            self.bodies[device] = encode(document)
+        except ContractError as error:
+            _LOG.error("%s cannot be told what was decided for it: %s", device, error)
+        else:
+            self._changed[device] = document
 
 
 def granted(document: Desired, wish: Wish, rollout_id: str, spec: RolloutSpec | None, config: Config) -> Desired:
@@ -63,13 +136,12 @@ def promoted(connection: sa.Connection) -> dict[tuple[str, str], str]:
     r = control.rollouts.c
     query = sa.select(r.spec).where(r.state == "done").order_by(r.updated_ms)
     found: dict[tuple[str, str], str] = {}
-    for row in connection.execute(query):
-        spec = msgspec.convert(row.spec, RolloutSpec)
-        if spec.devices:
+    for (spec,) in connection.execute(query):
+        if spec["devices"]:
             continue
-        if not spec.fleet:  # newer than whatever single fleets had
-            found = {key: digest for key, digest in found.items() if key[1] != spec.model}
-        found[spec.fleet, spec.model] = spec.digest
+        if not spec["fleet"]:  # newer than whatever single fleets had
+            found = {key: digest for key, digest in found.items() if key[1] != spec["model"]}
+        found[spec["fleet"], spec["model"]] = spec["digest"]
     return found
 
 
@@ -80,14 +152,22 @@ def promoted_for(promoted: Mapping[tuple[str, str], str], fleet: str, model: str
 def newcomers(
     fleets: Mapping[str, str], documents: Mapping[str, Desired], promoted: Mapping[tuple[str, str], str]
 ) -> list[Wish]:
-    """Devices that nobody has told anything yet get what their fleet runs."""
+    """Devices that nobody has told anything yet get what their fleet runs, as far as their documents hold it."""
     models = sorted({model for _, model in promoted})
-    return [
-        Wish(device, model, digest, trial=False)
-        for device, fleet in fleets.items()
-        for model in models
-        if (digest := promoted_for(promoted, fleet, model)) and not told(documents.get(device), model)
-    ]
+    wishes = []
+    for device, fleet in fleets.items():
+        mine = [
+            Wish(device, model, digest, trial=False)
+            for model in models
+            if (digest := promoted_for(promoted, fleet, model)) and not told(documents.get(device), model)
+        ]
+        wishes += mine[: room(documents.get(device))] if mine else mine
+    return wishes
+
+
+def room(document: Desired | None) -> int:
+    """How many further models the document can hold."""
+    return MODELS - len(document.models) if document else MODELS
 
 
 def told(document: Desired | None, model: str) -> bool:

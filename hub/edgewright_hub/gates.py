@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Annotated, Final, Literal, Protocol
 
 import msgspec
 
@@ -28,18 +28,22 @@ Verdict = Literal["promote", "hold", "rollback"]
 BLOCKING: Final = 4  # alpha is split over the three rates and the devices that fail
 
 
-class GatePolicy(msgspec.Struct, frozen=True, kw_only=True):
+Chance = Annotated[float, msgspec.Meta(gt=0, le=0.5)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class GatePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Defaults are of research on simulated fleets: 0.2 % false rollbacks, no release with 1.5 times the errors."""
 
-    alpha: float = 0.05
-    beta: float = 0.05
+    alpha: Chance = 0.05
+    beta: Chance = 0.05
     error: Margin = Margin(r0=1.1, r1=1.5, delta=0.001)
     slow: Margin | None = Margin(r0=1.1, r1=1.5)  # None: not judged
     label: Margin | None = Margin(r0=1.05, r1=1.25)
-    failed_share: float = 0.1  # of the exposed devices; more of them: roll back
-    reported_share: float = 0.9  # of the stage's devices that must have committed and reported
-    soak_windows: int = 3  # of each of these devices
-    error_limit: float = 0.02  # rate of errors that a first version must stay below
+    failed_share: Share = 0.1  # of the exposed devices; more of them: roll back
+    reported_share: Share = 0.9  # of the stage's devices that must have committed and reported
+    soak_windows: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 3  # of each of these devices
+    error_limit: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.02  # a first version must stay below this rate
 
     def margin(self, metric: Metric) -> Margin | None:
         return {"error": self.error, "slow": self.slow, "label": self.label}[metric]

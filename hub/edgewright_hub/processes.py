@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 import numpy as np
@@ -39,10 +39,10 @@ RHYTHM: Final = 1.5  # by which the hour of the day alone may raise a rate, wher
 PRIOR_TRIALS: Final = (2_000.0, 20_000.0)  # least and most weight of the pre-period in the guess of the common rate
 
 
-class Margin(msgspec.Struct, frozen=True, kw_only=True):
-    r0: float  # ratio that is tolerated
-    r1: float  # ratio that must be excluded before promotion
-    delta: float | None = None  # or this difference in rates
+class Margin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    r0: Annotated[float, msgspec.Meta(ge=1, le=100)]  # ratio that is tolerated
+    r1: Annotated[float, msgspec.Meta(gt=1, le=1e9)]  # ratio that must be excluded before promotion
+    delta: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None  # or this difference in rates
 
 
 @dataclass(frozen=True, slots=True)

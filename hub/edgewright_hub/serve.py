@@ -92,8 +92,15 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
     """Run everything until `stop` is set. Raises as `run`."""
     if not is_loopback(config.page.host):
         raise RequestError(f"--page: expected a loopback address, because the page asks no password; got {config.page}")
+    names = _names(config)
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_locked(config.data))
+        # All that a wrong start may lack is looked at before anything is made, which belongs to one owner for ever.
+        Repository(config.data / "repo", config.data / "keys").check_owner(config.trust)
+        https = stack.enter_context(listen(config.https, "--https"))
+        page = stack.enter_context(listen(config.page, "--page"))
+        mqtt = stack.enter_context(listen(config.mqtt, "--mqtt")) if config.broker is None else None
+
         now = datetime.now(UTC)
         authority = open_authority(config.data / "ca", now=now)
         bound = (a.host for a in (config.https, config.mqtt) if is_address(a.host))
@@ -110,15 +117,13 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
         )
         registry = Registry(config.data / "repo", config.data / "keys", control_engine)
         registry.open(config.trust, now=now)
-        https = stack.enter_context(listen(config.https, "--https"))
-        page = stack.enter_context(listen(config.page, "--page"))
 
-        if config.broker is None:
-            embedded = EmbeddedBroker(config.mqtt.host, config.mqtt.port, authority.broker_context())
+        if mqtt is not None:
+            embedded = EmbeddedBroker(mqtt, authority.broker_context())
             await embedded.start()
             stack.push_async_callback(embedded.stop)
             vitals.keep("the embedded broker", lambda: embedded.serving)
-            broker = Address(reachable(embedded.host), embedded.port)
+            broker = Address(reachable(config.mqtt.host), mqtt.getsockname()[1])
         else:
             broker = config.broker
         consumer = Consumer(
@@ -163,6 +168,7 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
         for name, seconds, act in (
             ("signing the registry", RESIGN_EVERY.total_seconds(), lambda: _resign(registry)),
             ("the tick", config.tick_s, lambda: conductor.tick(_now_ms())),
+            ("drift", config.tick_s, lambda: conductor.drift.tick(_now_ms())),
             ("retention", retention.EVERY_S, lambda: retention.shorten(control_engine, telemetry_engine, _now_ms())),
         ):
             await stack.enter_async_context(vitals.every(name, seconds, act))

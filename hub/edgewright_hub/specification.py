@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import msgspec
 
@@ -12,6 +14,8 @@ from edgewright_contracts.desired import Probation, Seconds
 from edgewright_contracts.errors import RequestError
 
 from .gates import GatePolicy
+
+_LOG = logging.getLogger(__name__)
 
 Stage = int | Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{1,3}(\.[0-9]+)?%\Z")]
 
@@ -37,6 +41,16 @@ class RolloutSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 f"stages: expected growing counts or percentages that end in '100%', got {list(self.stages)}. "
                 "For instance: 1, 25%, 100%"
             )
+
+
+def stored(document: Mapping[str, Any]) -> RolloutSpec:
+    """The spec of a row of control.rollouts. A gate that this release does not accept any more counts as the default,
+    so that its rollout can still be looked at, judged and aborted."""
+    try:
+        return msgspec.convert(document, RolloutSpec)
+    except msgspec.ValidationError as error:
+        _LOG.warning("the gate of a stored rollout of %s counts as the default: %s", document.get("model"), error)
+        return msgspec.convert({**document, "gate": {}}, RolloutSpec)
 
 
 def stage_size(stage: Stage, members: int) -> int:

@@ -5,14 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import sqlalchemy as sa
 
 from edgewright_contracts.baseline import decode_baseline
-from edgewright_contracts.errors import Refused, RequestError
+from edgewright_contracts.codec import MAX_COUNT, decode
+from edgewright_contracts.errors import ContractError, Refused, RequestError
 from edgewright_contracts.package import Package
-from edgewright_hub import control, telemetry
+from edgewright_hub import control, rollout, telemetry
+from edgewright_hub.conductor import gate_of
+from edgewright_hub.gates import GatePolicy
+from edgewright_hub.specification import RolloutSpec
 from sim.house import HOUR, House, draw_cells
 from sim.packages import make_package
 
@@ -90,7 +95,7 @@ def test_a_failed_self_test_on_the_first_device_ends_the_rollout(lived_in: House
     house.event(
         first, "2.0.0", "selftest", "blocked", failure="model", reason="self-test: 3 of 32 outputs differ", rollout=name
     )
-    house.conductor.tick(house.now)
+    house.tick()
     seen = house.conductor.rollout(name)
     assert (seen["state"], seen["outcome"], seen["devices_exposed"]) == ("rolled-back", "refused by self-test", 1)
     assert seen["reason"].endswith(": self-test: 3 of 32 outputs differ")
@@ -106,7 +111,7 @@ def test_a_hub_that_dies_after_any_tick_goes_on_as_if_it_had_not(tmp_path: Path,
             if dies:
                 house.restart()
             house.live(EIGHT, 1)
-            house.conductor.tick(house.now)  # nothing new: nothing may happen
+            house.tick()  # nothing new: nothing may happen
             with house.control.connect() as connection:
                 state = connection.execute(sa.select(control.rollouts.c.progress)).all()[-1]
             trace.append((state, {d: house.wanted(d) for d in EIGHT}))
@@ -127,18 +132,18 @@ def test_a_tick_that_cannot_commit_is_repeated_whole(lived_in: House) -> None:
 
     sa.event.listen(house.control, "commit", refuse)
     with pytest.raises(sa.exc.OperationalError):
-        house.conductor.tick(house.now)
+        house.tick()
     sa.event.remove(house.control, "commit", refuse)
     assert [house.wanted(d) for d in EIGHT] == before
     assert len(house.sent) == sent
-    house.conductor.tick(house.now)
+    house.tick()
     assert sum(house.version(d) == "2.0.0" for d in EIGHT) == 1
 
 
 def test_a_device_that_is_enrolled_later_gets_what_its_fleet_runs(lived_in: House) -> None:
     house = lived_in
     house.enrol("late")
-    house.conductor.tick(house.now)
+    house.tick()
     assert house.version("late") == "1.0.0"
     house.start("2.0.0")
     house.enrol("later")
@@ -152,15 +157,15 @@ def test_a_restored_hub_outbids_the_revisions_that_devices_hold(house: House) ->
     house.publish_package("1.0.0")
     house.enrol("a")
     house.start("1.0.0", stages=("100%",))
-    house.conductor.tick(house.now)
+    house.tick()
     with house.telemetry.begin() as connection:  # the device was told more before the backup was restored
         connection.execute(telemetry.devices.update().values(desired_rev=9))
-    house.conductor.tick(house.now)
+    house.tick()
     held = house.wanted("a")
     assert held is not None
     assert held.rev == 10
     assert house.sent[-1] == ("a", held)
-    house.conductor.tick(house.now)
+    house.tick()
     assert house.wanted("a") == held
 
 
@@ -171,7 +176,7 @@ def test_other_models_of_a_device_stay_as_they_are(house: House) -> None:
         document = {"v": 1, "rev": 7, "models": [{"name": "cars", "digest": "c" * 64}]}
         connection.execute(control.desired.insert().values(device="pi-0", rev=7, document=document))
     house.start("1.0.0", stages=("100%",))
-    house.conductor.tick(house.now)
+    house.tick()
     wanted = house.wanted("pi-0")
     assert wanted is not None
     assert [(m.name, m.digest) for m in wanted.models] == [
@@ -219,6 +224,146 @@ def test_what_is_wrong_is_refused_before_anything_moves(lived_in: House) -> None
     assert len(house.sent) == sent
 
 
+# One device, one rollout or one row that is broken stops nobody else.
+
+
+def _holds(house: House, device: str, rev: int) -> None:
+    with house.telemetry.begin() as connection:
+        mine = telemetry.devices.update().where(telemetry.devices.c.device == device)
+        connection.execute(mine.values(desired_rev=rev))
+
+
+def test_a_device_that_claims_an_absurd_revision_is_left_alone(
+    lived_in: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    house = lived_in
+    _holds(house, "pi-7", MAX_COUNT)
+    before = house.wanted("pi-7")
+    for _ in range(3):
+        house.tick()
+    assert house.wanted("pi-7") == before
+    assert caplog.text.count(f"pi-7 says that it holds revision {MAX_COUNT}") == 1
+    house.start("2.0.0")
+    assert house.live(EIGHT, 120, until="done")["outcome"] == "promoted"
+
+
+def test_a_document_that_cannot_be_read_counts_as_empty_and_heals(
+    lived_in: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    house = lived_in
+    mine = control.desired.update().where(control.desired.c.device == "pi-7")
+    with house.control.begin() as connection:  # as an earlier release stored it
+        connection.execute(mine.values(rev=MAX_COUNT + 1, document={"v": 1, "rev": MAX_COUNT + 1, "models": []}))
+    house.restart()
+    house.tick()
+    assert "the document of pi-7 in hub.db cannot be read" in caplog.text
+    assert house.version("pi-7") == "1.0.0", "it gets what its fleet runs"
+    house.start("2.0.0")
+    assert house.live(EIGHT, 120, until="done")["outcome"] == "promoted"
+
+
+def test_a_device_has_no_more_models_than_it_can_be_told_of(lived_in: House) -> None:
+    house = lived_in
+    spec = {"model": "cars", "version": "1.0.0"}
+    models = [
+        {"name": "digits", "digest": house.digest("pi-0")},
+        *({"name": f"m{i}", "digest": None} for i in range(31)),
+    ]
+    with house.control.begin() as connection:
+        mine = control.desired.update().where(control.desired.c.device == "pi-0")
+        connection.execute(mine.values(rev=99, document={"v": 1, "rev": 99, "models": models}))
+        package = {"name": "cars", "version": "1.0.0", "digest": "c" * 64, "state": "allowed", "published_ms": 1}
+        connection.execute(control.packages.insert().values(**package, manifest={}))
+    with pytest.raises(Refused, match=r"pi-0 \(1 in all\) can have no model besides the 32 they have"):
+        house.start(**spec)
+    house.start(**spec, devices=("pi-1",), stages=("100%",))
+    house.start("2.0.0")
+    house.tick()
+    assert house.conductor.rollouts()[0]["devices_exposed"] == 1
+
+
+def test_what_was_promoted_goes_to_new_devices_as_far_as_their_documents_hold_it(house: House) -> None:
+    house.enrol("pi-0")
+    spec = {"fleet": "lab", "devices": [], "digest": "c" * 64}
+    row = {"state": "done", "progress": {}, "created_ms": 1, "updated_ms": 1}
+    with house.control.begin() as connection:
+        for i in range(40):
+            one = {"id": f"r{i}", "name": f"m{i:02}", "spec": {**spec, "model": f"m{i:02}"}, **row}
+            connection.execute(control.rollouts.insert().values(**one))
+    for _ in range(2):
+        house.tick()
+    wanted = house.wanted("pi-0")
+    assert wanted is not None
+    assert ([m.name for m in wanted.models], wanted.rev) == ([f"m{i:02}" for i in range(32)], 1)
+
+
+def test_a_rollout_that_cannot_be_judged_says_so_and_the_others_go_on(
+    lived_in: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    house = lived_in
+    sick = house.start("2.0.0", devices=("pi-0",))
+    house.publish_package("3.0.0")
+    well = house.start("3.0.0", devices=("pi-1",), fleet="lab")
+    step = rollout.step
+
+    def breaks(state: Any, *rest: Any) -> Any:
+        if state.id == sick:
+            raise ZeroDivisionError("float division by zero")
+        return step(state, *rest)
+
+    monkeypatch.setattr(rollout, "step", breaks)
+    for _ in range(3):
+        house.tick()
+    assert house.conductor.rollout(sick)["reason"].startswith("this rollout cannot be judged (ZeroDivisionError")
+    assert caplog.text.count(f"rollout {sick} cannot be judged") == 1
+    assert house.conductor.rollout(well)["devices_exposed"] == 1
+    house.conductor.command(sick, "abort", who="ann", now_ms=house.now)
+    assert house.conductor.rollout(sick)["state"] == "aborted"
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        {"alpha": 0}, {"alpha": 2}, {"beta": 0}, {"failed_share": -1}, {"reported_share": 2}, {"soak_windows": -1},
+        {"error_limit": 0}, {"error": {"r0": 0, "r1": 1.5}}, {"error": {"r0": 1.1, "r1": 1}},
+        {"slow": {"r0": 1.1, "r1": 1.5, "delta": 0}},
+        {"alhpa": 0.01}, {"error": {"r0": 1.1, "r1": 1.5, "dleta": 0.1}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_gate_that_cannot_judge_or_has_a_misspelt_field_is_not_accepted(gate: dict[str, Any]) -> None:
+    body = msgspec.json.encode({"model": "digits", "version": "2.0.0", "gate": gate})
+    with pytest.raises(ContractError, match=r"rollout\.gate"):
+        decode(RolloutSpec, body, name="rollout", limit=9999, wire="json")
+
+
+def test_a_gate_out_of_bounds_is_not_stored_and_a_stored_one_can_still_be_aborted(lived_in: House) -> None:
+    house = lived_in
+    with pytest.raises(ContractError, match="alpha"):
+        house.start("2.0.0", gate=GatePolicy(alpha=0))
+    name = house.start("2.0.0")
+    where = control.rollouts.c.id == name
+    with house.control.begin() as connection:  # as an earlier release took it
+        spec = connection.execute(sa.select(control.rollouts.c.spec).where(where)).scalar_one()
+        gate = {**spec["gate"], "alpha": 0.0}
+        connection.execute(control.rollouts.update().where(where).values(spec={**spec, "gate": gate}))
+    house.tick()
+    with house.control.connect() as connection:
+        assert gate_of(connection.execute(sa.select(control.rollouts).where(where)).one()).policy == GatePolicy()
+    house.conductor.command(name, "abort", who="ann", now_ms=house.now)
+    assert house.conductor.rollout(name)["state"] == "aborted"
+
+
+def test_a_tick_of_the_rollouts_does_not_wait_for_drift(lived_in: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(lived_in.conductor.drift, "tick", breaks)
+    lived_in.start("2.0.0")
+    lived_in.conductor.tick(lived_in.now)
+    assert lived_in.conductor.rollouts()[0]["devices_exposed"] == 1
+
+
 # Drift.
 
 
@@ -232,7 +377,7 @@ def test_drift_is_reported_for_the_devices_that_moved_and_for_no_other(lived_in:
         house.report(*(house.row(d, "1.0.0", n_monitored=60, cells=mine) for d, mine in cells.items()))
         if i == 29:
             house.restart()
-        house.conductor.tick(house.now)
+        house.tick()
         if i == 29:
             assert {v["verdict"] for v in house.conductor.drift.verdicts()} == {"ok"}
     verdicts = house.conductor.drift.verdicts()
@@ -256,7 +401,7 @@ def test_a_fleet_that_does_not_move_is_left_in_peace(lived_in: House) -> None:
         house.now += 5000
         cells = {d: draw_cells(package, 200, rng) for d in EIGHT[:4]}
         house.report(*(house.row(d, "1.0.0", n=200, n_monitored=200, cells=mine) for d, mine in cells.items()))
-    while house.conductor.tick(house.now):
+    while house.tick():
         pass
     verdicts = house.conductor.drift.verdicts()
     assert {v["blocks"] for v in verdicts if v["subject"] in EIGHT[:4]} == {150}
@@ -269,7 +414,7 @@ def test_an_alarm_ends_after_three_quiet_days(lived_in: House) -> None:
     for hour in range(24 * 6):
         house.now += HOUR
         house.window("pi-0", "1.0.0", n=300, n_monitored=300, cells=draw_cells(package, 300, rng, shift=hour < 12))
-        house.conductor.tick(house.now)
+        house.tick()
         verdict = next(v for v in house.conductor.drift.verdicts() if v["part"] == "input" and v["scope"] == "device")
         if 12 <= hour < 70:
             assert verdict["verdict"] == "alarm"
@@ -282,7 +427,7 @@ def test_windows_of_other_channels_are_counted_apart(lived_in: House) -> None:
     cells = draw_cells(house.packages["1.0.0"], 500, rng, shift=True)
     house.window("pi-0", "1.0.0", n=500, n_monitored=500, cells=cells, edge_hash="f" * 16)
     house.window("pi-0", "1.0.0", n=500, n_monitored=500, cells=cells[:-1])
-    house.conductor.tick(house.now)
+    house.tick()
     mine = [v for v in house.conductor.drift.verdicts() if v["subject"] == "pi-0"]
     assert {(v["foreign_windows"], v["blocks"], v["verdict"]) for v in mine} == {(2, 0, "learning")}
 
@@ -292,7 +437,7 @@ def test_a_stream_ends_when_its_device_goes_on_to_another_digest(lived_in: House
     rng = np.random.default_rng(9)
     for version in ("1.0.0", "2.0.0"):
         house.window("pi-0", version, n=300, n_monitored=300, cells=draw_cells(house.packages[version], 300, rng))
-        house.conductor.tick(house.now)
+        house.tick()
     mine = {(v["digest"], v["verdict"]) for v in house.conductor.drift.verdicts() if v["subject"] == "pi-0"}
     first, second = (house.packages[v].digest[:16] for v in ("1.0.0", "2.0.0"))
     assert mine == {(first, "ended"), (second, "ok")}
@@ -324,7 +469,7 @@ def test_a_reference_that_is_gone_stops_drift_of_that_package_only(
     (house.registry.blobs / lost).unlink()
     for device, version in (("pi-0", "2.0.0"), ("pi-1", "1.0.0")):
         house.window(device, version, n=300, n_monitored=300, cells=draw_cells(house.packages[version], 300, rng))
-    house.conductor.tick(house.now)
+    house.tick()
     tested = {v["subject"] for v in house.conductor.drift.verdicts() if v["scope"] == "device" and v["blocks"]}
     assert tested == {"pi-1"}
     assert "no drift for digits onnx-fp32" in caplog.text

@@ -119,7 +119,7 @@ def test_the_mark_changes_with_every_report_and_every_decision(house: House) -> 
     house.start("1.0.0", stages=("100%",))
     marks.append(pages._mark(hub))
     house.now += 5000
-    house.conductor.tick(house.now)
+    house.tick()
     marks.append(pages._mark(hub))
     house.window("pi-0", "1.0.0")
     marks.append(pages._mark(hub))

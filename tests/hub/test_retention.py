@@ -56,7 +56,7 @@ def test_windows_stay_a_day_and_the_rest_of_them_goes_in_small_steps(
         house.window("pi-0", "1.0.0", start_ms=house.now - int(hours * HOUR_MS))
     shorten(house)
     assert len(ages_h(house)) == 10, "nobody has read them"
-    house.conductor.tick(house.now)
+    house.tick()
     assert retention.shorten(house.control, house.telemetry, house.now)
     assert len(ages_h(house)) == 7
     shorten(house)
@@ -65,14 +65,14 @@ def test_windows_stay_a_day_and_the_rest_of_them_goes_in_small_steps(
 
 def test_what_drift_has_not_read_stays(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     house.window("pi-0", "1.0.0", start_ms=house.now - 2 * DAY_MS)
-    house.conductor.tick(house.now)
+    house.tick()
     house.window("pi-0", "1.0.0", start_ms=house.now - 2 * DAY_MS)
     monkeypatch.setattr(house.conductor.drift, "tick", lambda _: False)
-    house.conductor.tick(house.now)
+    house.tick()
     shorten(house)
     assert len(ages_h(house)) == 1
     monkeypatch.undo()
-    house.conductor.tick(house.now)
+    house.tick()
     shorten(house)
     assert ages_h(house) == []
 
@@ -82,7 +82,7 @@ def test_a_rollout_under_way_keeps_the_day_before_it_but_not_for_ever(house: Hou
         house.window("pi-0", "1.0.0", start_ms=house.now - hours * HOUR_MS)
     house.start("1.0.0", stages=("100%",))
     house.now += 10 * DAY_MS
-    house.conductor.tick(house.now)
+    house.tick()
     shorten(house)
     assert ages_h(house) == [240 + 23]
     house.now += 5 * DAY_MS
@@ -117,7 +117,7 @@ def test_a_rollout_goes_on_the_same_while_retention_runs(tmp_path: Path, package
 def test_events_stay_thirty_days(house: House) -> None:
     for days in (40, 31, 29):
         house.event("pi-0", "1.0.0", "fetch", "stage", arrived_ms=house.now - days * DAY_MS)
-    house.conductor.tick(house.now)
+    house.tick()
     shorten(house)
     with house.telemetry.connect() as connection:
         kept = connection.execute(sa.select(telemetry.events.c.arrived_ms)).scalars().all()
@@ -156,7 +156,7 @@ def test_totals_do_not_shrink_and_say_what_ran_last(house: House) -> None:
         body = wire.report_bytes(i + 1, wall_start_ms=at, digest=f"{i:016x}", rollout=f"r{i}")
         commit(house.telemetry, [wire.message("pi-0", "report", body, at + 60_000)], lambda _: "lab")
         commit(house.telemetry, [wire.message("pi-0", "report", body, at + 60_000)], lambda _: "lab")  # again
-    house.conductor.tick(house.now)
+    house.tick()
     shorten(house)
     assert len(ages_h(house)) == 1
     first, second = TestClient(page_app(_hub(house)), base_url="http://127.0.0.1").get("/api/v1/devices").json()

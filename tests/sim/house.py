@@ -159,6 +159,11 @@ class House:
         with self.telemetry.begin() as connection:
             connection.execute(telemetry.events.insert().values(**row))
 
+    def tick(self) -> bool:
+        """What a hub does once a second; true when there is more to do."""
+        more = self.conductor.tick(self.now)
+        return self.conductor.drift.tick(self.now) or more
+
     def live(
         self, devices: list[str], ticks: int, *, wrong: Callable[[str], float] = lambda _: 0.05, until: str = ""
     ) -> dict[str, Any]:
@@ -173,7 +178,7 @@ class House:
                     rows.append(self.row(device, version, labels_n=20, labels_wrong=labels_wrong))
             if rows:
                 self.report(*rows)
-            self.conductor.tick(self.now)
+            self.tick()
             newest = self.conductor.rollouts()[0]
             if until and newest["state"] == until:
                 break
