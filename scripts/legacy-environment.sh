@@ -5,7 +5,7 @@ for python in python3.11 .venv/bin/python; do
     if "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
         test -x .venv-legacy/bin/python || "$python" -m venv .venv-legacy
         .venv-legacy/bin/python -m pip install --quiet --upgrade pip
-        .venv-legacy/bin/python -m pip install --quiet --editable '.[agent,agent-tflite-legacy]'
+        .venv-legacy/bin/python -m pip install --quiet --constraint constraints-legacy.txt --editable '.[agent,agent-tflite-legacy]'
         exit 0
     fi
 done

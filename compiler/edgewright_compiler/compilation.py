@@ -36,7 +36,7 @@ from .export_tflite import export_tflite
 from .measure import Accuracy, Latency, accuracy, latency
 from .packaging import absent, npz, write_package
 from .quantize import quantize_onnx, quantize_tflite
-from .recipe import Bench, Recipe, Trained
+from .recipe import Bench, LabelledRows, Recipe, Trained
 from .reference import Outputs, count, cut, run
 from .train import Progress, reproducible
 
@@ -102,6 +102,7 @@ def compile_recipe(
         outputs = {name: run(session, trained.reference) for name, session in sessions.items()}
         progress("measuring", 0.4)
         accuracies = {name: _accuracies(session, trained) for name, session in sessions.items()}
+        chosen = {name: _accuracy(session, trained.choice, trained).share for name, session in sessions.items()}
         progress("measuring", 0.8)
         latencies = latency(sessions, trained.reference)
         progress("measuring", 1.0)
@@ -130,7 +131,7 @@ def compile_recipe(
         "outputs": trained.outputs,
         "labels": trained.labels,
         "variants": VARIANTS,
-        "ranking": _ranking(device, accuracies, trained.tests[0].name),
+        "ranking": _ranking(device, chosen),
         "provenance": provenance,
     }
     _check(facts, files, sessions)
@@ -178,8 +179,11 @@ def _probabilities(trained: Trained) -> str:
 
 
 def _accuracies(session: Session, trained: Trained) -> dict[str, Accuracy]:
-    name, classes = _probabilities(trained), len(trained.labels)
-    return {test.name: accuracy(session, test, name, classes) for test in trained.tests}
+    return {test.name: _accuracy(session, test, trained) for test in trained.tests}
+
+
+def _accuracy(session: Session, rows: LabelledRows, trained: Trained) -> Accuracy:
+    return accuracy(session, rows, _probabilities(trained), len(trained.labels))
 
 
 def _files(trained: Trained, models: Mapping[str, bytes], outputs: Mapping[str, Outputs]) -> dict[str, bytes]:
@@ -205,15 +209,13 @@ def _check(facts: Mapping[str, object], files: Mapping[str, bytes], sessions: Ma
             raise Refused(f"{variant.id} fails its own self-test on the build host: {result.reason}")
 
 
-def _ranking(
-    device: DeviceProfile, accuracies: Mapping[str, Mapping[str, Accuracy]], test: str
-) -> dict[str, tuple[str, ...]]:
+def _ranking(device: DeviceProfile, chosen: Mapping[str, float]) -> dict[str, tuple[str, ...]]:
     """int8 first, being smaller, unless it costs too much accuracy; tflite-runtime's int8 is slow on x86."""
     ranking: dict[str, tuple[str, ...]] = {}
     for runtime in device.runtimes:
         form = "onnx" if runtime == "onnxruntime" else "tflite"
         fp32, int8 = f"{form}-fp32", f"{form}-int8"
-        drop = accuracies[fp32][test].share - accuracies[int8][test].share
+        drop = chosen[fp32] - chosen[int8]
         ranking[f"*/{runtime}"] = (int8, fp32) if drop <= MAX_DROP else (fp32, int8)
         if runtime == "tflite-runtime":
             ranking[f"x86_64/{runtime}"] = (fp32, int8)

@@ -1,7 +1,7 @@
 """The seam between recipes and the compiler: a recipe trains a graph and hands over all rows that are needed.
 
 Guarantee asked of a recipe: equal (settings, seed, data) give equal weights and equal rows, bit for bit on one machine;
-`reference` and `tests` hold rows that no weight was trained on.
+`choice`, `reference` and `tests` hold rows that no weight was trained on, and `tests` none that `choice` has.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Trained:
     features: tuple[Feature, ...]
     calibration: Rows  # training rows: they set the ranges of int8
     reference: Rows
-    tests: tuple[LabelledRows, ...]  # the first one decides between variants
+    choice: LabelledRows  # decides between variants, and is in no figure
+    tests: tuple[LabelledRows, ...]
     notes: tuple[str, ...]  # one line each for the model card: data, steps, limits, intended use
 
 

@@ -1,8 +1,8 @@
 """The digits of scikit-learn (1,797 real 8x8 images, levels 0..16), their fixed split, and what a sensor makes of them.
 
 Guarantee: `feed` without a shift draws from the very distribution that the package's reference counts were drawn from
-(rows of `split().held_out`, one `augment`), so an alarm on it is a false alarm. No weight and no choice ever saw those
-rows. Randomness is passed in; equal generators give equal images.
+(rows of `split().held_out`, one `augment`), so an alarm on it is a false alarm. No weight was trained on
+those rows. Randomness is passed in; equal generators give equal images.
 
 numpy only, and the images are read from the file inside scikit-learn without importing it: 40 ms instead of 1.5 s.
 """
@@ -55,7 +55,7 @@ class Rows:
 @dataclass(frozen=True, slots=True)
 class Split:
     train: Rows  # weights
-    validation: Rows  # choices: when to stop
+    validation: Rows  # ranks int8 against fp32
     held_out: Rows  # figures, reference counts and the feed
 
 

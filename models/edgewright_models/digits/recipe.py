@@ -43,6 +43,7 @@ PRUNED_SHARE: Final = 0.5
 REFERENCE_ROWS: Final = 20_000
 FIELD_ROWS: Final = 6_000
 CALIBRATION_ROWS: Final = 256
+CHOICE_ROWS: Final = 2_000  # of validation rows: they rank int8 against fp32
 MONITOR_ROUNDS: Final = 8  # the monitor's constants come from so many augmented copies of the training rows
 
 
@@ -119,6 +120,9 @@ def make(settings: Settings, bench: Bench) -> Trained:
     held_out = data.split().held_out
     reference, _ = data.feed(np.random.default_rng(bench.seed + 3), settings.reference_rows)
     field_images, field_labels = data.feed(np.random.default_rng(bench.seed + 4), FIELD_ROWS)
+    validation = data.split().validation
+    chooser = np.random.default_rng(bench.seed + 5)
+    drawn = chooser.integers(0, len(validation), CHOICE_ROWS)
     return Trained(
         graph=Graph(student, monitor, mean=MEAN, std=STD),
         inputs=(TensorIn(name="image", dtype="uint8", shape=(8, 8), valid=(0, data.TOP), unit="level"),),
@@ -130,6 +134,9 @@ def make(settings: Settings, bench: Bench) -> Trained:
         features=features(),
         calibration={"image": data.augment(rng, rows.images[:CALIBRATION_ROWS])},
         reference={"image": reference},
+        choice=LabelledRows(
+            "validation", {"image": data.augment(chooser, validation.images[drawn])}, validation.labels[drawn]
+        ),
         tests=(
             LabelledRows("sensor", {"image": field_images}, field_labels),
             LabelledRows("clean", {"image": held_out.images}, held_out.labels),
@@ -209,9 +216,9 @@ def notes(settings: Settings, pruned: Pruned) -> tuple[str, ...]:
         "Intended use: demonstration and tests of a fleet; reading handwritten digits on an 8x8 sensor of 17 levels.",
         "Limits: 13 writers, digits only, centred and upright; every input gets a class, a letter too.",
         "Data: the digits of scikit-learn (UCI optdigits test part, CC BY 4.0).",
-        f"Split by seed {data.SPLIT_SEED}: {sizes[0]} rows train, {sizes[1]} choose, {sizes[2]} are held out.",
+        f"Split by seed {data.SPLIT_SEED}: {sizes[0]} rows train, {sizes[1]} rank int8 and fp32, {sizes[2]} are held out.",
         "Tests: `clean` is the held-out rows as they are, `sensor` draws of them with shift, gain and noise.",
-        "Other draws of the held-out rows give the reference counts; `sensor` ranks int8 against fp32.",
+        "Other draws of the held-out rows give the reference counts.",
         f"Steps: {how}, {settings.epochs} + {settings.tune_epochs} epochs, int8 calibrated on training rows.",
         f"Pruned: {pruned.channels_before} → {pruned.channels_after} channels, {pruned.macs_before} → {macs} products.",
     )
