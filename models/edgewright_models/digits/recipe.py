@@ -216,7 +216,7 @@ def notes(settings: Settings, pruned: Pruned) -> tuple[str, ...]:
         "Intended use: demonstration and tests of a fleet; reading handwritten digits on an 8x8 sensor of 17 levels.",
         "Limits: 13 writers, digits only, centred and upright; every input gets a class, a letter too.",
         "Data: the digits of scikit-learn (UCI optdigits test part, CC BY 4.0).",
-        f"Split by seed {data.SPLIT_SEED}: {sizes[0]} rows train, {sizes[1]} rank int8 and fp32, {sizes[2]} are held out.",
+        f"Split by seed {data.SPLIT_SEED}: {sizes[0]} rows train, {sizes[1]} rank variants, {sizes[2]} are held out.",
         "Tests: `clean` is the held-out rows as they are, `sensor` draws of them with shift, gain and noise.",
         "Other draws of the held-out rows give the reference counts.",
         f"Steps: {how}, {settings.epochs} + {settings.tune_epochs} epochs, int8 calibrated on training rows.",
