@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
 import struct
 from collections.abc import Iterator
@@ -28,7 +29,6 @@ from amqtt.contexts import Action, ListenerConfig, ListenerType
 from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
 from amqtt.session import Session
 
-from edgewright_contracts.errors import Unavailable
 from edgewright_contracts.topics import ROOT, RULES, allowed
 
 from .ca import HUB_NAME
@@ -113,38 +113,27 @@ class _Broker(Broker):  # type: ignore[misc]  # amqtt is not typed
 
 
 class EmbeddedBroker:
-    """`await start()`, `await stop()`; `port` is the one in use, so 0 may be asked for."""
+    """`await start()`, `await stop()`. Takes over a socket that listens already."""
 
-    def __init__(self, host: str, port: int, context: ssl.SSLContext) -> None:
-        self.host = host
-        self.port = port
+    def __init__(self, listener: socket.socket, context: ssl.SSLContext) -> None:
+        self._listener = listener
         self._context = context
         self._server: asyncio.Server | None = None
         self._writers: dict[str, asyncio.StreamWriter] = {}  # by client
         self._broker: _Broker | None = None
 
     async def start(self) -> None:
-        """Raises Unavailable when the port is taken."""
         for name in ("amqtt", "transitions"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # amqtt reports every client that leaves as a failure
-        listener = ListenerConfig(type=ListenerType.EXTERNAL, bind=f"{self.host}:{self.port}")
+        listener = ListenerConfig(type=ListenerType.EXTERNAL, bind="")
         plugins: dict[str, object] = {f"{__name__}.Identity": {}, f"{__name__}.Acl": {}}
         self._broker = _Broker({"listeners": {_LISTENER: listener.__dict__}, "plugins": plugins})
         self._broker._sending = set()
         self._broker._subscriptions = _Subscriptions()
         await self._broker.start()
-        try:
-            self._server = await asyncio.start_server(
-                self._connected, self.host, self.port, ssl=self._context, ssl_handshake_timeout=CONNECT_S
-            )
-        except OSError as error:
-            await self._broker.shutdown()
-            self._broker = None
-            raise Unavailable(
-                f"the MQTT port {self.host}:{self.port} cannot be opened: {error.strerror}. "
-                "Another broker or hub may hold it: stop that one, or choose another port with --mqtt HOST:PORT"
-            ) from None
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._server = await asyncio.start_server(
+            self._connected, sock=self._listener, ssl=self._context, ssl_handshake_timeout=CONNECT_S
+        )
 
     @property
     def serving(self) -> bool:

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-import os
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +24,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from edgewright_contracts.errors import ContractError, Refused, RequestError
 from edgewright_contracts.topics import DEVICE
+
+from . import durable
 
 HUB_NAME: Final = "edgewright-hub"  # the one client that may read and write every topic; no device can have it
 CSR_BYTES: Final = 8 * 1024
@@ -230,18 +231,5 @@ def _write_pair(folder: Path, name: str, key: ec.EllipticCurvePrivateKey, certif
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     # The certificate first: a crash in between leaves a pair that `_is_current` sees as missing.
-    for path, data, mode in (
-        (folder / f"{name}.pem", certificate.public_bytes(serialization.Encoding.PEM), 0o644),
-        (folder / f"{name}.key", secret, 0o600),
-    ):
-        part = path.with_name(path.name + ".part")
-        part.unlink(missing_ok=True)
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(path)
-
-
-def utc_now() -> datetime:
-    return datetime.now(UTC)
+    durable.replace(folder / f"{name}.pem", certificate.public_bytes(serialization.Encoding.PEM))
+    durable.replace(folder / f"{name}.key", secret, mode=0o600)

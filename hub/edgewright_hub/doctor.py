@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from cryptography import x509
 from tuf.api.metadata import Metadata, Targets, Timestamp  # type: ignore[attr-defined]
 
-from .repository import TARGETS_ALERT
+from .repository import RENEWAL, TARGETS_ALERT
 
 FREE_BYTES: Final = 1024**3
 DAY_MS: Final = 86_400_000
@@ -80,7 +80,7 @@ def _metadata(data: Path, now: datetime) -> Iterator[Finding]:
     left = targets.signed.expires - now
     said = f"the owner's list (version {targets.signed.version}) is valid for {left.days} days"
     well = left > TARGETS_ALERT
-    yield Finding("owner's list", well, said if well else f"{said}: let the owner run `edgewright keys renew`")
+    yield Finding("owner's list", well, said if well else f"{said}: {RENEWAL['targets']}")
 
 
 def _letters(data: Path, now: datetime) -> Iterator[Finding]:

@@ -16,12 +16,12 @@ import msgspec
 import sqlalchemy as sa
 from tuf.api.metadata import TargetFile  # type: ignore[attr-defined]
 
-from edgewright_contracts.errors import ContractError, Refused, RequestError
+from edgewright_contracts.errors import ContractError, Refused
 from edgewright_contracts.manifest import MANIFEST_BYTES, Manifest, decode_manifest, target_path
 
-from . import control
+from . import control, durable
 from .repository import SHA256, Repository, verified
-from .store import upsert
+from .store import outside, upsert
 
 TARGETS_BYTES: Final = 16 * 1024**2
 _TARGET: Final = re.compile(r"\Apackages/(?P<name>[^/]+)/(?P<version>[^/]+)/manifest\.json\Z")
@@ -40,17 +40,12 @@ class Registry(Repository):
 
     def open(self, trust: Path | None, *, now: datetime) -> None:
         """Import the owner's files at the first start, then re-sign. Raises RequestError, saying what is missing."""
+        self.check_owner(trust)
         for place in (self.metadata, self.blobs, self.folder / "targets"):
             place.mkdir(parents=True, exist_ok=True)
-        for part in self.blobs.glob("*.part"):
-            part.unlink()  # uploads that a crash cut off
-        if not (self.metadata / "1.root.json").exists():
+            durable.sweep(place)
+        if trust is not None and not self.owned:
             self.import_owner(trust)
-        elif trust is not None and (trust / "1.root.json").read_bytes() != self.first_root:
-            raise RequestError(
-                f"{trust} belongs to another owner than the registry in {self.folder}: a hub serves one owner. "
-                "Leave --trust away, or choose an empty --data directory"
-            )
         self.resign(now=now)
         listed = self.targets().signed.targets
         self._record({path: self._whole(path, target) for path, target in listed.items()}, now)  # if a crash came first
@@ -130,6 +125,6 @@ class Registry(Repository):
             }
             for digest, manifest in manifests.values()
         ]
-        with self._engine.begin() as connection:
+        with outside(self._engine), self._engine.begin() as connection:
             connection.execute(packages.update().values(state="withdrawn"))
             upsert(connection, packages, rows, keys=["name", "version"], keep=["published_ms"])

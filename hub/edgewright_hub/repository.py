@@ -37,12 +37,20 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]
 
 from edgewright_contracts.errors import ContractError, Refused, RequestError
 
+from . import durable
+
 SNAPSHOT_LIFE: Final = timedelta(days=7)
 TIMESTAMP_LIFE: Final = timedelta(days=3)
 RESIGN_EVERY: Final = timedelta(days=1)
 TARGETS_ALERT: Final = timedelta(days=60)
 BLOB_BYTES: Final = 2 * 1024**3
 SHA256: Final = re.compile(r"\A[0-9a-f]{64}\Z")
+RENEWAL: Final = {
+    "targets": "let the owner publish the next version of any package (`edgewright publish`): that signs the list "
+    "for another year",
+    "root": "no command renews it; make new keys (`edgewright keys init`), start a hub on an empty --data directory "
+    "with them, and enrol the devices there",
+}
 _OWNED: Final = ("1.root.json", "1.targets.json", "snapshot.pem", "timestamp.pem")
 
 
@@ -62,7 +70,20 @@ class Repository:
     def metadata(self) -> Path:
         return self.folder / "metadata"
 
-    def import_owner(self, trust: Path | None) -> None:
+    @property
+    def owned(self) -> bool:
+        return (self.metadata / "1.root.json").exists()
+
+    def check_owner(self, trust: Path | None) -> None:
+        """Whether the registry can be opened with this folder of its owner's; nothing is written. Raises RequestError,
+        saying what is missing."""
+        if self.owned:
+            if trust is not None and _read(trust / "1.root.json") != self.first_root:
+                raise RequestError(
+                    f"{trust} belongs to another owner than the registry in {self.folder}: a hub serves one owner. "
+                    "Leave --trust away, or choose an empty --data directory"
+                )
+            return
         if trust is None:
             raise RequestError(
                 "this data directory has no owner yet: name the owner's hub folder with --trust "
@@ -74,19 +95,22 @@ class Repository:
                 f"{trust}: expected the owner's hub folder with {', '.join(_OWNED)}; {missing[0]} is absent"
             )
         try:
-            root = Metadata[Root].from_bytes((trust / "1.root.json").read_bytes())
+            root = Metadata[Root].from_bytes(_read(trust / "1.root.json"))
             root.signed.verify_delegate("root", root.signed_bytes, root.signatures)
-            targets = (trust / "1.targets.json").read_bytes()
-            verified(root, targets)
+            verified(root, _read(trust / "1.targets.json"))
             for role in ("snapshot", "timestamp"):
+                _read(trust / f"{role}.pem")
                 _signer(trust, role, root)
         except (RepositoryError, SigningError, ContractError, ValueError) as error:
             raise RequestError(f"{trust}: expected files that belong together, made by one owner: {error}") from None
+
+    def import_owner(self, trust: Path) -> None:
+        """Take over the files that `check_owner` has found whole. root.json comes last: it marks completeness."""
         self._keys.mkdir(parents=True, exist_ok=True, mode=0o700)
         for role in ("snapshot", "timestamp"):
-            _replace(self._keys / f"{role}.pem", (trust / f"{role}.pem").read_bytes(), mode=0o600)
-        _replace(self.metadata / "1.targets.json", targets)
-        _replace(self.metadata / "1.root.json", (trust / "1.root.json").read_bytes())  # last: it marks completeness
+            durable.replace(self._keys / f"{role}.pem", (trust / f"{role}.pem").read_bytes(), mode=0o600)
+        for name in ("1.targets.json", "1.root.json"):
+            durable.replace(self.metadata / name, (trust / name).read_bytes())
 
     @property
     def first_root(self) -> bytes:
@@ -116,8 +140,8 @@ class Repository:
         if left[0] - now > TARGETS_ALERT:
             return None
         if days < 0:
-            return f"the owner's {left[1]} signature expired: devices update nothing until the owner signs again"
-        return f"the owner's {left[1]} signature expires in {days} days: let the owner run `edgewright keys renew`"
+            return f"the owner's {left[1]} signature expired, and devices update nothing: {RENEWAL[left[1]]}"
+        return f"the owner's {left[1]} signature expires in {days} days: {RENEWAL[left[1]]}"
 
     async def put_blob(self, sha256: str, chunks: AsyncIterator[bytes]) -> bool:
         """Store a blob; True if it is new. Nothing remains of one that is too large or has another hash.
@@ -148,14 +172,14 @@ class Repository:
             part.replace(place)
         finally:
             part.unlink(missing_ok=True)
-        _sync(self.blobs)
+        durable.sync(self.blobs)
         return True
 
     def put_in_force(self, body: bytes, manifests: Mapping[str, str], version: int, now: datetime) -> None:
         """The owner's list, with its manifests (path → digest) where devices look for them, and signed over."""
         for path, digest in manifests.items():
             self._place_manifest(path, digest)
-        _replace(self.metadata / f"{version}.targets.json", body)
+        durable.replace(self.metadata / f"{version}.targets.json", body)
         self._sign_snapshot(version, now)
         self._sign_timestamp(now)
 
@@ -163,7 +187,7 @@ class Repository:
         place = self.folder / "targets" / Path(path).parent / f"{digest}.manifest.json"
         if not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
-            _replace(place, (self.blobs / digest).read_bytes())
+            durable.replace(place, (self.blobs / digest).read_bytes())
 
     def resign(self, *, now: datetime) -> None:
         """Sign snapshot and timestamp anew, so that they do not run out: at every start and once a day."""
@@ -179,7 +203,7 @@ class Repository:
         )
         snapshot = Metadata(content)
         snapshot.sign(_signer(self._keys, "snapshot", self.root()))
-        _replace(self.metadata / f"{version}.snapshot.json", snapshot.to_bytes())
+        durable.replace(self.metadata / f"{version}.snapshot.json", snapshot.to_bytes())
         for old in versions[:-10]:
             (self.metadata / f"{old}.snapshot.json").unlink(missing_ok=True)
 
@@ -195,7 +219,7 @@ class Repository:
         )
         timestamp = Metadata(content)
         timestamp.sign(_signer(self._keys, "timestamp", self.root()))
-        _replace(place, timestamp.to_bytes())
+        durable.replace(place, timestamp.to_bytes())
 
     def _versions(self, role: str) -> list[int]:
         names = (path.name.partition(".")[0] for path in self.metadata.glob(f"*.{role}.json"))
@@ -220,6 +244,14 @@ def verified(root: Metadata[Root], data: bytes) -> Metadata[Targets]:
     return targets
 
 
+def _read(path: Path) -> bytes:
+    """Raises RequestError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RequestError(f"{path}: expected a file of the owner's that the hub may read: {error.strerror}") from None
+
+
 def _signer(folder: Path, role: str, root: Metadata[Root]) -> CryptoSigner:
     for keyid in root.signed.roles[role].keyids:
         with contextlib.suppress(SigningError, ValueError):
@@ -227,28 +259,6 @@ def _signer(folder: Path, role: str, root: Metadata[Root]) -> CryptoSigner:
                 f"file2:{(folder / f'{role}.pem').absolute()}", root.signed.keys[keyid]
             )
     raise RequestError(f"{folder / f'{role}.pem'}: expected a {role} key that root.json names; get it from the owner")
-
-
-def _replace(place: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write durably beside, then rename: a reader sees all or nothing."""
-    part = place.with_name(f".{place.name}.{secrets.token_hex(4)}.part")
-    try:
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(place)
-    finally:
-        part.unlink(missing_ok=True)
-    _sync(place.parent)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _whole_s(time: datetime) -> datetime:

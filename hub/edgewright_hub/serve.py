@@ -16,7 +16,6 @@ import fcntl
 import json
 import logging
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +30,7 @@ import sqlalchemy as sa
 from edgewright_contracts import desired
 from edgewright_contracts.errors import RequestError, Unavailable
 
-from . import control, retention, telemetry, tokens
+from . import control, durable, retention, telemetry, tokens
 from .api import Hub
 from .app import device_app, page_app
 from .broker import EmbeddedBroker
@@ -42,7 +41,8 @@ from .control import open_control
 from .listeners import Address as Address
 from .listeners import is_address, is_loopback, listen, reachable, web
 from .registry import Registry
-from .repository import RESIGN_EVERY
+from .repository import RESIGN_EVERY, Repository
+from .store import outside
 from .telemetry import open_telemetry
 from .vitals import Vitals
 
@@ -90,17 +90,17 @@ async def _until_signalled(config: Config, ready: Callable[[Running], None]) -> 
 
 async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running], None]) -> None:
     """Run everything until `stop` is set. Raises as `run`."""
-    if not is_loopback(config.page.host):
-        raise RequestError(f"--page: expected a loopback address, because the page asks no password; got {config.page}")
-    names = _names(config)
+    _check(config)
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_locked(config.data))
-        # All that a wrong start may lack is looked at before anything is made, which belongs to one owner for ever.
+        # What a start may lack is looked at before anything is made: that belongs to one owner for ever.
         Repository(config.data / "repo", config.data / "keys").check_owner(config.trust)
         https = stack.enter_context(listen(config.https, "--https"))
         page = stack.enter_context(listen(config.page, "--page"))
-        mqtt = stack.enter_context(listen(config.mqtt, "--mqtt")) if config.broker is None else None
+        mqtt = None if config.broker else stack.enter_context(listen(config.mqtt, "--mqtt"))
 
+        for place in (config.data, config.data / "ca", config.data / "keys"):
+            durable.sweep(place)
         now = datetime.now(UTC)
         authority = open_authority(config.data / "ca", now=now)
         bound = (a.host for a in (config.https, config.mqtt) if is_address(a.host))
@@ -118,14 +118,13 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
         registry = Registry(config.data / "repo", config.data / "keys", control_engine)
         registry.open(config.trust, now=now)
 
+        broker = config.broker or Address(reachable(config.mqtt.host), config.mqtt.port)
         if mqtt is not None:
             embedded = EmbeddedBroker(mqtt, authority.broker_context())
             await embedded.start()
             stack.push_async_callback(embedded.stop)
             vitals.keep("the embedded broker", lambda: embedded.serving)
             broker = Address(reachable(config.mqtt.host), mqtt.getsockname()[1])
-        else:
-            broker = config.broker
         consumer = Consumer(
             telemetry_engine,
             host=broker.host,
@@ -174,7 +173,7 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
             await stack.enter_async_context(vitals.every(name, seconds, act))
 
         _admin_token(control_engine, config.data / "admin.token")
-        shutil.copyfile(config.data / "ca" / "ca.pem", config.data / "ca.pem")
+        durable.replace(config.data / "ca.pem", authority.ca_pem)
         running = Running(
             https=url,
             page=f"http://{Address(config.page.host, page.getsockname()[1])}/",
@@ -183,9 +182,7 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
         )
         place = config.data / "hub.json"
         stack.callback(place.unlink, missing_ok=True)
-        part = config.data / ".hub.json.part"
-        part.write_bytes(msgspec.json.format(msgspec.json.encode(running)) + b"\n")
-        part.replace(place)
+        durable.replace(place, msgspec.json.format(msgspec.json.encode(running)) + b"\n")
         ready(running)
         await vitals.watch(stop)
 
@@ -228,11 +225,23 @@ def _resign(registry: Registry) -> None:
 
 def _admin_token(engine: sa.Engine, place: Path) -> None:
     """Keep the token in the file if hub.db still knows it, else make one."""
-    if place.exists() and tokens.holder(engine, place.read_text().strip()) is not None:
-        return
-    place.unlink(missing_ok=True)
-    with os.fdopen(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-        stream.write(tokens.grant(engine, role="admin", name="admin") + "\n")
+    with outside(engine):
+        known = place.exists() and tokens.holder(engine, place.read_text().strip()) is not None
+    if not known:
+        durable.replace(place, tokens.grant(engine, role="admin", name="admin").encode() + b"\n", mode=0o600)
+
+
+def _check(config: Config) -> None:
+    """Raises RequestError."""
+    if not is_loopback(config.page.host):
+        raise RequestError(f"--page: expected a loopback address, because the page asks no password; got {config.page}")
+    for option, address in (("--https", config.https), ("--mqtt", config.mqtt)):
+        used = option == "--https" or config.broker is None
+        if used and not config.names and not is_address(address.host):
+            raise RequestError(
+                f"{option} {address} listens on all interfaces, so devices must be told by which name or address they "
+                "reach this machine: add --name HOST"
+            )
 
 
 @contextlib.contextmanager

@@ -8,8 +8,9 @@ time, 5 ms after that.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -56,10 +57,10 @@ def open_engine(place: Path | str, *, synchronous: Literal["NORMAL", "FULL"]) ->
 def migrate(engine: sa.Engine, metadata: sa.MetaData, schema: Schema) -> None:
     """Bring the database to the newest schema, in one transaction.
 
-    Raises RequestError for one of a newer release, Unavailable for one that cannot be read.
+    Raises RequestError for one of a newer release, Unavailable for one that cannot be read or written.
     """
     try:
-        with engine.begin() as connection:
+        with outside(engine), engine.begin() as connection:
             command.upgrade(_config(connection, metadata, schema), "head")
     except CommandError as error:
         raise RequestError(
@@ -70,6 +71,20 @@ def migrate(engine: sa.Engine, metadata: sa.MetaData, schema: Schema) -> None:
         raise Unavailable(
             f"the database {engine.url.database} cannot be opened: {error.orig}. "
             "If the file is damaged, restore it from a backup; `edgewright hub doctor` says more"
+        ) from None
+
+
+@contextlib.contextmanager
+def outside(engine: sa.Engine) -> Iterator[None]:
+    """For work that a person waits for: a database that cannot be reached or written, which is nobody's fault here, is
+    Unavailable. (Ingest tries again instead.)"""
+    try:
+        yield
+    except sa.exc.OperationalError as error:
+        raise Unavailable(
+            f"the database {engine.url.database} cannot be used: {error.orig}. Nothing was changed. "
+            "See that the disk has room and that this user may write there, then repeat; "
+            "`edgewright hub doctor` says more"
         ) from None
 
 

@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from edgewright_contracts.errors import ContractError, Refused
 
 from . import control
+from .store import outside
 
 PREFIX: Final = "ew1."
 TOKEN_BYTES: Final = 1024
@@ -43,7 +44,8 @@ def issue(
     ca_sha256: str,
     now_ms: int,
 ) -> str:
-    """A new enrolment token for `uses` devices whose whole id matches `pattern`. Raises ContractError."""
+    """A new enrolment token for `uses` devices whose whole id matches `pattern`. Raises ContractError, or
+    Unavailable when hub.db cannot be written."""
     if not 1 <= uses <= 1_000_000:
         raise ContractError("uses", "1 to 1000000", str(uses))
     if not 0 < expires_s <= 366 * 86400:
@@ -57,7 +59,7 @@ def issue(
     except re.error as error:
         raise ContractError("pattern", "a regular expression", f"{pattern!r}: {error}") from None
     secret = secrets.token_urlsafe(32)
-    with engine.begin() as connection:
+    with outside(engine), engine.begin() as connection:
         connection.execute(
             control.enrol_tokens.insert().values(
                 hash=hash_of(secret),
@@ -113,11 +115,11 @@ def spend(connection: sa.Connection, token_hash: str) -> None:
 
 
 def grant(engine: sa.Engine, *, role: Role, name: str) -> str:
-    """A new API token. Raises ContractError for an unknown role."""
+    """A new API token. Raises ContractError for an unknown role, Unavailable when hub.db cannot be written."""
     if role not in get_args(Role):
         raise ContractError("role", " | ".join(get_args(Role)), repr(role))
     token = secrets.token_urlsafe(32)
-    with engine.begin() as connection:
+    with outside(engine), engine.begin() as connection:
         connection.execute(control.api_tokens.insert().values(hash=hash_of(token), role=role, name=name))
     return token
 

@@ -22,6 +22,7 @@ from edgewright_compiler.keys import init_keys
 from edgewright_hub.broker import EmbeddedBroker
 from edgewright_hub.ca import Authority, open_authority
 from edgewright_hub.control import open_control
+from edgewright_hub.listeners import Address, listen
 from edgewright_hub.mosquitto import write_configuration
 from edgewright_hub.registry import Registry
 from edgewright_hub.telemetry import open_telemetry
@@ -64,9 +65,10 @@ class Amqtt:
         self.start()
 
     def start(self) -> None:
-        self._broker = EmbeddedBroker("127.0.0.1", self.port, self._authority.broker_context())
+        listener = listen(Address("127.0.0.1", self.port), "--mqtt")
+        self.port = listener.getsockname()[1]
+        self._broker = EmbeddedBroker(listener, self._authority.broker_context())
         self._run(self._broker.start())
-        self.port = self._broker.port
 
     def stop(self) -> None:
         self._run(self._broker.stop())

@@ -157,13 +157,15 @@ def test_a_port_that_is_taken_is_named_with_the_way_out(
     errors = capsys.readouterr().err
     assert ports[option] in errors
     assert option in errors
-    assert not (tmp_path / "data" / "hub.json").exists()
+    assert [place.name for place in (tmp_path / "data").iterdir()] == ["lock"], "nothing belongs to an owner yet"
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (["--page", "0.0.0.0:0"], "loopback"),
+        (["--https", "0.0.0.0:0"], "--name"),  # devices cannot be told 0.0.0.0
+        (["--https", "127.0.0.1:0", "--mqtt", "[::]:0"], "--name"),
         (["--mqtt", "here"], "HOST:PORT"),
         (["--broker", "mqtt://127.0.0.1:1883"], "mqtts://"),
         (["--tick-s", "0"], "tick-s"),
@@ -173,8 +175,57 @@ def test_a_port_that_is_taken_is_named_with_the_way_out(
 def test_what_is_wrong_with_the_options(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
 ) -> None:
-    assert run("hub", "serve", "--data", str(tmp_path / "data"), *options) == 2
+    data = tmp_path / "data"
+    assert run("hub", "serve", "--data", str(data), *options) == 2
     assert said in capsys.readouterr().err
+    assert not data.exists() or [place.name for place in data.iterdir()] == ["lock"]
+
+
+def test_an_owner_whose_files_do_not_fit_leaves_nothing_behind(
+    tmp_path: Path, owner: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (owner / "hub" / "snapshot.pem").write_bytes((owner / "hub" / "timestamp.pem").read_bytes())
+    data = tmp_path / "data"
+    assert run("hub", "serve", "--data", str(data), "--trust", str(owner / "hub")) == 2
+    assert "snapshot key" in capsys.readouterr().err
+    assert [place.name for place in data.iterdir()] == ["lock"]
+
+
+def test_what_a_kill_cut_off_is_gone_after_the_next_start(start: Start, tmp_path: Path) -> None:
+    for folder in ("", "ca", "keys", "repo/metadata", "repo/blobs"):
+        place = tmp_path / "data" / folder
+        place.mkdir(parents=True, exist_ok=True)
+        (place / ".some.0123.part").write_bytes(b"half")
+    ready(start())
+    assert not list(tmp_path.glob("data/**/*.part"))
+
+
+@pytest.mark.parametrize(
+    ("command", "limit"),
+    [
+        ("serve", 100),  # not even a certificate
+        ("serve", 5000),  # no database
+        ("token", 100),
+        ("user ada --role viewer", 100),
+    ],
+)
+def test_a_disk_that_is_full_is_one_message_and_no_half_files(
+    command: str, limit: int, served: tuple[Path, int], tmp_path: Path, owner: Path
+) -> None:
+    data, options = served[0], ""
+    if command == "serve":
+        data, options = tmp_path / "data", f"--trust {owner / 'hub'} --https=[::1]:0 --page=127.0.0.1:0 --mqtt=[::1]:0"
+    code = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
+        "from edgewright.main import main; main()"
+    )
+    words = ["hub", *command.split(), "--data", str(data), *options.split()]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "disk" in done.stderr
+    assert not list(data.glob("**/*.part"))
 
 
 def test_a_token_is_made_beside_a_running_hub_and_not_without_one(
