@@ -57,8 +57,8 @@ class Meter:
                 self._lost_outcomes += 1
             self._late.append(outcome)
 
-    def drain(self) -> None:
-        """Count everything that waits."""
+    def drain(self, until_ns: int | None = None) -> None:
+        """Count everything that waits; with `until_ns`, only inferences that ended before that monotonic time."""
         with self._rare:
             waiting = list(self._rows)
             late = list(self._late)  # before the rows: their inferences were recorded before them
@@ -67,7 +67,7 @@ class Meter:
             lost, self._lost_outcomes = self._lost_outcomes, 0
         gone = {id(rows) for rows in waiting if rows.owner() is None}  # and so nothing will be added to them
         for rows in waiting:
-            self._drain(rows)
+            self._drain(rows, until_ns)
         if gone:
             with self._rare:
                 self._rows = [rows for rows in self._rows if id(rows) not in gone]
@@ -81,9 +81,10 @@ class Meter:
                 self._of(found.subject, found.context).join(one, found)
         if lost and self._counts:
             next(iter(self._counts.values())).shed["outcomes"] += lost
-        with self._settled:
-            self._drains += 1
-            self._settled.notify_all()
+        if until_ns is None:
+            with self._settled:
+                self._drains += 1
+                self._settled.notify_all()
 
     def settle(self, timeout: float) -> bool:
         """Wake the telemetry thread and wait until it has drained what waited at this call."""
@@ -110,9 +111,9 @@ class Meter:
             for (subject, context), counts in taken.items()
         ]
 
-    def _drain(self, rows: Rows) -> None:
+    def _drain(self, rows: Rows, until_ns: int | None) -> None:
         while True:
-            heads, outputs = rows.batch()
+            heads, outputs = rows.batch(until_ns)
             if not heads.size:
                 break
             contexts = heads["context"]

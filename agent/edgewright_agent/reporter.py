@@ -3,7 +3,8 @@
 Order: drain → seal (durable) → number (durable) → publish. A window ends on a multiple of its length by the wall clock
 while that is synced, else a length after it began. Everything that the link receives is handled on this thread, so the
 spool's rules need no further ordering. Whatever is unacknowledged is offered again after a reconnect and after 90 s:
-a hub acknowledges within 30 s.
+a hub acknowledges within 30 s. A birth is said again until an acknowledgement names it: only then is the hub known to
+have heard of the boots that ended unclean.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from .spool import Spool
 REOFFER_S: Final = 90.0
 LONGEST_WAIT_S: Final = 30.0
 COMMANDS_KEPT: Final = 64
+BIRTH_S: Final = (5.0, 60.0)  # the first and the longest wait before a birth is said again
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,15 @@ log = logging.getLogger(__name__)
 class Message(NamedTuple):
     kind: Kind | None  # None: a connection was made
     payload: bytes
+
+
+class Said(NamedTuple):
+    """A birth that the hub has not proved to have; `boots` are the unclean ones that it told of."""
+
+    connection: int
+    boots: tuple[str, ...]
+    again_s: float  # when to say it again
+    wait_s: float
 
 
 class Reporter:
@@ -80,11 +91,11 @@ class Reporter:
         self._pending: list[Window] = []  # sealed, but the disk did not take them yet
         self._offered: dict[int, float] = {}
         self._commands: list[str] = []
-        self._told: tuple[str, ...] = ()
+        self._said: Said | None = None
         self._connection = 0
         self._usage = Consumption(disk, transport, received)
         self.desired = self._stored()
-        self._open()
+        self._since_ms, self._since_wall = clock.monotonic_ns() // 1_000_000, clock.wall_ms()
 
     @property
     def config(self) -> Config:
@@ -130,15 +141,17 @@ class Reporter:
         """One round: messages, rows, the window if it is due, offers."""
         while not self._inbox.empty():
             self._handle(self._inbox.get())
-        self._meter.drain()
         if self._now_s() >= self._due_s():
             self.seal()
+        self._meter.drain()
+        if self._said is not None and self._transport.online and self._now_s() >= self._said.again_s:
+            self._say_birth(min(2 * self._said.wait_s, BIRTH_S[1]))
         self._offer()
 
     def seal(self) -> None:
-        """End the open window now and begin the next."""
-        self._meter.drain()
+        """End the open window now and begin the next: an inference is counted in the one that it ended in."""
         now_ms, wall = self._clock.monotonic_ns() // 1_000_000, self._clock.wall_ms()
+        self._meter.drain(until_ns=now_ms * 1_000_000)
         span_ms = now_ms - self._since_ms
         usage, rss_mb = self._usage.since_last()
         sealed = self._meter.take(
@@ -153,7 +166,7 @@ class Reporter:
             ),
             usage,
         )
-        self._open()
+        self._since_ms, self._since_wall = now_ms, wall
         self._pending = _fewer([*self._pending, *(w for _, w in sealed)]) if self._pending else [w for _, w in sealed]
         try:
             self._spool.seal(self._pending, self.opened())
@@ -166,20 +179,21 @@ class Reporter:
         return Unclean(boot_id=self._boot_id, open_since_mono_ms=self._since_ms)
 
     def _finish(self) -> None:
+        self._meter.drain()
         self.seal()
         if not self._pending:
             self._spool.close()
         self._offer()
-
-    def _open(self) -> None:
-        self._since_ms, self._since_wall = self._clock.monotonic_ns() // 1_000_000, self._clock.wall_ms()
 
     def _due_s(self) -> float:
         synced = self._clock.synced() if self._since_wall is not None else False
         return self._since_ms / 1000 + length_s(self._since_wall if synced else None, self.window_s)
 
     def _wait_s(self) -> float:
-        return max(0.0, min(LONGEST_WAIT_S, self._due_s() - self._now_s()))
+        due = self._due_s()
+        if self._said is not None and self._transport.online:
+            due = min(due, self._said.again_s)
+        return max(0.0, min(LONGEST_WAIT_S, due - self._now_s()))
 
     def _now_s(self) -> float:
         return self._clock.monotonic_ns() / 1e9
@@ -216,14 +230,20 @@ class Reporter:
     def _greet(self) -> None:
         """A birth at every connection; what is unacknowledged is offered anew behind it."""
         self._offered.clear()
-        self._told = tuple(u.boot_id for u in self._spool.state.unclean)
+        self._say_birth(BIRTH_S[0])
+
+    def _say_birth(self, wait_s: float) -> None:
+        boots = tuple(u.boot_id for u in self._spool.state.unclean)
+        self._said = Said(self._connection, boots, self._now_s() + wait_s, wait_s)
         self._transport.publish("birth", self._born(self._connection, ceil(self.window_s)))
 
     def _acknowledged(self, ack: Ack) -> None:
         self._spool.ack(ack)
-        if self._told and ack.spool_id == self._spool.state.spool_id:
-            self._spool.declared(self._told)  # the hub answers births with an ack
-            self._told = ()
+        if self._said is not None and ack.birth:  # an ack that names no birth may be older than this connection
+            boot_id, _, connection = ack.birth.partition(".")
+            if boot_id == self._boot_id and int(connection) >= self._said.connection:
+                self._spool.declared(self._said.boots)
+                self._said = None
 
     def _wished(self, payload: bytes) -> None:
         wish = down.decode_desired(payload)

@@ -119,12 +119,13 @@ class Rows:
         else:
             self._bare.append(_pack(identifier, began, ran, ended, context, error, 0))
 
-    def batch(self) -> tuple[Table, Table | None]:
-        """Up to `BATCH` waiting rows, heads and outputs; no rows when nothing waits."""
+    def batch(self, until_ns: int | None = None) -> tuple[Table, Table | None]:
+        """Up to `BATCH` waiting rows, heads and outputs; none when nothing waits that ended before `until_ns`."""
         if self._full:
-            table = _joined(self._full, self._layout)
-            return table["head"], table["outputs"]
-        return _joined(self._bare, self._head)["head"], None
+            table = _joined(self._full, self._layout, until_ns)
+            if table.size:
+                return table["head"], table["outputs"]
+        return _joined(self._bare, self._head, until_ns)["head"], None
 
     def overflown(self) -> tuple[dict[tuple[str, str], int], int]:
         """Since the last call: inferences by (context, kind of error) that left no row, and rows without outputs
@@ -139,7 +140,14 @@ class Rows:
             self._overflow[self.contexts[context], kind] += 1
 
 
-def _joined(waiting: deque[bytes], layout: np.dtype[Any]) -> Table:
-    """Up to `BATCH` of them as one array, oldest first."""
+def _joined(waiting: deque[bytes], layout: np.dtype[Any], until_ns: int | None) -> Table:
+    """Up to `BATCH` of them as one array, oldest first; from the first that ended later on, they go on waiting."""
     take = waiting.popleft
-    return np.frombuffer(b"".join([take() for _ in range(min(BATCH, len(waiting)))]), layout)
+    rows = [take() for _ in range(min(BATCH, len(waiting)))]
+    table = np.frombuffer(b"".join(rows), layout)
+    if until_ns is not None:
+        late = np.flatnonzero(table["head"]["ended"] >= until_ns)
+        if late.size:
+            waiting.extendleft(reversed(rows[late[0] :]))
+            return table[: late[0]]
+    return table

@@ -6,6 +6,7 @@ import itertools
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edgewright_agent import reporter as reporters
@@ -18,7 +19,7 @@ from edgewright_agent.spool import Spool
 from edgewright_contracts import birth
 from edgewright_contracts.baseline import decode_baseline
 from edgewright_contracts.birth import Unclean
-from edgewright_contracts.desired import Command, Config, Desired
+from edgewright_contracts.desired import Ack, Command, Config, Desired, encode_ack
 from edgewright_runtime.runtime import open_session
 from sim import packages
 from sim.broker import SimBroker, SimTransport
@@ -214,6 +215,7 @@ def test_an_older_wish_is_ignored_and_a_newer_one_survives_a_restart(bench, pack
 def test_commands_are_obeyed_once_and_not_after_they_expired(bench):
     bench.link.start(bench.reporter)
     bench.predict(4)
+    bench.clock.advance(0.001)
     wall = bench.clock.wall_ms()
     late = Command(id="1" * 16, verb="report_now", expires_at=wall - 1)
     now = Command(id="2" * 16, verb="report_now", expires_at=wall + 1000)
@@ -234,6 +236,66 @@ def test_a_new_spool_is_asked_for_once_and_born_again(bench):
     assert bench.spool.state.spool_id != old
     assert bench.hub.births["dev-1"][-1].spool.id == bench.spool.state.spool_id
     assert bench.hub.births["dev-1"][-2].spool.id == bench.spool.state.spool_id
+
+
+def test_boots_stay_untold_until_an_acknowledgement_names_the_birth_that_told_of_them(package):
+    bench = Bench(package)
+    lost = Unclean(boot_id="a" * 16, open_since_mono_ms=7)
+    bench.spool._state = msgspec.structs.replace(bench.spool.state, unclean=(lost,))
+    bench.broker.drop_up, bench.broker.dropped = True, ("birth",)
+    bench.link.start(bench.reporter)
+    bench.pass_window(3)  # acknowledged, as a queued ack of before this connection would be
+    bench.hub._ack("dev-1", bench.spool.state.spool_id)
+    for mark in (f"{'a' * 16}.1", f"{BOOT}.0"):  # births of another boot, and of an earlier connection
+        bench.broker.send("dev-1", "ack", encode_ack(Ack(bench.spool.state.spool_id, 0, 0, mark)))
+    bench.reporter.turn()
+    assert bench.counts() == [3]
+    assert bench.spool.state.unclean == (lost,)
+    bench.broker.drop_up = False
+    bench.clock.advance(60)
+    bench.reporter.turn()  # the birth again, and this time the hub hears it
+    bench.reporter.turn()
+    assert [b.unclean for b in bench.hub.births["dev-1"]] == [(lost,)]
+    assert bench.spool.state.unclean == ()
+
+
+def test_a_birth_is_said_again_ever_more_seldom_and_not_after_it_is_acknowledged(bench):
+    bench.hub.acking = False
+    bench.link.start(bench.reporter)
+    said = []
+    for second in range(200):
+        bench.reporter.turn()
+        if len(bench.hub.births["dev-1"]) > len(said):
+            said.append(second)
+        bench.clock.advance(1)
+    assert said == [0, 5, 15, 35, 75, 135, 195]
+    bench.hub.acking = True
+    for _ in range(200):
+        bench.clock.advance(1)
+        bench.reporter.turn()
+    assert len(bench.hub.births["dev-1"]) == 8
+
+
+def test_an_inference_during_the_sealing_falls_into_the_window_that_is_declared_from_then_on(bench):
+    bench.link.start(bench.reporter)
+    bench.predict(2)
+    bench.clock.advance(300)
+    drain = bench.meter.drain
+
+    def drain_slowly(until_ns: int | None = None) -> None:
+        bench.predict(1)  # after the moment that the window ends at, before and behind the rows are taken
+        drain(until_ns)
+        bench.predict(1)
+
+    bench.meter.drain = drain_slowly
+    bench.reporter.seal()
+    bench.meter.drain = drain
+    since_ms = bench.spool.state.open.open_since_mono_ms
+    assert since_ms == bench.clock.monotonic_ns() // 1_000_000
+    bench.reporter.turn()
+    assert bench.counts() == [2]
+    bench.pass_window(0)
+    assert bench.counts() == [2, 2]
 
 
 def test_garbage_from_the_hub_is_ignored(bench):

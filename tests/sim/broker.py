@@ -1,6 +1,6 @@
 """A broker in memory, and a transport that implements edgewright_agent.mqtt.Transport over it.
 
-Delivery is immediate, on the sender's thread. `cut` breaks a link, and `drop_up` loses reports and events, as
+Delivery is immediate, on the sender's thread. `cut` breaks a link, and `drop_up` loses what `dropped` names, as
 a broker may that has said PUBACK.
 """
 
@@ -22,6 +22,7 @@ class SimBroker:
         self._retained: dict[tuple[str, Kind], bytes] = {}
         self._hub: list[Callable[[str, Kind, bytes], None]] = []
         self.drop_up = False
+        self.dropped: tuple[Kind, ...] = ("report", "event")  # what `drop_up` loses
 
     def subscribe(self, hub: Callable[[str, Kind, bytes], None]) -> None:
         self._hub.append(hub)
@@ -56,7 +57,7 @@ class SimBroker:
             raise AssertionError(f"{kind} of {len(payload)} bytes")
         if topics.RULES[kind].retain:
             self._retained[device, kind] = payload
-        if self.drop_up and kind in ("report", "event"):
+        if self.drop_up and kind in self.dropped:
             return
         for hub in self._hub:
             hub(device, kind, payload)

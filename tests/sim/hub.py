@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 
+import msgspec
+
 from edgewright_contracts import birth, desired, event, report
 from edgewright_contracts.desired import MASK_BITS, Ack
 from edgewright_contracts.topics import Kind
@@ -77,4 +79,6 @@ class SimHub:
     def _ack(self, device: str, spool_id: str) -> None:
         if self.acking:
             mark = self._marks.get((device, spool_id), Ack(spool_id, 0))
-            self._broker.send(device, "ack", desired.encode_ack(mark))
+            last = self.births[device][-1:]
+            born = desired.birth_mark(last[0].boot_id, last[0].connection) if last and last[0] else ""
+            self._broker.send(device, "ack", desired.encode_ack(msgspec.structs.replace(mark, birth=born)))
