@@ -4,9 +4,9 @@ amqtt 0.12 looks up, takes over or deletes the session of a client id before it 
 id, publishes wills without asking the ACL, sends every retained message that anyone subscribed to, to everyone who
 connects, and never closes a connection that fell silent. So the door reads the first packet itself and lets through
 only MQTT 3.1.1 with a certificate of this hub's authority, whose common name is the client id (and the user name, if
-one is sent), and a will within the device's own topics. Every session is a clean one: what must not be lost is
-acknowledged end to end, and what must be known is retained, so a session that outlives its connection gains nothing.
-A second connection of one client ends the first.
+one is sent), a key that is in force for this device, and a will within the device's own topics. Every session is a
+clean one: what must not be lost is acknowledged end to end, and what must be known is retained, so a session that
+outlives its connection gains nothing. A second connection of one client ends the first.
 
 Packets above `PACKET_BYTES` and silence of more than 1.5 keep-alives close the connection. About 250 µs per message.
 """
@@ -18,7 +18,7 @@ import logging
 import socket
 import ssl
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -28,10 +28,11 @@ from amqtt.broker import Broker
 from amqtt.contexts import Action, ListenerConfig, ListenerType
 from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
 from amqtt.session import Session
+from cryptography import x509
 
 from edgewright_contracts.topics import ROOT, RULES, allowed
 
-from .ca import HUB_NAME
+from .ca import HUB_NAME, key_sha256
 
 PACKET_BYTES: Final = max(rule.limit for rule in RULES.values()) + 1024
 CONNECT_BYTES: Final = 4096
@@ -113,10 +114,17 @@ class _Broker(Broker):  # type: ignore[misc]  # amqtt is not typed
 
 
 class EmbeddedBroker:
-    """`await start()`, `await stop()`. Takes over a socket that listens already."""
+    """`await start()`, `await stop()`. Takes over a socket that listens already.
 
-    def __init__(self, listener: socket.socket, context: ssl.SSLContext) -> None:
+    `outdated(name, key_sha256)` says why a certificate of this hub's authority is not in force any more, or None. It is
+    asked once per connection, in a thread.
+    """
+
+    def __init__(
+        self, listener: socket.socket, context: ssl.SSLContext, outdated: Callable[[str, str], str | None]
+    ) -> None:
         self._listener = listener
+        self._outdated = outdated
         self._context = context
         self._server: asyncio.Server | None = None
         self._writers: dict[str, asyncio.StreamWriter] = {}  # by client
@@ -150,9 +158,11 @@ class EmbeddedBroker:
         self._server = self._broker = None
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        name = common_name(writer.get_extra_info("ssl_object")) or ""
+        peer: ssl.SSLObject | None = writer.get_extra_info("ssl_object")
+        name = common_name(peer) or ""
         try:
-            packets = await _admit(name, reader, writer)
+            why_not = await asyncio.to_thread(self._outdated, name, _key_sha256(peer))
+            packets = await _admit(name, why_not, reader, writer)
             if packets is not None and self._broker is not None:
                 if name in self._writers:
                     self._writers[name].transport.abort()
@@ -168,11 +178,13 @@ class EmbeddedBroker:
             writer.close()
 
 
-async def _admit(name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Packets | None:
+async def _admit(
+    name: str, outdated: str | None, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> Packets | None:
     async with asyncio.timeout(CONNECT_S):
         packet = await read_packet(reader, CONNECT_BYTES)
     connect = read_connect(packet) if packet else None
-    refusal = _refusal(connect, name)
+    refusal = outdated or _refusal(connect, name)
     if connect is None or refusal:
         _LOG.warning("refused a connection of %s: %s", name, refusal)
         writer.write(_REFUSED)
@@ -279,3 +291,9 @@ def common_name(peer: ssl.SSLObject | None) -> str | None:
     subject: Any = certificate["subject"]
     names = [value for part in subject for key, value in part if key == "commonName"]
     return str(names[0]) if len(names) == 1 else None
+
+
+def _key_sha256(peer: ssl.SSLObject | None) -> str:
+    """Of the client's public key, as `ca.Signed` has it."""
+    certificate = peer.getpeercert(binary_form=True) if peer is not None else None
+    return key_sha256(x509.load_der_x509_certificate(certificate).public_key()) if certificate else ""

@@ -20,6 +20,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from edgewright_contracts.errors import ContractError, Refused, RequestError
@@ -98,11 +99,10 @@ class Authority:
         certificate = _certificate(
             device, key, issuer=(HUB_CA, self.key), life=DEVICE_LIFE, now=now, usage=ExtendedKeyUsageOID.CLIENT_AUTH
         )
-        public = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
         return Signed(
             certificate.public_bytes(serialization.Encoding.PEM).decode(),
             f"{certificate.serial_number:x}",
-            hashlib.sha256(public).hexdigest(),
+            key_sha256(key),
         )
 
     def keep_server(self, hosts: Sequence[str], folder: Path, *, now: datetime) -> None:
@@ -126,6 +126,11 @@ class Authority:
 
 HUB_CA: Final = "Edgewright hub CA"
 LOCAL: Final = ("localhost", "127.0.0.1")
+
+
+def key_sha256(key: PublicKeyTypes) -> str:
+    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(der).hexdigest()
 
 
 def open_authority(folder: Path, *, now: datetime) -> Authority:

@@ -60,3 +60,20 @@ def enrol(engine: sa.Engine, authority: Authority, request: Request, *, now_ms: 
             )
         )
     return signed.certificate
+
+
+def outdated(engine: sa.Engine, device: str, key_sha256: str) -> str | None:
+    """Why a certificate that this hub signed for `device` is not in force any more; None while it is.
+
+    One read by primary key. A device that hub.db does not know (the hub was restored) is let in: its certificate is
+    ours. The hub itself is no device.
+    """
+    with engine.connect() as connection:
+        known = connection.execute(sa.select(control.devices).where(control.devices.c.id == device)).one_or_none()
+    if known is None:
+        return None
+    if known.state != "enrolled":
+        return f"it is {known.state}; `edgewright agent enroll` with a new token takes it back"
+    if known.key_sha256 not in ("", key_sha256):
+        return "its key was replaced by a later enrolment"
+    return None

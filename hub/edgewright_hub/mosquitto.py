@@ -2,7 +2,8 @@
 
 TLS with client certificates only; a certificate's common name is the user name and the client id (without the second
 line anybody with a certificate could take over another's session by its client id). Every device may publish under its
-own `up/` and read its own `down/`; mosquitto drops what is not allowed without a word.
+own `up/` and read its own `down/`; mosquitto drops what is not allowed without a word. It knows nothing of hub.db: a
+key that a later enrolment replaced stays valid here until its certificate ends, unlike on the embedded broker.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +31,7 @@ import sqlalchemy as sa
 from edgewright_contracts import desired
 from edgewright_contracts.errors import RequestError, Unavailable
 
-from . import control, durable, retention, telemetry, tokens
+from . import control, durable, enrolment, retention, telemetry, tokens
 from .api import Hub
 from .app import device_app, page_app
 from .broker import EmbeddedBroker
@@ -120,7 +121,7 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
 
         broker = config.broker or Address(reachable(config.mqtt.host), config.mqtt.port)
         if mqtt is not None:
-            embedded = EmbeddedBroker(mqtt, authority.broker_context())
+            embedded = EmbeddedBroker(mqtt, authority.broker_context(), partial(enrolment.outdated, control_engine))
             await embedded.start()
             stack.push_async_callback(embedded.stop)
             vitals.keep("the embedded broker", lambda: embedded.serving)

@@ -56,8 +56,9 @@ def context_of(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -
 class Amqtt:
     """The embedded broker, in a loop and a thread of its own. It can be stopped and started on the same port."""
 
-    def __init__(self, authority: Authority) -> None:
+    def __init__(self, authority: Authority, outdated: Callable[[str, str], str | None] = lambda *_: None) -> None:
         self._authority = authority
+        self._outdated = outdated
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -67,7 +68,7 @@ class Amqtt:
     def start(self) -> None:
         listener = listen(Address("127.0.0.1", self.port), "--mqtt")
         self.port = listener.getsockname()[1]
-        self._broker = EmbeddedBroker(listener, self._authority.broker_context())
+        self._broker = EmbeddedBroker(listener, self._authority.broker_context(), self._outdated)
         self._run(self._broker.start())
 
     def stop(self) -> None:
@@ -139,6 +140,11 @@ def unused_port() -> int:
 @pytest.fixture
 def mosquitto_of() -> type[Mosquitto]:
     return Mosquitto
+
+
+@pytest.fixture
+def amqtt_of() -> type[Amqtt]:
+    return Amqtt
 
 
 @pytest.fixture

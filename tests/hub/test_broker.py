@@ -10,11 +10,15 @@ import ssl
 import struct
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from edgewright_contracts import topics
+from edgewright_hub import control, enrolment, tokens
 from edgewright_hub.broker import read_connect
 from edgewright_hub.ca import HUB_NAME, Authority, open_authority
 from sim import wire
@@ -258,3 +262,40 @@ def test_garbage_before_or_after_the_first_packet_disturbs_nobody(
         fence(other, b, hub)
         assert not other.gone.is_set()
         assert not hub.gone.is_set()
+
+
+def test_a_key_that_a_later_enrolment_replaced_and_a_retired_device_are_refused(
+    authority: Authority, control_engine: sa.Engine, amqtt_of: Any, tmp_path: Path
+) -> None:
+    now = int(datetime.now(UTC).timestamp() * 1000)
+
+    def enrolled(folder: str) -> ssl.SSLContext:
+        text = tokens.issue(
+            control_engine, uses=1, expires_s=60, pattern="dev-1", fleet="lab", root_sha256="", ca_sha256="", now_ms=now
+        )
+        csr, key = wire.signing_request("dev-1")
+        request = enrolment.Request(token=text, device="dev-1", csr=csr)
+        certificate = enrolment.enrol(control_engine, authority, request, now_ms=now)
+        return wire.client_context(authority.folder / "ca.pem", certificate, key, tmp_path / folder)
+
+    def admitted(context: ssl.SSLContext, name: str = "dev-1") -> bool:
+        with WireClient(broker.port, context, name) as client:
+            return client.connected is True
+
+    broker = amqtt_of(authority, partial(enrolment.outdated, control_engine))
+    try:
+        first = enrolled("first")
+        assert admitted(first)
+        second = enrolled("second")
+        assert not admitted(first)
+        assert admitted(second)
+        with control_engine.begin() as connection:
+            connection.execute(control.devices.update().values(state="retired"))
+        assert not admitted(second)
+        assert admitted(authority.client_context(), HUB_NAME)
+    finally:
+        broker.close()
+
+
+def test_a_device_that_a_restored_hub_does_not_know_is_let_in(control_engine: sa.Engine) -> None:
+    assert enrolment.outdated(control_engine, "dev-9", "f" * 64) is None
