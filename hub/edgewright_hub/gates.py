@@ -5,6 +5,10 @@ rolled back by a rate is at most `alpha` for the whole rollout, and that a worse
 by a metric at most `beta`, however often and whenever `judge` is called. This holds as far as counts are Poisson with
 the dispersion `phi` that was frozen at the start.
 
+No control is trusted alone: a control device that left its own pre-period is dropped, and promotion must also hold
+against the treated devices' own pre-period, where they have one that can tell (`processes`). Harm is judged without
+the second rule, so that what moves a whole fleet holds a release and does not send it back.
+
 Behind the last stage nobody is left to be spared, so its end asks for no evidence that the release is no worse. It asks
 for time instead: every device of the stage that is present has reported its soak windows (`Evidence.soaking` is 0), and
 until then harm still sends the release back.
@@ -16,12 +20,13 @@ never reset when a stage is promoted. Cost: about 0.2 ms.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Final, Literal, Protocol
 
 import msgspec
+import numpy as np
 
-from .processes import METRICS, Basis, Counts, Margin, Metric, Process, absolute_log_e, advance
+from .processes import METRICS, Basis, Counts, Margin, Metric, Process, absolute_log_e, advance, left
 
 Verdict = Literal["promote", "hold", "rollback"]
 
@@ -61,6 +66,7 @@ class Evidence:
 
     treated: Counts
     control: Counts
+    since: Counts  # of the control in all intervals up to this one
     pre: Counts  # before the rollout, frozen at its start
     ledger: Ledger
     exposed: int  # devices that were given the release, in all stages
@@ -83,6 +89,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
     n: int
     log_bad: float
     log_ok: float
+    log_own: float | None = None  # against the treated devices' own pre-period
     blocks: bool  # promotion waits for it
 
 
@@ -107,6 +114,7 @@ class SequentialGate:
 
     def judge(self, evidence: Evidence) -> Judgement:
         """Takes the interval into the ledger, then decides. Harm comes first, then missing devices, then promotion."""
+        evidence = self._sound(evidence)
         ledger = Ledger(tuple(self._advanced(i, evidence) for i in range(len(METRICS))))
         figures = tuple(self._figure(i, process, evidence) for i, process in enumerate(ledger.processes))
         verdict, reason = self._decide(evidence, figures)
@@ -137,11 +145,26 @@ class SequentialGate:
                 return "hold", (
                     f"{_rates(figure)}: evidence that it is no worse {_e(figure.log_ok)}, {_e(self.need_ok)} needed"
                 )
+            if figure.blocks and figure.log_own is not None and figure.log_own < self.need_ok:
+                return "hold", (
+                    f"{_rates(figure)}: evidence that it is no worse than the same devices were before "
+                    f"{_e(figure.log_own)}, {_e(self.need_ok)} needed"
+                )
         judged = "; ".join(_rates(f) for f in figures if f.basis != "none")
         return (
             "promote",
             f"{evidence.committed} of {evidence.expected} devices committed; {judged or 'nothing counted'}",
         )
+
+    def _sound(self, evidence: Evidence) -> Evidence:
+        """Without the counts of control devices that left their own pre-period."""
+        trials, events = evidence.control.trials.copy(), evidence.control.events.copy()
+        need = self.need_bad + math.log(max(1, trials.shape[1]))
+        for i, (metric, process) in enumerate(zip(METRICS, evidence.ledger.processes, strict=True)):
+            if (margin := self.policy.margin(metric)) is not None and evidence.control.trials[i].any():
+                gone = left(i, margin, need, since=evidence.since, pre=evidence.pre, phi=process.phi)
+                trials[i], events[i] = np.where(gone, 0.0, trials[i]), np.where(gone, 0.0, events[i])
+        return replace(evidence, control=Counts(trials, events))
 
     def _advanced(self, index: int, evidence: Evidence) -> Process:
         process, margin = evidence.ledger.processes[index], self.policy.margin(METRICS[index])
@@ -166,6 +189,7 @@ class SequentialGate:
             n=int(process.n_t),
             log_bad=process.log_bad,
             log_ok=log_ok,
+            log_own=process.log_own,
             blocks=margin is not None and wanted and possible and not evidence.last,
         )
 

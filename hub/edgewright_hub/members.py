@@ -42,6 +42,8 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     previous: str | None  # the digest that it goes back to; None: it ran no package of this name
     pre_trials: Numbers = _ZEROS  # before the rollout, by METRICS
     pre_events: Numbers = _ZEROS
+    control_trials: Numbers = _ZEROS  # since, while it was not given the release
+    control_events: Numbers = _ZEROS
     slow_cell: int | None = None  # cells of the latency grid from here on are slow, for this device
     status: Status = "waiting"
     stage: int | None = None  # in which it was given the release

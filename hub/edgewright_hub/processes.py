@@ -12,6 +12,13 @@ Three bases for a metric, the best that there is:
                  half as much again, because the hour of the day is another
     limit        the first version of a model: an absolute limit on the error rate
 
+A control can break, and would then let anything through: one device with a sick sensor fails so often that a harmful
+release looks good beside it. Two rules stand against that. A control device that *left* its own pre-period upwards, by
+the same bet as for harm on that basis, is dropped (`left`), unless half of the control or more did: then the world has
+changed, not a device, and a control is what that needs. And promotion must also hold against the treated devices' own
+pre-period (`log_own`): a rate of `r1` times theirs, or theirs plus `delta`, whichever is more, with the same allowance
+for the hour of the day, must be excluded too. This is asked only where the period before can tell (`TELLS`).
+
 A ratio never decides when nothing fails. So errors are also measured against "control plus `delta`", which zero events
 decide after about 3.2 / delta inferences (`absolute_log_e`).
 """
@@ -36,6 +43,7 @@ RHO: Final = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)  # how much worse: th
 PRIOR_EVENTS: Final = 20.0  # a device's own pre-period rate counts fully when it is worth more events than this
 CERTAINTY: Final = 0.01  # of each end of the interval of a pre-period rate
 RHYTHM: Final = 1.5  # by which the hour of the day alone may raise a rate, where no control shares the hour
+TELLS: Final = 0.09  # evidence that an event expected before must be worth, when nothing has changed
 PRIOR_TRIALS: Final = (2_000.0, 20_000.0)  # least and most weight of the pre-period in the guess of the common rate
 
 
@@ -64,7 +72,12 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     n_t: float = 0.0
     k_c: float = 0.0
     n_c: float = 0.0  # control trials, scaled to the treated devices' pre-period
+    own: float | None = None  # against the treated devices' own pre-period; None: no such period that can tell
     basis: Basis = "none"
+
+    @property
+    def log_own(self) -> float | None:
+        return None if self.own is None else self.own / self.phi
 
     @property
     def log_bad(self) -> float:
@@ -85,6 +98,7 @@ def advance(
     k_t, k_c = float(treated.events[index].sum()), float(control.events[index].sum())
     n_t = float(now.sum())
     pre_n, pre_k = pre.trials[index], pre.events[index]
+    process = _against_own(process, margin, now, treated.events[index], pre_n, pre_k)
     if others.sum() > 0:
         rate = pre_rates(pre_k, pre_n)
         e_t, e_c = float(now @ rate), float(others @ rate)
@@ -107,6 +121,40 @@ def advance(
     bad = [x + k_t * math.log(rho) - (rho - 1) * error_limit * n_t for x, rho in zip(process.bad, RHO, strict=True)]
     ok = process.ok + k_t * math.log(0.1) + 0.9 * error_limit * n_t  # a tenth of the limit against the limit
     return _added(process, k_t, n_t, 0.0, 0.0, pre_k, pre_n, bad=bad, ok=ok, basis="limit")
+
+
+def _against_own(process: Process, margin: Margin, n: Floats, k: Floats, pre_n: Floats, pre_k: Floats) -> Process:
+    """log e-value against "treated rate >= what their own pre-period still allows", with one more interval."""
+    mine = (n > 0) & (pre_n > 0)
+    before_n, before_k = float(pre_n[mine].sum()), float(pre_k[mine].sum())
+    if before_n == 0:
+        return process
+    rate = before_k / before_n
+    low = RHYTHM * (float(gammaincinv(before_k, CERTAINTY)) / before_n if before_k else 0.0)
+    limit = max(low * margin.r1, low + (margin.delta or 0.0))
+    if limit <= rate:
+        return process
+    guess = max(rate, limit / 10)
+    if (limit - guess) - rate * math.log(limit / guess) <= TELLS * rate:
+        return process
+    k_t, n_t = float(k[mine].sum()), float(n[mine].sum())
+    gained = (limit - guess) * n_t - k_t * math.log(limit / guess)
+    return msgspec.structs.replace(process, own=(process.own or 0.0) + gained)
+
+
+def left(index: int, margin: Margin, need: float, *, since: Counts, pre: Counts, phi: float) -> npt.NDArray[np.bool_]:
+    """Which control devices left their own pre-period, bool[devices]; none when half of them or more did.
+
+    `since`: what they counted as control, from the start on; `need`: log e of one device.
+    """
+    n, k = since.trials[index], since.events[index]
+    pre_n, pre_k = pre.trials[index], pre.events[index]
+    known = (n > 0) & (pre_n > 0)
+    high = gammainccinv(pre_k + 1, CERTAINTY) / np.maximum(pre_n, 1.0) * margin.r0 * RHYTHM
+    rho = np.asarray(RHO)[:, None]
+    bets = (k * np.log(rho) - (rho - 1) * high * n) / phi
+    gone = known & (np.logaddexp.reduce(bets, axis=0) - math.log(len(RHO)) >= need)
+    return np.asarray(gone if 2 * gone.sum() < (n > 0).sum() else np.zeros_like(gone))
 
 
 def ratio_llr(k_c: float, k_t: float, e_c: float, e_t: float, a: float, b: float) -> float:
@@ -174,6 +222,7 @@ def _added(
         n_t=process.n_t + n_t,
         k_c=process.k_c + k_c,
         n_c=process.n_c + n_c,
+        own=process.own,
         basis=basis,
     )
 

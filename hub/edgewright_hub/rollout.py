@@ -25,6 +25,7 @@ Cost: about 4 µs for each member and step, and 14 µs to store and load its sta
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -162,7 +163,7 @@ def _judge(
 ) -> tuple[RolloutState, list[Wish]]:
     pending = _add(state, seen)
     treated, control, pending = _split(state, spec, pending, seen.present, now_ms)
-    members = state.members
+    members = _with_control(state.members, control)
     given = [m for m in members if m.stage is not None]
     mine = [m for m in given if m.stage == state.stage] or given
     counted = [
@@ -176,10 +177,8 @@ def _judge(
         Evidence(
             treated=treated,
             control=control,
-            pre=Counts(
-                np.array([m.pre_trials for m in members], np.float64).reshape(-1, len(METRICS)).T,
-                np.array([m.pre_events for m in members], np.float64).reshape(-1, len(METRICS)).T,
-            ),
+            since=_columns((m.control_trials for m in members), (m.control_events for m in members)),
+            pre=_columns((m.pre_trials for m in members), (m.pre_events for m in members)),
             ledger=state.ledger,
             exposed=state.exposed,
             failed=sum(m.status == "failed" for m in members),
@@ -196,6 +195,7 @@ def _judge(
     flushed = bool(treated.trials.any())
     state = msgspec.structs.replace(
         state,
+        members=members,
         ledger=judgement.ledger,
         figures=judgement.figures,
         pending=tuple(tuple(row) for row in pending.tolist()),
@@ -217,6 +217,26 @@ def _judge(
             ]
         state = msgspec.structs.replace(state, stage=state.stage + 1, since_ms=now_ms)
     return state, []
+
+
+def _columns(trials: Iterable[Numbers], events: Iterable[Numbers]) -> Counts:
+    """float64[metrics, members] of what the members hold."""
+    return Counts(*(np.array(list(rows), np.float64).reshape(-1, len(METRICS)).T for rows in (trials, events)))
+
+
+def _with_control(members: tuple[Member, ...], control: Counts) -> tuple[Member, ...]:
+    """The members with one more interval of what they counted without the release."""
+    rows = zip(members, control.trials.T.tolist(), control.events.T.tolist(), strict=True)
+    return tuple(
+        msgspec.structs.replace(
+            m,
+            control_trials=tuple(a + b for a, b in zip(m.control_trials, n, strict=True)),
+            control_events=tuple(a + b for a, b in zip(m.control_events, k, strict=True)),
+        )
+        if any(n)
+        else m
+        for m, n, k in rows
+    )
 
 
 def _tries_again(member: Member) -> bool:

@@ -41,8 +41,8 @@ def _counts(trials: list[float], events: list[float], index: int = 0) -> Counts:
 
 def _evidence(ledger: Ledger, treated: Counts, control: Counts, pre: Counts, *, exposed: int = 10) -> Evidence:
     return Evidence(
-        treated=treated, control=control, pre=pre, ledger=ledger, exposed=exposed, failed=0, expected=exposed,
-        committed=exposed, reported=exposed, last=False, soaking=0, labels_block=True,
+        treated=treated, control=control, since=control, pre=pre, ledger=ledger, exposed=exposed, failed=0,
+        expected=exposed, committed=exposed, reported=exposed, last=False, soaking=0, labels_block=True,
     )  # fmt: skip
 
 
@@ -213,3 +213,49 @@ def test_dispersion_is_one_for_poisson_counts_and_larger_for_bursts() -> None:
     bursts = rng.poisson(2.0 * rng.gamma(0.5, 2.0, 1000)).astype(float)
     assert dispersion(bursts, trials, device) == pytest.approx(5.0, abs=1.0)
     assert dispersion(bursts[:5], trials[:5], device[:5]) == 1.0, "too few windows to tell"
+
+
+def _broken_control(factor: float, seed: int, *, broken: int, devices: int = 8, rise: float = 50.0) -> Judgement:
+    """One treated device and seven others, of which `broken` fail `rise` times as often as before."""
+    rng = np.random.default_rng(seed)
+    exposed = np.arange(devices) < 1
+    rate = np.full(devices, 0.01) * np.where(exposed, factor, 1.0)
+    rate[devices - broken :] *= rise
+    pre = _counts([20_000.0] * devices, list(rng.poisson(np.full(devices, 200.0))))
+    gate, ledger, since = SequentialGate(ERRORS_ONLY), Ledger(), np.zeros((2, devices))
+    for _ in range(200):
+        k = rng.poisson(300 * rate)
+        since += np.stack((300.0 * ~exposed, k * ~exposed))
+        evidence = _evidence(
+            ledger, _counts(list(300.0 * exposed), list(k * exposed)),
+            _counts(list(300.0 * ~exposed), list(k * ~exposed)), pre, exposed=1,
+        )  # fmt: skip
+        judgement = gate.judge(replace(evidence, since=_counts(list(since[0]), list(since[1]))))
+        ledger = judgement.ledger
+        if judgement.verdict != "hold":
+            break
+    return judgement
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("rise", [3.0, 50.0])
+def test_a_control_device_that_breaks_does_not_let_a_harmful_release_through(seed: int, rise: float) -> None:
+    assert _broken_control(3.0, seed, broken=1, rise=rise).verdict == "rollback"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_control_that_is_all_broken_promotes_nothing_that_is_worse_than_before(seed: int) -> None:
+    assert _broken_control(3.0, seed, broken=7).verdict == "hold"
+    assert _broken_control(3.0, seed, broken=1, devices=2).verdict == "hold"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_good_release_is_promoted_beside_a_broken_control_device(seed: int) -> None:
+    assert _broken_control(1.0, seed, broken=1).verdict == "promote"
+
+
+def test_what_moves_the_whole_fleet_holds_a_release_and_does_not_send_it_back() -> None:
+    for seed in range(5):
+        judgement = _broken_control(3.0, seed, broken=7, rise=3.0)  # treated and control alike
+        assert judgement.verdict == "hold"
+        assert "than the same devices were before" in judgement.reason
