@@ -7,6 +7,7 @@ one step. Anything else may be lost, torn or reordered by a power cut.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -28,6 +29,7 @@ class Disk(Protocol):
     def remove_tree(self, path: Path) -> None: ...
     def list(self, path: Path) -> list[str]: ...
     def size(self, path: Path) -> int | None: ...
+    def sha256(self, path: Path) -> str: ...
     def free(self, path: Path) -> int: ...
 
 
@@ -76,6 +78,11 @@ class RealDisk:
     def size(self, path: Path) -> int | None:
         """Bytes of a file, None when there is none."""
         return path.stat().st_size if path.is_file() else None
+
+    def sha256(self, path: Path) -> str:
+        """Read in pieces: a model may be larger than the memory that is free."""
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
 
     def free(self, path: Path) -> int:
         """Bytes that this process may still write."""

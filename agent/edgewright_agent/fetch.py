@@ -6,7 +6,6 @@ durable; it never writes more than `size` bytes. Every failure of the network is
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,7 +68,7 @@ class Link:
             have = 0
         if have < size or size == 0:
             self._resume(disk, url, part, have, size)
-        got = hashlib.sha256(disk.read(part)).hexdigest()
+        got = disk.sha256(part)
         if got != sha256:
             disk.unlink(part)  # or every later try would build on the same wrong bytes
             raise WrongBytes(f"{url}: expected sha256 {sha256}, got {got}")

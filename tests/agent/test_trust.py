@@ -147,3 +147,8 @@ def test_a_blob_longer_than_signed_is_never_stored(device, repository, package, 
     with pytest.raises(WrongBytes, match="got more"):
         blob(device, repository, package, tmp_path / "part")
     assert not (tmp_path / "part").exists()
+
+
+def test_a_blob_is_hashed_without_holding_it_in_memory(device, repository, package, tmp_path, monkeypatch):
+    monkeypatch.setattr(device.disk, "read", lambda path: pytest.fail(f"{path} is read whole"))
+    blob(device, repository, package, tmp_path / "part")

@@ -8,6 +8,7 @@ and the write that was cut is torn in the middle.
 from __future__ import annotations
 
 import errno
+import hashlib
 from pathlib import Path
 from typing import Literal
 
@@ -96,6 +97,9 @@ class SimDisk:
 
     def size(self, path: Path) -> int | None:
         return len(self.names[path].data) if path in self.names else None
+
+    def sha256(self, path: Path) -> str:
+        return hashlib.sha256(self.read(path)).hexdigest()
 
     def free(self, path: Path) -> int:
         return 0 if self.full else 1 << 30
