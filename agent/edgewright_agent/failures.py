@@ -17,6 +17,8 @@ from edgewright_contracts.event import FailureClass
 
 from .clock import Clock
 from .fetch import LinkDown, WrongBytes
+from .health import CutShort, NoVerdict
+from .slots import Damaged
 from .trust import Distrusted, NotAllowed
 from .update import State
 
@@ -41,7 +43,9 @@ def classify(error: Exception, state: State) -> FailureClass:
         return "hub"
     if isinstance(error, Unsuited):
         return "operator"
-    if isinstance(error, OSError | DiskFull):
+    if isinstance(error, CutShort):
+        return "power"
+    if isinstance(error, OSError | DiskFull | Damaged | NoVerdict):
         return "disk"
     if isinstance(error, Unavailable):
         return "link"

@@ -9,6 +9,7 @@ Pure but for `selftest`. Rules of a window in probation, against the package bef
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
@@ -25,6 +26,7 @@ from edgewright_contracts.manifest import Budgets
 from edgewright_contracts.report import Window
 
 from .selftest_child import Verdict
+from .slots import Damaged
 from .update import PrePeriod, Record
 
 SELFTEST_S: Final = 120.0
@@ -34,6 +36,15 @@ RATIO: Final = 2.0
 BREACHES: Final = 3
 UNKNOWN: Final = PrePeriod(100, 1, 1)  # the yardstick of a first install
 LOG_TAIL: Final = 8000
+FROM_OUTSIDE: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # no model sends these to itself
+
+
+class CutShort(Unavailable):
+    """The self-test was ended from outside: by a service manager, a shell, or the end of the agent."""
+
+
+class NoVerdict(Unavailable):
+    """The self-test could not judge the model: the device, its Python or its flash failed before."""
 
 
 class Health(StrEnum):
@@ -94,12 +105,17 @@ def over_budget(windows: list[Window], budgets: Budgets, rss_mb: float) -> str:
 def selftest(
     folder: Path, variant: str, runtime: str, *, stopping: threading.Event, timeout_s: float = SELFTEST_S
 ) -> tuple[Verdict, str]:
-    """Run the self-test of a slot in a child process: (verdict, log). A child that dies or hangs did not pass.
+    """Run the self-test of a slot in a child process: (verdict, log). A child that crashes or hangs did not pass.
 
-    Raises Unavailable when `stopping` is set meanwhile; the child is gone then.
+    Raises CutShort when `stopping` is set meanwhile or the child was told to end, NoVerdict when it ended by itself
+    without a word about the model, Damaged when the files are not those that were signed; the child is gone then. It
+    has a session of its own, so that what ends the agent's process group leaves the verdict to the agent, and -P, so
+    that it imports nothing from the working directory.
     """
-    command = [sys.executable, "-m", "edgewright_agent.selftest_child", str(folder), variant, runtime]
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = [sys.executable, "-P", "-m", "edgewright_agent.selftest_child", str(folder), variant, runtime]
+    child = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
     try:
         out, err = _communicate(child, stopping, timeout_s)
     except subprocess.TimeoutExpired as error:
@@ -109,12 +125,18 @@ def selftest(
             child.kill()
             child.communicate()
     log = _tail(err)
+    if -child.returncode in FROM_OUTSIDE or (child.returncode < 0 and stopping.is_set()):
+        raise CutShort(f"the self-test was ended by signal {-child.returncode}; it will be run again")
     if child.returncode < 0:
         return Verdict(False, f"the self-test was killed by signal {-child.returncode}"), log
     try:
-        return msgspec.json.decode(out, type=Verdict), log
+        verdict = msgspec.json.decode(out, type=Verdict)
     except msgspec.DecodeError:
-        return Verdict(False, f"the self-test ended with code {child.returncode} and no verdict"), log
+        last = log.strip().rpartition("\n")[2]
+        raise NoVerdict(f"the self-test ended with code {child.returncode} and no verdict: {last}") from None
+    if verdict.damaged:
+        raise Damaged(str(folder), "what was signed", verdict.reason)
+    return verdict, log
 
 
 def _communicate(child: subprocess.Popen[bytes], stopping: threading.Event, timeout_s: float) -> tuple[bytes, bytes]:
@@ -125,7 +147,7 @@ def _communicate(child: subprocess.Popen[bytes], stopping: threading.Event, time
         except subprocess.TimeoutExpired:
             waited += 0.5
             if stopping.is_set():
-                raise Unavailable("the agent stops; the self-test will be run again") from None
+                raise CutShort("the agent stops; the self-test will be run again") from None
             if waited >= timeout_s:
                 raise
 

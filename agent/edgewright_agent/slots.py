@@ -29,6 +29,10 @@ VERSION: Final = 1
 Side = Literal["a", "b"]
 
 
+class Damaged(ContractError):
+    """What lies in a slot is not what was signed and put there: flash rots, and the model is not to blame."""
+
+
 class Slot(msgspec.Struct, frozen=True):
     digest: Sha256
     version: Version
@@ -102,18 +106,31 @@ class Store:
         self._disk.remove_tree(self.root / "parts")
 
     def package(self, side: Side) -> Package:
-        """The package in a slot, its manifest checked against the digest. Raises ContractError when it is damaged."""
+        """The package in a slot, its manifest checked against the digest. Raises Damaged, OSError."""
         slot = self.state.slot(side)
         if slot is None:
-            raise ContractError(f"{self.root.name}/{side}", "a package", "an empty slot")
+            raise Damaged(f"{self.root.name}/{side}", "a package", "an empty slot")
         folder = self.side(side)
         try:
             data = self._disk.read(folder / "manifest.json")
         except FileNotFoundError:
-            raise ContractError(str(folder), "manifest.json", "none") from None
+            raise Damaged(str(folder), "manifest.json", "none") from None
         if digest(data) != slot.digest:
-            raise ContractError(str(folder / "manifest.json"), f"digest {slot.digest}", digest(data))
+            raise Damaged(str(folder / "manifest.json"), f"digest {slot.digest}", digest(data))
         return Package(decode_manifest(data), data, slot.digest, folder)
+
+    def verified(self, side: Side) -> Package:
+        """`package`, and every file of the slot's variant is what was signed. Raises Damaged, OSError."""
+        package, slot = self.package(side), self.state.slot(side)
+        assert slot is not None
+        for file in needed(package.manifest.variant(slot.variant)):
+            path, ref = package.root / file, package.manifest.files[file]
+            if self._disk.size(path) != ref.size:
+                raise Damaged(str(path), f"{ref.size} bytes", f"{self._disk.size(path)}")
+            got = self._disk.sha256(path)
+            if got != ref.sha256:
+                raise Damaged(str(path), f"sha256 {ref.sha256}", got)
+        return package
 
 
 def load(disk: Disk, root: Path) -> ModelState:

@@ -27,7 +27,7 @@ from .disk import Disk
 from .failures import DiskFull
 from .fetch import Link
 from .job import Job, Loaded
-from .slots import Side, Slot, Store, needed
+from .slots import Damaged, Side, Slot, Store, needed
 from .trust import Trust
 from .update import Event, PrePeriod, State
 
@@ -53,7 +53,11 @@ class Steps:
 
     def take(self, job: Job) -> None:
         """Do what the state of `job` stands for."""
-        self._table[job.record.state](job)
+        try:
+            self._table[job.record.state](job)
+        except Damaged:
+            job.store.save(job.state.with_slot(job.state.spare, None))  # so that it is fetched again
+            raise
 
     def _fetch(self, job: Job) -> None:
         wanted = job.record.wanted
@@ -87,6 +91,7 @@ class Steps:
 
     def _selftest(self, job: Job) -> None:
         side, slot = job.staged()
+        job.store.verified(side)
         verdict, tail = health.selftest(job.store.side(side), slot.variant, slot.runtime, stopping=self._stopping)
         if verdict.passed:
             job.go(Event.DONE, reason=f"passed; peak {verdict.rss_mb:.0f} MB")
@@ -127,12 +132,11 @@ class Steps:
 
 
 def load(store: Store, side: Side) -> Loaded:
-    """The session of what a slot holds. Raises ContractError, LoadFailed, Unavailable, OSError."""
-    package, slot = store.package(side), store.state.slot(side)
+    """The session of what a slot holds. Raises Damaged, ContractError, LoadFailed, Unavailable, OSError."""
+    package, slot = store.verified(side), store.state.slot(side)
     assert slot is not None
     manifest = package.manifest
     variant = manifest.variant(slot.variant)
-    package.read(variant.model)  # its hash: flash rots
     session = open_session(package.root / variant.model, slot.runtime, inputs=manifest.inputs, outputs=manifest.outputs)
     return Loaded(package, variant, decode_baseline(package.read(variant.baseline)), session)
 

@@ -8,6 +8,8 @@ import pytest
 
 from edgewright_agent.failures import DiskFull, Unforeseen, Unsuited, classify
 from edgewright_agent.fetch import LinkDown, WrongBytes
+from edgewright_agent.health import CutShort, NoVerdict
+from edgewright_agent.slots import Damaged
 from edgewright_agent.trust import Distrusted, NotAllowed
 from edgewright_agent.update import S
 from edgewright_contracts.errors import ContractError, Refused, Unavailable
@@ -25,6 +27,9 @@ from sim.clock import SimClock
         (WrongBytes("x"), S.FETCH, "hub"),
         (Unsuited("x"), S.FETCH, "operator"),
         (DiskFull("x"), S.FETCH, "disk"),
+        (CutShort("x"), S.SELFTEST, "power"),
+        (NoVerdict("x"), S.SELFTEST, "disk"),
+        (Damaged("x", "y", "z"), S.WARMUP, "disk"),
         (OSError("x"), S.STAGE, "disk"),
         (LoadFailed("x"), S.WARMUP, "model"),
         (ContractError("x", "y", "z"), S.FETCH, "model"),
@@ -76,11 +81,11 @@ def test_a_bug_in_a_thread_reaches_the_hub_and_the_thread_goes_on(world, monkeyp
         target = getattr(agent, place)
         whole, broken = getattr(target, method), threading.Event()
 
-        def once(*given):
+        def once(*given, **named):
             if not broken.is_set():
                 broken.set()
                 raise RuntimeError("a bug")
-            return whole(*given)
+            return whole(*given, **named)
 
         monkeypatch.setattr(target, method, once)
         world.want(package)
@@ -135,3 +140,30 @@ def test_channels_that_do_not_fit_the_outputs_are_found_before_the_package_answe
         world.want(bad)
         assert world.hub.wait(lambda: world.hub.trace("dev-1")[-2:] == ["warmup", "blocked"])
         assert "at least 1000 columns" in world.hub.events["dev-1"][-1].reason
+
+
+@pytest.mark.parametrize("step", ["_selftest", "_warm_up"])
+def test_bit_rot_in_the_slot_is_the_disks_and_the_package_is_fetched_again(world, monkeypatch, step):
+    package = world.package("v1")
+    with world.agent() as agent:
+        steps = agent._installer._steps
+        state = {"_selftest": S.SELFTEST, "_warm_up": S.WARMUP}[step]
+        whole, rotten = steps._table[state], threading.Event()
+
+        def rot(job):
+            if not rotten.is_set():
+                rotten.set()
+                file = job.store.side(job.state.spare) / "variants" / "onnx-fp32" / "model.onnx"
+                data = file.read_bytes()
+                file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+            whole(job)
+
+        monkeypatch.setitem(steps._table, state, rot)
+        world.want(package)
+        assert world.hub.wait(lambda: world.hub.trace("dev-1")[-2:] == [state.value, "idle"])
+        told = world.hub.events["dev-1"][-1]
+        assert told.failure == "disk"
+        assert "sha256" in told.reason
+        world.want(package)
+        assert agent.model("digits").wait(20)
+    assert not any(e.after == "blocked" for e in world.hub.events["dev-1"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -10,10 +11,10 @@ import numpy as np
 import pytest
 
 from edgewright_agent import health
-from edgewright_agent.health import Health, judge
+from edgewright_agent.health import CutShort, Health, NoVerdict, judge
+from edgewright_agent.slots import Damaged
 from edgewright_agent.update import PrePeriod, Record, State
 from edgewright_contracts import binning
-from edgewright_contracts.errors import Unavailable
 from edgewright_contracts.manifest import Budgets
 from edgewright_contracts.report import Window
 from sim import packages
@@ -74,9 +75,9 @@ def test_windows_of_several_contexts_are_judged_together():
 
 @pytest.mark.parametrize(
     ("script", "reason"),
-    [("kill -SEGV $$", "killed by signal 11"), ("exec sleep 60", "hung for 1 s"), ("exit 3", "ended with code 3")],
+    [("kill -SEGV $$", "killed by signal 11"), ("exec sleep 60", "hung for 1 s")],
 )
-def test_a_child_that_dies_hangs_or_says_nothing_did_not_pass(tmp_path, monkeypatch, script, reason):
+def test_a_child_that_crashes_or_hangs_did_not_pass(tmp_path, monkeypatch, script, reason):
     child = tmp_path / "python"
     child.write_text(f"#!/bin/sh\necho last words >&2\n{script}\n")
     child.chmod(0o755)
@@ -94,8 +95,41 @@ def test_a_selftest_ends_with_the_agent(tmp_path, monkeypatch):
     monkeypatch.setattr(health.sys, "executable", str(child))
     stopping = threading.Event()
     stopping.set()
-    with pytest.raises(Unavailable, match="stops"):
+    with pytest.raises(CutShort, match="stops"):
         health.selftest(tmp_path, "onnx-fp32", "onnxruntime", stopping=stopping)
+
+
+@pytest.mark.parametrize("signal", ["TERM", "INT", "HUP"])
+def test_a_child_that_is_told_to_end_says_nothing_about_the_model(tmp_path, monkeypatch, signal):
+    child = tmp_path / "python"
+    child.write_text(f"#!/bin/sh\nkill -{signal} $$\nexec sleep 60\n")
+    child.chmod(0o755)
+    monkeypatch.setattr(health.sys, "executable", str(child))
+    with pytest.raises(CutShort, match="run again"):
+        health.selftest(tmp_path, "onnx-fp32", "onnxruntime", stopping=threading.Event())
+
+
+def test_the_child_is_out_of_reach_of_what_ends_the_agents_process_group(tmp_path, monkeypatch):
+    child = tmp_path / "python"
+    child.write_text("#!/bin/sh\ncut -d' ' -f6 /proc/$$/stat >&2\nexit 3\n")
+    child.chmod(0o755)
+    monkeypatch.setattr(health.sys, "executable", str(child))
+    with pytest.raises(NoVerdict) as said:
+        health.selftest(tmp_path, "onnx-fp32", "onnxruntime", stopping=threading.Event())
+    assert int(str(said.value).rpartition(":")[2]) != os.getsid(0)
+
+
+def test_a_device_whose_python_or_flash_is_broken_says_nothing_about_the_model(tmp_path, monkeypatch):
+    package = packages.make_package(tmp_path / "p")
+    (tmp_path / "msgspec.py").write_text("raise ImportError('whatever lies in the working directory')")
+    monkeypatch.chdir(tmp_path)
+    verdict, _ = health.selftest(package.root, "onnx-fp32", "onnxruntime", stopping=threading.Event())
+    assert verdict.passed
+    file = package.root / "variants" / "onnx-fp32" / "model.onnx"
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(Damaged, match="sha256"):
+        health.selftest(package.root, "onnx-fp32", "onnxruntime", stopping=threading.Event())
 
 
 def test_the_child_says_what_is_wrong_with_a_file(tmp_path):
