@@ -1,13 +1,14 @@
 """What may be wrong with a hub, found on its data directory, whether or not it runs. Changes nothing.
 
 Each check says what it found and, when that is not well, the way out. The two databases are read whole once
-(PRAGMA quick_check): about 1 s for 300 MB.
+(PRAGMA quick_check: about 1 s for 300 MB), and so is every file of the packages that the owner signs now.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -16,9 +17,13 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from cryptography import x509
-from tuf.api.metadata import Metadata, Targets, Timestamp  # type: ignore[attr-defined]
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import Metadata, Timestamp  # type: ignore[attr-defined]
 
-from .repository import RENEWAL, TARGETS_ALERT
+from edgewright_contracts.errors import EdgewrightError
+from edgewright_contracts.manifest import decode_manifest
+
+from .repository import RENEWAL, TARGETS_ALERT, Repository
 
 FREE_BYTES: Final = 1024**3
 DAY_MS: Final = 86_400_000
@@ -33,10 +38,10 @@ class Finding(NamedTuple):
 def examine(data: Path, *, now: datetime) -> list[Finding]:
     """All findings, in a fixed order; a check that cannot be made is a finding too."""
     out: list[Finding] = []
-    for check in (_process, _databases, _certificates, _metadata, _letters, _disk):
+    for check in (_process, _databases, _certificates, _metadata, _signatures, _blobs, _letters, _disk):
         try:
             out += check(data, now)
-        except (OSError, ValueError, sqlite3.Error) as error:
+        except (OSError, ValueError, sqlite3.Error, EdgewrightError, RepositoryError) as error:
             out.append(Finding(check.__name__.removeprefix("_"), well=False, said=f"could not be examined: {error}"))
     return out
 
@@ -68,19 +73,59 @@ def _certificates(data: Path, now: datetime) -> Iterator[Finding]:
 
 
 def _metadata(data: Path, now: datetime) -> Iterator[Finding]:
-    folder = data / "repo" / "metadata"
-    timestamp = Metadata[Timestamp].from_bytes((folder / "timestamp.json").read_bytes())
+    repository = Repository(data / "repo", data / "keys")
+    timestamp = Metadata[Timestamp].from_bytes((repository.metadata / "timestamp.json").read_bytes())
     hours = int((timestamp.signed.expires - now).total_seconds() // 3600)
     said = f"signed for {hours} more hours"
     if hours < 24:
         said += ": devices will refuse to update; the running hub signs daily, so look at its log"
     yield Finding("timestamp", hours >= 24, said)
-    newest = max(folder.glob("*.targets.json"), key=lambda path: int(path.name.partition(".")[0]))
-    targets = Metadata[Targets].from_bytes(newest.read_bytes())
+    targets = repository.targets()
     left = targets.signed.expires - now
     said = f"the owner's list (version {targets.signed.version}) is valid for {left.days} days"
     well = left > TARGETS_ALERT
     yield Finding("owner's list", well, said if well else f"{said}: {RENEWAL['targets']}")
+
+
+def _signatures(data: Path, _now: datetime) -> Iterator[Finding]:
+    """Of everything that devices check, by the keys that root.json names, and root.json by its own."""
+    repository = Repository(data / "repo", data / "keys")
+    try:
+        repository.verify()
+    except (EdgewrightError, RepositoryError, ValueError) as error:
+        way = "devices refuse to update; stop the hub and restore DATA/repo from a backup"
+        yield Finding("signatures", well=False, said=f"{error}: {way}")
+    else:
+        yield Finding("signatures", well=True, said="root, targets, snapshot and timestamp bear those of their keys")
+
+
+def _blobs(data: Path, _now: datetime) -> Iterator[Finding]:
+    """Every file of every package in the owner's list: whole, and of the hash in its name."""
+    repository = Repository(data / "repo", data / "keys")
+    number, bad = 0, []
+    for path, target in repository.targets().signed.targets.items():
+        digest = str(target.hashes["sha256"])
+        places = {repository.manifest_place(path, digest): digest, repository.blobs / digest: digest}
+        if _has(repository.blobs / digest, digest):
+            files = decode_manifest((repository.blobs / digest).read_bytes()).files.values()
+            places |= {repository.blobs / file.sha256: file.sha256 for file in files}
+        number += len(places)
+        bad += [f"{place.relative_to(data)} ({path})" for place, sha256 in places.items() if not _has(place, sha256)]
+    said = f"{number} of the packages in the owner's list are whole"
+    if bad:
+        said = (
+            f"{len(bad)} of {number} are damaged or absent: {', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}; "
+            "remove what is left of them and restore them from a backup, for devices refuse them"
+        )
+    yield Finding("files", not bad, said)
+
+
+def _has(place: Path, sha256: str) -> bool:
+    try:
+        with place.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest() == sha256
+    except FileNotFoundError:
+        return False
 
 
 def _letters(data: Path, now: datetime) -> Iterator[Finding]:

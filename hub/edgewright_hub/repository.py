@@ -133,6 +133,18 @@ class Repository:
         version = newest.signed.meta["targets.json"].version
         return Metadata[Targets].from_bytes((self.metadata / f"{version}.targets.json").read_bytes())
 
+    def verify(self) -> None:
+        """See that what is served bears the signatures of the keys that root.json names. Raises ContractError, Refused,
+        or what tuf raises."""
+        root = self.root()
+        root.signed.verify_delegate("root", root.signed_bytes, root.signatures)
+        verified(root, self.targets().to_bytes())
+        timestamp = Metadata[Timestamp].from_bytes((self.metadata / "timestamp.json").read_bytes())
+        root.signed.verify_delegate("timestamp", timestamp.signed_bytes, timestamp.signatures)
+        version = timestamp.signed.snapshot_meta.version
+        snapshot = Metadata[Snapshot].from_bytes((self.metadata / f"{version}.snapshot.json").read_bytes())
+        root.signed.verify_delegate("snapshot", snapshot.signed_bytes, snapshot.signatures)
+
     def warning(self, *, now: datetime) -> str | None:
         """A sentence for the operator once the owner's signature has less than 60 days to live."""
         left = min((self.targets().signed.expires, "targets"), (self.root().signed.expires, "root"))
@@ -183,8 +195,11 @@ class Repository:
         self._sign_snapshot(version, now)
         self._sign_timestamp(now)
 
+    def manifest_place(self, path: str, digest: str) -> Path:
+        return self.folder / "targets" / Path(path).parent / f"{digest}.manifest.json"
+
     def _place_manifest(self, path: str, digest: str) -> None:
-        place = self.folder / "targets" / Path(path).parent / f"{digest}.manifest.json"
+        place = self.manifest_place(path, digest)
         if not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
             durable.replace(place, (self.blobs / digest).read_bytes())

@@ -15,7 +15,7 @@ from tuf.ngclient.fetcher import FetcherInterface
 
 from edgewright_compiler.keys import init_keys
 from edgewright_contracts.errors import ContractError, Refused, RequestError
-from edgewright_hub import control
+from edgewright_hub import control, doctor
 from edgewright_hub.registry import Conflict, Registry
 from sim.releases import files_of, manifest_of, targets_of
 
@@ -279,3 +279,47 @@ def test_another_owners_files_are_refused(registry: Registry, tmp_path: Path, co
     (mixed / "snapshot.pem").write_bytes((tmp_path / "owner" / "hub" / "snapshot.pem").read_bytes())
     with pytest.raises(RequestError, match="snapshot"):
         Registry(tmp_path / "r3", tmp_path / "k3", control_engine).open(mixed, now=NOW)
+
+
+def _doctor(data: Path) -> dict[str, tuple[bool, str]]:
+    return {one.check: (one.well, one.said) for one in doctor.examine(data, now=NOW)}
+
+
+def test_the_doctor_finds_the_list_that_the_owner_did_not_sign(registry: Registry, owner: Path, tmp_path: Path) -> None:
+    registry.post_targets(targets_of(owner, 2, put_package(registry)), now=NOW)
+    assert _doctor(tmp_path)["signatures"][0]
+    assert _doctor(tmp_path)["files"] == (True, "6 of the packages in the owner's list are whole")
+    place = registry.metadata / "2.targets.json"
+    forged = json.loads(place.read_bytes())
+    forged["signed"]["expires"] = "2099-01-01T00:00:00Z"
+    place.write_text(json.dumps(forged))
+    well, said = _doctor(tmp_path)["signatures"]
+    assert not well
+    assert "owner's targets key" in said
+    assert "backup" in said
+
+
+@pytest.mark.parametrize("role", ["timestamp", "snapshot", "root"])
+def test_the_doctor_finds_metadata_that_was_changed(registry: Registry, tmp_path: Path, role: str) -> None:
+    place = max(registry.metadata.glob(f"*{role}.json"))
+    changed = json.loads(place.read_bytes())
+    changed["signatures"][0]["sig"] = "0" * 128
+    place.write_text(json.dumps(changed))
+    assert not _doctor(tmp_path)["signatures"][0]
+
+
+def test_the_doctor_finds_files_that_rotted_or_are_gone(registry: Registry, owner: Path, tmp_path: Path) -> None:
+    registry.post_targets(targets_of(owner, 2, put_package(registry)), now=NOW)
+    first, second = sorted(hashlib.sha256(data).hexdigest() for data in files_of("1.0.0").values())[:2]
+    rotten = bytearray((registry.blobs / first).read_bytes())
+    rotten[-1] ^= 1
+    (registry.blobs / first).write_bytes(rotten)
+    (registry.blobs / second).unlink()
+    well, said = _doctor(tmp_path)["files"]
+    assert not well
+    assert "2 of 6" in said
+    assert f"repo/blobs/{first} (packages/digits/1.0.0/manifest.json)" in said
+    (
+        registry.blobs / registry.targets().signed.targets["packages/digits/1.0.0/manifest.json"].hashes["sha256"]
+    ).unlink()
+    assert not _doctor(tmp_path)["files"][0]
