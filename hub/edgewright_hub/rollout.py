@@ -14,6 +14,9 @@ its wish is withdrawn and it is *late*: it gets the release after the end of the
 
 A stage that gives the release to nobody new, as happens in small fleets, is judged on the devices of those before it.
 
+When it is rolled back. Every device that ran the release was seen running what it had before; or `device_timeout_s`
+has passed, and then the reason names those that were not. They go back when they speak again: their document says so.
+
 When it is done. Behind the last stage there is nobody whom more evidence could spare, so its end takes no proof that
 the release is no worse, but time: it waits until *every* device of the last stage that is present has reported its
 soak windows with the release, and until then watches for harm as before. Devices that try again, because their link,
@@ -136,8 +139,10 @@ def step(
     if state.state == "running":
         state, more = _expose(state, spec, seen.present, now_ms)
         wishes += more
-    if state.state == "rolling-back" and _undone(state, spec, seen.present, now_ms):
-        state = _move(state, "undone", state.reason, now_ms)
+    if state.state == "rolling-back":
+        away = _not_back(state)
+        if not away or now_ms - state.since_ms > 1000 * spec.device_timeout_s:
+            state = _move(state, "undone", state.reason + _unseen(away), now_ms)
     return state, wishes
 
 
@@ -287,12 +292,17 @@ def _restore(state: RolloutState, spec: RolloutSpec) -> list[Wish]:
     return [Wish(m.device, spec.model, m.previous, trial=False) for m in state.members if m.status in GIVEN]
 
 
-def _undone(state: RolloutState, spec: RolloutSpec, present: frozenset[str], now_ms: int) -> bool:
-    """Every device that ran the release is seen on its previous one, had nothing before, or cannot be asked now."""
-    if now_ms - state.since_ms > 1000 * spec.device_timeout_s:
-        return True
+def _not_back(state: RolloutState) -> list[str]:
+    """Devices that ran the release and were not seen on their previous one, unless they had nothing before."""
     running = [m for m in state.members if m.status in ("active", "committed")]
-    return all(m.back or m.previous is None or m.device not in present for m in running)
+    return [m.device for m in running if not m.back and m.previous is not None]
+
+
+def _unseen(away: list[str]) -> str:
+    if not away:
+        return ""
+    named = ", ".join(away[:5]) + (f" and {len(away) - 5} more" if len(away) > 5 else "")
+    return f"; told to go back and not seen there yet: {named}"
 
 
 def _move(state: RolloutState, event: Event, reason: str, now_ms: int) -> RolloutState:

@@ -294,6 +294,23 @@ def test_a_paused_rollout_exposes_nobody_and_still_turns_back_from_harm() -> Non
     assert len(wishes) == 1
 
 
+def test_rolled_back_is_said_only_of_what_was_seen() -> None:
+    spec = RolloutSpec(model="digits", digest=NEW, stages=("100%",), device_timeout_s=10)
+    state, gate = _started(spec, 8), Script(["hold", "hold", "rollback"])
+    for now, seen in enumerate((_everyone, _obedient, _everyone)):
+        state, _ = rollout.step(state, spec, seen(state), gate, now)
+    nobody = Observation(present=frozenset())
+    state, _ = rollout.step(state, spec, nobody, gate, 3)
+    assert state.state == "rolling-back", "all offline: nothing was seen"
+    here = [m.device for m in state.members[:2]]
+    state, _ = rollout.step(state, spec, Observation(present=frozenset(here), back=frozenset(here)), gate, 4)
+    assert state.state == "rolling-back"
+    state, _ = rollout.step(state, spec, nobody, gate, 10_003)
+    away = [m.device for m in state.members[2:]]
+    assert (state.state, state.outcome) == ("rolled-back", "rolled back")
+    assert state.reason == f"said rollback; told to go back and not seen there yet: {', '.join(away[:5])} and 1 more"
+
+
 def test_abort_sends_everyone_back_at_once_and_cannot_be_taken_back() -> None:
     spec = RolloutSpec(model="digits", digest=NEW, stages=(3, "100%"))
     state, _ = rollout.step(_started(spec), spec, _everyone(_started(spec)), Script([]), 1)
