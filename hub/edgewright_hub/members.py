@@ -2,7 +2,8 @@
 
 What devices say comes late, doubled and out of order; `MEMBERS` says what each piece of news changes, and whatever is
 not in it changes nothing. Failures of class `model` are held against the release (`fail`); all others are retried by
-the device (`retry`) and only start its time-out anew.
+the device (`retry`) and do not prolong its time-out, except that a device which has run the release already and lost
+it gets a new one, `RESTARTS` times.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ MEMBERS: Final[dict[tuple[Status, Happening], Status]] = {
 }  # fmt: skip
 GIVEN: Final[tuple[Status, ...]] = ("asked", "active", "committed", "failed")
 
+RESTARTS: Final = 3
+
 Numbers = tuple[float, ...]
 _ZEROS: Final[Numbers] = (0.0,) * len(METRICS)
 
@@ -50,6 +53,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     asked_ms: int = 0
     windows: int = 0  # that it has reported with the release
     retries: int = 0
+    restarts: int = 0  # new time-outs that it was given
     back: bool = False  # seen on `previous` again
     failed_in: str = ""  # the step of the device's update in which it failed
     reason: str = ""
@@ -88,8 +92,9 @@ def hear(
         status = MEMBERS.get((member.status, one.happening), member.status)
         changes: dict[str, object] = {"status": status}
         if one.happening == "retry":
-            # the time-out counts from the last sign of life
-            changes |= {"retries": member.retries + 1, "asked_ms": now_ms, "reason": one.reason}
+            changes |= {"retries": member.retries + 1, "reason": one.reason}
+            if member.status in ("active", "committed") and member.restarts < RESTARTS:
+                changes |= {"restarts": member.restarts + 1, "asked_ms": now_ms}
         elif status != member.status:
             changes |= {"reason": one.reason, "failed_in": one.during if status == "failed" else ""}
         known[one.device] = msgspec.structs.replace(member, **changes)

@@ -179,6 +179,34 @@ def test_while_a_device_tries_again_the_reason_says_why() -> None:
     assert state.reason == f"said hold; {device} tries again (the link is down)"
 
 
+@pytest.mark.parametrize("runs_it_in_between", [False, True])
+def test_a_device_that_tries_again_for_ever_does_not_hold_the_rollout_for_ever(runs_it_in_between: bool) -> None:
+    spec = RolloutSpec(model="digits", digest=NEW, stages=(1, "100%"), device_timeout_s=7200)
+    state, gate = _started(spec, 4), Script([])
+    state, _ = rollout.step(state, spec, _everyone(state), gate, 0)
+    device = _names(state, "asked")[0]
+    for hour in range(1, 12):
+        news = [News(device, "retry", "expected 99 bytes of free disk", "fetch")]
+        if runs_it_in_between:
+            news.insert(0, News(device, "activate"))
+        state, _ = rollout.step(state, spec, _everyone(state, news=tuple(news)), gate, 3600_000 * hour)
+    assert _names(state, "late") == [device]
+    assert state.exposed == 1, "another has taken its place"
+
+
+def test_a_device_that_lost_the_release_has_the_whole_time_to_get_it_again() -> None:
+    spec = RolloutSpec(model="digits", digest=NEW, stages=(1, "100%"), device_timeout_s=10)
+    state, gate = _started(spec, 4), Script([])
+    state, _ = rollout.step(state, spec, _everyone(state), gate, 0)
+    state, _ = rollout.step(state, spec, _obedient(state), gate, 1)
+    (device,) = _names(state, "committed")
+    lost = _everyone(state, news=(News(device, "retry", "power lost"),))
+    state, _ = rollout.step(state, spec, lost, gate, 100_000)
+    assert _names(state, "asked") == [device]
+    state, _ = rollout.step(state, spec, _everyone(state), gate, 109_000)
+    assert _names(state, "asked") == [device]
+
+
 def test_a_device_that_falls_silent_with_the_release_stays_in_the_denominator() -> None:
     spec = RolloutSpec(model="digits", digest=NEW, stages=(2, "100%"))
     state = _started(spec, 4)
