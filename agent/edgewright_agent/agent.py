@@ -6,6 +6,7 @@ them. Leaving the `with` block seals the open window; a kill loses it, and the n
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib.metadata
 import itertools
@@ -13,6 +14,7 @@ import logging
 import os
 import platform
 import random
+import re
 import secrets
 import threading
 from collections.abc import Sequence
@@ -45,6 +47,7 @@ from .spool import Spool
 from .trust import Trust
 from .update import State
 
+NAME: Final = re.compile(r"\A[ -~]{1,64}\Z")  # of an outcome: codec.Label
 JOIN_S: Final = 10.0  # for a thread at the end; a download or self-test under way breaks off sooner
 
 log = logging.getLogger(__name__)
@@ -71,6 +74,14 @@ class Agent:
         self._clock = clock or SystemClock()
         self._disk = disk or RealDisk()
         self._lock = _only_one(self.home)
+        try:
+            self._build(runtimes, transport)
+        except BaseException:
+            self._unlock()
+            raise
+
+    def _build(self, runtimes: Sequence[str] | None, transport: Transport | None) -> None:
+        """The parts, none of which does or writes anything yet."""
         self._runtimes = available() if runtimes is None else {name: probe(name) for name in runtimes}
         wake = threading.Event()
         self._meter = Meter(wake)
@@ -78,8 +89,7 @@ class Agent:
         self._ids = itertools.count(1)
         self._models: dict[str, Model] = {}
         self._transport = transport or MqttTransport(self.identity, self.boot_id)
-        opened = birth.Unclean(boot_id=self.boot_id, open_since_mono_ms=self._clock.monotonic_ns() // 1_000_000)
-        self._spool = Spool(self._disk, self.home / "spool", opened=opened, new_id=lambda: secrets.token_hex(8))
+        self._spool = Spool(self._disk, self.home / "spool", new_id=lambda: secrets.token_hex(8))
         hub = self.identity.hub
         unforeseen = Unforeseen(self.emit, self._clock, self.boot_id)
         link = Link(self.identity.ca if hub.repo.startswith("https:") else None)
@@ -119,6 +129,7 @@ class Agent:
         ]
 
     def __enter__(self) -> Agent:
+        self._spool.begin(self._reporter.opened())
         try:
             self._installer.boot(unclean=self._spool.after_crash)
             if self._reporter.desired is not None:
@@ -127,6 +138,9 @@ class Agent:
                 thread.start()
             self._transport.start(self._reporter)
         except BaseException:
+            if not self._threads[0].is_alive():  # so nothing was counted, and nothing is lost
+                with contextlib.suppress(OSError):
+                    self._reporter.finish()
             self.close()
             raise
         return self
@@ -144,6 +158,9 @@ class Agent:
             if thread.is_alive():
                 thread.join(JOIN_S)
         self._transport.stop()
+        self._unlock()
+
+    def _unlock(self) -> None:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -169,8 +186,10 @@ class Agent:
 
     def outcome(self, identifier: int, name: str, happened: bool) -> None:
         """Whether something named came out of an earlier prediction, as ("pick_ok", True)."""
-        if not 1 <= len(name) <= 64 or name == "correct":
-            raise RequestError(f"expected an outcome name of 1 to 64 characters other than 'correct', got {name!r}")
+        if not NAME.match(name) or name == "correct":
+            raise RequestError(
+                f"expected an outcome name of 1 to 64 ASCII characters other than 'correct', got {name[:80]!r}"
+            )
         self._meter.outcome(Outcome(identifier, name, int(happened)))
 
     # What the installer asks for (job.Host).

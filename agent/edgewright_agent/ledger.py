@@ -40,7 +40,7 @@ class State(msgspec.Struct, frozen=True, array_like=True, tag="state"):
     next_seq: int = 1
     next_id: int = 1
     items: tuple[Item, ...] = ()  # in order of sealing
-    dropped: int = 0  # windows lost to a full or damaged disk
+    dropped: int = 0  # windows and events lost to a full or damaged disk
     open: Unclean | None = None  # the window that is being counted, lost if this process dies
     unclean: tuple[Unclean, ...] = ()  # boots that died so, not yet told
 
@@ -79,8 +79,8 @@ class Acked(msgspec.Struct, frozen=True, array_like=True, tag="acked"):
 
 
 class Dropped(msgspec.Struct, frozen=True, array_like=True, tag="dropped"):
-    ids: tuple[int, ...]
-    windows: int  # sealed windows that were in them
+    ids: tuple[int, ...]  # none for windows that could not be sealed
+    windows: int  # how many sealed windows, or events, that is
 
 
 class Renumbered(msgspec.Struct, frozen=True, array_like=True, tag="renumbered"):
@@ -138,7 +138,7 @@ def apply(state: State, record: Record) -> State:
                 raise RuleBroken("an acknowledgement of numbers never given frees nothing")
             return _with(state, items=tuple(i for i in state.items if not (i.seq and i.seq in ack)))
         case Dropped(ids, windows):
-            gone = {item.id for item in _unnumbered(state, ids)}
+            gone = {item.id for item in _unnumbered(state, ids)} if ids else set()
             return _with(
                 state, items=tuple(i for i in state.items if i.id not in gone), dropped=state.dropped + windows
             )

@@ -114,7 +114,7 @@ class Model:
             if number is None:
                 raise _unknown(context, active.contexts)
         except Rejected as error:
-            self._meter.reject(active.subject, context if error.reason != "context" else "", error.reason)
+            self._meter.reject(active.subject, context if context in active.contexts else "", error.reason)
             raise
         identifier = next(self._ids)
         turn = active.turn
@@ -124,7 +124,7 @@ class Model:
         try:
             found = active.run(batch)
         except Exception as error:
-            active.rows.fail(identifier, began, ran, now(), number, type(error).__name__[:64])
+            active.rows.fail(identifier, began, ran, now(), number, kind(error))
             raise InferenceFailed(f"{self.name}: {active.session.runtime} failed: {error}") from error
         finally:
             if turn is not None:
@@ -143,6 +143,11 @@ class Model:
         for name, y in found.items():
             outputs[name] = y[0]
         return Prediction(identifier, outputs, active.digest, active.variant)
+
+
+def kind(error: Exception) -> str:
+    """The name of an exception as a window may carry it: Python's may have any letters."""
+    return type(error).__name__.encode("ascii", "replace").decode()[:64]
 
 
 def sample(x: Array) -> bytes:

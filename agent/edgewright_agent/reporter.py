@@ -89,6 +89,7 @@ class Reporter:
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._pending: list[Window] = []  # sealed, but the disk did not take them yet
+        self._unfit = 0  # windows dropped, which the spool has not counted yet
         self._offered: dict[int, float] = {}
         self._commands: list[str] = []
         self._said: Said | None = None
@@ -121,15 +122,15 @@ class Reporter:
     def run(self) -> None:
         """Until `stop`; then everything counted is sealed."""
         while not self._stopping.is_set():
-            self._wake.wait(self._wait_s())
-            self._wake.clear()
             try:
+                self._wake.wait(self._wait_s())
+                self._wake.clear()
                 self.turn()
             except Exception as error:  # telemetry must not end because one message or one disk write went wrong
                 self._unforeseen.tell("telemetry", error)
                 self._stopping.wait(1)
         try:
-            self._finish()
+            self.finish()
         except Exception as error:  # the spool tells the next birth that this end was not clean
             self._unforeseen.tell("telemetry", error)
 
@@ -169,16 +170,36 @@ class Reporter:
         self._since_ms, self._since_wall = now_ms, wall
         self._pending = _fewer([*self._pending, *(w for _, w in sealed)]) if self._pending else [w for _, w in sealed]
         try:
-            self._spool.seal(self._pending, self.opened())
+            try:
+                self._spool.seal(self._pending, self.opened())
+            except ContractError:
+                self._drop_unfit()
+                self._spool.seal(self._pending, self.opened())
             self._pending = []
+            if self._unfit:
+                self._spool.lost(self._unfit)
+                self._unfit = 0
         except OSError as error:
             log.error("the disk does not take the window; it stays in memory: %s", error)  # noqa: TRY400
         self._observe(sealed, rss_mb)
 
+    def _drop_unfit(self) -> None:
+        """A window that no contract allows would stop all that come after it."""
+        fit = []
+        for window in self._pending:
+            try:
+                report.encode_window(window)
+                fit.append(window)
+            except ContractError as error:
+                log.error("a window of %d inferences cannot be reported and is dropped: %s", window.n, error)  # noqa: TRY400
+                self._unfit += window.span
+        self._pending = fit
+
     def opened(self) -> Unclean:
         return Unclean(boot_id=self._boot_id, open_since_mono_ms=self._since_ms)
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Seal everything counted, and leave nothing open: when this thread ends, or never began."""
         self._meter.drain()
         self.seal()
         if not self._pending:
@@ -322,6 +343,11 @@ def resident_kb() -> int:
 def _fewer(windows: list[Window]) -> list[Window]:
     """Windows of equal keys merged: what waits for a disk stays bounded."""
     merged: dict[tuple[str, ...], Window] = {}
+    apart = []
     for w in windows:
-        merged[w.key] = report.merge(merged[w.key], w) if w.key in merged else w
-    return list(merged.values())
+        try:
+            merged[w.key] = report.merge(merged[w.key], w) if w.key in merged else w
+        except ContractError as error:  # such as a sum beyond its bound
+            log.warning("windows that cannot be merged: %s", error)
+            apart.append(w)
+    return [*merged.values(), *apart]

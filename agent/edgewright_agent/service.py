@@ -37,13 +37,13 @@ log = logging.getLogger(__name__)
 
 
 def serve(agent: Agent, host: str | None, port: int) -> None:
-    """Run until SIGTERM or SIGINT; `host` None serves no HTTP. Raises RequestError, OSError when the port is taken."""
+    """Run until SIGTERM or SIGINT; `host` None serves no HTTP. Raises RequestError, Unavailable for a taken port."""
     if host is not None and host not in LOOPBACK:
         raise RequestError(f"expected a loopback address to listen on, got {host}: the protocol has no authentication")
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    server = Server((host, port), agent) if host is not None else None
+    server = _bind(agent, host, port) if host is not None else None
     with agent:
         if server is not None:
             threading.Thread(target=_serve, args=(server, ended), name="edgewright-http", daemon=True).start()
@@ -56,6 +56,17 @@ def serve(agent: Agent, host: str | None, port: int) -> None:
         if server is not None:
             server.shutdown()
             server.server_close()
+
+
+def _bind(agent: Agent, host: str, port: int) -> Server:
+    try:
+        return Server((host, port), agent)
+    except OSError as error:
+        agent.close()
+        raise Unavailable(
+            f"cannot listen on {host} port {port}: {error.strerror or error}; end what has it, or name another "
+            f"with --listen (port 0 takes a free one)"
+        ) from None
 
 
 def _serve(server: Server, ended: threading.Event) -> None:

@@ -10,7 +10,6 @@ the windows' own bytes. Threads: any; one lock, held over the fsync, never taken
 
 from __future__ import annotations
 
-import errno
 import logging
 import struct
 import threading
@@ -24,6 +23,7 @@ import msgspec
 from edgewright_contracts import birth, event, report
 from edgewright_contracts.birth import Unclean
 from edgewright_contracts.desired import Ack
+from edgewright_contracts.errors import ContractError
 
 from . import ledger
 from .disk import Disk, atomic_write
@@ -50,17 +50,24 @@ class Offer(NamedTuple):
 class Spool:
     """`new_id` gives a fresh random spool id of 16 hex digits; `cap` bounds the bytes held, not the log's."""
 
-    def __init__(
-        self, disk: Disk, root: Path, *, opened: Unclean, new_id: Callable[[], str], cap: int = CAP_BYTES
-    ) -> None:
+    def __init__(self, disk: Disk, root: Path, *, new_id: Callable[[], str], cap: int = CAP_BYTES) -> None:
+        """Reads what the last boot left, and changes nothing: `begin` does."""
         self._disk, self._root, self._new_id, self._cap = disk, root, new_id, cap
         self._lock = threading.Lock()
-        disk.mkdir(root)
         found, self._generation = read(disk, root)
         self.after_crash = found is not None and found.open is not None  # the boot before this one ended unclean
-        self._state = ledger.booted(found or State(new_id()), opened)
-        self._path, self._size, self._damaged = root, 0, False
-        self._rewrite()
+        self._state = found or State(new_id())
+        self._path, self._size, self._damaged = root, 0, True
+
+    def begin(self, opened: Unclean) -> None:
+        """This boot counts from now on. A disk that takes nothing delays that, as it delays all else: until it does,
+        what is to be kept raises OSError and stays with the caller, in memory."""
+        with self._lock:
+            self._state = ledger.booted(self._state, opened)
+            try:
+                self._rewrite()
+            except OSError as error:
+                log.error("the spool is in memory only, and lost with this process, until the disk takes it: %s", error)  # noqa: TRY400
 
     @property
     def state(self) -> State:
@@ -74,7 +81,15 @@ class Spool:
                 ledger.Sealed(tuple(("report", report.encode_window(w)) for w in windows), opened), durable=True
             )
             if self._state.held_bytes > self._cap:
-                self._shrink()
+                try:
+                    self._shrink()
+                except OSError as error:  # the windows are sealed all the same; the next one shrinks again
+                    log.error("the spool is over its bound, and the disk does not let it shrink: %s", error)  # noqa: TRY400
+
+    def lost(self, windows: int) -> None:
+        """Count windows that cannot be kept, so that the hub hears of them. Raises OSError."""
+        with self._lock:
+            self._record(ledger.Dropped((), windows), durable=True)
 
     def event(self, draft: event.Event) -> None:
         """Durably keep an event; its spool id and number are set when it is offered. Raises OSError."""
@@ -86,7 +101,10 @@ class Spool:
         with self._lock:
             ids = ledger.to_number(self._state)
             if ids:
-                self._record(ledger.Numbered(ids, compress), durable=True)
+                try:
+                    self._record(ledger.Numbered(ids, compress), durable=True)
+                except OSError as error:  # what has a number can still go, and so make room
+                    log.warning("the disk does not take numbers for what waits: %s", error)
             return [Offer(i.seq, i.kind, encode(i, self._state.spool_id)) for i in self._state.numbered]
 
     def ack(self, ack: Ack) -> None:
@@ -148,10 +166,13 @@ class Spool:
 
     def _rewrite(self) -> None:
         """A new generation that begins with a snapshot; the old one goes once the new one is durable."""
-        path = self._root / f"{self._generation + 1:08d}.log"
+        # Whatever happens to this one, it may be what a restart reads: nothing may follow in an older generation.
+        self._generation, self._damaged = self._generation + 1, True
+        path = self._root / f"{self._generation:08d}.log"
         data = frame(self._state)
+        self._disk.mkdir(self._root)
         atomic_write(self._disk, path, data)
-        self._generation, self._path, self._size, self._damaged = self._generation + 1, path, len(data), False
+        self._path, self._size, self._damaged = path, len(data), False
         try:
             for name in self._disk.list(self._root):
                 if name != path.name:
@@ -165,17 +186,23 @@ class Spool:
             windows = [report.decode_window(i.body) if i.kind == "report" else None for i in self._state.unnumbered]
             groups = [w and _group(w, span) for w in windows]
             for items in ledger.to_merge(self._state, groups):
-                merged = report.decode_window(items[0].body)
-                for item in items[1:]:
-                    merged = report.merge(merged, report.decode_window(item.body))
-                self._record(ledger.Merged(tuple(i.id for i in items), report.encode_window(merged)), durable=False)
+                try:
+                    merged = report.decode_window(items[0].body)
+                    for item in items[1:]:
+                        merged = report.merge(merged, report.decode_window(item.body))
+                    body = report.encode_window(merged)
+                except ContractError as error:  # such as a sum beyond its bound: they stay apart, and may be dropped
+                    log.warning("windows that cannot be merged: %s", error)
+                    continue
+                self._record(ledger.Merged(tuple(i.id for i in items), body), durable=False)
             if self._state.held_bytes <= self._cap:
                 break
         while self._state.held_bytes > self._cap and self._state.unnumbered:
             windows_first = sorted(self._state.unnumbered, key=lambda i: (i.kind == "event", i.id))
             oldest = windows_first[0]
-            span = report.decode_window(oldest.body).span if oldest.kind == "report" else 0
-            log.error("the spool is full: dropping %d windows that the hub will never see", span)
+            span = report.decode_window(oldest.body).span if oldest.kind == "report" else 1
+            what = "windows" if oldest.kind == "report" else "event"
+            log.error("the spool is full: dropping %d %s that the hub will never see", span, what)
             self._record(ledger.Dropped((oldest.id,), span), durable=False)
         self._disk.fsync(self._path)
 
@@ -222,10 +249,6 @@ def fold(data: bytes) -> State | None:
 def frame(record: State | Record) -> bytes:
     payload = _ENCODER.encode(record)
     return _FRAME.pack(len(payload), zlib.crc32(payload)) + payload
-
-
-def is_full(error: OSError) -> bool:
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _begun(state: State | None) -> State:

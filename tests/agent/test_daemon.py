@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,8 +19,10 @@ import pytest
 from edgewright.main import run
 from edgewright_agent import enroll, service, status
 from edgewright_agent.agent import Agent
-from edgewright_contracts.errors import RequestError
+from edgewright_agent.disk import RealDisk
+from edgewright_contracts.errors import RequestError, Unavailable
 from sim import packages
+from sim.broker import SimTransport
 
 
 @pytest.fixture
@@ -101,6 +105,63 @@ def test_one_home_runs_one_agent(world):
     with world.agent(), pytest.raises(RequestError, match="another agent runs"):
         world.agent()
     world.agent().close()
+
+
+def test_an_agent_that_fails_before_it_starts_leaves_no_lock_and_no_lost_boot(world):
+    home = world.home("dev-1")
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="identity"):  # no certificate; not "another agent runs"
+            Agent(home)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for _ in range(2):
+            with pytest.raises(Unavailable, match=f"port {port}.*--listen"):
+                service.serve(world.agent(), "127.0.0.1", port)
+
+    class Broken(SimTransport):
+        def start(self, listener):
+            raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"), Agent(home, transport=Broken(world.broker, "dev-1")):
+        pass
+    with world.agent():
+        assert world.hub.wait(lambda: world.hub.births["dev-1"])
+    assert world.hub.births["dev-1"][0].unclean == ()
+
+
+def test_a_disk_that_is_full_at_the_start_does_not_keep_the_model_from_answering(world):
+    class Full(RealDisk):
+        full = True
+
+        def _put(self, path, data, flags):
+            if self.full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            super()._put(path, data, flags)
+
+    package = world.package("v1")
+    x, _ = packages.draw(1, seed=5)
+    with world.agent() as agent:
+        world.want(package)
+        assert agent.model("digits").wait(20)
+        agent.model("digits").predict({"image": x[0]})
+        assert world.hub.wait(lambda: world.hub.trace("dev-1")[-1] == "idle" and len(world.hub.trace("dev-1")) == 9)
+    before = world.hub.n("dev-1")
+    disk = Full()
+    with world.agent(disk=disk) as agent:
+        for _ in range(7):
+            agent.model("digits").predict({"image": x[0]})
+        disk.full = False
+        assert world.hub.wait(lambda: world.hub.n("dev-1") == before + 7)
+
+
+@pytest.mark.parametrize("name", ["", "größe_ok", "x" * 65, "correct", "two\nlines"])
+def test_an_outcome_whose_name_no_window_may_carry_is_refused_at_once(world, name):
+    agent = world.agent()
+    try:
+        with pytest.raises(RequestError, match="outcome name"):
+            agent.outcome(1, name, True)
+    finally:
+        agent.close()
 
 
 def test_status_and_predict_read_the_disk_beside_a_running_agent(fed, tmp_path, capsys):

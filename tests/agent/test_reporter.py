@@ -12,8 +12,9 @@ import pytest
 from edgewright_agent import reporter as reporters
 from edgewright_agent.failures import Unforeseen
 from edgewright_agent.meter import Meter
-from edgewright_agent.model import Active, Model
+from edgewright_agent.model import Active, InferenceFailed, Model, Rejected
 from edgewright_agent.reporter import Reporter, length_s
+from edgewright_agent.ring import Outcome
 from edgewright_agent.rows import Subject
 from edgewright_agent.spool import Spool
 from edgewright_contracts import birth
@@ -58,9 +59,9 @@ class Bench:
         self.spool = Spool(
             self.disk,
             HOME / "spool",
-            opened=Unclean(boot_id=BOOT, open_since_mono_ms=0),
             new_id=lambda: f"{next(ids):016x}",
         )
+        self.spool.begin(Unclean(boot_id=BOOT, open_since_mono_ms=0))
         self.sealed: list = []
         self.desired: list[Desired] = []
         self.hurry = False
@@ -296,6 +297,42 @@ def test_an_inference_during_the_sealing_falls_into_the_window_that_is_declared_
     assert bench.counts() == [2]
     bench.pass_window(0)
     assert bench.counts() == [2, 2]
+
+
+def test_a_window_that_no_contract_allows_is_dropped_and_counted_and_stops_nothing(bench):
+    bench.link.start(bench.reporter)
+    prediction = bench.model.predict({"image": bench.image})
+    bench.meter.outcome(Outcome(prediction.id, "größe_ok", 1))
+    bench.pass_window(4)
+    bench.pass_window(3)
+    assert bench.counts() == [3]
+    assert bench.spool.told().dropped == 1
+
+
+def test_a_refused_input_of_a_context_that_nobody_declared_is_counted_under_none(bench):
+    bench.link.start(bench.reporter)
+    for context in ("x" * 65, "größe", *(f"made-up-{i}" for i in range(50))):
+        with pytest.raises(Rejected):
+            bench.model.predict({}, context=context)
+    bench.pass_window(3)
+    (window,) = bench.hub.windows["dev-1"]
+    assert (window.context, window.n, sum(window.rejected.values())) == ("", 3, 52)
+
+
+def test_an_exception_of_any_name_is_an_error_that_can_be_reported(bench):
+    class Größenfehler(Exception):
+        pass
+
+    def fails(_batch):
+        raise Größenfehler
+
+    bench.link.start(bench.reporter)
+    bench.model.active.run = fails
+    with pytest.raises(InferenceFailed):
+        bench.model.predict({"image": bench.image})
+    bench.pass_window(0)
+    (window,) = bench.hub.windows["dev-1"]
+    assert window.errors == {"Gr??enfehler": 1}
 
 
 def test_garbage_from_the_hub_is_ignored(bench):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 from pathlib import Path
 
 import pytest
 
 from edgewright_agent import spool as spools
+from edgewright_agent.ledger import Sealed
 from edgewright_agent.spool import Spool
 from edgewright_contracts import event, report
 from edgewright_contracts.birth import Unclean
@@ -44,7 +46,9 @@ def opened(boot: int, since: int = 0) -> Unclean:
 
 def open_spool(disk, boot: int = 1, cap: int = spools.CAP_BYTES) -> Spool:
     ids = itertools.count(boot * 1000)
-    return Spool(disk, ROOT, opened=opened(boot), new_id=lambda: f"{next(ids):016x}", cap=cap)
+    spool = Spool(disk, ROOT, new_id=lambda: f"{next(ids):016x}", cap=cap)
+    spool.begin(opened(boot))
+    return spool
 
 
 def counts(offers) -> list[int]:
@@ -204,3 +208,91 @@ def test_flash_writes_stay_near_the_windows_own_bytes():
             spool.ack(Ack(spool.state.spool_id, offer.seq))
     assert disk.written < 2000 * (size + 400)
     assert len([p for p in disk.names if p.suffix == ".log"]) == 1
+
+
+class Flawed(SimDisk):
+    """Fails the calls that `fails` says, once."""
+
+    def __init__(self, fails) -> None:
+        super().__init__()
+        self.fails = fails
+
+    def fsync(self, path: Path) -> None:
+        if self.fails and self.fails("fsync", path):
+            self.fails = None
+            raise OSError(errno.EIO, "input/output error")
+        super().fsync(path)
+
+
+def test_windows_that_are_sealed_are_not_refused_because_older_ones_could_not_shrink():
+    disk = SimDisk()
+    spool = open_spool(disk, cap=600)
+    spool.seal([window(1, start_ms=0)], opened(1))
+    record = spool._record
+
+    def full_after_sealing(one, *, durable):
+        record(one, durable=durable)
+        disk.full = isinstance(one, Sealed)
+
+    spool._record = full_after_sealing
+    spool.seal([window(10, start_ms=i) for i in range(1, 9)], opened(1))  # raising here would seal them twice
+    spool._record, disk.full = record, False
+    spool.seal([window(100, start_ms=10)], opened(1))
+    assert sum(report.decode_window(i.body).n for i in spool.state.items) == 181
+
+
+def test_windows_whose_sums_have_no_room_stay_apart_and_the_bound_holds():
+    spool = open_spool(SimDisk(), cap=600)
+    for i in range(8):
+        spool.seal([window(2**40, start_ms=i)], opened(1))
+    assert spool.state.held_bytes <= 600
+    assert spool.state.dropped > 0
+
+
+def test_nothing_is_appended_behind_a_generation_that_a_restart_would_not_read(monkeypatch):
+    monkeypatch.setattr(spools, "REWRITE_BYTES", 300)
+    disk = Flawed(None)
+    spool = open_spool(disk)
+    first = spool._path
+    disk.fails = lambda call, path: path == ROOT  # the folder, behind the rename of a new generation
+    for i in range(50):
+        with contextlib.suppress(OSError):
+            spool.seal([window(1, start_ms=i)], opened(1))
+            spool.ack(Ack(spool.state.spool_id, spool.offer()[-1].seq))
+        if disk.fails is None:
+            break
+    assert disk.fails is None
+    assert spool._path == first
+    spool.seal([window(100, start_ms=1000 + i) for i in range(30)], opened(1))
+    kept = sum(report.decode_window(i.body).n for i in spool.state.items)
+    assert sum(report.decode_window(i.body).n for i in open_spool(disk, 2).state.items) == kept >= 3000
+
+
+def test_events_that_a_full_spool_drops_are_counted():
+    spool = open_spool(SimDisk(), cap=3000)
+    for _ in range(40):
+        spool.event(draft("fetch"))
+    spool.seal([], opened(1))
+    assert spool.told().dropped + len(spool.state.items) == 40
+    assert spool.told().dropped > 0
+
+
+def test_a_disk_that_takes_nothing_at_the_start_delays_the_spool_and_loses_nothing_of_the_boot_before():
+    disk = SimDisk()
+    open_spool(disk).seal([window(1)], opened(1))
+    disk.full = True
+    spool = open_spool(disk, 2)
+    assert spool.offer() == []
+    with pytest.raises(OSError, match="space"):
+        spool.seal([window(2)], opened(2))
+    disk.full = False
+    spool.seal([window(2)], opened(2))
+    assert counts(spool.offer()) == [1, 2]
+    assert [u.boot_id for u in open_spool(disk, 3).state.unclean] == [f"{b:016x}" for b in (1, 2)]
+
+
+def test_a_spool_that_never_began_declares_nothing():
+    disk = SimDisk()
+    open_spool(disk).close()
+    Spool(disk, ROOT, new_id=lambda: "f" * 16)
+    assert open_spool(disk, 2).state.unclean == ()
