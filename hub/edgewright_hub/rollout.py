@@ -217,8 +217,10 @@ def _judge(
     if judgement.verdict == "promote" and state.state == "running" and not _to_expose(state, spec, seen.present):
         if last:
             state = msgspec.structs.replace(_move(state, "finish", judgement.reason, now_ms), outcome="promoted")
+            # Those that failed stay with what they had; told so, that the rollout's short windows end for them too.
             return state, [
-                Wish(m.device, spec.model, spec.digest, trial=False) for m in members if m.status != "failed"
+                Wish(m.device, spec.model, m.previous if m.status == "failed" else spec.digest, trial=False)
+                for m in members
             ]
         state = msgspec.structs.replace(state, stage=state.stage + 1, since_ms=now_ms)
     return state, []

@@ -293,6 +293,18 @@ def test_those_left_over_get_the_release_when_everyone_else_has_it() -> None:
     assert {(w.device, w.digest, w.trial) for w in wishes} == {(f"d{i}", NEW, False) for i in range(4)}
 
 
+def test_the_end_of_a_rollout_is_told_to_those_that_failed_too() -> None:
+    spec = RolloutSpec(model="digits", digest=NEW, stages=("100%",))
+    state, gate = _started(spec, 20), Script(["hold", "hold", "promote"])
+    state, _ = rollout.step(state, spec, _everyone(state), gate, 1)
+    news = tuple(News(m.device, "fail" if m.device == "d3" else "commit") for m in state.members)
+    state, _ = rollout.step(state, spec, _everyone(state, news=news), gate, 2)
+    state, wishes = rollout.step(state, spec, _everyone(state), gate, 3)
+    assert state.state == "done"
+    assert len(wishes) == 20
+    assert [(w.digest, w.trial) for w in wishes if w.device == "d3"] == [(OLD, False)]
+
+
 def test_the_stage_whose_gate_asks_for_labels_has_a_device_that_gets_them() -> None:
     spec = RolloutSpec(model="digits", digest=NEW, stages=(1, 2, "100%"))
     for labelled in range(8):
