@@ -190,7 +190,7 @@ def test_a_device_that_tries_again_for_ever_does_not_hold_the_rollout_for_ever(r
         if runs_it_in_between:
             news.insert(0, News(device, "activate"))
         state, _ = rollout.step(state, spec, _everyone(state, news=tuple(news)), gate, 3600_000 * hour)
-    assert _names(state, "late") == [device]
+    assert device in _names(state, "late")
     assert state.exposed == 1, "another has taken its place"
 
 
