@@ -172,6 +172,10 @@ class Agent:
             found = self._models.setdefault(name, Model(name, self._meter, self._clock, self._ids))
         return found
 
+    def dead(self) -> list[str]:
+        """Threads that ended although the agent was not closed: nothing foreseen does that."""
+        return [thread.name for thread in self._threads if not thread.is_alive()]
+
     def settle(self, timeout: float = 10.0) -> bool:
         """Wait until everything predicted so far was counted: for tests and benchmarks, an application need not."""
         return self._meter.settle(timeout)

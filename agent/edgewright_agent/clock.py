@@ -47,7 +47,7 @@ class SystemClock:
     def synced(self) -> bool:
         now = time.monotonic()
         if now - self._asked_s >= SYNC_S:
-            self._asked_s, self._synced = now, _TIMESYNCD.exists() or _disciplined()
+            self._asked_s, self._synced = now, _timesyncd() or _disciplined()
         return self._synced and self.wall_ms() is not None
 
 
@@ -55,6 +55,13 @@ def state(clock: Clock) -> report.Clock:
     if clock.wall_ms() is None:
         return "unknown"
     return "synced" if clock.synced() else "free"
+
+
+def _timesyncd() -> bool:
+    try:
+        return _TIMESYNCD.exists()
+    except OSError:  # a folder that this user may not look into
+        return False
 
 
 def _disciplined() -> bool:

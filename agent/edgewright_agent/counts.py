@@ -69,11 +69,14 @@ class Counts:
     def join(self, one: Outcome, found: Found) -> None:
         """Count a label or outcome of an inference of this subject and context."""
         if one.name == "correct":
-            if found.predicted < 0:
-                self.shed["outcomes"] += 1
-                return
             labels = found.subject.manifest.labels
-            hit = one.truth == (labels[found.predicted] if isinstance(one.truth, str) and labels else found.predicted)
+            if found.predicted < 0 or (isinstance(one.truth, str) and one.truth not in labels):
+                self.shed["outcomes"] += 1  # a class that cannot be compared
+                return
+            if isinstance(one.truth, str):  # there may be fewer labels than classes
+                hit = found.predicted < len(labels) and labels[found.predicted] == one.truth
+            else:
+                hit = found.predicted == one.truth
             at = min(int(found.confidence * CONFIDENCE_BINS), CONFIDENCE_BINS - 1)
             self.by_confidence[at] += 1
             self.by_confidence[CONFIDENCE_BINS + at] += hit

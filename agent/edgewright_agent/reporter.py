@@ -24,6 +24,7 @@ from edgewright_contracts import report
 from edgewright_contracts.birth import Unclean
 from edgewright_contracts.desired import Ack, Command, Config, Desired
 from edgewright_contracts.errors import ContractError
+from edgewright_contracts.event import Event
 from edgewright_contracts.report import Gauge, Usage, Window
 from edgewright_contracts.topics import Kind
 
@@ -40,6 +41,8 @@ from .spool import Spool
 REOFFER_S: Final = 90.0
 LONGEST_WAIT_S: Final = 30.0
 COMMANDS_KEPT: Final = 64
+AGAIN_S: Final = 5.0  # before a message that the disk did not take is handled again
+AHEAD: Final = 1_000_000  # revisions that a hub may be ahead of its device; more would leave no room for the true one
 BIRTH_S: Final = (5.0, 60.0)  # the first and the longest wait before a birth is said again
 
 log = logging.getLogger(__name__)
@@ -92,7 +95,9 @@ class Reporter:
         self._unfit = 0  # windows dropped, which the spool has not counted yet
         self._offered: dict[int, float] = {}
         self._commands: list[str] = []
+        self._kept: list[Message] = []  # that the disk did not take
         self._said: Said | None = None
+        self._refused_rev = 0
         self._connection = 0
         self._usage = Consumption(disk, transport, received)
         self.desired = self._stored()
@@ -140,8 +145,7 @@ class Reporter:
 
     def turn(self) -> None:
         """One round: messages, rows, the window if it is due, offers."""
-        while not self._inbox.empty():
-            self._handle(self._inbox.get())
+        self._receive()
         if self._now_s() >= self._due_s():
             self.seal()
         self._meter.drain()
@@ -214,7 +218,7 @@ class Reporter:
         due = self._due_s()
         if self._said is not None and self._transport.online:
             due = min(due, self._said.again_s)
-        return max(0.0, min(LONGEST_WAIT_S, due - self._now_s()))
+        return max(0.0, min(AGAIN_S if self._kept else LONGEST_WAIT_S, due - self._now_s()))
 
     def _now_s(self) -> float:
         return self._clock.monotonic_ns() / 1e9
@@ -234,6 +238,19 @@ class Reporter:
                 self._offered[offer.seq] = now
         live = {o.seq for o in offers}
         self._offered = {seq: at for seq, at in self._offered.items() if seq in live}
+
+    def _receive(self) -> None:
+        """Handle what came, and again what the disk did not take. An ack is not kept: the hub says it again."""
+        messages, self._kept = self._kept, []
+        while not self._inbox.empty():
+            messages.append(self._inbox.get())
+        for message in messages:
+            try:
+                self._handle(message)
+            except OSError as error:
+                log.error("the disk does not take what the hub says (%s): %s", message.kind, error)  # noqa: TRY400
+                if message.kind in ("desired", "command"):
+                    self._kept = [*self._kept, message][-COMMANDS_KEPT:]
 
     def _handle(self, message: Message) -> None:
         try:
@@ -268,17 +285,40 @@ class Reporter:
 
     def _wished(self, payload: bytes) -> None:
         wish = down.decode_desired(payload)
-        if self.desired is not None and wish.rev <= self.desired.rev:
+        known = self.desired.rev if self.desired is not None else 0
+        if wish.rev <= known and self.desired is not None:
+            return
+        if wish.rev > known + AHEAD:
+            self._refuse_rev(wish.rev, known)
             return
         atomic_write(self._disk, self._path, payload)
         self.desired = wish
         self._desire(wish)
 
+    def _refuse_rev(self, rev: int, known: int) -> None:
+        if rev == self._refused_rev:
+            return
+        said = f"revision {rev} is ignored: it is more than {AHEAD} above {known}, and no later one could follow"
+        log.error("%s", said)
+        self._spool.event(
+            Event(
+                spool_id="0" * 16,  # given with the number, when it is offered
+                seq=1,
+                boot_id=self._boot_id,
+                mono_ms=self._clock.monotonic_ns() // 1_000_000,
+                wall_ms=self._clock.wall_ms(),
+                before="desired",
+                after="desired",
+                reason=said,
+                failure="hub",
+            )
+        )
+        self._refused_rev = rev
+
     def _command(self, command: Command) -> None:
         wall = self._clock.wall_ms()
         if command.id in self._commands or (wall is not None and wall > command.expires_at):
             return
-        self._commands = [*self._commands, command.id][-COMMANDS_KEPT:]
         if command.verb == "report_now":
             self.seal()
         elif command.verb == "new_spool":
@@ -287,6 +327,7 @@ class Reporter:
             self._greet()
         else:
             log.warning("command %s is not supported by this agent", command.verb)
+        self._commands = [*self._commands, command.id][-COMMANDS_KEPT:]
 
     def _stored(self) -> Desired | None:
         try:

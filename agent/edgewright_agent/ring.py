@@ -40,7 +40,7 @@ class Ring:
     """Of one thread: the telemetry's."""
 
     def __init__(self) -> None:
-        self._ids = np.full(RING, -1, np.int64)
+        self._ids = np.full(RING, -1, np.int64)  # an inference's is 1 or more
         self._class = np.full(RING, -1, np.int32)
         self._confidence = np.zeros(RING, np.float32)
         self._key = np.zeros(RING, np.int32)
@@ -59,7 +59,7 @@ class Ring:
     def find(self, identifier: int) -> Found | None:
         """None when the inference was too long ago, was shed, or never was."""
         at = identifier % RING
-        if self._ids[at] != identifier:
+        if identifier < 1 or self._ids[at] != identifier:
             return None
         subject, context = self._keys[self._key[at]]
         return Found(subject, context, int(self._class[at]), float(self._confidence[at]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -232,6 +233,24 @@ def test_a_label_that_comes_with_its_inference_in_one_round_is_joined(device):
     x, labels = packages.draw(1, seed=4)
     meter.outcome(Outcome(model.predict({"image": x[0]}).id, "correct", int(labels[0])))
     assert take(meter, subject)[0].outcomes == {"correct": Hits(1, 1)}
+
+
+def test_a_label_of_no_inference_or_of_a_class_without_a_name_spoils_no_other(device):
+    model, meter, subject = device
+    few = msgspec.structs.replace(subject, manifest=msgspec.structs.replace(subject.manifest, labels=("0", "1")))
+    model.switch(Active(few, model.active.session))
+    x, _ = packages.draw(50, seed=4)
+    found = [model.predict({"image": one}) for one in x]
+    classes = [int(p.outputs["probabilities"].argmax()) for p in found]
+    for identifier in (-1, 0, 2**70, -(2**70)):
+        meter.outcome(Outcome(identifier, "correct", 1))
+    for prediction in found:
+        meter.outcome(Outcome(prediction.id, "correct", "1"))
+    meter.outcome(Outcome(found[0].id, "correct", "no such label"))
+    (window,) = take(meter, few)
+    assert max(classes) > 1
+    assert window.outcomes == {"correct": Hits(50, classes.count(1))}
+    assert window.shed == {"outcomes": 5}
 
 
 def test_the_ring_forgets_the_oldest(device):

@@ -9,7 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from edgewright_agent import clock
 from edgewright_agent import reporter as reporters
+from edgewright_agent.clock import SystemClock
 from edgewright_agent.failures import Unforeseen
 from edgewright_agent.meter import Meter
 from edgewright_agent.model import Active, InferenceFailed, Model, Rejected
@@ -211,6 +213,64 @@ def test_an_older_wish_is_ignored_and_a_newer_one_survives_a_restart(bench, pack
     again = bench.reporter._stored()
     assert again is not None
     assert again.rev == 5
+
+
+def test_a_wish_and_a_command_that_the_disk_did_not_take_are_handled_when_it_does(bench):
+    bench.link.start(bench.reporter)
+    bench.reporter.turn()
+    old = bench.spool.state.spool_id
+    bench.disk.full = True
+    bench.hub.want("dev-1", Desired(rev=2))
+    wall = bench.clock.wall_ms() + 60_000
+    bench.hub.command("dev-1", Command(id="1" * 16, verb="new_spool", expires_at=wall, argument=old))
+    bench.reporter.turn()
+    assert (bench.reporter.desired, bench.spool.state.spool_id) == (None, old)
+    bench.disk.full = False
+    bench.clock.advance(reporters.AGAIN_S)
+    bench.reporter.turn()
+    assert [d.rev for d in bench.desired] == [2]
+    assert bench.reporter._stored().rev == 2
+    assert bench.spool.state.spool_id != old
+
+
+def test_a_revision_far_ahead_cannot_make_a_device_deaf(bench):
+    bench.link.start(bench.reporter)
+    for rev in (5, 2**40, 2**40, 5 + reporters.AHEAD + 1, 6, 6 + reporters.AHEAD):
+        bench.hub.want("dev-1", Desired(rev=rev))
+        bench.reporter.turn()
+    bench.reporter.turn()
+    assert [d.rev for d in bench.desired] == [5, 6, 6 + reporters.AHEAD]
+    told = bench.hub.events["dev-1"]
+    assert [(e.failure, str(2**40) in e.reason) for e in told] == [("hub", True), ("hub", False)]
+
+
+def test_a_clock_that_fails_once_does_not_end_telemetry(bench):
+    bench.link.start(bench.reporter)
+    bench.predict(2)
+    synced, failed = bench.clock.synced, threading.Event()
+
+    def fails() -> bool:
+        bench.clock.synced = synced
+        failed.set()
+        raise PermissionError(13, "Permission denied")
+
+    bench.clock.synced = fails
+    thread = threading.Thread(target=bench.reporter.run)
+    thread.start()
+    assert failed.wait(5)
+    bench.reporter.stop()
+    thread.join()
+    assert bench.counts() == [2]
+
+
+def test_a_folder_that_may_not_be_looked_into_is_no_sign_of_a_synced_clock(monkeypatch):
+    class Closed:
+        def exists(self) -> bool:
+            raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(clock, "_TIMESYNCD", Closed())
+    monkeypatch.setattr(clock, "_disciplined", lambda: False)
+    assert SystemClock().synced() is False
 
 
 def test_commands_are_obeyed_once_and_not_after_they_expired(bench):
