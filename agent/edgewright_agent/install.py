@@ -70,15 +70,31 @@ class Installer:
         self._jobs: dict[str, Job] = {}
 
     def boot(self, *, unclean: bool) -> None:
-        """Load what runs, resume what was under way. To be called once, before `run`."""
-        self._disk.mkdir(self._models)
+        """Load what runs, resume what was under way. To be called once, before `run`.
+
+        A model that is to blame is not loaded again, or it would take this boot down as well; and whatever the disk
+        refuses, what can be loaded answers.
+        """
         for name in self._disk.list(self._models):
             job = self._job(name)
-            record, then = update.resume(job.state.record, unclean=unclean)
+            for part in (self._resume, self._load):
+                try:
+                    part(job, unclean)
+                except OSError as error:
+                    self._unforeseen.tell("install", error)
+
+    def _resume(self, job: Job, unclean: bool) -> None:
+        record, then = update.resume(job.record, unclean=unclean)
+        if record != job.record:
             job.keep(record)
+        if then is not None:
+            job.go(then, reason=f"{record.crashes} unclean boots in {record.state}", failure="model")
+
+    def _load(self, job: Job, _: bool) -> None:
+        if job.record.state is not State.ROLLBACK:  # or what is to be left would be loaded again
             load_active(job)
-            if then is not None:
-                job.go(then, reason=f"{record.crashes} crashes, {record.steps} steps", failure="model")
+        if job.record.state is State.ROLLBACK:
+            self._step(job)
 
     def run(self) -> None:
         """Until `stop`."""

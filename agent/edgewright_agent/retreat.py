@@ -10,6 +10,7 @@ import logging
 import msgspec
 
 from . import update
+from .failures import classify
 from .job import Job
 from .steps import load
 from .update import Event, State
@@ -33,25 +34,45 @@ def load_active(job: Job) -> None:
 
 
 def roll_back(job: Job) -> None:
-    """The step of `rollback`: the other slot answers, and a model that is to blame is blocked."""
-    running, record = job.state.running, job.record
+    """The step of `rollback`: the other slot answers, and a model that is to blame is blocked.
+
+    It answers before anything is written: a full disk must not keep up what is withdrawn or broken. May be repeated.
+    """
+    state, record = job.state, job.record
+    running, blame = state.running, record.failure == "model"
+    sides = [state.active]
     if running is not None and running.digest == record.digest:
-        previous = job.state.spare if job.state.slot(job.state.spare) is not None else None
-        job.store.save(msgspec.structs.replace(job.state, active=previous))
-    load_active(job)
-    state, blame = job.state, record.failure == "model"
+        previous = state.slot(state.spare) is not None
+        sides = [state.spare] if previous else []
+        if previous and not blame:
+            sides.append(state.active)  # withdrawn, but better than nothing when the other has rotted
+    job.phase, job.loaded = "normal", None
+    state = msgspec.structs.replace(state, active=None)
+    for side in filter(None, sides):
+        try:
+            job.loaded = load(job.store, side)
+        except Exception:
+            log.exception("%s: slot %s does not load either", job.store.name, side)
+            state = state.with_slot(side, None)
+        else:
+            state = msgspec.structs.replace(state, active=side)
+            break
+    job.switch()
     if blame:
         state = msgspec.structs.replace(state, blocked={**state.blocked, record.digest: record.reason})
     event = Event.BROKEN if blame else Event.DONE
     after = update.advance(record, event, reason=record.reason, failure=record.failure)
     back_to = state.running
     job.emit(after, f"runs {back_to.version} again" if back_to else "nothing was there before")
+    # One write moves the pointer and ends the rollback: there is no moment between them.
     job.store.save(msgspec.structs.replace(state, record=after))
 
 
 def _fall_back(job: Job, error: Exception) -> None:
     if job.record.state is State.PROBATION:
-        job.go(Event.BROKEN, reason=f"does not load: {error}", failure="model")
+        failure = classify(error, State.WARMUP)
+        event = Event.BROKEN if failure == "model" else Event.DELAYED
+        job.go(event, reason=f"does not load: {error}", failure=failure)
         return  # the machine rolls back on its next step
     other = job.state.spare
     if job.state.slot(other) is not None:

@@ -20,8 +20,6 @@ from edgewright_contracts.desired import DesiredModel
 from edgewright_contracts.event import FailureClass
 
 VERSION: Final = 1
-CRASHES: Final = 3  # unclean boots in a state that runs the model in this process, until the model is to blame
-STEPS: Final = 40  # transitions of one attempt; an update has ten, so more is a loop
 RETRY_S: Final = (10.0, 3600.0)  # first and longest wait before another attempt
 
 
@@ -102,7 +100,9 @@ TABLE: Final[dict[tuple[State, Event], State]] = {
 
 RESUME: Final = {state: TABLE[state, Event.BOOT] for state in State}
 
-IN_PROCESS: Final = frozenset({S.WARMUP, S.ACTIVATE, S.PROBATION})  # a crash here may be the model's doing
+# Unclean boots in a row in a state that runs the model, until the model is to blame. The self-test runs in a process of
+# its own, so there only a model that takes the whole machine down with it gets that far: power cuts must not.
+CRASHES: Final = {S.SELFTEST: 40, S.WARMUP: 3, S.ACTIVATE: 3, S.PROBATION: 3}
 CANCELLED: Final = frozenset(s for s in S if (s, E.WITHDRAWN) in TABLE)
 
 
@@ -121,8 +121,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     state: State = State.IDLE
     wanted: DesiredModel | None = None
     attempt: int = 0  # of this digest, from 1
-    steps: int = 0  # of this attempt: breaks loops
-    crashes: int = 0  # unclean boots in a row, without a healthy window
+    crashes: int = 0  # unclean boots in a row in states of CRASHES, without a healthy window or a passed self-test
     healthy: int = 0  # windows of this probation
     breaches: int = 0  # windows in a row over a budget
     failure: FailureClass | None = None
@@ -145,7 +144,9 @@ def advance(record: Record, event: Event, *, reason: str = "", failure: FailureC
     except KeyError:
         raise UnknownStep(f"no transition from {record.state} on {event}") from None
     kept = record.failure if state in (S.ROLLBACK, S.BLOCKED) and failure is None else failure
-    return msgspec.structs.replace(record, state=state, steps=record.steps + 1, reason=reason[:1000], failure=kept)
+    passed = record.state is S.SELFTEST and event is E.DONE
+    crashes = 0 if passed else record.crashes  # the power cuts of a self-test are not the crashes of what follows
+    return msgspec.structs.replace(record, state=state, crashes=crashes, reason=reason[:1000], failure=kept)
 
 
 def want(record: Record, wanted: DesiredModel) -> Record:
@@ -156,11 +157,14 @@ def want(record: Record, wanted: DesiredModel) -> Record:
 
 
 def resume(record: Record, *, unclean: bool) -> tuple[Record, Event | None]:
-    """The record after a boot, and the event that must follow at once: the model crashes this process too often."""
-    crashes = record.crashes + 1 if unclean and record.state in IN_PROCESS else record.crashes
-    found = msgspec.structs.replace(record, state=RESUME[record.state], steps=record.steps + 1, crashes=crashes)
-    looping = crashes >= CRASHES or record.steps >= STEPS
-    return found, Event.BROKEN if looping and (found.state, Event.BROKEN) in TABLE else None
+    """The record after a boot, and the event that must follow at once: the model crashes this process too often.
+
+    A clean boot changes nothing but the state, however often it comes.
+    """
+    limit = CRASHES.get(record.state)
+    crashes = record.crashes + 1 if unclean and limit is not None else record.crashes
+    found = msgspec.structs.replace(record, state=RESUME[record.state], crashes=crashes)
+    return found, Event.BROKEN if limit is not None and crashes >= limit else None
 
 
 def retry_after_s(attempt: int, uniform: float) -> float:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import itertools
 import threading
 
+import msgspec
 import pytest
 
+from edgewright_agent.disk import RealDisk
+from edgewright_agent.slots import Store
+from edgewright_agent.update import State
 from edgewright_contracts.errors import Unavailable
 from sim import packages
 
@@ -214,3 +218,82 @@ def test_a_damaged_slot_falls_back_to_the_other_and_a_damaged_state_starts_anew(
     world.repository.down = False
     with world.agent() as agent, Feed(agent) as feed:
         assert world.hub.wait(lambda: feed.digests == [second.digest], 30)  # what the hub still wants
+
+
+@pytest.fixture
+def on_trial(world):
+    """A device that answers with v2 in probation, v1 in the other slot, and was stopped: (store, v1, v2)."""
+    first, second = world.package("v1"), world.package("v2", version="2.0.0", seed=1)
+    with world.agent() as agent, Feed(agent):
+        world.want(first)
+        assert world.hub.wait(lambda: world.hub.trace("dev-1") == GOOD)
+        world.want(second, windows=10_000)
+        assert world.hub.wait(lambda: world.hub.trace("dev-1")[-1] == "probation")
+    world.repository.down = True
+    return Store(RealDisk(), world.home("dev-1") / "models", "digits"), first, second
+
+
+def altered(store, **fields):
+    store.save(msgspec.structs.replace(store.state, record=msgspec.structs.replace(store.state.record, **fields)))
+
+
+def rot(store, side):
+    (store.side(side) / "variants" / "onnx-fp32" / "model.onnx").write_bytes(b"rot")
+
+
+def test_a_rollback_that_a_reboot_cut_short_ends_with_the_old_package(world, on_trial):
+    store, first, _ = on_trial
+    altered(store, state=State.ROLLBACK, failure="operator", crashes=2)
+    agent = world.agent()
+    agent._installer.boot(unclean=True)
+    state = agent._installer.states()["digits"]
+    assert (state.record.state, state.running.digest, state.blocked) == (State.IDLE, first.digest, {})
+    assert agent.model("digits").active.digest == first.digest
+    agent.close()
+
+
+def test_a_package_that_crashes_too_often_is_left_without_loading_it_once_more(world, on_trial, monkeypatch):
+    from edgewright_agent import retreat
+
+    store, first, second = on_trial
+    altered(store, crashes=2)
+    loaded, load = [], retreat.load
+
+    def noted(store, side):
+        loaded.append(store.state.slot(side).digest)
+        return load(store, side)
+
+    monkeypatch.setattr(retreat, "load", noted)
+    agent = world.agent()
+    agent._installer.boot(unclean=True)
+    state = agent._installer.states()["digits"]
+    assert (state.record.state, list(state.blocked)) == (State.BLOCKED, [second.digest])
+    assert loaded == [first.digest]
+    agent.close()
+
+
+@pytest.mark.parametrize("crashes", [0, 2])
+def test_a_trial_whose_file_has_rotted_ends_with_the_old_package_answering(world, on_trial, crashes):
+    store, first, second = on_trial
+    altered(store, crashes=crashes)
+    rot(store, store.state.active)
+    agent = world.agent()
+    agent._installer.boot(unclean=crashes > 0)
+    state = agent._installer.states()["digits"]
+    assert state.running.digest == first.digest
+    assert agent.model("digits").active.digest == first.digest
+    blamed = [second.digest] if crashes else []  # three crashes are the model's, rot is not
+    assert list(state.blocked) == blamed
+    agent.close()
+
+
+def test_going_back_to_a_slot_that_has_rotted_leaves_a_withdrawn_package_answering(world, on_trial):
+    store, _, second = on_trial
+    altered(store, state=State.ROLLBACK, failure="operator")
+    rot(store, store.state.spare)
+    agent = world.agent()
+    agent._installer.boot(unclean=False)
+    assert agent.model("digits").active.digest == second.digest
+    state = agent._installer.states()["digits"]
+    assert state.slot(state.spare) is None
+    agent.close()

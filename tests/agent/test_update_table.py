@@ -94,13 +94,38 @@ def test_a_model_that_crashes_the_process_three_times_in_probation_is_to_blame()
 def test_power_cuts_outside_the_models_own_run_blame_nobody(state):
     record = Record(state=state, wanted=WANTED)
     for _ in range(10):
-        record, then = update.resume(msgspec.structs.replace(record, state=state, steps=1), unclean=True)
+        record, then = update.resume(msgspec.structs.replace(record, state=state), unclean=True)
         assert then is None
 
 
-def test_an_attempt_that_goes_in_circles_is_broken_off():
-    record = Record(state=S.FETCH, wanted=WANTED, steps=update.STEPS)
-    assert update.resume(record, unclean=True)[1] is E.BROKEN
+@pytest.mark.parametrize("state", list(S))
+def test_clean_boots_blame_nobody_however_many_there_are(state):
+    record = Record(state=state, wanted=WANTED)
+    for _ in range(1000):
+        record, then = update.resume(record, unclean=False)
+        assert then is None
+    assert record == Record(state=update.RESUME[state], wanted=WANTED)
+
+
+def test_a_boot_never_skips_a_rollback():
+    record = Record(state=S.ROLLBACK, wanted=WANTED, failure="operator", crashes=2)
+    for n in range(1000):
+        record = update.advance(record, E.DELAYED, reason="disk full", failure="disk")
+        record, then = update.resume(record, unclean=n % 2 == 0)
+        assert (record.state, then) == (S.ROLLBACK, None)
+
+
+def test_a_selftest_that_takes_the_machine_down_each_time_ends_and_one_that_passes_starts_afresh():
+    record = Record(state=S.SELFTEST, wanted=WANTED)
+    boots = 0
+    while True:
+        record, then = update.resume(record, unclean=True)
+        boots += 1
+        if then is not None:
+            break
+        passed = update.advance(record, E.DONE)
+        assert update.resume(passed, unclean=True)[1] is None
+    assert (boots, then) == (40, E.BROKEN)
 
 
 def test_attempts_are_counted_per_digest_and_wait_longer_each_time():
