@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import jinja2
+import msgspec
 import sqlalchemy as sa
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
@@ -29,6 +30,7 @@ from starlette.staticfiles import StaticFiles
 
 from . import conductor, control, fleet_drift, telemetry
 from .api import Hub, hub_of
+from .rollout import RolloutState
 
 ROWS: Final = 200  # devices on the page, those that need a person first
 ENDED: Final = 3  # rollouts that have ended
@@ -46,6 +48,8 @@ _BASES: Final = {
     "limit": "a fixed limit",
     "none": "nothing yet",
 }
+
+_PARTS: Final = ("input", "embedding", "output")
 
 router = APIRouter(include_in_schema=False)
 static = StaticFiles(directory=_HERE / "static")
@@ -123,10 +127,9 @@ def view(hub: Hub, now_ms: int) -> dict[str, Any]:
         "inferences": sum(n for n, _ in hour.values()),
         "errors": sum(k for _, k in hour.values()),
         "running": len(running),
-        "rollouts": [_rollout(r) for r in (*running, *ended)],
-        "cohorts": [v for v in alarms if v["scope"] == "cohort"],
-        "drifted": sorted({v["subject"] for v in alarms if v["scope"] == "device"}),
-        "drift": sorted((v for v in alarms if v["scope"] == "device"), key=lambda v: (v["subject"], v["part"])),
+        "rollouts": [_rollout(r, said, versions) for r in (*running, *ended)],
+        "cohorts": _drift([v for v in alarms if v["scope"] == "cohort"], "subject", "digest", "variant", "context"),
+        "drift": _drift([v for v in alarms if v["scope"] == "device"], "subject"),
         "watched": sum(v["scope"] == "device" and v["blocks"] > 0 and v["verdict"] != "ended" for v in drift),
         "versions": versions,
         "packages": [{**r._mapping, "devices": _count(said, r.digest)} for r in packages],
@@ -167,7 +170,49 @@ def _device(
     }
 
 
-def _rollout(row: Any) -> dict[str, Any]:
+def _drift(alarms: list[dict[str, Any]], *by: str) -> list[dict[str, Any]]:
+    """Alarms that are equal in `by` as one, those that came last first; the part nearest to the model's input first."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for verdict in sorted(alarms, key=lambda v: (_PARTS.index(v["part"]), v["variant"], v["context"])):
+        groups[tuple(verdict[name] for name in by)].append(verdict)
+    told = [
+        {
+            **{name: mine[0][name] for name in by},
+            "since_ms": min(v["since_ms"] for v in mine),
+            "devices": sorted({device for v in mine for device in v.get("devices", ())}),
+            "streams": mine,
+        }
+        for mine in groups.values()
+    ]
+    return sorted(told, key=lambda d: (-d["since_ms"], *(d[name] for name in by)))
+
+
+def _returned(row: Any, said: Mapping[str, Any], versions: Mapping[str, str]) -> str | None:
+    """Where the devices of a release that was taken back are now, as the end of "n devices were given it"; None of one
+    that was not taken back."""
+    if row.state not in ("rolling-back", "rolled-back", "aborted"):
+        return None
+    given = [m for m in msgspec.convert(row.progress, RolloutState).members if m.stage is not None]
+    there: dict[str, int] = defaultdict(int)
+    for member in given:
+        running = said[member.device].digest if member.device in said else None
+        if member.previous is None:
+            there["without a package of this name, as before"] += 1
+        elif member.back or running == member.previous[:16]:
+            name = versions.get(member.previous[:16], member.previous[:12])
+            there[f"back on {name.removeprefix(f'{row.name} ')}"] += 1
+    away = len(given) - sum(there.values())
+    if not given:
+        return ""
+    if len(there) == 1 and not away:
+        return f" and {'is' if len(given) == 1 else 'are'} {next(iter(there))}"
+    told = [f"{n} {'is' if n == 1 else 'are'} {where}" for where, n in there.items()]
+    if away:
+        told.append(f"{away} {'was' if away == 1 else 'were'} not seen back yet")
+    return "; " + ", ".join(told)
+
+
+def _rollout(row: Any, said: Mapping[str, Any], versions: Mapping[str, str]) -> dict[str, Any]:
     told = conductor.describe(row)
     gate = conductor.gate_of(row)
     figures = [
@@ -187,7 +232,7 @@ def _rollout(row: Any) -> dict[str, Any]:
         {**stage, "state": "done" if i < passed else here if i == passed else "later"}
         for i, stage in enumerate(told["stages"])
     ]
-    return {**told, "figures": figures, "stages": stages}
+    return {**told, "figures": figures, "stages": stages, "returned": _returned(row, said, versions)}
 
 
 def _share(log_e: float, need: float) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -12,7 +13,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from edgewright_contracts.package import Package
-from edgewright_hub import pages, telemetry
+from edgewright_hub import control, pages, telemetry
 from edgewright_hub.api import Hub
 from edgewright_hub.registry import Registry
 from sim.house import House
@@ -79,10 +80,63 @@ def test_the_figures_are_those_of_the_databases(house: House) -> None:
     assert "1 rollouts under way" in text
     assert f"digits 2.0.0 running {newest['id']}" in text
     assert newest["reason"] in text
-    assert f"1 of 3 devices were given it; 1 {next(s for s in newest['devices_by_status'] if s != 'waiting')}." in text
+    assert f"1 of 3 devices was given it; 1 {next(s for s in newest['devices_by_status'] if s != 'waiting')}." in text
     figures = {f["metric"]: f for f in newest["figures"]}
     assert f"wrong labels {100 * figures['label']['treated']:.2f} %" in text
     assert "digits 1.0.0 promoted" in text
+
+
+def test_a_release_that_was_taken_back_says_where_its_devices_are(house: House) -> None:
+    devices = [f"pi-{i}" for i in range(4)]
+    house.publish_package("1.0.0")
+    house.publish_package("2.0.0")
+    house.enrol(*devices)
+    house.start("1.0.0", stages=("100%",))
+    house.live(devices, 20, until="done")
+    house.live(devices, 10)
+    house.start("2.0.0", stages=(2, "100%"))
+    house.live(devices, 60, wrong=lambda v: 0.5 if v == "2.0.0" else 0.05, until="rolling-back")
+    text = _text(pages.render(_hub(house), house.now))
+    assert "2 of 4 devices were given it; 2 were not seen back yet." in text
+    first = next(d for d in devices if house.version(d) == "1.0.0" and _given(house, d))
+    house.live([first], 1)
+    text = _text(pages.render(_hub(house), house.now))
+    assert "2 of 4 devices were given it; 1 is back on 1.0.0, 1 was not seen back yet." in text
+    house.live(devices, 20, until="rolled-back")
+    text = _text(pages.render(_hub(house), house.now))
+    assert "2 of 4 devices were given it and are back on 1.0.0." in text
+
+
+def _given(house: House, device: str) -> bool:
+    with house.control.connect() as connection:
+        rows = connection.execute(sa.select(control.rollouts.c.progress).order_by(control.rollouts.c.created_ms)).all()
+    return any(m["device"] == device and m["stage"] is not None for m in rows[-1].progress["members"])
+
+
+def _alarm(subject: str, part: str, *, since_ms: int = 1, name: str = "mean") -> dict[str, Any]:
+    channel = {"name": name, "psi": 1.0, "psi_chance": 0.1, "js": 0.4}
+    return {
+        "scope": "device", "subject": subject, "part": part, "variant": "onnx-int8", "context": "", "verdict": "alarm",
+        "since_ms": since_ms, "n": 1200, "channels": [channel], "digest": "0" * 16, "blocks": 3,
+    }  # fmt: skip
+
+
+def test_drift_is_told_by_device_with_its_parts_from_the_input_on() -> None:
+    alarms = [_alarm("pi-1", "output"), _alarm("pi-0", "input"), _alarm("pi-1", "input", since_ms=9)]
+    told = pages._drift([*alarms, _alarm("pi-2", "output", since_ms=5)], "subject")
+    assert [(d["subject"], [s["part"] for s in d["streams"]], d["since_ms"]) for d in told] == [
+        ("pi-2", ["output"], 5),
+        ("pi-0", ["input"], 1),
+        ("pi-1", ["input", "output"], 1),
+    ]
+
+
+def test_devices_come_before_the_details_of_their_drift_and_the_page_claims_no_state_it_does_not_know(
+    house: House,
+) -> None:
+    html = pages.render(_hub(house), house.now)
+    assert html.index("<h2>Rollouts") < html.index("<h2>Devices") < html.index("<h2>Drift")
+    assert 'id="live" class="quiet">as of 20' in html
 
 
 def test_what_devices_say_is_escaped(house: House) -> None:
