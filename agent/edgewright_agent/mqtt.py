@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import random
+import ssl
 import threading
 from collections.abc import Callable
 from typing import Any, Final, Protocol
@@ -26,6 +27,7 @@ from .identity import Identity
 
 KEEPALIVE_S: Final = 120  # a ping costs about 120 bytes: 86 kB a day
 BACKOFF_S: Final = (1.0, 60.0)
+STOP_S: Final = 10.0  # a connection attempt under way may take as long
 
 log = logging.getLogger(__name__)
 
@@ -64,22 +66,16 @@ class MqttTransport:
         self._sent = self._received = 0
         self._listener: Listener | None = None
         self._online = threading.Event()
-        client = paho.Client(
-            CallbackAPIVersion.VERSION2, client_id=identity.device, protocol=paho.MQTTv311, clean_session=True
-        )
-        client.suppress_exceptions = True  # a bug in a callback is logged; it does not end the thread
-        client.enable_logger(log)
-        client.username_pw_set(identity.device)
+        self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         try:
-            client.tls_set(str(identity.ca), str(identity.certificate), str(identity.key))
+            self._tls.load_cert_chain(str(identity.certificate), str(identity.key))
+            self._tls.load_verify_locations(str(identity.ca))
         except (OSError, ValueError) as error:
             raise Unavailable(f"the identity in {identity.home} cannot be used for TLS: {error}") from error
-        client.on_connect = self._on_connect
-        client.on_connect_fail = self._on_connect_fail
-        client.on_disconnect = self._on_disconnect
-        client.on_message = self._on_message
-        self._client = client
-        self._arm()
+        self._client: paho.Client | None = None
+        self._ended = threading.Event()  # the connection of `_client`
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="edgewright-link", daemon=True)
 
     @property
     def online(self) -> bool:
@@ -87,14 +83,14 @@ class MqttTransport:
 
     def start(self, listener: Listener) -> None:
         self._listener = listener
-        self._client.connect_async(self._broker.host, self._broker.port, KEEPALIVE_S)
-        self._client.loop_start()
+        self._thread.start()
 
     def publish(self, kind: Kind, payload: bytes) -> bool:
-        if not self.online:
+        client = self._client
+        if client is None or not self.online:
             return False
         rule = RULES[kind]
-        info = self._client.publish(topics.topic(self._device, kind), payload, rule.qos, rule.retain)
+        info = client.publish(topics.topic(self._device, kind), payload, rule.qos, rule.retain)
         self._sent += len(payload)
         return info.rc == paho.MQTT_ERR_SUCCESS
 
@@ -102,54 +98,88 @@ class MqttTransport:
         return self._sent, self._received
 
     def stop(self) -> None:
-        if self.online:
-            rule = RULES["status"]
-            said = self._client.publish(
-                topics.topic(self._device, "status"), self._status(online=False), rule.qos, rule.retain
-            )
+        self._stopping.set()
+        client = self._client
+        if client is not None and self.online:
+            said = client.publish(*self._status(online=False))
             try:
                 said.wait_for_publish(2)
             except (RuntimeError, ValueError) as error:  # the link broke meanwhile: the will says the same
                 log.info("could not say goodbye: %s", error)
         self._online.clear()
-        self._client.disconnect()
-        self._client.loop_stop()
+        if client is not None:
+            client.disable_logger()  # it calls its own disconnecting an error
+            client.disconnect()
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join(STOP_S)
 
-    def _arm(self) -> None:
-        """Prepare the next connection: its will, and the wait before it should it fail."""
-        self._connection += 1
+    def _run(self) -> None:
+        """One connection after another, each with a client of its own: a client would send what it still holds of
+        earlier connections again, on top of what the spool offers, and hold more after each."""
+        while not self._stopping.is_set():
+            self._connection += 1
+            self._ended.clear()
+            if self._stopping.is_set():  # `stop` may have set `_ended` before it was cleared
+                return
+            try:
+                client = self._client = self._fresh()
+                client.connect(self._broker.host, self._broker.port, KEEPALIVE_S)
+                client.loop_start()
+                self._ended.wait()
+                client.loop_stop()
+            except (OSError, ValueError) as error:
+                level = logging.WARNING if self._failures == 0 else logging.DEBUG  # once, not at every try
+                where = (self._broker.host, self._broker.port)
+                log.log(level, "no connection to the hub at %s:%d (%s); trying again", *where, error)
+            except Exception:
+                log.exception("the link went wrong and goes on")
+            self._failures += 1
+            low, high = BACKOFF_S
+            self._stopping.wait(min(high, low * 2.0 ** min(self._failures, 16)) * (0.5 + self._uniform()))
+
+    def _fresh(self) -> paho.Client:
+        client = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=self._device,
+            protocol=paho.MQTTv311,
+            clean_session=True,
+            reconnect_on_failure=False,
+        )
+        client.suppress_exceptions = True  # a bug in a callback is logged; it does not end the thread
+        client.enable_logger(log)
+        client.username_pw_set(self._device)
+        client.tls_set_context(self._tls)
+        client.will_set(*self._status(online=False))
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_message = self._on_message
+        return client
+
+    def _status(self, *, online: bool) -> tuple[str, bytes, int, bool]:
+        """What is published: topic, payload, quality of service, whether it is retained."""
+        said = birth.Status(online=online, boot_id=self._boot_id, connection=self._connection)
         rule = RULES["status"]
-        self._client.will_set(topics.topic(self._device, "status"), self._status(online=False), rule.qos, rule.retain)
-        low, high = BACKOFF_S
-        delay = min(high, low * 2.0**self._failures) * (0.5 + self._uniform())
-        self._client.reconnect_delay_set(delay, delay)  # type: ignore[arg-type]  # floats work; its hint says int
-
-    def _status(self, *, online: bool) -> bytes:
-        return birth.encode(birth.Status(online=online, boot_id=self._boot_id, connection=self._connection))
+        return topics.topic(self._device, "status"), birth.encode(said), rule.qos, rule.retain
 
     def _on_connect(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if reason.is_failure:
             log.warning("the broker refused the connection: %s", reason)
-            return  # paho calls on_disconnect, which backs off
-        self._failures = 0
+            return  # paho disconnects
+        self._failures = -1  # the first wait after a connection that was made is the shortest
         log.info("connected to the hub at %s:%d", self._broker.host, self._broker.port)
         client.subscribe(topics.all_down(self._device), 1)
-        rule = RULES["status"]
-        client.publish(topics.topic(self._device, "status"), self._status(online=True), rule.qos, rule.retain)
+        client.publish(*self._status(online=True))
         self._online.set()
         assert self._listener is not None
         self._listener.connected(self._connection)
 
-    def _on_connect_fail(self, _client: paho.Client, _data: Any) -> None:
-        self._failures += 1
-        level = logging.WARNING if self._failures == 1 else logging.DEBUG  # once, not at every try
-        log.log(level, "no connection to the hub at %s:%d; trying again", self._broker.host, self._broker.port)
-        self._arm()
-
-    def _on_disconnect(self, _client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
-        was, self._failures = self.online, self._failures + 1
+    def _on_disconnect(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        if client is not self._client:
+            return
+        was = self.online
         self._online.clear()
-        self._arm()
+        self._ended.set()
         if was and self._listener is not None:
             self._listener.disconnected(str(reason))
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import datetime
 import ipaddress
+import logging
 import shutil
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -19,7 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from edgewright_agent import identity
+from edgewright_agent import identity, mqtt
 from edgewright_agent.mqtt import MqttTransport
 from edgewright_contracts import birth, topics
 
@@ -205,3 +207,82 @@ def test_a_broker_that_dies_is_found_again_and_a_bug_in_a_callback_ends_nothing(
         assert [h[1] for h in ear.heard if h[0] == "connected"][1] > 1
     finally:
         link.stop()
+
+
+class Mute:
+    """A broker that takes connections and messages, acknowledges none, and breaks each off after a while."""
+
+    def __init__(self, broker: Broker, folder: Path, messages: int) -> None:
+        self.published: list[int] = []  # on each connection
+        self.changed = threading.Condition()
+        self._messages = messages
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(folder / "b.crt", folder / "b.key")
+        self._socket = socket.create_server(("127.0.0.1", broker.port))
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                raw, _ = self._socket.accept()
+                with raw:
+                    raw.settimeout(1)  # behind the last message: what else would have come, has
+                    count = self._talk(raw)
+                with self.changed:
+                    self.published.append(count)
+                    self.changed.notify_all()
+
+    def _talk(self, raw: socket.socket) -> int:
+        count = 0
+        with contextlib.suppress(OSError), self._context.wrap_socket(raw, server_side=True) as link:
+            while (head := link.recv(1)) and count < self._messages:
+                length, shift = 0, 0
+                while (byte := link.recv(1)[0]) & 128:
+                    length, shift = length | (byte & 127) << shift, shift + 7
+                length |= byte << shift
+                body = b""
+                while len(body) < length:
+                    body += link.recv(length - len(body))
+                if head[0] >> 4 == 1:
+                    link.sendall(b"\x20\x02\x00\x00")
+                elif head[0] >> 4 == 8:
+                    link.sendall(b"\x90\x03" + body[:2] + b"\x01")
+                elif head[0] >> 4 == 3:
+                    count += 1
+        return count
+
+
+def test_a_connection_sends_nothing_that_an_earlier_one_left_unacknowledged(broker, tmp_path, monkeypatch):
+    monkeypatch.setattr(mqtt, "BACKOFF_S", (0.01, 0.02))
+    who = broker.identity(tmp_path / "d", "dev-1")
+    broker.kill()
+    link = MqttTransport(who, "b" * 16)
+
+    class Offers(Ear):
+        def connected(self, connection):
+            for _ in range(17):
+                link.publish("report", b"x" * 500)
+
+    mute = Mute(broker, tmp_path / "broker", messages=1000)
+    try:
+        link.start(Offers())
+        with mute.changed:
+            assert mute.changed.wait_for(lambda: len(mute.published) >= 3, 20)
+        assert set(mute.published) == {18}  # its status, and what was offered
+    finally:
+        link.stop()
+        mute.close()
+
+
+def test_a_clean_end_logs_no_error(broker, tmp_path, caplog):
+    ear, link = Ear(), MqttTransport(broker.identity(tmp_path / "d", "dev-1"), "b" * 16)
+    link.start(ear)
+    assert ear.wait(("connected", 1))
+    link.stop()
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == []
