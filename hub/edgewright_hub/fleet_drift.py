@@ -3,7 +3,8 @@
 Guarantee: as long as no device's input moves, the probability that any device of the hub is reported within the next
 `horizon` blocks of each is at most about `alpha` (e-BH over e-detectors: above it, of the devices that are reported at
 most a share `alpha` is false), and the same for fleets. What a device counted under other channels than its package
-has is counted apart (`foreign`) and never merged. State and position are written in one transaction of hub.db.
+has, or in a context that its package does not declare, is counted apart (`foreign`) and never merged: a device cannot
+invent streams. State and position are written in one transaction of hub.db.
 
 Order in a tick: read the new windows, count each into the parts of its stream (`streams`), decide over all streams,
 then over the fleets made of them (`cohorts`), store what changed. A stream whose device went on to another digest has
@@ -157,8 +158,10 @@ class FleetDrift:
             return set()
         model = self._references.model(row.digest)
         self._running[row.device, model] = row.digest
-        keys = [Key("device", row.device, row.digest, row.variant, row.context, part) for part in reference.names]
-        cells = reference.counts(row)
+        declared = self._references.declares(row.digest, row.context)
+        context = row.context if declared else ""
+        keys = [Key("device", row.device, row.digest, row.variant, context, part) for part in reference.names]
+        cells = reference.counts(row) if declared else None
         for key in keys:
             part = self._streams.get(key, Part())
             if cells is None:

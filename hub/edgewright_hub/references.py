@@ -69,6 +69,10 @@ class References:
         """The package's name, or "" of an unknown one."""
         return self._packages[digest].model if digest in self._packages else ""
 
+    def declares(self, digest: str, context: str) -> bool:
+        """Whether the package of this digest names this context; every one has the context ""."""
+        return not context or (digest in self._packages and context in self._packages[digest].manifest.contexts)
+
     def of(self, digest: str, variant: str) -> Reference | None:
         package = self._packages.get(digest)
         if package is None:
