@@ -1,6 +1,7 @@
 """Whether a rollout may begin: which package and which devices its specification means, and what speaks against it.
 
-Everything is refused before anything moves, with the reason and the way out.
+Everything is refused before anything moves, with the reason and the way out: RequestError for what names something that
+is not there, Refused where the answer is "no".
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def chosen(spec: RolloutSpec, fleets: Mapping[str, str]) -> list[str]:
 
 
 def named(spec: RolloutSpec, packages: Sequence[Package]) -> Package:
-    """The one allowed package that a spec means. Raises Refused or RequestError."""
+    """The one allowed package that a spec means. Raises RequestError for an unknown, Refused for a withdrawn one."""
     if not spec.digest and not spec.version:
         raise RequestError("name what to roll out: a version (`--version 1.2.0`) or a digest")
     mine = [p for p in packages if p.name == spec.model]
@@ -47,7 +48,7 @@ def named(spec: RolloutSpec, packages: Sequence[Package]) -> Package:
     if not found:
         known = ", ".join(p.version for p in mine) or "none"
         wanted = " ".join(filter(None, (spec.version, spec.digest[:16])))
-        raise Refused(f"{spec.model} {wanted} is not in the registry (published: {known}). Publish it first")
+        raise RequestError(f"{spec.model} {wanted} is not in the registry (published: {known}). Publish it first")
     if found[0].state != "allowed":
         raise Refused(f"{spec.model} {found[0].version} is {found[0].state}: its owner does not sign it any more")
     return found[0]
@@ -79,14 +80,16 @@ def refuse_others(
 
 
 def refuse_empty(spec: RolloutSpec, members: Sequence[str], fleets: Mapping[str, str]) -> None:
-    """Raise Refused when a named device is not in the fleet, or when there is none at all."""
+    """Raise RequestError when there is no such device or fleet, Refused while no device is enrolled at all."""
+    if not fleets:
+        raise Refused("no device is enrolled yet; `edgewright hub token` makes the token that enrols one")
+    known = ", ".join(sorted({f for f in fleets.values() if f})) or "none"
+    if spec.fleet and spec.fleet not in fleets.values():
+        raise RequestError(f"no enrolled device is in a fleet {spec.fleet!r}. Known fleets: {known}")
     if unknown := sorted(set(spec.devices) - set(members)):
-        raise Refused(f"no enrolled device of fleet {spec.fleet!r} is called {', '.join(unknown)}")
-    if not members:
-        known = ", ".join(sorted({f for f in fleets.values() if f})) or "none"
-        raise Refused(
-            f"no enrolled device is in fleet {spec.fleet!r} with the names asked for. Known fleets: {known}; "
-            "`edgewright fleet devices` lists the devices"
+        where = f" in fleet {spec.fleet!r}" if spec.fleet else ""
+        raise RequestError(
+            f"no enrolled device{where} is called {', '.join(unknown)}; `edgewright fleet devices` lists them"
         )
 
 

@@ -2,8 +2,9 @@
 
 Reading needs the role viewer; changing rollouts and making enrolment tokens, operator; publishing, publisher; an admin
 may do everything. Enrolment needs no role: its token is the credential. Nor does /healthz, which tells no detail.
-Every answer to a wrong request is {"error": "..."}: 400 malformed, 401 no token, 403 wrong role, 404 unknown, 409 not
-the next version, 413 too large, 422 refused, with the reason, 503 something of the hub's own failed.
+Every answer to a wrong request is {"error": "..."}: 400 malformed, or naming what is not here, 401 no token, 403 wrong
+role, 404 no such path or rollout, 409 not the next version, 413 too large, 422 the request is right and the answer is
+"no", with the reason, 503 something of the hub's own failed.
 """
 
 from __future__ import annotations

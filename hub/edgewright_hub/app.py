@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edgewright_contracts.errors import ContractError, EdgewrightError, Refused, RequestError
+from edgewright_contracts.errors import EdgewrightError, Refused, RequestError
 
 from . import api, pages
 from .api import Hub
@@ -33,7 +33,6 @@ _STATUS: Final[tuple[tuple[type[EdgewrightError], int], ...]] = (
     (NotFound, 404),
     (Conflict, 409),
     (Refused, 422),
-    (ContractError, 422),
     (RequestError, 400),
     (EdgewrightError, 503),
 )
@@ -85,7 +84,7 @@ async def _http(_: Request, error: Exception) -> Response:
 async def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     said = [f"{'.'.join(str(p) for p in one['loc'][1:]) or one['loc'][0]}: {one['msg']}" for one in error.errors()[:5]]
-    return _error(422, "; ".join(said))
+    return _error(400, "; ".join(said))
 
 
 async def _unexpected(_: Request, error: Exception) -> Response:

@@ -86,8 +86,9 @@ class Conductor:
     def create_rollout(self, spec: RolloutSpec, *, who: str, now_ms: int) -> str:
         """Start a rollout and return its id; the first devices are given the release at the next tick.
 
-        Raises Refused, before anything moves: an unknown, withdrawn or blocked package, no device to give it to, or
-        another rollout of the same model in the same fleet. ContractError for values that cannot be stored and read.
+        Raises, before anything moves, RequestError for an unknown package, fleet or device and for values that cannot
+        be stored; Refused for a withdrawn or blocked package, for no device to give it to, and for another rollout of
+        the same model in the same fleet.
         """
         spec = _storable(spec)
         with self._lock, self._control.begin() as connection:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -17,7 +18,8 @@ from .gates import GatePolicy
 
 _LOG = logging.getLogger(__name__)
 
-Stage = int | Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{1,3}(\.[0-9]+)?%\Z")]
+Stage = int | Annotated[str, msgspec.Meta(max_length=16)]  # devices in all, or a share of them as "25%"
+_SHARE: Final = re.compile(r"[0-9]{1,3}(\.[0-9]+)?%", re.ASCII)
 
 
 class RolloutSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,11 +37,13 @@ class RolloutSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     probation: Probation = Probation()
 
     def __post_init__(self) -> None:
+        got = ", ".join(str(stage) for stage in self.stages)
+        if not all(_is_stage(stage) for stage in self.stages):
+            raise RequestError(f"stages: expected counts or percentages, as 1, 25%, 100%; got {got}")
         sizes = [stage_size(stage, 1000) for stage in self.stages]
         if sorted(sizes) != sizes or self.stages[-1] != "100%":
             raise RequestError(
-                f"stages: expected growing counts or percentages that end in '100%', got {list(self.stages)}. "
-                "For instance: 1, 25%, 100%"
+                f"stages: expected counts or percentages that grow and end in 100%, as 1, 25%, 100%; got {got}"
             )
 
 
@@ -51,6 +55,12 @@ def stored(document: Mapping[str, Any]) -> RolloutSpec:
     except msgspec.ValidationError as error:
         _LOG.warning("the gate of a stored rollout of %s counts as the default: %s", document.get("model"), error)
         return msgspec.convert({**document, "gate": {}}, RolloutSpec)
+
+
+def _is_stage(stage: Stage) -> bool:
+    if isinstance(stage, int):
+        return stage >= 1
+    return _SHARE.fullmatch(stage) is not None and 0 < float(stage[:-1]) <= 100
 
 
 def stage_size(stage: Stage, members: int) -> int:

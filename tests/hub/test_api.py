@@ -100,7 +100,13 @@ def test_the_token_is_kept_only_as_a_hash(client: TestClient, hub: Hub) -> None:
 
 
 def refused(answer: Any, text: str) -> None:
+    """The request was right, and the answer is no."""
     assert answer.status_code == 422, answer.text
+    assert text in answer.json()["error"]
+
+
+def wrong(answer: Any, text: str) -> None:
+    assert answer.status_code == 400, answer.text
     assert text in answer.json()["error"]
 
 
@@ -117,21 +123,21 @@ def test_a_token_that_is_spent_unknown_expired_or_for_others_is_refused(client: 
     unknown = tokens.PREFIX + base64.urlsafe_b64encode(b'{"secret":"x","root_sha256":"","ca_sha256":""}').decode()
     refused(enrol(client, unknown), "unknown")
     for broken in ("", "ew1.", "ew1.!!!", one[:-20], "ew1." + "A" * 900):
-        refused(enrol(client, broken), "token")
+        wrong(enrol(client, broken), "token")
 
 
 def test_a_refused_request_spends_nothing(client: TestClient, hub: Hub) -> None:
     one = token(client, hub, uses=1)
     refused(enrol(client, one, "cam-1", wire.signing_request("cam-2")[0]), "common name")
-    refused(enrol(client, one, "cam-1", "no request"), "csr")
-    refused(enrol(client, one, "CAM"), "device")
-    refused(enrol(client, one, HUB_NAME), "not the hub's")
+    wrong(enrol(client, one, "cam-1", "no request"), "csr")
+    wrong(enrol(client, one, "CAM"), "device")
+    wrong(enrol(client, one, HUB_NAME), "not the hub's")
     assert enrol(client, one).status_code == 200
 
 
 def test_a_key_on_another_curve_is_refused(client: TestClient, hub: Hub) -> None:
     csr, _ = wire.signing_request("cam-1", ec.generate_private_key(ec.SECP384R1()))
-    refused(enrol(client, token(client, hub), "cam-1", csr), "P-256")
+    wrong(enrol(client, token(client, hub), "cam-1", csr), "P-256")
 
 
 def test_two_devices_cannot_both_have_the_last_use(client: TestClient, hub: Hub) -> None:
@@ -178,7 +184,7 @@ def test_a_fleet_token_cannot_take_over_a_device_but_one_for_this_device_can(cli
     ],
 )
 def test_a_token_that_makes_no_sense_is_refused(client: TestClient, hub: Hub, body: dict[str, Any], named: str) -> None:
-    refused(client.post("/api/v1/tokens", json=body, headers=bearer(hub, "operator")), named)
+    wrong(client.post("/api/v1/tokens", json=body, headers=bearer(hub, "operator")), named)
 
 
 # Roles.
@@ -223,7 +229,25 @@ def test_errors_are_json_and_say_what_was_expected(client: TestClient, hub: Hub)
     unknown = client.get("/api/v1/rollouts/r9", headers=bearer(hub, "viewer"))
     assert unknown.status_code == 404
     assert "r9" in unknown.json()["error"]
-    assert client.post("/api/v1/enroll", content=b"{", headers={"Content-Type": "application/json"}).status_code == 422
+    assert client.post("/api/v1/enroll", content=b"{", headers={"Content-Type": "application/json"}).status_code == 400
+
+
+def test_a_rollout_of_what_is_not_there_is_a_wrong_request(client: TestClient, hub: Hub, owner: Path) -> None:
+    headers = bearer(hub, "operator")
+
+    def ask(**spec: Any) -> Any:
+        return client.post("/api/v1/rollouts", json={"model": "digits", "version": "1.0.0", **spec}, headers=headers)
+
+    wrong(ask(), "digits 1.0.0 is not in the registry")
+    publish(client, hub, owner)
+    refused(ask(), "no device is enrolled yet")
+    assert enrol(client, token(client, hub)).status_code == 200
+    wrong(ask(version="", digest="e" * 64), "is not in the registry")
+    wrong(ask(devices=["nodev"]), "no enrolled device is called nodev")
+    wrong(ask(fleet="moon"), "no enrolled device is in a fleet 'moon'")
+    wrong(ask(stages=["x"]), "stages: expected counts or percentages, as 1, 25%, 100%; got x")
+    wrong(ask(gate={"alhpa": 0.1}), "alhpa")
+    assert ask().status_code == 201
 
 
 def test_a_body_that_is_too_large_is_refused_by_header_or_while_it_comes(client: TestClient) -> None:
@@ -259,10 +283,10 @@ def test_publishing_over_http(client: TestClient, hub: Hub, owner: Path) -> None
     assert "expected a version above 2" in again.json()["error"]
     missing = manifest_of("2.0.0")
     refused(client.post("/api/v1/targets", content=targets_of(owner, 3, missing), headers=headers), "put it first")
-    refused(client.post("/api/v1/targets", content=b"{}", headers=headers), "targets.json")
+    wrong(client.post("/api/v1/targets", content=b"{}", headers=headers), "targets.json")
     digest = hashlib.sha256(manifest).hexdigest()
     assert client.put(f"/api/v1/blobs/{digest}", content=manifest, headers=headers).status_code == 200
-    refused(client.put("/api/v1/blobs/" + "0" * 64, content=b"other", headers=headers), "sha256")
+    wrong(client.put("/api/v1/blobs/" + "0" * 64, content=b"other", headers=headers), "sha256")
     (package,) = client.get("/api/v1/packages", headers=headers).json()
     assert (package["name"], package["version"], package["digest"]) == ("digits", "1.0.0", digest)
     assert client.get(f"/repo/targets/packages/digits/1.0.0/{digest}.manifest.json").content == manifest

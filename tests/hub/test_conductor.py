@@ -209,19 +209,36 @@ def test_what_is_wrong_is_refused_before_anything_moves(lived_in: House) -> None
     house = lived_in
     house.publish_package("3.0.0", state="withdrawn")
     sent = len(house.sent)
-    for spec, reason in (
-        ({"version": "9.9.9"}, r"digits 9\.9\.9 is not in the registry \(published: 1\.0\.0, 2\.0\.0, 3\.0\.0\)"),
-        ({"version": "3.0.0"}, r"3\.0\.0 is withdrawn"),
-        ({"version": "1.0.0"}, "all 8 devices already have digits 1.0.0"),
-        ({"version": "2.0.0", "fleet": "moon"}, "no enrolled device is in fleet 'moon'"),
-        ({"version": "2.0.0", "devices": ("pi-0", "pi-77")}, "no enrolled device of fleet '' is called pi-77"),
+    for wrong, spec, reason in (
+        (RequestError, {"version": "9.9.9"}, r"digits 9\.9\.9 is not in the registry \(published: 1\.0\.0, 2\.0\.0, 3"),
+        (RequestError, {"version": "", "digest": "e" * 64}, "digits e{16} is not in the registry"),
+        (RequestError, {"version": "1.0.0", "model": "cars"}, r"cars 1\.0\.0 is not in the registry \(published: none"),
+        (Refused, {"version": "3.0.0"}, r"3\.0\.0 is withdrawn"),
+        (Refused, {"version": "1.0.0"}, "all 8 devices already have digits 1.0.0"),
+        (
+            RequestError,
+            {"version": "2.0.0", "fleet": "moon"},
+            "no enrolled device is in a fleet 'moon'. Known fleets: lab",
+        ),
+        (RequestError, {"version": "2.0.0", "devices": ("pi-0", "pi-77")}, "^no enrolled device is called pi-77;"),
+        (
+            RequestError,
+            {"version": "2.0.0", "fleet": "lab", "devices": ("pi-77",)},
+            "^no enrolled device in fleet 'lab' is called pi-77;",
+        ),
     ):
-        with pytest.raises(Refused, match=reason):
+        with pytest.raises(wrong, match=reason):
             house.start(**spec)
     house.start("2.0.0", devices=("pi-0", "pi-1"))
     with pytest.raises(Refused, match=r"rollout r2-.* \(digits 2\.0\.0\) is running on 1 of the same devices"):
         house.start("2.0.0", devices=("pi-1", "pi-2"))
     assert len(house.sent) == sent
+
+
+def test_without_a_device_a_rollout_is_refused(house: House) -> None:
+    house.publish_package("1.0.0")
+    with pytest.raises(Refused, match="no device is enrolled yet"):
+        house.start("1.0.0")
 
 
 # One device, one rollout or one row that is broken stops nobody else.
@@ -430,6 +447,20 @@ def test_windows_of_other_channels_are_counted_apart(lived_in: House) -> None:
     house.tick()
     mine = [v for v in house.conductor.drift.verdicts() if v["subject"] == "pi-0"]
     assert {(v["foreign_windows"], v["blocks"], v["verdict"]) for v in mine} == {(2, 0, "learning")}
+
+
+def test_contexts_that_the_package_does_not_declare_make_no_streams(lived_in: House) -> None:
+    house = lived_in
+    cells = draw_cells(house.packages["1.0.0"], 100, np.random.default_rng(8))
+    before = {v["context"] for v in house.conductor.drift.verdicts()}
+    more = {"n": 100, "n_monitored": 100, "cells": cells}
+    house.report(*(house.row("pi-0", "1.0.0", context=f"x{i}", **more) for i in range(50)))
+    house.window("pi-0", "1.0.0", context="night", **more)
+    house.tick()
+    mine = [v for v in house.conductor.drift.verdicts() if v["subject"] == "pi-0"]
+    assert {v["context"] for v in mine} == before | {"", "night"}
+    assert {v["foreign_windows"] for v in mine if v["context"] == ""} == {50}
+    assert {(v["foreign_windows"], v["n"]) for v in mine if v["context"] == "night"} == {(0, 100)}
 
 
 def test_a_stream_ends_when_its_device_goes_on_to_another_digest(lived_in: House) -> None:

@@ -71,13 +71,16 @@ def test_a_rollout_is_started_watched_paused_and_aborted(edgewright: Callable[..
     assert "is aborted and cannot resume; possible now: nothing, it has ended" in err
 
 
-def test_refusals_say_why_and_exit_with_one(edgewright: Callable[..., tuple[int, str, str]]) -> None:
+def test_wrong_requests_say_why_and_exit_with_two(edgewright: Callable[..., tuple[int, str, str]]) -> None:
     code, out, err = edgewright("rollout", "create", "digits", "--version", "9.9.9")
-    assert (code, out) == (1, "")
+    assert (code, out) == (2, "")
     assert err == ("edgewright: digits 9.9.9 is not in the registry (published: 1.0.0, 2.0.0). Publish it first\n")
     code, _, err = edgewright("rollout", "create", "digits", "--version", "1.0.0", "--stages", "50%,10%")
-    assert code in (1, 2)
-    assert "stages: expected growing counts or percentages that end in '100%'" in err
+    assert code == 2
+    assert "stages: expected counts or percentages that grow and end in 100%, as 1, 25%, 100%; got 50%, 10%" in err
+    for option, value in (("--stages", "one,100%"), ("--fleet", "moon"), ("--gate", '{"alhpa": 0.1}')):
+        code, _, err = edgewright("rollout", "create", "digits", "--version", "1.0.0", option, value)
+        assert (code, value.strip("{}").split(":")[0].strip('"').split(",")[0] in err) == (2, True), err
     code, _, err = edgewright("rollout", "status", "r99")
     assert code == 2
     assert "r99" in err

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from edgewright_contracts.codec import decode
 from edgewright_contracts.errors import RequestError
 from edgewright_hub import rollout
 from edgewright_hub.gates import Evidence, GatePolicy, Judgement, SequentialGate
@@ -369,8 +370,16 @@ def test_the_order_is_fixed_by_the_rollout_and_differs_in_the_next() -> None:
 
 @pytest.mark.parametrize("stages", [("50%",), ("100%", "10%"), (5, 2, "100%")])
 def test_stages_must_grow_and_reach_everyone(stages: tuple[Any, ...]) -> None:
-    with pytest.raises(RequestError, match="growing counts or percentages that end in '100%'"):
+    with pytest.raises(RequestError, match="counts or percentages that grow and end in 100%, as 1, 25%, 100%; got"):
         RolloutSpec(model="digits", stages=stages)
+
+
+@pytest.mark.parametrize("stage", ["x", "", "25", "25 %", "1e2%", "150%", "0%", "\u0661%", 0, -1])
+def test_stages_that_are_neither_counts_nor_percentages_are_named(stage: Any) -> None:
+    body = msgspec.json.encode({"model": "digits", "stages": [1, stage, "100%"]})
+    with pytest.raises(RequestError) as raised:
+        decode(RolloutSpec, body, name="rollout", limit=9999, wire="json")
+    assert str(raised.value) == f"stages: expected counts or percentages, as 1, 25%, 100%; got 1, {stage}, 100%"
 
 
 def test_every_transition_of_the_table_leads_somewhere_and_every_end_is_an_end() -> None:
