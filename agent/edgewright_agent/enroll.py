@@ -62,14 +62,27 @@ def enroll(disk: Disk, home: Path, *, hub: str, token: str, device: str) -> Hub:
     if urlsplit(base).scheme != "https":
         raise RequestError(f"expected a hub URL that begins with https://, got {hub!r}")
     folder = home / "identity"
+    made = not disk.list(folder)
+    earlier = disk.size(folder / "device.key") is not None  # and a hub may have answered it
     disk.mkdir(folder)
+    try:
+        return _exchange(disk, folder, base=base, token=token.strip(), secret=secret, device=device)
+    except BaseException as error:
+        unasked = isinstance(error, Refused) or disk.size(folder / "device.key") is None
+        _leave(disk, folder, key=earlier or not unasked)
+        if made and not disk.list(folder):
+            disk.remove_tree(folder)
+        raise
+
+
+def _exchange(disk: Disk, folder: Path, *, base: str, token: str, secret: Token, device: str) -> Hub:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", urllib3.exceptions.InsecureRequestWarning)  # the hash decides, not TLS
         ca = _get(urllib3.PoolManager(cert_reqs="CERT_NONE"), base + "/enroll/ca.pem", CA_BYTES)
     _pinned("CA", ca, secret.ca_sha256, base)
     atomic_write(disk, folder / "ca.pem", ca)
     key = _key(disk, folder / "device.key")
-    answer = _ask(base, str(folder / "ca.pem"), token.strip(), device, key)
+    answer = _ask(base, str(folder / "ca.pem"), token, device, key)
     _pinned("root metadata", answer.root.encode(), secret.root_sha256, base)
     _fits(answer.certificate, key, device)
     said = Hub(device, answer.broker, answer.repo if answer.repo.endswith("/") else answer.repo + "/")
@@ -77,6 +90,14 @@ def enroll(disk: Disk, home: Path, *, hub: str, token: str, device: str) -> Hub:
     atomic_write(disk, folder / "root.json", answer.root.encode())
     atomic_write(disk, folder / "hub.json", msgspec.json.encode(said))
     return said
+
+
+def _leave(disk: Disk, folder: Path, *, key: bool) -> None:
+    """What a failed try leaves: at most its key, because the hub may have counted a use of the token for it, and
+    answers the same key again."""
+    for name in disk.list(folder):
+        if not (key and name == "device.key"):
+            disk.unlink(folder / name)
 
 
 def parse(token: str) -> Token:

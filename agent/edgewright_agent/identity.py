@@ -14,7 +14,7 @@ from typing import Annotated
 import msgspec
 
 from edgewright_contracts.codec import KIB, DeviceId, Text, decode
-from edgewright_contracts.errors import RequestError
+from edgewright_contracts.errors import ContractError, RequestError
 
 HUB_BYTES = 4 * KIB
 ROOT_BYTES = 512 * KIB
@@ -66,6 +66,8 @@ def load(home: Path) -> Identity:
             f"expected an enrolled device in {home}, found no identity; "
             f"`edgewright agent enroll --hub URL --token TOKEN --device ID --home {home}` makes one"
         ) from None
+    if len(root) > ROOT_BYTES:
+        raise ContractError("root.json", f"at most {ROOT_BYTES} bytes", f"{len(root)} bytes")
     return Identity(home, decode(Hub, hub, name="hub.json", limit=HUB_BYTES, wire="json"), root)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -17,10 +19,10 @@ import numpy as np
 import pytest
 
 from edgewright.main import run
-from edgewright_agent import enroll, service, status
+from edgewright_agent import enroll, identity, service, status
 from edgewright_agent.agent import Agent
 from edgewright_agent.disk import RealDisk
-from edgewright_contracts.errors import RequestError, Unavailable
+from edgewright_contracts.errors import ContractError, Refused, RequestError, Unavailable
 from sim import packages
 from sim.broker import SimTransport
 
@@ -229,6 +231,53 @@ def test_enrolling_at_a_hub_that_is_not_there_may_be_tried_again(tmp_path, capsy
     assert enroll.parse(token).secret == "s"
     assert run(["agent", "enroll", *arguments]) == 3
     assert not status.alive(tmp_path)
+    assert not (tmp_path / "identity").exists()
+
+
+def test_an_enrolment_that_fails_leaves_at_most_the_key_that_a_hub_may_have_answered(tmp_path, monkeypatch):
+    class Full(RealDisk):
+        def _put(self, path, data, flags):
+            super()._put(path, data[:3], flags)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    ca = CREDENTIALS["ca.pem"]
+    said = {"secret": "s", "root_sha256": "0" * 64, "ca_sha256": hashlib.sha256(ca).hexdigest()}
+    token = "ew1." + base64.urlsafe_b64encode(json.dumps(said).encode()).decode()
+    posted = Refused("the hub refused: this token was used")
+
+    def body(pool, method, url, limit, data):
+        if method == "POST":
+            raise posted
+        return ca
+
+    def ask(disk):
+        enroll.enroll(disk, tmp_path, hub="https://127.0.0.1:1", token=token, device="d1")
+
+    monkeypatch.setattr(enroll, "_body", body)
+    folder = tmp_path / "identity"
+    with pytest.raises(OSError, match="space"):
+        ask(Full())
+    assert not folder.exists()
+    with pytest.raises(Refused, match="used"):
+        ask(RealDisk())
+    assert not folder.exists()
+    posted = Unavailable("the connection broke")  # behind the question: there may be an answer
+    with pytest.raises(Unavailable):
+        ask(RealDisk())
+    assert [p.name for p in folder.iterdir()] == ["device.key"]
+    key = (folder / "device.key").read_bytes()
+    posted = Refused("the hub refused: try later")
+    with pytest.raises(Refused):
+        ask(RealDisk())
+    assert [p.name for p in folder.iterdir()] == ["device.key"]
+    assert (folder / "device.key").read_bytes() == key
+
+
+def test_root_metadata_of_unreasonable_size_is_damaged(world):
+    home = world.home("dev-1")
+    (home / "identity" / "root.json").write_bytes(b"{" * (identity.ROOT_BYTES + 1))
+    with pytest.raises(ContractError, match=r"root\.json"):
+        identity.load(home)
 
 
 @pytest.mark.process
