@@ -118,7 +118,9 @@ class FleetDrift:
         with self._control.connect() as connection:
             c = control.cursors.c
             self._position = connection.execute(sa.select(c.position).where(c.name == CURSOR)).scalar() or 0
-            for row in connection.execute(sa.select(control.drift).order_by(control.drift.c.updated_ms)):
+            rows = connection.execute(sa.select(control.drift).order_by(control.drift.c.updated_ms)).all()
+            self._references.learn(connection, {row.digest for row in rows})
+            for row in rows:
                 key = Key(*(row._mapping[name] for name in KEY))
                 self._streams[key] = msgspec.convert(row.state, Part)
                 self._verdicts[key] = row.verdict

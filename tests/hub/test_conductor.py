@@ -463,6 +463,28 @@ def test_contexts_that_the_package_does_not_declare_make_no_streams(lived_in: Ho
     assert {(v["foreign_windows"], v["n"]) for v in mine if v["context"] == "night"} == {(0, 100)}
 
 
+def _moved(house: House, *devices: str, windows: int = 8) -> None:
+    """These devices' inputs have moved far enough for alarms."""
+    rng = np.random.default_rng(12)
+    package = house.packages["1.0.0"]
+    for _ in range(windows):
+        cells = {d: draw_cells(package, 300, rng, shift=True) for d in devices}
+        house.report(*(house.row(d, "1.0.0", n=300, n_monitored=300, cells=mine) for d, mine in cells.items()))
+        house.tick()
+
+
+def _alarms(house: House) -> set[tuple[str, str]]:
+    return {(v["subject"], v["part"]) for v in house.conductor.drift.verdicts() if v["verdict"] == "alarm"}
+
+
+def test_an_alarm_acknowledged_after_a_restart_keeps_its_model(lived_in: House) -> None:
+    house = lived_in
+    _moved(house, "pi-0")
+    house.restart()
+    house.conductor.drift.acknowledge("pi-0", who="ann", now_ms=house.now)
+    assert {v["model"] for v in house.conductor.drift.verdicts()} == {"digits"}
+
+
 def test_a_stream_ends_when_its_device_goes_on_to_another_digest(lived_in: House) -> None:
     house = lived_in
     rng = np.random.default_rng(9)
