@@ -281,6 +281,8 @@ class Reporter:
             boot_id, _, connection = ack.birth.partition(".")
             if boot_id == self._boot_id and int(connection) >= self._said.connection:
                 self._spool.declared(self._said.boots)
+                if self._said.wait_s > BIRTH_S[0]:  # the first was not heard, nor what was offered behind it
+                    self._offered.clear()
                 self._said = None
 
     def _wished(self, payload: bytes) -> None:

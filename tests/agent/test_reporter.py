@@ -337,6 +337,17 @@ def test_a_birth_is_said_again_ever_more_seldom_and_not_after_it_is_acknowledged
     assert len(bench.hub.births["dev-1"]) == 8
 
 
+def test_what_was_offered_before_the_hub_heard_of_the_connection_is_offered_again_once_it_has(bench):
+    bench.broker.drop_up, bench.broker.dropped = True, ("birth", "report")  # as while the hub is not subscribed yet
+    bench.link.start(bench.reporter)
+    bench.pass_window(5)
+    bench.broker.drop_up = False
+    for _ in range(3):
+        bench.clock.advance(reporters.BIRTH_S[0])
+        bench.reporter.turn()
+    assert bench.counts() == [5]
+
+
 def test_an_inference_during_the_sealing_falls_into_the_window_that_is_declared_from_then_on(bench):
     bench.link.start(bench.reporter)
     bench.predict(2)
