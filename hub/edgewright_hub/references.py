@@ -56,6 +56,7 @@ class References:
     def __init__(self, blobs: Path) -> None:
         self._blobs = blobs
         self._packages: dict[str, Package] = {}
+        self._unreadable: set[str] = set()
         self._known: dict[tuple[str, str], Reference | None] = {}
 
     def learn(self, connection: sa.Connection, digests: set[str]) -> None:
@@ -63,7 +64,12 @@ class References:
         if digests - set(self._packages):
             p = control.packages.c
             for row in connection.execute(sa.select(p.name, p.digest, p.manifest)):
-                self._packages[row.digest[:16]] = Package(row.name, msgspec.convert(row.manifest, Manifest))
+                try:
+                    self._packages[row.digest[:16]] = Package(row.name, msgspec.convert(row.manifest, Manifest))
+                except (msgspec.ValidationError, ContractError) as error:
+                    if row.digest not in self._unreadable:
+                        _LOG.warning("no drift for %s %s: its manifest in hub.db: %s", row.name, row.digest[:16], error)
+                    self._unreadable.add(row.digest)
 
     def model(self, digest: str) -> str:
         """The package's name, or "" of an unknown one."""
