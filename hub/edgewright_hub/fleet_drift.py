@@ -87,11 +87,16 @@ class FleetDrift:
             return len(rows) == BATCH
 
     def acknowledge(self, subject: str, *, who: str, now_ms: int) -> int:
-        """End every alarm of a device or cohort; its detectors begin anew. How many. Raises RequestError for none."""
+        """End every alarm of a device or fleet; its detectors begin anew. How many. Raises RequestError for none.
+
+        What is ended of a fleet is ended of its devices too, in that part of that stream: the fleet's alarm is made of
+        theirs and would come back with the next window.
+        """
         with self._lock:
             if self._position is None:
                 self._load()
             keys = {k for k, part in self._streams.items() if k.subject == subject and part.alarm}
+            keys |= self._beneath({key for key in keys if key.scope == "cohort"})
             if not keys:
                 raise RequestError(f"{subject!r} has no drift alarm; `edgewright fleet drift` lists them")
             for key in keys:
@@ -102,6 +107,21 @@ class FleetDrift:
                 values = {"at_ms": now_ms, "who": who, "what": "drift acknowledge", "detail": subject}
                 connection.execute(control.audit.insert().values(**values))
             return len(keys)
+
+    def _beneath(self, cohorts: set[Key]) -> set[Key]:
+        """Streams in alarm of the devices of these fleets."""
+        if not cohorts:
+            return set()
+        d = control.devices.c
+        with self._control.connect() as connection:
+            fleets = {row.id: row.fleet for row in connection.execute(sa.select(d.id, d.fleet))}
+        return {
+            key
+            for key, part in self._streams.items()
+            if key.scope == "device"
+            and part.alarm
+            and key._replace(scope="cohort", subject=fleets.get(key.subject, "")) in cohorts
+        }
 
     def verdicts(self) -> list[dict[str, Any]]:
         """Every stream as people read it, alarms first: JSON values only."""

@@ -477,12 +477,39 @@ def _alarms(house: House) -> set[tuple[str, str]]:
     return {(v["subject"], v["part"]) for v in house.conductor.drift.verdicts() if v["verdict"] == "alarm"}
 
 
+def test_a_manifest_that_cannot_be_read_stops_drift_of_no_other_package(
+    lived_in: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    house = lived_in
+    with house.control.begin() as connection:
+        row = {"name": "cars", "version": "1", "digest": "c" * 64, "state": "allowed", "published_ms": 1}
+        connection.execute(control.packages.insert().values(**row, manifest={}))
+    _moved(house, "pi-0")
+    assert ("pi-0", "input") in _alarms(house)
+    assert caplog.text.count("no drift for cars") == 1
+
+
 def test_an_alarm_acknowledged_after_a_restart_keeps_its_model(lived_in: House) -> None:
     house = lived_in
     _moved(house, "pi-0")
     house.restart()
     house.conductor.drift.acknowledge("pi-0", who="ann", now_ms=house.now)
     assert {v["model"] for v in house.conductor.drift.verdicts()} == {"digits"}
+
+
+def test_acknowledging_a_fleet_acknowledges_its_devices_and_no_others(lived_in: House) -> None:
+    house = lived_in
+    house.enrol("far", fleet="field")
+    house.tick()
+    _moved(house, "pi-0", "pi-1", "far")
+    mine, others = {("lab", "input"), ("pi-0", "input"), ("pi-1", "input")}, {("field", "input"), ("far", "input")}
+    assert _alarms(house) == mine | others
+    assert house.conductor.drift.acknowledge("lab", who="ann", now_ms=house.now) == 3
+    assert _alarms(house) == others
+    cells = draw_cells(house.packages["1.0.0"], 300, np.random.default_rng(13))
+    house.window("pi-2", "1.0.0", n=300, n_monitored=300, cells=cells)
+    house.tick()
+    assert _alarms(house) == others, "and does not come back with the next window"
 
 
 def test_a_stream_ends_when_its_device_goes_on_to_another_digest(lived_in: House) -> None:
