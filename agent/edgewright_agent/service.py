@@ -5,7 +5,11 @@
     POST /v2/models/<name>/outcome    {"id": "7", "truth": 3}  or  {"id": "7", "name": "pick_ok", "happened": true}
 
 A shape is the manifest's, with or without a batch of 1 in front. Errors are {"error": "..."}: 400 for a wrong request,
-404 for an unknown path, 503 while no package answers. Thin on purpose: an application in Python uses `Agent` itself.
+403 for one that a web page may have sent, 404 for an unknown path, 503 while no package answers. Thin on purpose: an
+application in Python uses `Agent` itself.
+
+Nothing here authenticates, so that nothing but programs on this machine may be answered: a request must name a loopback
+host, carry no Origin, and post JSON as such. A page in a browser can do none of these at once.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
@@ -47,7 +52,7 @@ def serve(agent: Agent, host: str | None, port: int) -> None:
     with agent:
         if server is not None:
             threading.Thread(target=_serve, args=(server, ended), name="edgewright-http", daemon=True).start()
-            log.info("serving http://%s:%d/v2", host, server.server_port)
+            log.info("serving http://%s:%d/v2", f"[{host}]" if ":" in str(host) else host, server.server_port)
         log.info(
             "%s runs; hub %s:%d", agent.identity.device, agent.identity.hub.broker.host, agent.identity.hub.broker.port
         )
@@ -83,11 +88,16 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, address: tuple[str, int], agent: Agent) -> None:
         self.agent = agent
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, Handler)
 
 
 class NotFound(RequestError):
     pass
+
+
+class Foreign(RequestError):
+    """What may come from a web page."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -105,7 +115,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, route: Any) -> None:
         try:
+            self._local()
             status, body = 200, route(self.path.split("?")[0].strip("/").split("/"))
+        except Foreign as error:
+            self.close_connection = True  # its body was not read
+            status, body = 403, {"error": str(error)}
         except NotFound as error:
             status, body = 404, {"error": str(error)}
         except Unavailable as error:
@@ -122,11 +136,23 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
+    def _local(self) -> None:
+        host = self.headers.get("Host") or ""
+        name = host[1 : host.find("]")] if host.startswith("[") else host.rpartition(":")[0] or host
+        if name not in LOOPBACK:
+            raise Foreign(f"expected a Host of {', '.join(LOOPBACK)}, got {host[:80]!r}")
+        if self.headers.get("Origin") is not None:
+            raise Foreign("expected no Origin: web pages are not served")
+        if self.command == "POST" and self.headers.get_content_type() != "application/json":
+            raise Foreign(f"expected Content-Type: application/json, got {self.headers.get_content_type()}")
+
     def _get(self, parts: list[str]) -> dict[str, Any]:
         match parts:
             case ["v2"]:
                 return {"name": "edgewright", "extensions": []}
             case ["v2", "health", "live"]:
+                if dead := self.server.agent.dead():
+                    raise Unavailable(f"ended, and must be started again: {', '.join(dead)}")
                 return {"live": True}
             case ["v2", "health", "ready"]:
                 if not any(m.active for m in self.server.agent.models()):
@@ -157,13 +183,14 @@ class Handler(BaseHTTPRequestHandler):
         return found
 
     def _body(self) -> dict[str, Any]:
-        length = int(self.headers.get("Content-Length") or 0)
+        said = self.headers.get("Content-Length") or ""
+        length = int(said) if said.isascii() and said.isdigit() and len(said) < 20 else 0
         if not 0 < length <= BODY_BYTES:
             self.close_connection = True  # what was not read cannot be told from the next request
-            raise RequestError(f"expected a body of 1 to {BODY_BYTES} bytes with its Content-Length, got {length}")
+            raise RequestError(f"expected a body of 1 to {BODY_BYTES} bytes with its Content-Length, got {said[:20]!r}")
         try:
             body = json.loads(self.rfile.read(length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RequestError(f"expected a JSON object, got what does not parse: {error}") from None
         if not isinstance(body, dict):
             raise RequestError(f"expected a JSON object, got {type(body).__name__}")
@@ -176,8 +203,10 @@ def infer(model: Model, body: dict[str, Any]) -> dict[str, Any]:
         raise Unavailable(f"model {model.name} has no package yet")
     shapes = {t.name: t.shape for t in model.active.subject.manifest.inputs}
     inputs = dict(tensor(given, shapes) for given in _list(body, "inputs"))
-    context = (body.get("parameters") or {}).get("context", "")
-    found = model.predict(inputs, context=str(context))
+    parameters = body.get("parameters") or {}
+    if not isinstance(parameters, dict):
+        raise RequestError(f"expected an object 'parameters' in the body, got {type(parameters).__name__}")
+    found = model.predict(inputs, context=str(parameters.get("context", "")))
     return {
         "model_name": model.name,
         "model_version": found.digest,

@@ -46,8 +46,9 @@ def fed(world):
         server.server_close()
 
 
-def call(url, body=None):
-    request = urllib.request.Request(url, None if body is None else json.dumps(body).encode())
+def call(url, body=None, **headers):
+    headers = {"Content-Type": "application/json", **headers}
+    request = urllib.request.Request(url, None if body is None else json.dumps(body).encode(), headers)
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return answer.status, json.load(answer)
@@ -89,6 +90,8 @@ def test_the_protocol_answers_with_what_the_model_says_and_joins_outcomes(fed):
         ("/v2/models/digits/infer", {"inputs": [{"name": "x", "shape": [1], "datatype": "UINT8", "data": [999]}]}, 400),
         ("/v2/models/digits/infer", {"inputs": [{"name": "x", "shape": [8], "datatype": "FP99", "data": []}]}, 400),
         ("/v2/models/digits/outcome", {"id": "x"}, 400),
+        ("/v2/models/digits/infer", {"inputs": [], "parameters": [1]}, 400),
+        ("/v2/models/digits/infer", {"inputs": [{"name": "x", "shape": [1], "datatype": ["FP32"], "data": [1]}]}, 400),
     ],
 )  # fmt: skip
 def test_wrong_requests_get_one_message(fed, path, body, code):
@@ -96,6 +99,63 @@ def test_wrong_requests_get_one_message(fed, path, body, code):
     got, answer = call(url + path, body)
     assert got == code
     assert set(answer) == {"error"}
+
+
+def test_what_a_web_page_can_send_is_refused(fed):
+    _, agent, url = fed
+    body = {"id": "1", "name": "pick_ok", "happened": True}
+    assert call(url + "/v2/models/digits/outcome", body)[0] == 200
+    for headers in (
+        {"Host": "evil.example"}, {"Host": "evil.example:80"}, {"Host": "127.0.0.1.evil.example"}, {"Host": "[::1"},
+        {"Origin": "http://evil.example"}, {"Origin": "null"}, {"Content-Type": "text/plain"},
+    ):  # fmt: skip
+        code, answer = call(url + "/v2/models/digits/outcome", body, **headers)
+        assert (code, set(answer)) == (403, {"error"}), headers
+    # A page whose name was bound to this machine may read, too.
+    assert call(url + "/v2/models/digits", Host="evil.example")[0] == 403
+    assert agent.settle()
+
+
+def test_a_request_of_no_length_is_answered_and_ends_its_connection(fed):
+    _, _, url = fed
+    address = ("127.0.0.1", int(url.rpartition(":")[2]))
+    for length in ("abc", "-5", "", "9" * 30, "²"):
+        with socket.create_connection(address, 5) as link:
+            head = "POST /v2/models/digits/infer HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            link.sendall(f"{head}Content-Length: {length}\r\n\r\n".encode())
+            said = b""
+            while more := link.recv(1000):
+                said += more
+        assert said.startswith(b"HTTP/1.1 400 "), length
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="needs IPv6")
+def test_the_other_loopback_is_served_too(world):
+    agent = world.agent()
+    try:
+        server = service.Server(("::1", 0), agent)
+    except OSError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    finally:
+        agent.close()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        assert call(f"http://[::1]:{server.server_port}/v2/models/other")[0] == 404
+        assert call(f"http://[::1]:{server.server_port}/v2/models/other", Host="localhost")[0] == 404
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_an_agent_whose_thread_ended_is_not_live(fed):
+    _, agent, url = fed
+    ended = threading.Thread(target=int, name="edgewright-telemetry")
+    agent._threads.append(ended)
+    code, answer = call(url + "/v2/health/live")
+    agent._threads.remove(ended)
+    assert (code, "edgewright-telemetry" in answer["error"]) == (503, True)
 
 
 def test_only_loopback_is_served(world):
