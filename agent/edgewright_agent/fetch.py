@@ -7,7 +7,7 @@ durable; it never writes more than `size` bytes. Every failure of the network is
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,14 +60,21 @@ class Link:
         finally:
             response.close()  # a connection with half a body in it must not be used again
 
-    def blob(self, disk: Disk, url: str, part: Path, size: int, sha256: str) -> None:
-        """Download into `part`, going on from what it already holds. Raises LinkDown, WrongBytes, OSError."""
+    def blob(
+        self, disk: Disk, url: str, part: Path, size: int, sha256: str, interrupt: Callable[[], None] = lambda: None
+    ) -> None:
+        """Download into `part`, going on from what it already holds. Raises LinkDown, WrongBytes, OSError.
+
+        What `interrupt` raises breaks the download off; it is called before it and for every chunk, so a link that
+        stands still delays it by the time-out of a read. What came in is kept.
+        """
+        interrupt()
         have = disk.size(part) or 0
         if have > size:
             disk.unlink(part)
             have = 0
         if have < size or size == 0:
-            self._resume(disk, url, part, have, size)
+            self._resume(disk, url, part, have, size, interrupt)
         got = disk.sha256(part)
         if got != sha256:
             disk.unlink(part)  # or every later try would build on the same wrong bytes
@@ -75,7 +82,7 @@ class Link:
         disk.fsync(part)
         disk.fsync(part.parent)
 
-    def _resume(self, disk: Disk, url: str, part: Path, have: int, size: int) -> None:
+    def _resume(self, disk: Disk, url: str, part: Path, have: int, size: int, interrupt: Callable[[], None]) -> None:
         response = self.open(url, have)
         if response.status == 416:
             response.close()  # not back to the pool: what is unread would be taken for the next answer
@@ -93,6 +100,7 @@ class Link:
                 raise WrongBytes(f"{url}: expected {size} bytes, got more")
             disk.append(part, chunk)
             have += len(chunk)
+            interrupt()
         if have < size:
             raise LinkDown(f"{url}: broke off after {have} of {size} bytes")
 

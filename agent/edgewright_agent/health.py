@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from enum import StrEnum
 from math import sqrt
 from pathlib import Path
@@ -103,21 +104,27 @@ def over_budget(windows: list[Window], budgets: Budgets, rss_mb: float) -> str:
 
 
 def selftest(
-    folder: Path, variant: str, runtime: str, *, stopping: threading.Event, timeout_s: float = SELFTEST_S
+    folder: Path,
+    variant: str,
+    runtime: str,
+    *,
+    stopping: threading.Event,
+    interrupt: Callable[[], None] = lambda: None,
+    timeout_s: float = SELFTEST_S,
 ) -> tuple[Verdict, str]:
     """Run the self-test of a slot in a child process: (verdict, log). A child that crashes or hangs did not pass.
 
     Raises CutShort when `stopping` is set meanwhile or the child was told to end, NoVerdict when it ended by itself
-    without a word about the model, Damaged when the files are not those that were signed; the child is gone then. It
-    has a session of its own, so that what ends the agent's process group leaves the verdict to the agent, and -P, so
-    that it imports nothing from the working directory.
+    without a word about the model, Damaged when the files are not those that were signed, and what `interrupt` raises,
+    which is called twice a second; the child is gone then. It has a session of its own, so that what ends the agent's
+    process group leaves the verdict to the agent, and -P, so that it imports nothing from the working directory.
     """
     command = [sys.executable, "-P", "-m", "edgewright_agent.selftest_child", str(folder), variant, runtime]
     child = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
     try:
-        out, err = _communicate(child, stopping, timeout_s)
+        out, err = _communicate(child, stopping, interrupt, timeout_s)
     except subprocess.TimeoutExpired as error:
         return Verdict(False, f"the self-test hung for {timeout_s:g} s"), _tail(error.stderr)
     finally:
@@ -139,7 +146,9 @@ def selftest(
     return verdict, log
 
 
-def _communicate(child: subprocess.Popen[bytes], stopping: threading.Event, timeout_s: float) -> tuple[bytes, bytes]:
+def _communicate(
+    child: subprocess.Popen[bytes], stopping: threading.Event, interrupt: Callable[[], None], timeout_s: float
+) -> tuple[bytes, bytes]:
     waited = 0.0
     while True:
         try:
@@ -148,6 +157,7 @@ def _communicate(child: subprocess.Popen[bytes], stopping: threading.Event, time
             waited += 0.5
             if stopping.is_set():
                 raise CutShort("the agent stops; the self-test will be run again") from None
+            interrupt()
             if waited >= timeout_s:
                 raise
 

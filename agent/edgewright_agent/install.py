@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import queue
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -16,6 +17,7 @@ import msgspec
 
 from edgewright_contracts.desired import Desired, DesiredModel
 from edgewright_contracts.errors import ContractError
+from edgewright_contracts.event import FailureClass
 from edgewright_contracts.report import Window
 
 from . import health, update
@@ -24,7 +26,7 @@ from .disk import Disk
 from .failures import Unforeseen, Unsuited, classify, tail
 from .fetch import Link
 from .health import Health
-from .job import Host, Job
+from .job import Host, Interrupted, Job
 from .retreat import load_active, roll_back
 from .slots import ModelState, Store
 from .steps import Steps
@@ -32,6 +34,7 @@ from .trust import Trust
 from .update import Event, Record, State
 
 TICK_S: Final = 1.0  # how soon a deadline is noticed
+KEPT_N: Final = 1000  # sealed windows, while a full disk does not take what they say
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,12 @@ class Sealed(NamedTuple):
     model: str
     windows: list[Window]
     rss_mb: float
+
+
+class Conclusion(NamedTuple):
+    event: Event
+    reason: str
+    failure: FailureClass | None
 
 
 class Installer:
@@ -66,8 +75,10 @@ class Installer:
         self._clock, self._boot_id, self._uniform, self._unforeseen = clock, boot_id, uniform, unforeseen
         self._inbox: queue.SimpleQueue[Desired | Sealed | None] = queue.SimpleQueue()
         self._stopping = link.stopping
-        self._steps = Steps(disk, trust, link, repo, runtimes, link.stopping)
+        self._steps = Steps(disk, trust, link, repo, runtimes, link.stopping, self._interrupt)
         self._jobs: dict[str, Job] = {}
+        self._wishes: dict[str, tuple[DesiredModel, tuple[str, ...]]] = {}  # by model, until the disk took them
+        self._sealed: deque[Sealed] = deque(maxlen=KEPT_N)  # likewise
 
     def boot(self, *, unclean: bool) -> None:
         """Load what runs, resume what was under way. To be called once, before `run`.
@@ -99,11 +110,7 @@ class Installer:
     def run(self) -> None:
         """Until `stop`."""
         while not self._stopping.is_set():
-            try:
-                self._turn()
-            except Exception as error:  # a full disk, most likely: nothing moved, so the same is tried again
-                self._unforeseen.tell("install", error)
-                self._stopping.wait(TICK_S)
+            self._turn()
 
     def desire(self, desired: Desired) -> None:
         self._inbox.put(desired)
@@ -124,16 +131,58 @@ class Installer:
         return any(j.record.state is State.PROBATION or j.rollout for j in list(self._jobs.values()))
 
     def _turn(self) -> None:
+        """One step of each job, and what came in between them; without anything to do, the wait for a message."""
+        moved = False
         for job in list(self._jobs.values()):
-            self._work(job)
+            self._read()
+            if self._stopping.is_set():
+                return
+            try:
+                moved = self._advance(job) or moved
+            except Exception as error:  # a full disk, most likely: nothing moved, so the same is tried again
+                self._unforeseen.tell("install", error)
+        self._read(0.0 if moved else TICK_S)
+
+    def _read(self, wait_s: float = 0.0) -> None:
+        """Handle what has come in. What the disk refuses is kept and tried again; nothing is raised."""
         try:
-            message = self._inbox.get(timeout=TICK_S)
+            message = self._inbox.get(timeout=wait_s) if wait_s else self._inbox.get_nowait()
+            while True:
+                self._file(message)
+                message = self._inbox.get_nowait()
         except queue.Empty:
-            return
+            pass
+        for name, wish in list(self._wishes.items()):
+            if self._handled(self._want, *wish):
+                del self._wishes[name]
+        while self._sealed and self._handled(self._observed, self._sealed[0]):
+            self._sealed.popleft()
+
+    def _file(self, message: Desired | Sealed | None) -> None:
         if isinstance(message, Desired):
-            self._desired(message)
+            self._handled(self._desired, message)
         elif isinstance(message, Sealed):
-            self._sealed(message)
+            self._sealed.append(message)
+
+    def _handled(self, act: Callable[..., None], *given: object) -> bool:
+        """False when it shall be tried again: the disk may have room then. A bug would only come again."""
+        try:
+            act(*given)
+        except Exception as error:
+            self._unforeseen.tell("install", error)
+            return not isinstance(error, OSError)
+        return True
+
+    def _interrupt(self, job: Job) -> None:
+        """Called in the middle of a long step of `job`: raises Interrupted when something cannot wait for its end."""
+        if not self._inbox.empty():
+            self._read()
+        if _withdrawn(job) or any(self._urgent(other) for other in self._jobs.values() if other is not job):
+            raise Interrupted
+
+    def _urgent(self, job: Job) -> bool:
+        rolling_back = job.record.state is State.ROLLBACK and job.now_s >= job.retry_at_s
+        return rolling_back or _withdrawn(job) or self._conclusion(job) is not None
 
     def _job(self, name: str) -> Job:
         if name not in self._jobs:
@@ -147,13 +196,16 @@ class Installer:
         return self._jobs[name]
 
     def _desired(self, desired: Desired) -> None:
-        for model in desired.models:
-            job = self._job(model.name)
-            job.retry_at_s = 0.0
-            before, job.wanted = job.wanted, model
-            if before is not None and before.rollout != model.rollout and job.loaded is not None:
-                job.switch()
-            self._clear(job, desired.cleared_digests)
+        for model in desired.models:  # the newest wish for a model replaces one that is still kept
+            self._wishes[model.name] = (model, desired.cleared_digests)
+
+    def _want(self, model: DesiredModel, cleared: tuple[str, ...]) -> None:
+        job = self._job(model.name)
+        job.retry_at_s = 0.0
+        before, job.wanted = job.wanted, model
+        if before is not None and before.rollout != model.rollout and job.loaded is not None:
+            job.switch()
+        self._clear(job, cleared)
 
     def _clear(self, job: Job, digests: tuple[str, ...]) -> None:
         kept = {d: why for d, why in job.state.blocked.items() if d not in digests}
@@ -163,7 +215,7 @@ class Installer:
         if job.record.state is State.BLOCKED and job.record.digest in digests:
             job.go(Event.DONE, reason="cleared by the operator", failure="operator")
 
-    def _sealed(self, sealed: Sealed) -> None:
+    def _observed(self, sealed: Sealed) -> None:
         job = self._jobs.get(sealed.model)
         if job is None:
             return
@@ -195,23 +247,23 @@ class Installer:
             )
         )
 
-    def _work(self, job: Job) -> None:
-        """Take steps until the model waits for something: a wish, a window, a retry."""
-        while not self._stopping.is_set():
-            state, wanted = job.record.state, job.wanted
-            changed = wanted is not None and job.record.digest != wanted.digest
-            if changed and state in update.CANCELLED:
-                job.go(Event.WITHDRAWN, reason="the hub wants something else", failure="operator")
-            elif state is State.IDLE:
-                if not self._begin(job):
-                    return
-            elif state is State.PROBATION:
-                if not self._conclude(job):
-                    return
-            elif state is State.BLOCKED or job.now_s < job.retry_at_s:
-                return
-            else:
-                self._step(job)
+    def _advance(self, job: Job) -> bool:
+        """Take one step; False when the model waits for something: a wish, a window, a retry."""
+        state = job.record.state
+        if _withdrawn(job):
+            job.go(Event.WITHDRAWN, reason="the hub wants something else", failure="operator")
+        elif state is State.IDLE:
+            return self._begin(job)
+        elif state is State.PROBATION:
+            end = self._conclusion(job)
+            if end is None:
+                return False
+            job.go(end.event, reason=end.reason, failure=end.failure)
+        elif state is State.BLOCKED or job.now_s < job.retry_at_s:
+            return False
+        else:
+            self._step(job)
+        return True
 
     def _begin(self, job: Job) -> bool:
         wanted = job.wanted
@@ -239,21 +291,21 @@ class Installer:
         now = self._clock.wall_ms()
         return now is not None and (wanted.not_before or 0) <= now <= (wanted.not_after or now)
 
-    def _conclude(self, job: Job) -> bool:
-        """End the probation when it is time; True when it ended."""
+    def _conclusion(self, job: Job) -> Conclusion | None:
+        """How the probation ends, when it is time."""
         record = job.record
-        assert record.wanted is not None
+        if record.state is not State.PROBATION or record.wanted is None:
+            return None
         rule = record.wanted.probation
         late = job.now_s - job.probation_since_s > rule.max_s
         if record.healthy >= rule.windows and (self._host.online or late):
             how = f"{record.healthy} healthy windows"
-            job.go(Event.DONE, reason=how if self._host.online else f"offline: {how}, no contact with the hub")
-            return True
+            offline = f"offline: {how}, no contact with the hub"
+            return Conclusion(Event.DONE, how if self._host.online else offline, None)
         if late:
             reason = f"no verdict in {rule.max_s:g} s: {record.healthy} of {rule.windows} healthy windows"
-            job.go(Event.DELAYED, reason=reason, failure="operator")
-            return True
-        return False
+            return Conclusion(Event.DELAYED, reason, "operator")
+        return None
 
     def _step(self, job: Job) -> None:
         try:
@@ -264,6 +316,8 @@ class Installer:
                     self._wait(job)
             else:
                 self._steps.take(job)
+        except Interrupted:
+            return
         except Exception as error:  # whatever a step throws has a class, and the machine goes on
             if self._stopping.is_set():
                 return  # cut short by the end of the process: the next boot resumes
@@ -289,3 +343,8 @@ class Installer:
     def _wait(self, job: Job) -> None:
         """The next attempt comes later each time."""
         job.retry_at_s = job.now_s + update.retry_after_s(job.record.attempt, self._uniform())
+
+
+def _withdrawn(job: Job) -> bool:
+    """Whether what is under way is not wanted any more."""
+    return job.wanted is not None and job.record.digest != job.wanted.digest and job.record.state in update.CANCELLED

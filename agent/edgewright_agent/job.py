@@ -30,6 +30,10 @@ HISTORY_N: Final = 100_000  # inferences that the pre-period remembers before it
 log = logging.getLogger(__name__)
 
 
+class Interrupted(Exception):
+    """Nothing is wrong: a step gives way, and is taken again from where it was."""
+
+
 class Loaded(NamedTuple):
     package: Package
     variant: Variant

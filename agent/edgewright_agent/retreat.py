@@ -12,6 +12,7 @@ import msgspec
 from . import update
 from .failures import classify
 from .job import Job
+from .slots import Side
 from .steps import load
 from .update import Event, State
 
@@ -40,15 +41,15 @@ def roll_back(job: Job) -> None:
     """
     state, record = job.state, job.record
     running, blame = state.running, record.failure == "model"
-    sides = [state.active]
+    sides: list[Side] = [state.active] if state.active else []
     if running is not None and running.digest == record.digest:
         previous = state.slot(state.spare) is not None
         sides = [state.spare] if previous else []
-        if previous and not blame:
+        if previous and not blame and state.active:
             sides.append(state.active)  # withdrawn, but better than nothing when the other has rotted
     job.phase, job.loaded = "normal", None
     state = msgspec.structs.replace(state, active=None)
-    for side in filter(None, sides):
+    for side in sides:
         try:
             job.loaded = load(job.store, side)
         except Exception:

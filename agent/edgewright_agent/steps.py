@@ -36,11 +36,20 @@ WARM_ROWS: Final = 3
 
 
 class Steps:
+    """`interrupt` raises Interrupted when a step of this job that takes long must give way."""
+
     def __init__(
-        self, disk: Disk, trust: Trust, link: Link, repo: str, runtimes: tuple[str, ...], stopping: threading.Event
+        self,
+        disk: Disk,
+        trust: Trust,
+        link: Link,
+        repo: str,
+        runtimes: tuple[str, ...],
+        stopping: threading.Event,
+        interrupt: Callable[[Job], None],
     ) -> None:
         self._disk, self._trust, self._link, self._repo = disk, trust, link, repo
-        self._runtimes, self._stopping = runtimes, stopping
+        self._runtimes, self._stopping, self._interrupt = runtimes, stopping, interrupt
         self._arch, self._agent = platform.machine().lower(), importlib.metadata.version("edgewright")
         self._table: dict[State, Callable[[Job], None]] = {
             State.FETCH: self._fetch,
@@ -75,9 +84,8 @@ class Steps:
             raise DiskFull(f"expected {need} bytes of free disk, got {free}")
         for file in needed(variant):
             ref = manifest.files[file]
-            self._link.blob(
-                self._disk, f"{self._repo}blobs/{ref.sha256}", job.store.part(ref.sha256), ref.size, ref.sha256
-            )
+            url, part = f"{self._repo}blobs/{ref.sha256}", job.store.part(ref.sha256)
+            self._link.blob(self._disk, url, part, ref.size, ref.sha256, lambda: self._interrupt(job))
         job.fetched = (data, Slot(wanted.digest, manifest.version, variant.id, runtime))
         job.go(Event.DONE, reason=f"{manifest.version} {variant.id} for {runtime}")
 
@@ -92,7 +100,13 @@ class Steps:
     def _selftest(self, job: Job) -> None:
         side, slot = job.staged()
         job.store.verified(side)
-        verdict, tail = health.selftest(job.store.side(side), slot.variant, slot.runtime, stopping=self._stopping)
+        verdict, tail = health.selftest(
+            job.store.side(side),
+            slot.variant,
+            slot.runtime,
+            stopping=self._stopping,
+            interrupt=lambda: self._interrupt(job),
+        )
         if verdict.passed:
             job.go(Event.DONE, reason=f"passed; peak {verdict.rss_mb:.0f} MB")
         else:
@@ -117,12 +131,13 @@ class Steps:
         record = msgspec.structs.replace(
             update.advance(job.record, Event.DONE), before=job.history, healthy=0, breaches=0, crashes=0
         )
+        job.emit(record, "")
+        # One write moves the pointer and begins the probation: there is no moment between them. The package answers
+        # only behind it, for nobody would judge what the disk does not know of.
+        job.store.save(msgspec.structs.replace(job.state, active=side, record=record))
         job.loaded, job.candidate, job.phase = job.candidate, None, "probation"
         job.probation_since_s, job.history = job.now_s, PrePeriod()
         job.switch()
-        job.emit(record, "")
-        # One write moves the pointer and begins the probation: there is no moment between them.
-        job.store.save(msgspec.structs.replace(job.state, active=side, record=record))
 
     def _commit(self, job: Job) -> None:
         job.phase = "normal"

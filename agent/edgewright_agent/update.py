@@ -153,7 +153,8 @@ def want(record: Record, wanted: DesiredModel) -> Record:
     """A new attempt at `wanted`, from idle."""
     again = record.digest == wanted.digest
     fresh = Record(wanted=wanted, attempt=record.attempt + 1 if again else 1)
-    return advance(fresh, Event.WANTED, reason="wanted by the hub")
+    skipped = "; a shadow run is not supported by this agent and is left out" if wanted.shadow else ""
+    return advance(fresh, Event.WANTED, reason=f"wanted by the hub{skipped}")
 
 
 def resume(record: Record, *, unclean: bool) -> tuple[Record, Event | None]:

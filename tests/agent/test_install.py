@@ -1,0 +1,206 @@
+"""The install thread: it listens while it works, loses no wish, and does not spin."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import threading
+
+import msgspec
+import pytest
+
+from edgewright_agent.disk import RealDisk
+from edgewright_agent.update import State
+from edgewright_contracts.desired import Desired, DesiredModel, Shadow
+from edgewright_contracts.errors import RequestError, Unavailable
+from sim import packages
+
+GOOD = ["idle", "fetch", "stage", "selftest", "warmup", "activate", "probation", "commit", "idle"]
+
+
+class FullDisk(RealDisk):
+    """Refuses to write while `full`; `refused` counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.full, self.refused = False, 0
+
+    def _put(self, path, data, flags):
+        if self.full:
+            self.refused += 1
+            raise OSError(errno.ENOSPC, "no space left on device")
+        super()._put(path, data, flags)
+
+
+@pytest.fixture
+def feed():
+    """feed(agent, image) predicts until the test ends."""
+    stop, threads = threading.Event(), []
+
+    def start(agent, image):
+        def run():
+            while not stop.wait(0.003):
+                with contextlib.suppress(RequestError, Unavailable):
+                    agent.model("digits").predict({"image": image[0]})
+
+        threads.append(threading.Thread(target=run))
+        threads[-1].start()
+
+    yield start
+    stop.set()
+    for thread in threads:
+        thread.join()
+
+
+def test_a_release_that_is_withdrawn_while_it_comes_in_never_answers(world, feed, monkeypatch):
+    first, second = world.package("v1"), world.package("v2", version="2.0.0", seed=2)
+    image = [packages.draw(1, seed=1)[0][0]]
+    with world.agent() as agent:
+        feed(agent, image)
+        world.want(first)
+        assert world.hub.wait(lambda: world.hub.trace("dev-1") == GOOD)
+        link = agent._installer._steps._link
+        chunks, again = link.chunks, threading.Event()
+
+        def withdrawn(response):
+            for chunk in chunks(response):
+                if "/blobs/" in str(response.url) and not again.is_set():
+                    again.set()
+                    world.want(first)  # the hub took it back, with the first bytes of it on the device
+                yield chunk
+
+        monkeypatch.setattr(link, "chunks", withdrawn)
+        world.want(second)
+        assert world.hub.wait(lambda: world.hub.trace("dev-1")[8:] == ["idle", "fetch", "idle"])
+        told = world.hub.events["dev-1"][-1]
+        assert (told.failure, told.reason) == ("operator", "the hub wants something else")
+    assert {w.digest for w in world.hub.windows["dev-1"]} == {first.digest[:16]}
+
+
+def test_a_release_that_is_withdrawn_during_its_selftest_is_not_switched_to(world, monkeypatch):
+    package = world.package("v1")
+    with world.agent() as agent:
+        steps = agent._installer._steps
+        selftest = steps._table[State.SELFTEST]
+
+        def withdrawn(job):
+            selftest(job)
+            agent._installer.desire(Desired(rev=2, models=(DesiredModel(name="digits", digest=None),)))
+
+        monkeypatch.setitem(steps._table, State.SELFTEST, withdrawn)
+        world.want(package)
+        assert world.hub.wait(lambda: world.hub.trace("dev-1") == [*GOOD[:5], "idle"])
+        assert agent.model("digits").active is None
+
+
+def test_a_trial_that_breaks_is_ended_while_another_model_comes_in(world, feed, monkeypatch):
+    first, second = world.package("v1"), world.package("v2", version="2.0.0", seed=2)
+    other = world.package("other", name="other")
+    good = packages.draw(1, seed=1)[0][0]
+    bad = good.copy()
+    bad[0, 0] = 200  # out of range: every input is refused
+    image = [good]
+    with world.agent() as agent:
+        feed(agent, image)
+        world.want(first)
+        assert world.hub.wait(lambda: world.hub.trace("dev-1") == GOOD)
+        world.want(second, windows=10_000)
+        assert world.hub.wait(lambda: world.hub.trace("dev-1")[-1] == "probation")
+        link = agent._installer._steps._link
+        rolled_back, begun, chunks = threading.Event(), threading.Event(), link.chunks
+        emit = agent._installer._host.emit
+
+        def noted(event):
+            emit(event)
+            if event.model == "digits" and event.after == "blocked":
+                rolled_back.set()
+
+        def endless(response):
+            """A slow link: one byte of the other model each 20 ms until the trial of the first has ended."""
+            for chunk in chunks(response):
+                if "/blobs/" in str(response.url) and not rolled_back.is_set():
+                    begun.set()
+                    for byte in chunk[: len(chunk) // 2]:
+                        if rolled_back.wait(0.02):
+                            break
+                        yield bytes([byte])
+                    return
+                yield chunk
+
+        monkeypatch.setattr(agent, "emit", noted)
+        monkeypatch.setattr(link, "chunks", endless)
+        wished = agent._reporter.desired
+        world.rev += 1
+        models = (*wished.models, DesiredModel(name="other", digest=other.digest))
+        world.hub.want("dev-1", Desired(rev=world.rev, config=wished.config, models=models))
+        assert begun.wait(10)
+        image[0] = bad
+        assert rolled_back.wait(20)
+        assert agent.model("digits").active.digest == first.digest
+        assert agent._installer.states()["other"].record.state is State.FETCH
+        image[0] = good
+        assert agent.model("other").wait(30)  # and its download went on
+
+
+def test_a_wish_is_kept_until_the_disk_took_it(world, monkeypatch):
+    package = world.package("v1")
+    disk, refused = RealDisk(), itertools.count()
+    mkdir = disk.mkdir
+
+    def once(path):
+        if path.name == "digits" and next(refused) == 0:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        mkdir(path)
+
+    monkeypatch.setattr(disk, "mkdir", once)
+    with world.agent(disk=disk) as agent:
+        world.want(package)
+        assert agent.model("digits").wait(20)
+    assert next(refused) > 1
+
+
+def test_a_disk_that_fills_up_before_the_switch_keeps_the_new_package_from_answering_and_nothing_spins(
+    world, monkeypatch
+):
+    package = world.package("v1")
+    disk = FullDisk()
+    with world.agent(disk=disk) as agent:
+        steps, installer = agent._installer._steps, agent._installer
+        warm_up, tried, took = steps._table[State.WARMUP], threading.Event(), []
+        activate = steps._table[State.ACTIVATE]
+
+        def fill(job):
+            warm_up(job)
+            disk.full = True
+
+        def counted(job):
+            took.append(job.now_s)
+            tried.set()
+            activate(job)
+
+        monkeypatch.setitem(steps._table, State.WARMUP, fill)
+        monkeypatch.setitem(steps._table, State.ACTIVATE, counted)
+        world.want(package)
+        assert tried.wait(20)
+        threading.Event().wait(2)  # time in which a thread that spins would try thousands of times
+        assert len(took) == 1
+        assert agent.model("digits").active is None
+        installer.desire(Desired(rev=99, models=(DesiredModel(name="digits", digest=None),)))
+        for _ in range(100):
+            if installer._jobs["digits"].wanted.digest is None:
+                break
+            threading.Event().wait(0.05)
+        assert installer._jobs["digits"].wanted.digest is None  # it listens all the while
+        disk.full = False
+
+
+def test_a_shadow_run_that_this_agent_cannot_do_is_named_and_not_passed_over_in_silence(world):
+    package = world.package("v1")
+    with world.agent() as agent:
+        model = DesiredModel(name="digits", digest=package.digest, shadow=Shadow(share=0.1))
+        world.hub.want("dev-1", Desired(rev=1, models=(model,)))
+        assert agent.model("digits").wait(20)
+        assert world.hub.wait(lambda: len(world.hub.events["dev-1"]) > 0)
+    wanted = msgspec.structs.asdict(world.hub.events["dev-1"][0])
+    assert (wanted["after"], "shadow run is not supported" in wanted["reason"]) == ("fetch", True)
