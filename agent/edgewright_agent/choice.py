@@ -28,6 +28,11 @@ def choose(
             f"expected agent >= {manifest.requires_agent}, this is {agent}; "
             f"update the agent, or send {manifest.name} {manifest.version} to other devices"
         )
+    if manifest.preprocess == "host":
+        raise Unsuited(
+            f"expected preprocess: graph, {manifest.name} {manifest.version} has host, and this agent cannot check the "
+            f"application's own transform; export the package with its preprocessing in the graph"
+        )
     for variant, runtime in manifest.ranked(arch, runtimes):
         if wanted.variant in (None, variant.id):
             return variant, runtime

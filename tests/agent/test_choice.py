@@ -52,6 +52,12 @@ def test_a_package_for_a_later_agent_is_refused_with_both_versions(manifest, nee
         choose(later, WANTED, **HERE)
 
 
+def test_a_package_whose_preprocessing_is_the_applications_is_refused_with_the_way_out(manifest):
+    host = msgspec.structs.replace(manifest, preprocess="host")
+    with pytest.raises(Unsuited, match=r"expected preprocess: graph, digits .* has host, .*in the graph"):
+        choose(host, WANTED, **HERE)
+
+
 def test_a_package_of_another_name_is_not_what_was_wanted(manifest):
     with pytest.raises(ContractError, match=r"manifest\.name"):
         choose(manifest, DesiredModel(name="kws", digest="a" * 64), **HERE)
