@@ -9,6 +9,8 @@ revive old metadata; a clock raises that mark only while it is synced, so that a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -54,14 +56,45 @@ class Trust:
 
         Raises LinkDown, Distrusted, NotAllowed, OSError.
         """
+        with self._verifying():
+            updater = self._refreshed()
+            path, target = self._find(name, digest)
+            if target.length > MANIFEST_BYTES:
+                raise Distrusted(f"{path}: expected a manifest of at most {MANIFEST_BYTES} bytes, got {target.length}")
+            local = self._folder / "manifest.json"
+            updater.download_target(target, str(local))
+            data = self._disk.read(local)
+            self._disk.unlink(local)
+            return data
+
+    def allow(self, name: str, digest: str) -> None:
+        """Whether a package that is on this device already may run: by what the owner signs now, or, while the
+        repository cannot be reached, by what was verified last, until that expires.
+
+        Raises LinkDown, Distrusted, NotAllowed, OSError.
+        """
+        with self._verifying():
+            try:
+                self._refreshed()
+            except tuf_errors.DownloadError:
+                file = self._folder / "targets.json"
+                if not file.exists():
+                    raise  # nothing was ever verified
+                if Metadata[Targets].from_file(str(file)).signed.is_expired(self._now()):
+                    raise  # or a hub could keep up for ever what its owner withdrew
+            self._find(name, digest)
+
+    @contextmanager
+    def _verifying(self) -> Iterator[None]:
         try:
-            return self._manifest(name, digest)
+            yield
         except tuf_errors.DownloadError as error:
             raise LinkDown(f"{self._repo}: {error or type(error).__name__}") from error
         except tuf_errors.RepositoryError as error:
             raise Distrusted(f"the repository {self._repo} does not verify: {error}") from error
 
-    def _manifest(self, name: str, digest: str) -> bytes:
+    def _refreshed(self) -> Updater:
+        """With all metadata as the repository has it now, verified."""
         self._disk.mkdir(self._folder)
         updater = Updater(
             str(self._folder),
@@ -76,14 +109,7 @@ class Trust:
         updater._trusted_set.reference_time = self._now()
         updater.refresh()
         self._raise_mark()
-        path, target = self._find(name, digest)
-        if target.length > MANIFEST_BYTES:
-            raise Distrusted(f"{path}: expected a manifest of at most {MANIFEST_BYTES} bytes, got {target.length}")
-        local = self._folder / "manifest.json"
-        updater.download_target(target, str(local))
-        data = self._disk.read(local)
-        self._disk.unlink(local)
-        return data
+        return updater
 
     def _find(self, name: str, digest: str) -> tuple[str, TargetFile]:
         """The target of `name` with this digest in the targets metadata that `refresh` has just verified."""

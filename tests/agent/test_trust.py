@@ -152,3 +152,26 @@ def test_a_blob_longer_than_signed_is_never_stored(device, repository, package, 
 def test_a_blob_is_hashed_without_holding_it_in_memory(device, repository, package, tmp_path, monkeypatch):
     monkeypatch.setattr(device.disk, "read", lambda path: pytest.fail(f"{path} is read whole"))
     blob(device, repository, package, tmp_path / "part")
+
+
+def test_what_is_on_the_device_may_run_by_what_was_verified_last_until_that_expires(device, repository, package):
+    name, digest = package.manifest.name, package.digest
+    repository.down = True
+    with pytest.raises(LinkDown):  # nothing was ever verified
+        device.trust.allow(name, digest)
+    repository.down = False
+    device.manifest(package)
+    repository.down = True
+    device.trust.allow(name, digest)
+    with pytest.raises(NotAllowed):
+        device.trust.allow(name, "f" * 64)
+    device.clock.advance(timedelta(days=366).total_seconds())
+    with pytest.raises(LinkDown):
+        device.trust.allow(name, digest)
+
+
+def test_what_is_on_the_device_and_was_withdrawn_may_not_run(device, repository, package):
+    device.manifest(package)
+    repository.withdraw(package)
+    with pytest.raises(NotAllowed, match="signs no package digits"):
+        device.trust.allow(package.manifest.name, package.digest)

@@ -107,8 +107,36 @@ def test_going_back_takes_the_other_slot_without_a_download(world):
         world.repository.requests.clear()
         world.want(first)
         assert world.hub.wait(lambda: len(world.hub.trace("dev-1")) == 25)
-        assert world.repository.requests == []
+        assert not [path for path, _ in world.repository.requests if "/blobs/" in path]
         assert feed.digests == [first.digest, second.digest, first.digest]
+
+
+def test_a_package_that_its_owner_withdrew_does_not_come_back_from_the_other_slot(world):
+    first, second = world.package("v1"), world.package("v2", version="2.0.0", seed=1)
+    with world.agent() as agent, Feed(agent) as feed:
+        world.want(first)
+        assert world.hub.wait(lambda: world.hub.trace("dev-1") == GOOD)
+        world.want(second)
+        assert world.hub.wait(lambda: len(world.hub.trace("dev-1")) == 17)
+        world.repository.withdraw(first)
+        world.want(first)
+        assert world.hub.wait(lambda: world.hub.trace("dev-1")[17:] == ["fetch", "idle"])
+    told = world.hub.events["dev-1"][-1]
+    assert told.failure == "hub"
+    assert "signs no package digits" in told.reason
+    assert feed.digests == [first.digest, second.digest]
+
+
+def test_going_back_works_while_the_repository_is_down(world):
+    first, second = world.package("v1"), world.package("v2", version="2.0.0", seed=1)
+    with world.agent() as agent, Feed(agent) as feed:
+        world.want(first)
+        assert world.hub.wait(lambda: world.hub.trace("dev-1") == GOOD)
+        world.want(second)
+        assert world.hub.wait(lambda: len(world.hub.trace("dev-1")) == 17)
+        world.repository.down = True
+        world.want(first)
+        assert world.hub.wait(lambda: feed.digests == [first.digest, second.digest, first.digest])
 
 
 def test_a_restarted_agent_answers_with_what_it_had_before_any_hub(world):
