@@ -47,7 +47,7 @@ class Spool(msgspec.Struct, frozen=True, kw_only=True):
     next_seq: Sequence
     unacknowledged: Count = 0
     sealed: Count = 0  # windows without a number yet
-    dropped: Count = 0  # windows lost to a full or damaged disk since the spool was made
+    dropped: Count = 0  # windows and events lost to a full or damaged disk since the spool was made
 
 
 class Birth(msgspec.Struct, frozen=True, kw_only=True):

@@ -396,7 +396,7 @@ def test_a_package_whose_process_is_killed_three_times_in_probation_is_rolled_ba
     with world.agent() as agent:
         assert world.hub.wait(lambda: world.hub.trace("dev-1")[-2:] == ["rollback", "blocked"])
         assert agent.model("digits").active.digest == good.digest
-    assert "crashes" in next(e for e in world.hub.events["dev-1"] if e.after == "rollback").reason
+    assert next(e for e in world.hub.events["dev-1"] if e.after == "rollback").failure == "model"
 
 
 def _credentials() -> dict[str, bytes]:
