@@ -111,6 +111,8 @@ class Installer:
         """Until `stop`."""
         while not self._stopping.is_set():
             self._turn()
+        for job in self._jobs.values():
+            self._handled(job.keep_history)
 
     def desire(self, desired: Desired) -> None:
         self._inbox.put(desired)

@@ -26,6 +26,7 @@ from .slots import ModelState, Side, Slot, Store
 from .update import Event, PrePeriod, Record, State
 
 HISTORY_N: Final = 100_000  # inferences that the pre-period remembers before it halves
+HISTORY_S: Final = 3600.0  # between two writes of it, but for the first ones: flash wears
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,8 @@ class Job:
         self.candidate: Loaded | None = None
         self.fetched: tuple[bytes, Slot] | None = None
         self.phase: Phase = "normal"
-        self.history = PrePeriod()
+        self.history = store.state.history
+        self.history_kept_s = self.now_s
         self.retry_at_s = 0.0
         self.probation_since_s = 0.0
 
@@ -151,3 +153,11 @@ class Job:
         if h.n > HISTORY_N:
             h = PrePeriod(h.n // 2, h.errors // 2, h.rejected // 2)
         self.history = h
+        if h.n >= 2 * self.state.history.n or self.now_s - self.history_kept_s >= HISTORY_S:
+            self.keep_history()
+
+    def keep_history(self) -> None:
+        """A reboot must not forget what the running package did, or the next is judged against a guess."""
+        if self.history != self.state.history:
+            self.store.save(msgspec.structs.replace(self.state, history=self.history))
+        self.history_kept_s = self.now_s

@@ -59,6 +59,8 @@ def roll_back(job: Job) -> None:
             state = msgspec.structs.replace(state, active=side)
             break
     job.switch()
+    if running is not None and running.digest == record.digest:
+        job.history = record.before  # of what runs again
     if blame:
         state = msgspec.structs.replace(state, blocked={**state.blocked, record.digest: record.reason})
     event = Event.BROKEN if blame else Event.DONE
@@ -66,7 +68,7 @@ def roll_back(job: Job) -> None:
     back_to = state.running
     job.emit(after, f"runs {back_to.version} again" if back_to else "nothing was there before")
     # One write moves the pointer and ends the rollback: there is no moment between them.
-    job.store.save(msgspec.structs.replace(state, record=after))
+    job.store.save(msgspec.structs.replace(state, record=after, history=job.history))
 
 
 def _fall_back(job: Job, error: Exception) -> None:

@@ -21,7 +21,7 @@ from edgewright_contracts.manifest import Manifest, Variant, VariantId, decode_m
 from edgewright_contracts.package import Package
 
 from .disk import Disk, atomic_write
-from .update import Record
+from .update import PrePeriod, Record
 
 STATE_BYTES: Final = 1 << 20
 VERSION: Final = 1
@@ -47,6 +47,7 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True):
     b: Slot | None = None
     record: Record = Record()
     blocked: dict[Sha256, str] = {}  # digest → reason
+    history: PrePeriod = PrePeriod()  # of what runs: what the next package will be judged against
 
     @property
     def running(self) -> Slot | None:

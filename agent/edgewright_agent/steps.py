@@ -135,7 +135,7 @@ class Steps:
         job.emit(record, "")
         # One write moves the pointer and begins the probation: there is no moment between them. The package answers
         # only behind it, for nobody would judge what the disk does not know of.
-        job.store.save(msgspec.structs.replace(job.state, active=side, record=record))
+        job.store.save(msgspec.structs.replace(job.state, active=side, record=record, history=PrePeriod()))
         job.loaded, job.candidate, job.phase = job.candidate, None, "probation"
         job.probation_since_s, job.history = job.now_s, PrePeriod()
         job.switch()

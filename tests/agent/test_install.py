@@ -204,3 +204,71 @@ def test_a_shadow_run_that_this_agent_cannot_do_is_named_and_not_passed_over_in_
         assert world.hub.wait(lambda: len(world.hub.events["dev-1"]) > 0)
     wanted = msgspec.structs.asdict(world.hub.events["dev-1"][0])
     assert (wanted["after"], "shadow run is not supported" in wanted["reason"]) == ("fetch", True)
+
+
+def test_what_the_package_before_did_outlives_a_reboot_and_a_rollback(world, feed):
+    first, second = world.package("v1"), world.package("v2", version="2.0.0", seed=2)
+    good = packages.draw(1, seed=1)[0][0]
+    bad = good.copy()
+    bad[0, 0] = 200  # out of range: refused
+    with world.agent() as agent:
+        world.want(first)
+        feed(agent, [good])
+        assert world.hub.wait(lambda: world.hub.trace("dev-1") == GOOD)
+        feed(agent, [bad])  # from now on half of all inputs are refused, whatever runs
+        history = agent._installer._jobs["digits"]
+        assert world.hub.wait(lambda: history.history.n > 200 and history.history.rejected > 100)
+    seen = history.history
+    with world.agent() as agent:
+        assert agent._installer._jobs["digits"].history == seen
+        feed(agent, [good])
+        feed(agent, [bad])
+        world.want(second, windows=2)
+        assert world.hub.wait(lambda: world.hub.trace("dev-1")[9:] == GOOD[1:])  # no worse than before
+
+
+def test_the_yardstick_of_a_trial_that_went_back_is_that_of_the_old_package_again(world, feed):
+    first, second = world.package("v1"), world.package("v2", version="2.0.0", seed=2)
+    good = packages.draw(1, seed=1)[0][0]
+    with world.agent() as agent:
+        world.want(first)
+        feed(agent, [good])
+        assert world.hub.wait(lambda: world.hub.trace("dev-1") == GOOD)
+        job = agent._installer._jobs["digits"]
+        assert world.hub.wait(lambda: job.history.n > 50)
+        world.want(second, windows=10_000)
+        assert world.hub.wait(lambda: agent.model("digits").active.digest == second.digest)  # behind every write
+        before = job.record.before
+        assert before.n > 50
+        assert job.history.n == 0
+        world.want(first)
+        assert world.hub.wait(lambda: world.hub.trace("dev-1")[-2:] == ["rollback", "idle"])
+        assert job.history.n >= before.n
+
+
+def test_a_history_is_written_while_it_doubles_and_then_once_an_hour():
+    from pathlib import Path
+
+    from edgewright_agent.job import Job
+    from edgewright_agent.slots import Slot, Store
+    from edgewright_contracts.report import Window
+    from sim.clock import SimClock
+    from sim.disk import SimDisk
+
+    disk, clock = SimDisk(), SimClock()
+    store = Store(disk, Path("/models"), "digits")
+    slot = Slot("a" * 64, "1.0", "onnx-fp32", "onnxruntime")
+    store.save(msgspec.structs.replace(store.state, active="a", a=slot))
+    job = Job(store, None, clock, "b" * 16)
+    window = Window(
+        boot_id="1" * 16, mono_start_ms=0, mono_end_ms=1, wall_start_ms=None, clock="unknown", next_due_s=1,
+        digest="a" * 16, variant="onnx-fp32", edge_hash="e" * 16, n=10,
+    )  # fmt: skip
+    before = disk.calls
+    for _ in range(60):
+        job.remember([window])
+    writes = (disk.calls - before) // 4  # write, fsync, rename, fsync
+    assert writes == 6  # at 10, 20, 40 … 320
+    clock.advance(3601)
+    job.remember([window])
+    assert Store(disk, Path("/models"), "digits").state.history.n == 610
