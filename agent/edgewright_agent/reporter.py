@@ -10,10 +10,8 @@ have heard of the boots that ended unclean.
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import threading
-import time
 from collections.abc import Callable
 from math import ceil
 from pathlib import Path
@@ -24,25 +22,25 @@ from edgewright_contracts import report
 from edgewright_contracts.birth import Unclean
 from edgewright_contracts.desired import Ack, Command, Config, Desired
 from edgewright_contracts.errors import ContractError
-from edgewright_contracts.event import Event
-from edgewright_contracts.report import Gauge, Usage, Window
+from edgewright_contracts.report import Window
 from edgewright_contracts.topics import Kind
 
 from . import clock as clocks
 from .clock import Clock
+from .consumption import Consumption
 from .counts import Clocks
-from .disk import Disk, atomic_write
+from .disk import Disk
 from .failures import Unforeseen
 from .meter import Meter
 from .mqtt import Transport
 from .rows import Subject
 from .spool import Spool
+from .wishes import Wishes
 
 REOFFER_S: Final = 90.0
 LONGEST_WAIT_S: Final = 30.0
 COMMANDS_KEPT: Final = 64
 AGAIN_S: Final = 5.0  # before a message that the disk did not take is handled again
-AHEAD: Final = 1_000_000  # revisions that a hub may be ahead of its device; more would leave no room for the true one
 BIRTH_S: Final = (5.0, 60.0)  # the first and the longest wait before a birth is said again
 
 log = logging.getLogger(__name__)
@@ -84,10 +82,10 @@ class Reporter:
         received: Callable[[], int],
         unforeseen: Unforeseen,
     ) -> None:
-        self._path, self._disk, self._clock = home / "desired.json", disk, clock
+        self._clock = clock
         self._meter, self._spool, self._transport, self._wake = meter, spool, transport, wake
         self._boot_id, self._subjects, self._hurried = boot_id, subjects, hurried
-        self._observe, self._desire, self._born, self._received = observe, desire, born, received
+        self._observe, self._born = observe, born
         self._unforeseen = unforeseen
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._stopping = threading.Event()
@@ -97,11 +95,14 @@ class Reporter:
         self._commands: list[str] = []
         self._kept: list[Message] = []  # that the disk did not take
         self._said: Said | None = None
-        self._refused_rev = 0
         self._connection = 0
         self._usage = Consumption(disk, transport, received)
-        self.desired = self._stored()
+        self._wishes = Wishes(home / "desired.json", disk, clock, boot_id, desire=desire, emit=spool.event)
         self._since_ms, self._since_wall = clock.monotonic_ns() // 1_000_000, clock.wall_ms()
+
+    @property
+    def desired(self) -> Desired | None:
+        return self._wishes.desired
 
     @property
     def config(self) -> Config:
@@ -259,7 +260,7 @@ class Reporter:
             elif message.kind == "ack":
                 self._acknowledged(down.decode_ack(message.payload))
             elif message.kind == "desired":
-                self._wished(message.payload)
+                self._wishes.hear(message.payload)
             elif message.kind == "command":
                 self._command(down.decode_command(message.payload))
         except ContractError as error:
@@ -285,38 +286,6 @@ class Reporter:
                     self._offered.clear()
                 self._said = None
 
-    def _wished(self, payload: bytes) -> None:
-        wish = down.decode_desired(payload)
-        known = self.desired.rev if self.desired is not None else 0
-        if wish.rev <= known and self.desired is not None:
-            return
-        if wish.rev > known + AHEAD:
-            self._refuse_rev(wish.rev, known)
-            return
-        atomic_write(self._disk, self._path, payload)
-        self.desired = wish
-        self._desire(wish)
-
-    def _refuse_rev(self, rev: int, known: int) -> None:
-        if rev == self._refused_rev:
-            return
-        said = f"revision {rev} is ignored: it is more than {AHEAD} above {known}, and no later one could follow"
-        log.error("%s", said)
-        self._spool.event(
-            Event(
-                spool_id="0" * 16,  # given with the number, when it is offered
-                seq=1,
-                boot_id=self._boot_id,
-                mono_ms=self._clock.monotonic_ns() // 1_000_000,
-                wall_ms=self._clock.wall_ms(),
-                before="desired",
-                after="desired",
-                reason=said,
-                failure="hub",
-            )
-        )
-        self._refused_rev = rev
-
     def _command(self, command: Command) -> None:
         wall = self._clock.wall_ms()
         if command.id in self._commands or (wall is not None and wall > command.expires_at):
@@ -331,56 +300,12 @@ class Reporter:
             log.warning("command %s is not supported by this agent", command.verb)
         self._commands = [*self._commands, command.id][-COMMANDS_KEPT:]
 
-    def _stored(self) -> Desired | None:
-        try:
-            return down.decode_desired(self._disk.read(self._path))
-        except FileNotFoundError:
-            return None
-        except ContractError as error:
-            log.warning("the stored wishes are damaged; waiting for the hub's: %s", error)
-            return None
-
-
-class Consumption:
-    """What this process uses, between two calls."""
-
-    def __init__(self, disk: Disk, transport: Transport, received: Callable[[], int]) -> None:
-        self._disk, self._transport, self._fetched = disk, transport, received
-        self._last = self._totals()
-        self._at = time.monotonic()
-
-    def since_last(self) -> tuple[Usage, float]:
-        """(usage, RSS in MB)."""
-        now, at = self._totals(), time.monotonic()
-        cpu_ms, sent, got, written = (a - b for a, b in zip(now, self._last, strict=True))
-        permille = int(cpu_ms / max(1e-3, at - self._at))
-        self._last, self._at = now, at
-        rss_kb = resident_kb()
-        usage = Usage(
-            rss_kb=Gauge(1, rss_kb, rss_kb),
-            cpu_permille=Gauge(1, permille, permille),
-            cpu_ms=cpu_ms,
-            bytes_sent=sent,
-            bytes_received=got,
-            bytes_written=written,
-        )
-        return usage, rss_kb / 1024
-
-    def _totals(self) -> tuple[int, int, int, int]:
-        sent, got = self._transport.traffic()
-        return int(time.process_time() * 1000), sent, got + self._fetched(), self._disk.written
-
 
 def length_s(wall_ms: int | None, window_s: float) -> float:
     """Seconds from `wall_ms` to the next multiple of the window's length; the whole length without a synced clock."""
     if wall_ms is None:
         return window_s
     return window_s - (wall_ms / 1000) % window_s
-
-
-def resident_kb() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGESIZE") // 1024
 
 
 def _fewer(windows: list[Window]) -> list[Window]:

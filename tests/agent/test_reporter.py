@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edgewright_agent import clock
+from edgewright_agent import clock, wishes
 from edgewright_agent import reporter as reporters
 from edgewright_agent.clock import SystemClock
 from edgewright_agent.failures import Unforeseen
@@ -210,7 +210,7 @@ def test_an_older_wish_is_ignored_and_a_newer_one_survives_a_restart(bench, pack
         bench.reporter.turn()
     assert [d.rev for d in bench.desired] == [5]
     assert bench.reporter.window_s == 60
-    again = bench.reporter._stored()
+    again = bench.reporter._wishes._stored()
     assert again is not None
     assert again.rev == 5
 
@@ -229,17 +229,17 @@ def test_a_wish_and_a_command_that_the_disk_did_not_take_are_handled_when_it_doe
     bench.clock.advance(reporters.AGAIN_S)
     bench.reporter.turn()
     assert [d.rev for d in bench.desired] == [2]
-    assert bench.reporter._stored().rev == 2
+    assert bench.reporter._wishes._stored().rev == 2
     assert bench.spool.state.spool_id != old
 
 
 def test_a_revision_far_ahead_cannot_make_a_device_deaf(bench):
     bench.link.start(bench.reporter)
-    for rev in (5, 2**40, 2**40, 5 + reporters.AHEAD + 1, 6, 6 + reporters.AHEAD):
+    for rev in (5, 2**40, 2**40, 5 + wishes.AHEAD + 1, 6, 6 + wishes.AHEAD):
         bench.hub.want("dev-1", Desired(rev=rev))
         bench.reporter.turn()
     bench.reporter.turn()
-    assert [d.rev for d in bench.desired] == [5, 6, 6 + reporters.AHEAD]
+    assert [d.rev for d in bench.desired] == [5, 6, 6 + wishes.AHEAD]
     told = bench.hub.events["dev-1"]
     assert [(e.failure, str(2**40) in e.reason) for e in told] == [("hub", True), ("hub", False)]
 
