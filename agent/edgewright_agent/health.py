@@ -23,12 +23,13 @@ import msgspec
 
 from edgewright_contracts import binning
 from edgewright_contracts.errors import Unavailable
+from edgewright_contracts.event import FailureClass
 from edgewright_contracts.manifest import Budgets
 from edgewright_contracts.report import Window
 
 from .selftest_child import Verdict
 from .slots import Damaged
-from .update import PrePeriod, Record
+from .update import Event, PrePeriod, Record
 
 SELFTEST_S: Final = 120.0
 MIN_BAD: Final = 5
@@ -61,6 +62,12 @@ class Judgement(NamedTuple):
     breaches: int
 
 
+class Conclusion(NamedTuple):
+    event: Event
+    reason: str
+    failure: FailureClass | None
+
+
 def judge(windows: list[Window], record: Record, budgets: Budgets, rss_mb: float) -> Judgement:
     """The windows that were sealed together for the package in probation (one per context)."""
     n, errors = sum(w.n for w in windows), sum(w.error_count for w in windows)
@@ -80,6 +87,20 @@ def judge(windows: list[Window], record: Record, budgets: Budgets, rss_mb: float
         return Judgement(Health.HEALTHY, "", 0)
     breaches = record.breaches + 1
     return Judgement(Health.BROKEN if breaches >= BREACHES else Health.STRAINED, over, breaches)
+
+
+def conclude(record: Record, took_s: float, online: bool) -> Conclusion | None:
+    """How a probation ends that lasts `took_s` by now; None: not yet."""
+    assert record.wanted is not None
+    rule = record.wanted.probation
+    late = took_s > rule.max_s
+    if record.healthy >= rule.windows and (online or late):
+        how = f"{record.healthy} healthy windows"
+        return Conclusion(Event.DONE, how if online else f"offline: {how}, no contact with the hub", None)
+    if late:
+        reason = f"no verdict in {rule.max_s:g} s: {record.healthy} of {rule.windows} healthy windows"
+        return Conclusion(Event.DELAYED, reason, "operator")
+    return None
 
 
 def worse(bad: int, trials: int, base: float, base_n: int) -> bool:

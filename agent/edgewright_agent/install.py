@@ -7,17 +7,14 @@ goes on; what anything else throws is told, and tried again.
 from __future__ import annotations
 
 import logging
-import queue
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
 from edgewright_contracts.desired import Desired, DesiredModel
 from edgewright_contracts.errors import ContractError
-from edgewright_contracts.event import FailureClass
 from edgewright_contracts.report import Window
 
 from . import health, update
@@ -25,7 +22,8 @@ from .clock import Clock
 from .disk import Disk
 from .failures import Unforeseen, Unsuited, classify, tail
 from .fetch import Link
-from .health import Health
+from .health import Conclusion, Health
+from .inbox import Inbox, Sealed
 from .job import Host, Interrupted, Job
 from .retreat import load_active, roll_back
 from .slots import ModelState, Store
@@ -34,23 +32,10 @@ from .trust import Trust
 from .update import Event, Record, State
 
 TICK_S: Final = 1.0  # how soon a deadline is noticed
-KEPT_N: Final = 1000  # sealed windows, while a full disk does not take what they say
+
+__all__ = ["Installer", "Sealed"]
 
 log = logging.getLogger(__name__)
-
-
-class Sealed(NamedTuple):
-    """What was sealed together for one model."""
-
-    model: str
-    windows: list[Window]
-    rss_mb: float
-
-
-class Conclusion(NamedTuple):
-    event: Event
-    reason: str
-    failure: FailureClass | None
 
 
 class Installer:
@@ -73,12 +58,10 @@ class Installer:
     ) -> None:
         self._disk, self._models, self._host = disk, models, host
         self._clock, self._boot_id, self._uniform, self._unforeseen = clock, boot_id, uniform, unforeseen
-        self._inbox: queue.SimpleQueue[Desired | Sealed | None] = queue.SimpleQueue()
+        self._inbox = Inbox(self._want, self._observed, unforeseen)
         self._stopping = link.stopping
         self._steps = Steps(disk, trust, link, repo, runtimes, link.stopping, self._interrupt)
         self._jobs: dict[str, Job] = {}
-        self._wishes: dict[str, tuple[DesiredModel, tuple[str, ...]]] = {}  # by model, until the disk took them
-        self._sealed: deque[Sealed] = deque(maxlen=KEPT_N)  # likewise
 
     def boot(self, *, unclean: bool) -> None:
         """Load what runs, resume what was under way. To be called once, before `run`.
@@ -112,7 +95,7 @@ class Installer:
         while not self._stopping.is_set():
             self._turn()
         for job in self._jobs.values():
-            self._handled(job.keep_history)
+            self._inbox.handled(job.keep_history)
 
     def desire(self, desired: Desired) -> None:
         self._inbox.put(desired)
@@ -136,55 +119,28 @@ class Installer:
         """One step of each job, and what came in between them; without anything to do, the wait for a message."""
         moved = False
         for job in list(self._jobs.values()):
-            self._read()
+            self._inbox.read()
             if self._stopping.is_set():
                 return
             try:
                 moved = self._advance(job) or moved
             except Exception as error:  # a full disk, most likely: nothing moved, so the same is tried again
                 self._unforeseen.tell("install", error)
-        self._read(0.0 if moved else TICK_S)
-
-    def _read(self, wait_s: float = 0.0) -> None:
-        """Handle what has come in. What the disk refuses is kept and tried again; nothing is raised."""
-        try:
-            message = self._inbox.get(timeout=wait_s) if wait_s else self._inbox.get_nowait()
-            while True:
-                self._file(message)
-                message = self._inbox.get_nowait()
-        except queue.Empty:
-            pass
-        for name, wish in list(self._wishes.items()):
-            if self._handled(self._want, *wish):
-                del self._wishes[name]
-        while self._sealed and self._handled(self._observed, self._sealed[0]):
-            self._sealed.popleft()
-
-    def _file(self, message: Desired | Sealed | None) -> None:
-        if isinstance(message, Desired):
-            self._handled(self._desired, message)
-        elif isinstance(message, Sealed):
-            self._sealed.append(message)
-
-    def _handled(self, act: Callable[..., None], *given: object) -> bool:
-        """False when it shall be tried again: the disk may have room then. A bug would only come again."""
-        try:
-            act(*given)
-        except Exception as error:
-            self._unforeseen.tell("install", error)
-            return not isinstance(error, OSError)
-        return True
+        self._inbox.read(0.0 if moved else TICK_S)
 
     def _interrupt(self, job: Job) -> None:
         """Called in the middle of a long step of `job`: raises Interrupted when something cannot wait for its end."""
-        if not self._inbox.empty():
-            self._read()
+        self._inbox.read_new()
         if _withdrawn(job) or any(self._urgent(other) for other in self._jobs.values() if other is not job):
             raise Interrupted
 
     def _urgent(self, job: Job) -> bool:
         rolling_back = job.record.state is State.ROLLBACK and job.now_s >= job.retry_at_s
         return rolling_back or _withdrawn(job) or self._conclusion(job) is not None
+
+    def _conclusion(self, job: Job) -> Conclusion | None:
+        on_trial = job.record.state is State.PROBATION
+        return health.conclude(job.record, job.now_s - job.probation_since_s, self._host.online) if on_trial else None
 
     def _job(self, name: str) -> Job:
         if name not in self._jobs:
@@ -197,17 +153,13 @@ class Installer:
             self._jobs[name] = Job(store, self._host, self._clock, self._boot_id)
         return self._jobs[name]
 
-    def _desired(self, desired: Desired) -> None:
-        for model in desired.models:  # the newest wish for a model replaces one that is still kept
-            self._wishes[model.name] = (model, desired.cleared_digests)
-
     def _want(self, model: DesiredModel, cleared: tuple[str, ...]) -> None:
         job = self._job(model.name)
-        job.retry_at_s = 0.0
         before, job.wanted = job.wanted, model
         if before is not None and before.rollout != model.rollout and job.loaded is not None:
             job.switch()
         self._clear(job, cleared)
+        job.retry_at_s = 0.0
 
     def _clear(self, job: Job, digests: tuple[str, ...]) -> None:
         kept = {d: why for d, why in job.state.blocked.items() if d not in digests}
@@ -292,22 +244,6 @@ class Installer:
             return True
         now = self._clock.wall_ms()
         return now is not None and (wanted.not_before or 0) <= now <= (wanted.not_after or now)
-
-    def _conclusion(self, job: Job) -> Conclusion | None:
-        """How the probation ends, when it is time."""
-        record = job.record
-        if record.state is not State.PROBATION or record.wanted is None:
-            return None
-        rule = record.wanted.probation
-        late = job.now_s - job.probation_since_s > rule.max_s
-        if record.healthy >= rule.windows and (self._host.online or late):
-            how = f"{record.healthy} healthy windows"
-            offline = f"offline: {how}, no contact with the hub"
-            return Conclusion(Event.DONE, how if self._host.online else offline, None)
-        if late:
-            reason = f"no verdict in {rule.max_s:g} s: {record.healthy} of {rule.windows} healthy windows"
-            return Conclusion(Event.DELAYED, reason, "operator")
-        return None
 
     def _step(self, job: Job) -> None:
         try:

@@ -154,7 +154,10 @@ class Job:
             h = PrePeriod(h.n // 2, h.errors // 2, h.rejected // 2)
         self.history = h
         if h.n >= 2 * self.state.history.n or self.now_s - self.history_kept_s >= HISTORY_S:
-            self.keep_history()
+            try:
+                self.keep_history()
+            except OSError as full:  # it counts here all the same, and is written later
+                log.warning("%s: the pre-period is not written: %s", self.store.name, full)
 
     def keep_history(self) -> None:
         """A reboot must not forget what the running package did, or the next is judged against a guess."""

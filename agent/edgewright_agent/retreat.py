@@ -30,7 +30,11 @@ def load_active(job: Job) -> None:
             job.loaded = load(job.store, side)
         except Exception as error:
             log.exception("%s: the active slot %s does not load", job.store.name, side)
-            _fall_back(job, error)
+            try:
+                _fall_back(job, error)
+            finally:  # what was found answers, whatever the disk refuses
+                job.switch()
+            return
     job.switch()
 
 

@@ -73,7 +73,7 @@ def test_what_a_full_disk_does_not_take_is_told_when_it_comes_again():
 
 
 @pytest.mark.parametrize(
-    ("thread", "place", "method"), [("telemetry", "_meter", "drain"), ("install", "_installer", "_desired")]
+    ("thread", "place", "method"), [("telemetry", "_meter", "drain"), ("install", "_installer", "_advance")]
 )
 def test_a_bug_in_a_thread_reaches_the_hub_and_the_thread_goes_on(world, monkeypatch, thread, place, method):
     package = world.package("v1")

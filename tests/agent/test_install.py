@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from edgewright_agent.disk import RealDisk
+from edgewright_agent.inbox import Inbox, Sealed
 from edgewright_agent.update import State
 from edgewright_contracts.desired import Desired, DesiredModel, Shadow
 from edgewright_contracts.errors import RequestError, Unavailable
@@ -272,3 +273,72 @@ def test_a_history_is_written_while_it_doubles_and_then_once_an_hour():
     clock.advance(3601)
     job.remember([window])
     assert Store(disk, Path("/models"), "digits").state.history.n == 610
+
+
+class Wishes:
+    """Handlers of an inbox whose disk may be full, and whose next call may hit a bug."""
+
+    def __init__(self) -> None:
+        self.full, self.bug, self.seen = False, False, []
+        self.inbox = Inbox(lambda model, cleared: self.take(model.name, model.digest), self.observed, self)
+
+    def observed(self, sealed) -> None:
+        self.take(sealed.model, sealed.rss_mb)
+
+    def take(self, *what) -> None:
+        if self.bug:
+            self.bug = False
+            raise RuntimeError("a bug")
+        if self.full:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        self.seen.append(what)
+
+    def tell(self, thread, error) -> None:
+        pass
+
+    def wish(self, rev: int, digest: str, name: str = "digits") -> None:
+        self.inbox.put(Desired(rev=rev, models=(DesiredModel(name=name, digest=digest * 64),)))
+
+
+def test_what_the_disk_refuses_stays_in_the_inbox_and_a_newer_wish_replaces_it():
+    w = Wishes()
+    w.full = True
+    w.inbox.put(Sealed("digits", [], 1.0))
+    w.wish(1, "a")
+    w.wish(1, "c", name="other")
+    w.inbox.read()
+    w.wish(2, "b")
+    w.inbox.read()
+    w.full = False
+    w.inbox.read()
+    w.inbox.read()
+    assert w.seen == [("digits", "b" * 64), ("other", "c" * 64), ("digits", 1.0)]
+
+
+def test_a_bug_loses_the_message_that_hit_it_and_no_other():
+    w = Wishes()
+    w.bug = True
+    w.wish(1, "a")
+    w.inbox.put(Sealed("digits", [], 1.0))
+    w.inbox.read()
+    assert w.seen == [("digits", 1.0)]
+
+
+def test_an_active_package_that_has_rotted_gives_way_to_the_other_even_when_the_disk_is_full(world, feed):
+    first, second = world.package("v1"), world.package("v2", version="2.0.0", seed=2)
+    with world.agent() as agent:
+        feed(agent, [packages.draw(1, seed=1)[0][0]])
+        world.want(first)
+        assert world.hub.wait(lambda: world.hub.trace("dev-1") == GOOD)
+        world.want(second)
+        assert world.hub.wait(lambda: len(world.hub.trace("dev-1")) == 17)
+    disk = FullDisk()
+    agent = world.agent(disk=disk)
+    installer = agent._installer
+    folder = world.home("dev-1") / "models" / "digits" / installer._job("digits").state.active
+    (folder / "variants" / "onnx-fp32" / "model.onnx").write_bytes(b"rot")
+    disk.full = True
+    installer.boot(unclean=False)
+    assert agent.model("digits").active.digest == first.digest
+    disk.full = False
+    agent.close()
