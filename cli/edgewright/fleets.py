@@ -118,7 +118,7 @@ def drift(client: HubClient, everything: bool, as_json: bool) -> int:
 @click.argument("subject")
 @_with_hub
 def acknowledge(client: HubClient, subject: str, as_json: bool) -> None:
-    """End the drift alarms of a device: somebody has looked. Its detectors begin anew."""
+    """End the drift alarms of a device or a fleet: somebody has looked. Its detectors begin anew."""
     answer = client.post(f"/api/v1/drift/{subject}/acknowledge")
     click.echo(json.dumps(answer) if as_json else f"{answer['acknowledged']} alarms of {subject} ended")
 

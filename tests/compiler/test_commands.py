@@ -20,7 +20,10 @@ TINY = Path(__file__).parent.parent / "data" / "tiny-1.0.0.ewp"
         (["compile", "digits"], "Missing option '--device'"),
         (["inspect", "nothing.ewp"], "no package at nothing.ewp"),
         (["init", "mine", "--recipe", "fog"], "unknown recipe 'fog'"),
-        (["publish", "x", "--hub", "https://h", "--keys", "k", "--token-file", "t"], "expected a file that holds a token of the hub, t"),
+        (
+            ["publish", "x", "--hub", "https://h", "--keys", "k", "--token-file", "t"],
+            "expected a file that holds a token",
+        ),
     ],
 )
 def test_a_wrong_request_is_one_line_and_code_2(
