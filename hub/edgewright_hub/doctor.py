@@ -111,7 +111,7 @@ def _blobs(data: Path, _now: datetime) -> Iterator[Finding]:
             places |= {repository.blobs / file.sha256: file.sha256 for file in files}
         number += len(places)
         bad += [f"{place.relative_to(data)} ({path})" for place, sha256 in places.items() if not _has(place, sha256)]
-    said = f"{number} of the packages in the owner's list are whole"
+    said = f"all {number} of the packages in the owner's list are whole" if number else "nothing is published"
     if bad:
         said = (
             f"{len(bad)} of {number} are damaged or absent: {', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}; "

@@ -288,7 +288,7 @@ def _doctor(data: Path) -> dict[str, tuple[bool, str]]:
 def test_the_doctor_finds_the_list_that_the_owner_did_not_sign(registry: Registry, owner: Path, tmp_path: Path) -> None:
     registry.post_targets(targets_of(owner, 2, put_package(registry)), now=NOW)
     assert _doctor(tmp_path)["signatures"][0]
-    assert _doctor(tmp_path)["files"] == (True, "6 of the packages in the owner's list are whole")
+    assert _doctor(tmp_path)["files"] == (True, "all 6 of the packages in the owner's list are whole")
     place = registry.metadata / "2.targets.json"
     forged = json.loads(place.read_bytes())
     forged["signed"]["expires"] = "2099-01-01T00:00:00Z"
