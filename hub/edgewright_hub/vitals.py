@@ -111,7 +111,7 @@ async def _turns(beat: Beat, act: Callable[[], Any]) -> None:
             beat.failed = False
         except sa.exc.OperationalError as error:  # a full disk, a lock: not ours, and may last
             if not beat.failed:
-                _LOG.error("%s: a database cannot be used (%s); tried again every %g s", beat.name, error.orig, beat.every_s)
+                _LOG.error("%s: a database fails (%s); tried again every %g s", beat.name, error.orig, beat.every_s)
             beat.failed = True
         except Exception:
             _LOG.exception("%s failed; it is tried again in %g s", beat.name, beat.every_s)
