@@ -15,7 +15,7 @@ help:
 install: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
-	@echo "Installing into .venv (about 3 minutes and 3 GB the first time)"
+	@echo "Installing into .venv (about 3 minutes and 2.5 GB the first time)"
 	@sh scripts/system-packages.sh venv $(PYTHON)
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'

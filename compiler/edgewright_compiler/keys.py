@@ -138,11 +138,6 @@ def next_targets(owner: Owner, package: Package, *, now: datetime) -> bytes:
     return signed_list.to_bytes()
 
 
-def sign_release(directory: Path, package: Package, *, now: datetime) -> bytes:
-    """`next_targets` of the keys in `directory`: the body that the hub is given. Raises RequestError, Refused."""
-    return next_targets(load_owner(directory), package, now=now)
-
-
 def keep_targets(directory: Path, data: bytes) -> None:
     """Make `data` the owner's truth, durably: written beside, then renamed."""
     part = directory / f".targets.json.{os.getpid()}.part"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tuf.api.metadata import Metadata
 
-from edgewright_compiler.keys import init_keys, keep_targets, load_owner, sign_release, verified_targets
+from edgewright_compiler.keys import init_keys, keep_targets, load_owner, next_targets, verified_targets
 from edgewright_compiler.publish import publish
 from edgewright_contracts.errors import Refused, RequestError, Unavailable
 from edgewright_contracts.manifest import FileRef, Manifest, Provenance, TensorIn, TensorOut, Variant, encode_manifest
@@ -166,8 +166,8 @@ def test_missing_or_mixed_keys_are_a_wrong_request(keys: Path, tmp_path: Path) -
 
 def test_a_release_is_the_next_version_with_the_manifest_as_its_target(keys: Path, tmp_path: Path) -> None:
     one = package(tmp_path / "p")
-    data = sign_release(keys, one, now=NOW)
-    assert data == sign_release(keys, one, now=NOW)
+    data = next_targets(load_owner(keys), one, now=NOW)
+    assert data == next_targets(load_owner(keys), one, now=NOW)
     signed = verified_targets(load_owner(keys).root, data).signed
     target = signed.targets["packages/digits/1.0.0/manifest.json"]
     assert (signed.version, target.length, target.hashes) == (2, len(one.manifest_bytes), {"sha256": one.digest})
@@ -176,16 +176,16 @@ def test_a_release_is_the_next_version_with_the_manifest_as_its_target(keys: Pat
 
 
 def test_a_version_never_changes(keys: Path, tmp_path: Path) -> None:
-    keep_targets(keys, sign_release(keys, package(tmp_path / "p"), now=NOW))
+    keep_targets(keys, next_targets(load_owner(keys), package(tmp_path / "p"), now=NOW))
     with pytest.raises(Refused, match="never changes"):
-        sign_release(keys, package(tmp_path / "q", body=b"other"), now=NOW)
-    data = sign_release(keys, package(tmp_path / "r", version="1.0.1", body=b"other"), now=NOW)
+        next_targets(load_owner(keys), package(tmp_path / "q", body=b"other"), now=NOW)
+    data = next_targets(load_owner(keys), package(tmp_path / "r", version="1.0.1", body=b"other"), now=NOW)
     assert len(verified_targets(load_owner(keys).root, data).signed.targets) == 2
 
 
 def test_a_signature_of_another_owner_is_refused(keys: Path, tmp_path: Path) -> None:
     init_keys(tmp_path / "thief", now=NOW)
-    data = sign_release(tmp_path / "thief", package(tmp_path / "p"), now=NOW)
+    data = next_targets(load_owner(tmp_path / "thief"), package(tmp_path / "p"), now=NOW)
     with pytest.raises(Refused, match="does not bear the signature"):
         verified_targets(load_owner(keys).root, data)
 
@@ -212,7 +212,7 @@ def test_a_lost_answer_costs_nothing(hub: StubHub, keys: Path, tmp_path: Path) -
 
 def test_a_newer_list_on_the_hub_counts_only_with_our_signature(hub: StubHub, keys: Path, tmp_path: Path) -> None:
     init_keys(tmp_path / "thief", now=NOW)
-    hub.targets = sign_release(tmp_path / "thief", package(tmp_path / "p"), now=NOW)
+    hub.targets = next_targets(load_owner(tmp_path / "thief"), package(tmp_path / "p"), now=NOW)
     with pytest.raises(Refused, match="does not bear the signature"):
         publish(tmp_path / "p", hub.url, keys, "secret", None, now=NOW)
     assert load_owner(keys).targets.signed.version == 1
