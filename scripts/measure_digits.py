@@ -19,7 +19,7 @@ import numpy as np
 
 from edgewright_compiler.compilation import CompileResult, compile_recipe
 from edgewright_compiler.quiet import quiet
-from edgewright_compiler.recipe import Bench
+from edgewright_compiler.old_recipe import Bench
 from edgewright_compiler.train import predict
 from edgewright_contracts.baseline import decode_baseline, per_channel
 from edgewright_contracts.channels import Binner

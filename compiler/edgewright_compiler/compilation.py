@@ -36,7 +36,7 @@ from .export_tflite import export_tflite
 from .measure import Accuracy, Latency, accuracy, latency
 from .packaging import absent, npz, write_package
 from .quantize import quantize_onnx, quantize_tflite
-from .recipe import Bench, LabelledRows, Recipe, Trained
+from .old_recipe import Bench, LabelledRows, Recipe, Trained
 from .reference import Outputs, count, cut, run
 from .train import Progress, reproducible
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from edgewright_runtime.runtime import Session
 
-from .recipe import LabelledRows, Rows
+from .old_recipe import LabelledRows, Rows
 from .reference import run
 
 

@@ -1,78 +1,120 @@
-"""The seam between recipes and the compiler: a recipe trains a graph and hands over all rows that are needed.
+"""A recipe: everything that the compiler must be told, and nothing that it can find out.
 
-Guarantee asked of a recipe: equal (settings, seed, data) give equal weights and equal rows, bit for bit on one machine;
-`choice`, `reference` and `tests` hold rows that no weight was trained on, and `tests` none that `choice` has.
+A recipe declares; the pipeline trains, distils, prunes, quantizes, measures and chooses. Its net maps what `front`
+makes of raw rows to one answer tensor, by task:
+
+    classification, multilabel  logits [n, k]
+    regression                  values [n, k]
+    anomaly                     a reconstruction of its own input [n, ...]
+    detection                   [n, boxes, 4 + k]: x0, y0, x1, y1 as shares of the image, then class logits
+
+A net may have a method `loss(answer, labels) -> scalar`, used instead of the task's own (a detector must have one), and
+an attribute `embedding` naming the submodule whose output is the embedding; else the embedding is what its last linear
+or convolution layer reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from torch import nn
 
-from edgewright_contracts.channels import Group, Kind, Source
-from edgewright_contracts.manifest import Task, TensorIn, TensorOut
+from edgewright_contracts.manifest import Task, TensorIn
 
-from .train import Progress
+from .rows import Array, Data
 
-Rows = Mapping[str, npt.NDArray[np.generic]]  # input name → [n, *shape], all of one n
-
-
-@dataclass(frozen=True, slots=True)
-class Feature:
-    """A channel before it has edges: they are cut at the quantiles of the reference."""
-
-    name: str
-    group: Group
-    kind: Kind
-    source: Source
-    values: tuple[int, ...] = ()
+Augment = Callable[[np.random.Generator, Array], Array]  # raw rows [n, *shape] → raw rows of the same shape and dtype
+Statistics = Literal["image", "series", "vector", "tokens"]  # what the monitor's input group looks at
 
 
-@dataclass(frozen=True, slots=True)
-class LabelledRows:
-    """A test set: what it is called in tables, its inputs, and the class index of each row."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """How one net is trained. `patience` epochs without a better validation figure end it (None: never), and the best
+    weights are kept; `clip` bounds the norm of the gradient; for the first `frozen_epochs` only the last layer learns."""
 
-    name: str
-    inputs: Rows
-    labels: npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """What a recipe hands over. Only modules under `graph.net` may be quantized."""
-
-    graph: nn.Module
-    inputs: tuple[TensorIn, ...]
-    outputs: tuple[TensorOut, ...]
-    labels: tuple[str, ...]
-    features: tuple[Feature, ...]
-    calibration: Rows  # training rows: they set the ranges of int8
-    reference: Rows
-    choice: LabelledRows  # decides between variants, and is in no figure
-    tests: tuple[LabelledRows, ...]
-    notes: tuple[str, ...]  # one line each for the model card: data, steps, limits, intended use
+    epochs: int
+    rate: float = 3e-3
+    batch: int = 64
+    optimiser: Literal["adam", "adamw", "sgd"] = "adam"
+    weight_decay: float = 0.0
+    shape: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
+    clip: float | None = None
+    patience: int | None = None
+    smoothing: float = 0.0
+    balanced: bool = False  # classes weigh by the inverse of their count
+    frozen_epochs: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """What a recipe is given. `cache` may keep what later versions share (a teacher); None keeps nothing."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distil:
+    """weight × (distance from the teacher's answer at `temperature`) + (1 - weight) × loss on labels
+    + features × (distance of embeddings, through a linear map that is learned and thrown away)."""
 
-    seed: int
-    cache: Path | None
-    progress: Progress
+    temperature: float = 4.0
+    weight: float = 0.7
+    features: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prune:
+    """Channels go until `target` of what was there remains, in `rounds`, each followed by `tune` under distillation.
+
+    Shares left (0.5 is half) are tried from the largest to the smallest, each going on from the one before it.
+    """
+
+    target: Literal["macs", "size", "latency"] = "macs"
+    shares: tuple[float, ...] = (0.5,)
+    round_to: int = 8
+    rounds: int = 1
+    tune: Schedule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Teacher:
+    """The float model that the package is compared with, and the one that a student learns from.
+
+    `build` makes it untrained, to be trained by `schedule`; `weights` (a state dict) start it; or `file` is a finished
+    ONNX or TFLite model of the same raw inputs.
+    """
+
+    build: Callable[[], nn.Module] | None = None
+    schedule: Schedule | None = None
+    weights: Path | None = None
+    file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
+    """`student` takes a width (1.0 is the recipe's own) and makes an untrained net; None compresses the teacher itself.
+    Without a teacher, the student at full float precision is what the package is compared with.
+
+    `data` is called once, when rows are needed; `source` is a cheap fingerprint of what it will read, so that finished
+    steps are found again without reading it. `settings` is whatever else the weights depend on, for provenance.
+    `front` makes the preprocessing that is exported with the net: raw rows (a tensor of the input's dtype) → the net's
+    input. `calibration` counts the training rows that set ranges of int8.
+    """
+
     name: str
     version: str
     task: Task
-    settings: str  # what else the weights depend on, for provenance
-    data: str  # sha256 of the data and its split
-    sources: tuple[Path, ...]  # files that are the recipe's code
-    train: Callable[[Bench], Trained]
+    input: TensorIn
+    data: Callable[[], Data]
+    source: str
+    settings: str
+    sources: tuple[Path, ...]
+    front: Callable[[Data], nn.Module]
+    statistics: Statistics
+    teacher: Teacher | None
+    student: Callable[[float], nn.Module] | None
+    schedule: Schedule
+    distil: Distil | None = None
+    prune: Prune | None = None
+    augment: Augment | None = None
+    widths: tuple[float, ...] = (1.0,)
+    metric: str = "accuracy"
+    calibration: int = 256
+    notes: tuple[str, ...] = ()

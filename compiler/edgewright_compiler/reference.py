@@ -17,7 +17,7 @@ from edgewright_contracts.channels import Binner, Channel, extract
 from edgewright_contracts.errors import ContractError
 from edgewright_runtime.runtime import Session
 
-from .recipe import Feature, Rows
+from .old_recipe import Feature, Rows
 
 Outputs = dict[str, npt.NDArray[np.generic]]
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from edgewright_compiler.distill import distillation_loss
 from edgewright_compiler.monitor import COLUMNS, ClassifierMonitor, Graph, fit_embedding
 from edgewright_compiler.prune import Pruned, prune
-from edgewright_compiler.recipe import Bench, Feature, LabelledRows, Recipe, Trained
+from edgewright_compiler.old_recipe import Bench, Feature, LabelledRows, Recipe, Trained
 from edgewright_compiler.train import Draw, Loss, cross_entropy, predict, train
 from edgewright_contracts.channels import Source
 from edgewright_contracts.manifest import TensorIn, TensorOut
