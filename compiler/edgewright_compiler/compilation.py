@@ -34,9 +34,9 @@ from .card import write_card
 from .export_onnx import export_onnx
 from .export_tflite import export_tflite
 from .measure import Accuracy, Latency, accuracy, latency
+from .old_recipe import Bench, LabelledRows, Recipe, Trained
 from .packaging import absent, npz, write_package
 from .quantize import quantize_onnx, quantize_tflite
-from .old_recipe import Bench, LabelledRows, Recipe, Trained
 from .reference import Outputs, count, cut, run
 from .train import Progress, reproducible
 

@@ -33,8 +33,11 @@ Statistics = Literal["image", "series", "vector", "tokens"]  # what the monitor'
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """How one net is trained. `patience` epochs without a better validation figure end it (None: never), and the best
-    weights are kept; `clip` bounds the norm of the gradient; for the first `frozen_epochs` only the last layer learns."""
+    """How one net is trained.
+
+    `patience` epochs without a better validation figure end it (None: never), and the best weights are kept; `clip`
+    bounds the norm of the gradient; for the first `frozen_epochs` only the last layer learns.
+    """
 
     epochs: int
     rate: float = 3e-3

@@ -1,7 +1,7 @@
 """What a model learns from and is judged on: rows of raw samples with their labels, in three splits.
 
-Guarantee asked of whoever makes `Data`: equal sources give equal arrays, bit for bit. Rows are raw: exactly what a device
-will hand to the package, before any preprocessing, because that lives in the graph.
+Guarantee asked of whoever makes `Data`: equal sources give equal arrays, bit for bit. Rows are raw: exactly what a
+device will hand to the package, before any preprocessing, because that lives in the graph.
 
 Labels by task, n rows:
     classification  int64 [n], class index
