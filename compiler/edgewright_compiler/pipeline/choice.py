@@ -1,0 +1,197 @@
+"""The choice: which of the measured candidates is packaged. Pure; its whole input and answer are one file, choice.json.
+
+Guarantee: nothing here has seen the test set. Candidates are judged on validation rows; the bound on the test set is
+computed once, later, for what was chosen here. Equal candidates and limits give an equal choice, and a recorded choice
+can be handed in instead of measuring again, so that a package can be made anew, bit for bit, on another machine.
+
+A candidate is *within* the limits when its expected bound is: its loss on validation rows plus the half-width that the
+test set will have. Among those, the one with the least bytes × time is taken, because a factor of two in either is worth
+the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import log
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from edgewright_contracts.errors import Refused, RequestError
+from edgewright_contracts.manifest import Format
+
+DEFAULT_DROP: Final = 1.0  # points, what a choice aims at when nobody sets a limit
+NEAREST: Final = 3
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What the package must keep; None is no limit. `max_drop` in points, on the 95 % bound; times on the device."""
+
+    max_drop: float | None = None
+    max_p95_ms: float | None = None
+    max_size_kb: float | None = None
+    max_rss_mb: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise RequestError(f"--{name.replace('_', '-')}: expected a number above 0, got {value}")
+
+
+class Arch(msgspec.Struct, frozen=True, kw_only=True):
+    """One net to try: how wide it starts, and the share of it that pruning leaves (1.0: not pruned)."""
+
+    width: float = 1.0
+    share: float = 1.0
+
+    @property
+    def id(self) -> str:
+        return f"w{self.width:g}-p{self.share:g}"
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """One file that could be packaged, as it was measured on validation rows and on this machine.
+
+    `drop` and `half_width` in points: the estimate against the float reference, and that of a one-sided 95 % interval at
+    the size of the test set. `relative` is p50 over the reference kernel's, which compares across runs. `p95_ms` is for
+    the device: an estimate until it has measured. A candidate that could not be made says so in `refused`.
+    """
+
+    arch: Arch
+    scheme: str
+    format: Format
+    precision: str
+    value: float = 0.0
+    drop: float = 0.0
+    half_width: float = 0.0
+    bytes: int = 0
+    p50_us: float = 0.0
+    relative: float = 0.0
+    p95_ms: float = 0.0
+    rss_mb: float | None = None
+    refused: str = ""
+
+    @property
+    def id(self) -> str:
+        return f"{self.arch.id}/{self.scheme}"
+
+    @property
+    def cost(self) -> float:
+        return log(self.bytes) + log(self.relative)
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """What was decided, on what. `chosen` names a scheme for every format; all are of one architecture."""
+
+    arch: Arch
+    chosen: Mapping[str, str]
+    limits: Limits
+    candidates: tuple[Candidate, ...]
+    why: str
+    tried: tuple[Arch, ...]
+
+    def candidate(self, form: str) -> Candidate:
+        return next(
+            c for c in self.candidates if c.arch == self.arch and c.format == form and c.scheme == self.chosen[form]
+        )
+
+
+def misses(candidate: Candidate, limits: Limits) -> tuple[str, ...]:
+    """The limits that a candidate does not keep, in words; none: it is within all of them."""
+    if candidate.refused:
+        return (candidate.refused,)
+    found = []
+    if limits.max_drop is None:
+        if candidate.drop > DEFAULT_DROP:
+            found.append(f"loses {candidate.drop:.2f} points, more than the {DEFAULT_DROP:g} aimed at")
+    elif candidate.drop + candidate.half_width > limits.max_drop:
+        reach = candidate.drop + candidate.half_width
+        found.append(f"expected bound on the loss {reach:.2f} points > --max-drop {limits.max_drop:g}")
+    for value, limit, unit, option in (
+        (candidate.p95_ms, limits.max_p95_ms, "ms", "--max-p95-ms"),
+        (candidate.bytes / 1000, limits.max_size_kb, "kB", "--max-size-kb"),
+        (candidate.rss_mb, limits.max_rss_mb, "MB", "--max-rss-mb"),
+    ):
+        if limit is not None and value is not None and value > limit:
+            found.append(f"{value:.3g} {unit} > {option} {limit:g}")
+    return tuple(found)
+
+
+def choose(candidates: Sequence[Candidate], limits: Limits, tried: Sequence[Arch]) -> Choice:
+    """The architecture whose best candidates, one for each format, cost least in sum.
+
+    Without `max_drop`, the least loss is taken when nothing comes near. Raises Refused when no candidate keeps limits
+    that were asked for: with the nearest ones, and which limit each of them misses.
+    """
+    formats = sorted({c.format for c in candidates})
+    best: list[tuple[float, Arch, dict[str, str]]] = []
+    for arch in dict.fromkeys(c.arch for c in candidates):
+        picked = [
+            min(within, key=lambda c: (c.cost, c.scheme))
+            for form in formats
+            if (within := [c for c in candidates if (c.arch, c.format) == (arch, form) and not misses(c, limits)])
+        ]
+        if len(picked) == len(formats):
+            best.append((sum(c.cost for c in picked), arch, {c.format: c.scheme for c in picked}))
+    if best:
+        _, arch, chosen = min(best, key=lambda b: (b[0], b[1].id))
+        why = f"least bytes × time of {len(best)} architectures within the limits"
+        return Choice(
+            arch=arch, chosen=chosen, limits=limits, candidates=tuple(candidates), why=why, tried=tuple(tried)
+        )
+    usable = [c for c in candidates if not c.refused]
+    if limits == Limits() and {c.format for c in usable} == set(formats):
+        arch = min(usable, key=lambda c: (c.drop, c.cost)).arch
+        of_arch = [c for c in usable if c.arch == arch]
+        if {c.format for c in of_arch} == set(formats):
+            chosen = {
+                form: min((c for c in of_arch if c.format == form), key=lambda c: (c.drop, c.cost)).scheme
+                for form in formats
+            }
+            why = f"the least loss: nothing comes within {DEFAULT_DROP:g} points of the reference on validation rows"
+            return Choice(
+                arch=arch, chosen=chosen, limits=limits, candidates=tuple(candidates), why=why, tried=tuple(tried)
+            )
+    raise Refused(f"no candidate of {len(candidates)} keeps every limit. {nearest(candidates, limits)}")
+
+
+def nearest(candidates: Sequence[Candidate], limits: Limits) -> str:
+    """The candidates that miss least, and what binds them, for the message."""
+    ranked = sorted(
+        (c for c in candidates if not c.refused), key=lambda c: (len(misses(c, limits)), c.drop + c.half_width, c.cost)
+    )[:NEAREST]
+    if not ranked:
+        reasons = dict.fromkeys(c.refused for c in candidates)
+        return f"None could be made: {'; '.join(reasons)}"
+    lines = [f"{c.id} ({c.format}): {', '.join(misses(c, limits)) or 'keeps all'}" for c in ranked]
+    return "Nearest: " + "; ".join(lines)
+
+
+def pareto(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Those that no other of their format beats in loss, bytes and time at once, by rising loss."""
+    usable = [c for c in candidates if not c.refused]
+    front = [c for c in usable if not any(_dominates(other, c) for other in usable if other.format == c.format)]
+    return tuple(sorted(front, key=lambda c: (c.format, c.drop, c.bytes)))
+
+
+def _dominates(a: Candidate, b: Candidate) -> bool:
+    x, y = (a.drop, a.bytes, a.relative), (b.drop, b.bytes, b.relative)
+    return all(p <= q for p, q in zip(x, y, strict=True)) and x != y
+
+
+def write_choice(choice: Choice, path: Path) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(msgspec.json.format(msgspec.json.encode(choice, order="deterministic"), indent=1) + b"\n")
+    part.replace(path)
+
+
+def read_choice(path: Path) -> Choice:
+    """Raises RequestError for a file that is not there or is no choice."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Choice)
+    except OSError as error:
+        raise RequestError(f"{path}: expected a choice.json of an earlier run: {error.strerror}") from None
+    except msgspec.MsgspecError as error:
+        raise RequestError(f"{path} is no choice.json of an earlier run: {error}") from None
