@@ -31,6 +31,7 @@ COMMANDS: Final[dict[str, Place]] = {
     "init": Place("edgewright.compiling", "compiler", "A project of your own from a reference recipe."),
     "compile": Place("edgewright.compiling", "compiler", "Compile a recipe for a device into a package."),
     "inspect": Place("edgewright.compiling", "compiler", "Show and verify a package."),
+    "runs": Place("edgewright.runs", "compiler", "List, show and compare what was compiled here."),
     "keys": Place("edgewright.trusting", "compiler", "The owner's signing keys."),
     "publish": Place("edgewright.trusting", "compiler", "Sign a package and publish it on a hub."),
     "agent": Place("edgewright.agents", "agent,agent-enroll", "Run and inspect the agent on a device."),

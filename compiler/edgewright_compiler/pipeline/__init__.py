@@ -1,1 +1,1 @@
-"""The pipeline: steps that are cached by what they depend on, runs that can be listed, and the choice between candidates."""
+"""The pipeline: steps cached by what they depend on, runs that can be listed, and the choice between candidates."""

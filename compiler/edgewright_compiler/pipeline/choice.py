@@ -5,8 +5,8 @@ computed once, later, for what was chosen here. Equal candidates and limits give
 can be handed in instead of measuring again, so that a package can be made anew, bit for bit, on another machine.
 
 A candidate is *within* the limits when its expected bound is: its loss on validation rows plus the half-width that the
-test set will have. Among those, the one with the least bytes × time is taken, because a factor of two in either is worth
-the same.
+test set will have. Among those, the one with the least bytes × time is taken, because a factor of two in either is
+worth the same.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class Arch(msgspec.Struct, frozen=True, kw_only=True):
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """One file that could be packaged, as it was measured on validation rows and on this machine.
 
-    `drop` and `half_width` in points: the estimate against the float reference, and that of a one-sided 95 % interval at
-    the size of the test set. `relative` is p50 over the reference kernel's, which compares across runs. `p95_ms` is for
-    the device: an estimate until it has measured. A candidate that could not be made says so in `refused`.
+    `drop` and `half_width` in points: the estimate against the float reference, and that of a one-sided 95 % interval
+    at the size of the test set. `relative` is p50 over the reference kernel's, which compares across runs. `p95_ms` is
+    for the device: an estimate until it has measured. A candidate that could not be made says so in `refused`.
     """
 
     arch: Arch

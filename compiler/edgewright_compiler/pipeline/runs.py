@@ -83,7 +83,7 @@ def all_runs(work: Path) -> tuple[Run, ...]:
 
 
 def find(work: Path, identifier: str) -> Path:
-    """The folder of a run, by its id or the beginning of it. Raises RequestError when it is none or not the only one."""
+    """The folder of a run, by its id or the beginning of it. Raises RequestError unless that is one run."""
     found = sorted(p.parent for p in (work / "runs").glob("*/run.json") if p.parent.name.startswith(identifier))
     exact = [p for p in found if p.name == identifier]
     if len(exact or found) != 1:

@@ -84,7 +84,7 @@ def seconds(directory: Path) -> float:
 
 @contextmanager
 def _alone(directory: Path) -> Iterator[None]:
-    """One maker at a time. The lock is the kernel's and on the directory itself: a killed process leaves none behind."""
+    """One maker at a time. The lock is the kernel's, on the directory itself: a killed process leaves none behind."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
