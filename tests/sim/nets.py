@@ -13,9 +13,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import torch
-from edgewright_contracts.manifest import Task
 from torch import Tensor, nn
 from torch.nn import functional
+
+from edgewright_contracts.manifest import Task
 
 ROWS: Final = 96
 CLASSES: Final = 3
