@@ -13,6 +13,7 @@ Labels by task, n rows:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -57,6 +58,16 @@ class Labelled:
             {key: values[at] for key, values in self.slices.items()},
             tuple(np.asarray(self.origins, object)[at]) if self.origins else (),
         )
+
+
+def fingerprint(*splits: Labelled) -> str:
+    """sha256 over the names, inputs and labels of these splits, in order."""
+    digest = hashlib.sha256()
+    for split in splits:
+        for name, array in (*sorted(split.inputs.items()), ("labels", split.labels)):
+            digest.update(f"{split.name} {name} {array.dtype.str} {array.shape}\0".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
