@@ -1,0 +1,155 @@
+"""How much worse the package may be than its reference: a one-sided upper bound on the loss, rows paired.
+
+Guarantee: both models answered the same rows, and those rows are independent draws from what the device will meet; then
+the bound lies above the true loss in `confidence` of all such test sets, approximately. It is computed once, on rows
+that chose nothing. By what the metric gives:
+
+    0 or 1 a row    the score interval of Tango, Statistics in Medicine 17 (1998) 891-908, its one-sided upper limit
+    any number      mean + t × standard error of the paired differences (Student 1908)
+    one a set       paired bootstrap of the rows, percentile (Efron and Tibshirani 1993, chapter 13), `RESAMPLES` draws
+
+No difference seen in n rows is not no difference: then every bound is at least z² / (n + z²) of the metric's range,
+which is what Tango's limit gives there. Unit: points (see metrics.py). A positive loss: the package is worse.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import NormalDist
+from typing import Final
+from zlib import crc32
+
+import numpy as np
+from scipy.stats import t as student
+
+from edgewright_contracts.errors import RequestError
+
+from ..rows import Array
+from .metrics import Floats, Metric, Outputs, Weighted
+
+CONFIDENCE: Final = 0.95
+RESAMPLES: Final = 2000
+MOST: Final = 10**9  # rows that nobody collects: beyond, the answer is that no number of rows helps
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """`estimate` and `bound` in points; `discordant` rows are those that the two models score differently (None where
+    a metric has no score per row). `at(m)` is the bound that m rows would give at the rates seen here."""
+
+    estimate: float
+    bound: float
+    n: int
+    discordant: int | None
+    confidence: float
+    method: str
+    at: Callable[[float], float] = field(repr=False, compare=False)
+
+    def needed(self, max_drop: float) -> int | None:
+        """The fewest rows at which the rates seen here would bring the bound to `max_drop` points or under it; None
+        when no number would, because the estimate itself is not under it."""
+        if self.estimate >= max_drop or self.at(MOST) > max_drop:
+            return None
+        low, high = 1, MOST  # the bound at `low` is above, at `high` it is not
+        if self.at(2) <= max_drop:
+            return 2
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.at(middle) <= max_drop else (middle, high)
+        return high
+
+
+def loss_bound(
+    metric: Metric, reference: Outputs, package: Outputs, labels: Array, *, seed: int, confidence: float = CONFIDENCE
+) -> Bound:
+    """By how many points the package is worse than the reference on the same rows, at most.
+
+    Raises RequestError: fewer than two rows, or outputs that the metric does not take.
+    """
+    if len(labels) < 2:
+        raise RequestError(f"a bound on the loss needs at least 2 test rows, got {len(labels)}")
+    points = metric.points(labels) * (1 if metric.higher else -1)
+    ours, theirs = metric.score(package, labels), metric.score(reference, labels)
+    if callable(ours) or callable(theirs):
+        assert callable(ours)
+        assert callable(theirs)
+        return _by_set(theirs, ours, len(labels), points, seed, confidence)
+    both = np.concatenate([ours, theirs])
+    if metric.higher and np.isin(both, (0.0, 1.0)).all():
+        return _by_right(int(((theirs == 1) & (ours == 0)).sum()), int(((theirs == 0) & (ours == 1)).sum()), len(ours),
+                         points, confidence)  # fmt: skip
+    return _by_row((theirs - ours) * points, float(np.ptp(both)) * abs(points), confidence)
+
+
+def tango_upper(lost: float, gained: float, n: float, confidence: float = CONFIDENCE) -> float:
+    """The one-sided upper limit of p(lost) - p(gained), a share, from counts of discordant pairs among n.
+
+    The root above the estimate of (lost - gained - n d) / sqrt(n (2 q + d (1 - d))) = -z, where q is the maximum
+    likelihood estimate of p(gained) given the difference d. Counts may be fractions of rows.
+    """
+    z = NormalDist().inv_cdf(confidence)
+    low, high = max((lost - gained) / n, -1.0), 1.0
+    for _ in range(200):
+        d = (low + high) / 2
+        if d in (low, high):
+            break
+        b = -lost - gained + (2 * n - lost + gained) * d
+        q = (math.sqrt(max(b * b + 8 * n * gained * d * (1 - d), 0.0)) - b) / (4 * n)
+        variance = n * (2 * q + d * (1 - d))
+        inside = (lost - gained - n * d) ** 2 <= z * z * variance
+        low, high = (d, high) if inside else (low, d)
+    return high
+
+
+def _by_right(lost: int, gained: int, n: int, points: float, confidence: float) -> Bound:
+    def at(rows: float) -> float:
+        return points * tango_upper(lost * rows / n, gained * rows / n, rows, confidence)
+
+    method = "paired score interval (Tango 1998), one-sided"
+    return Bound(points * (lost - gained) / n, at(n), n, lost + gained, confidence, method, at)
+
+
+def _by_row(loss: Floats, reach: float, confidence: float) -> Bound:
+    """`loss` [n] in points; `reach` is how far apart two scores of one row can be, as seen."""
+    n, mean = len(loss), float(loss.mean())
+    deviation = float(loss.std(ddof=1))
+
+    def at(rows: float) -> float:
+        if not loss.any():
+            return reach * _unseen(rows, confidence)
+        return mean + float(student.ppf(confidence, max(rows - 1, 1))) * deviation / math.sqrt(rows)
+
+    method = "paired differences (Student's t), one-sided"
+    return Bound(mean, at(n), n, int(np.count_nonzero(loss)), confidence, method, at)
+
+
+def _by_set(reference: Weighted, package: Weighted, n: int, points: float, seed: int, confidence: float) -> Bound:
+    rng = np.random.default_rng([seed, crc32(b"paired bootstrap")])
+
+    def loss(counts: Floats) -> float:
+        return points * (reference(counts) - package(counts))
+
+    estimate = loss(np.ones(n))
+    if not math.isfinite(estimate):
+        raise RequestError(f"the metric is not defined on these {n} test rows: do they hold every class it compares?")
+    drawn = np.array([loss(np.bincount(rng.integers(0, n, n), minlength=n).astype(np.float64))
+                      for _ in range(RESAMPLES)])  # fmt: skip
+    drawn = drawn[np.isfinite(drawn)]
+    if len(drawn) < RESAMPLES / 2:
+        raise RequestError(f"the metric is not defined on most resamples of {n} test rows: a class has too few of them")
+    above = float(np.quantile(drawn, confidence)) - estimate
+    varied = bool(np.ptp(drawn))
+
+    def at(rows: float) -> float:
+        floor = 0.0 if varied else abs(points) * _unseen(rows, confidence)
+        return estimate + max(above * math.sqrt(n / rows), floor)
+
+    return Bound(estimate, at(n), n, None, confidence, f"paired bootstrap, percentile, {len(drawn)} resamples", at)
+
+
+def _unseen(rows: float, confidence: float) -> float:
+    """Tango's upper limit for a difference that none of these rows showed, a share."""
+    z = NormalDist().inv_cdf(confidence)
+    return z * z / (rows + z * z)

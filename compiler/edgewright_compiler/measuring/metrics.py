@@ -1,0 +1,241 @@
+"""Metrics: how right a model's outputs are on labelled rows, by one function per metric.
+
+A metric is of one of two kinds, told by what it gives. Per sample: an array [n], whose mean is the figure, so that two
+models pair row by row. Per set: a `Weighted`, a function of how often each row counts, [n] → figure, so that a
+bootstrap costs a pass over counts instead of a sort.
+
+Figures are in the metric's own unit. `points` turns them into what tables, bounds and `--max-drop` use: shares times
+100; mean absolute errors in per cent of the labels' standard deviation.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from edgewright_contracts.errors import RequestError
+from edgewright_contracts.manifest import Task
+
+from ..rows import Array
+from .detections import match
+
+Outputs = Mapping[str, Array]  # tensor name → [n, ...]
+Floats = npt.NDArray[np.float64]
+Weighted = Callable[[Floats], float]  # how often each row counts, [n] → the figure; nan where it is not defined
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """`score(outputs, labels)` gives an array [n] (per sample) or a `Weighted` (per set). `higher` is better, or lower.
+
+    `deviations`: the figure is in the unit of the labels, and its points are per cent of their standard deviation.
+    """
+
+    name: str
+    higher: bool
+    score: Callable[[Outputs, Array], Floats | Weighted]
+    deviations: bool = False
+
+    def points(self, labels: Array) -> float:
+        """What one unit of the figure is in points. Raises RequestError when the labels do not vary."""
+        if not self.deviations:
+            return 100.0
+        spread = math.sqrt(float(np.mean(np.var(np.asarray(labels, np.float64), axis=0))))
+        if spread == 0:
+            raise RequestError(f"{self.name}: expected labels that vary, got one value in all {len(labels)} rows")
+        return 100.0 / spread
+
+
+def value(metric: Metric, outputs: Outputs, labels: Array) -> float:
+    """The figure on these rows, in the metric's own unit. Raises RequestError where it is not defined on them."""
+    if not len(labels):
+        raise RequestError(f"{metric.name}: expected at least one row, got none")
+    score = metric.score(outputs, labels)
+    found = float(score(np.ones(len(labels)))) if callable(score) else float(score.mean())
+    if not math.isfinite(found):
+        raise RequestError(
+            f"{metric.name} is {found} on these {len(labels)} rows: expected a finite figure. "
+            "Do the rows hold every class that the metric compares, and are all outputs finite?"
+        )
+    return found
+
+
+def metric(name: str, task: Task) -> Metric:
+    """The metric of this name, or the function of `file.py:function`. Raises RequestError: unknown, or of other tasks.
+
+    A function takes (outputs by tensor name, labels) and returns an array [n] or one number, a share where higher is
+    better. Where lower is better it has an attribute `higher = False`.
+    """
+    if ":" in name:
+        return _own(name)
+    known = _METRICS.get(name)
+    if known is None:
+        raise RequestError(f"unknown metric {name!r}: expected one of {', '.join(_METRICS)}, or file.py:function")
+    tasks, made = known
+    if task not in tasks:
+        fitting = [one for one, (tasks, _) in _METRICS.items() if task in tasks]
+        raise RequestError(
+            f"metric {name} is for {' and '.join(tasks)}, this task is {task}: "
+            f"expected {' or '.join([*fitting, 'file.py:function'])}"
+        )
+    return made
+
+
+def _output(outputs: Outputs, name: str) -> Array:
+    try:
+        return outputs[name]
+    except KeyError:
+        raise RequestError(f"expected an output {name!r} to score, got {', '.join(sorted(outputs))}") from None
+
+
+def _accuracy(outputs: Outputs, labels: Array) -> Floats:
+    """Classification: is the most probable class the label's. Multilabel: the share of a row's labels told right."""
+    p = _output(outputs, "probabilities")
+    if labels.ndim == 1:
+        return np.asarray(p.argmax(axis=1) == labels, np.float64)
+    right = (np.asarray(p, np.float64) >= 0.5) == (labels >= 0.5)  # type: ignore[operator]
+    return np.asarray(right.mean(axis=1), np.float64)
+
+
+def _mae(outputs: Outputs, labels: Array) -> Floats:
+    error = np.asarray(_output(outputs, "values"), np.float64) - np.asarray(labels, np.float64)
+    return np.asarray(np.abs(error).reshape(len(labels), -1).mean(axis=1), np.float64)
+
+
+def _macro_f1(outputs: Outputs, labels: Array) -> Weighted:
+    """The mean of F1 over classes (or labels) that a row has, or that was predicted; as scikit-learn's macro."""
+    p = np.asarray(_output(outputs, "probabilities"), np.float64)
+    if labels.ndim == 1:
+        given = np.asarray(labels)[:, None] == np.arange(p.shape[1])
+        told = p.argmax(axis=1)[:, None] == np.arange(p.shape[1])
+    else:
+        given, told = np.asarray(labels, np.float64) >= 0.5, p >= 0.5
+    both = np.asarray(given & told, np.float64)
+    either = np.asarray(given, np.float64) + np.asarray(told, np.float64)
+
+    def weighted(counts: Floats) -> float:
+        present = counts @ either
+        met = present > 0
+        return float((2 * (counts @ both)[met] / present[met]).mean()) if met.any() else math.nan
+
+    return weighted
+
+
+def _auroc(outputs: Outputs, labels: Array) -> Weighted:
+    """The chance that a row with the label scores above one without it, ties half (Mann and Whitney).
+
+    Two classes: the second's probability. More classes, or several labels: the mean over each against the rest.
+    """
+    if "score" in outputs:
+        scores = np.asarray(outputs["score"], np.float64).reshape(len(labels), 1)
+        given = np.asarray(labels).reshape(-1, 1) == 1
+    else:
+        scores = np.asarray(_output(outputs, "probabilities"), np.float64)
+        given = labels[:, None] == np.arange(scores.shape[1]) if labels.ndim == 1 else labels >= 0.5  # type: ignore[operator]
+        if labels.ndim == 1 and scores.shape[1] == 2:
+            scores, given = scores[:, 1:], given[:, 1:]
+    columns = [_ranked(scores[:, c], given[:, c]) for c in range(scores.shape[1])]
+
+    def weighted(counts: Floats) -> float:
+        found = [one for one in (column(counts) for column in columns) if not math.isnan(one)]
+        return float(np.mean(found)) if found else math.nan
+
+    return weighted
+
+
+def _ranked(score: Floats, given: npt.NDArray[np.bool_]) -> Weighted:
+    order = np.argsort(score, kind="stable")
+    _, starts = np.unique(score[order], return_index=True)
+    positive = given[order]
+
+    def weighted(counts: Floats) -> float:
+        w = counts[order]
+        for_it = np.add.reduceat(w * positive, starts)
+        against = np.add.reduceat(w * ~positive, starts)
+        pairs = for_it.sum() * against.sum()
+        won = float((for_it * (np.cumsum(against) - against / 2)).sum())
+        return won / float(pairs) if pairs > 0 else math.nan
+
+    return weighted
+
+
+def _map50(outputs: Outputs, labels: Array) -> Weighted:
+    """Mean over classes of the average precision at IoU 0.5, the area under the precision envelope at all points."""
+    found = match(
+        np.asarray(_output(outputs, "boxes"), np.float64),
+        np.asarray(_output(outputs, "scores"), np.float64),
+        np.asarray(_output(outputs, "classes")),
+        np.asarray(labels, np.float64),
+    )
+    return found.average_precision
+
+
+def _own(name: str) -> Metric:
+    file, _, function = name.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise RequestError(f"metric {name}: expected a Python file at {file}, got nothing there")
+    loaded = getattr(_module(path, name), function, None)
+    if not callable(loaded):
+        raise RequestError(f"metric {name}: {file} has no function {function!r}; expected {function}(outputs, labels)")
+
+    def score(outputs: Outputs, labels: Array) -> Floats | Weighted:
+        first = _called(name, loaded, outputs, labels)
+        if first.shape == (len(labels),):
+            return first
+
+        def weighted(counts: Floats) -> float:
+            if (counts == 1).all():
+                return float(first)
+            at = np.repeat(np.arange(len(labels)), counts.astype(np.int64))
+            return float(_called(name, loaded, {key: rows[at] for key, rows in outputs.items()}, labels[at]))
+
+        return weighted
+
+    return Metric(name, bool(getattr(loaded, "higher", True)), score)
+
+
+def _called(name: str, function: Callable[..., Any], outputs: Outputs, labels: Array) -> Floats:
+    """What it returned, [n] or []. Raises RequestError with its own error, or with what it returned instead."""
+    wanted = f"expected it to return an array of {len(labels)} numbers (one a row) or one number"
+    try:
+        result = function(dict(outputs), labels)
+        found = np.asarray(result, np.float64)
+    except Exception as error:
+        raise RequestError(f"metric {name} failed with {type(error).__name__}: {error}; {wanted}") from error
+    if found.shape not in ((len(labels),), ()):
+        raise RequestError(f"metric {name}: {wanted}, got shape {found.shape}")
+    if found.ndim and not np.isfinite(found).all():
+        row = int(np.flatnonzero(~np.isfinite(found))[0])
+        raise RequestError(f"metric {name}: expected finite numbers, got {found[row]} for row {row}")
+    return found
+
+
+def _module(path: Path, name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"edgewright_metric_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise RequestError(f"metric {name}: expected a file that ends in .py, got {path.name}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickles look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise RequestError(f"metric {name}: {path} does not load: {type(error).__name__}: {error}") from error
+    return module
+
+
+_METRICS: Final[dict[str, tuple[tuple[Task, ...], Metric]]] = {
+    "accuracy": (("classification", "multilabel"), Metric("accuracy", True, _accuracy)),
+    "macro_f1": (("classification", "multilabel"), Metric("macro_f1", True, _macro_f1)),
+    "auroc": (("classification", "multilabel", "anomaly"), Metric("auroc", True, _auroc)),
+    "map50": (("detection",), Metric("map50", True, _map50)),
+    "mae": (("regression",), Metric("mae", False, _mae, deviations=True)),
+}
