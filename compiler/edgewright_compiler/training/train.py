@@ -1,0 +1,299 @@
+"""The training loop: any net, any loss, one seed, and a callback for whoever waits.
+
+Guarantee: on one machine and one version of torch, equal (net, rows, schedule, seed) give equal weights, bit for bit,
+and so does a run that was killed and resumed from its checkpoint. On a CPU it uses one thread, which on small nets is
+a choice of speed too; where CUDA is, it trains there in mixed precision, and gives the net back to the CPU.
+
+Cost: the front runs over all rows once per draw, without gradient, and its output is held until the next draw.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from edgewright_contracts.errors import EdgewrightError, Refused, RequestError
+
+from ..graph.tap import Tapped
+from ..recipe import Augment, Schedule
+from ..rows import Array, Labelled, Rows
+from .checkpoints import Checkpoint, discard, fingerprint, restore, store
+from .finetune import last_layer_only
+from .optimisers import optimiser_of, rates_of
+
+CHECKPOINT_S: Final = 30.0
+_CHUNK: Final = 512  # rows that a front or an evaluation takes at once
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Some rows of one draw: raw as a device hands them over, what the front makes of them, and their labels."""
+
+    raw: Tensor
+    x: Tensor
+    labels: Tensor
+
+
+Progress = Callable[[float], None]  # the share of this step that is done, 0..1
+Loss = Callable[[Batch, Tensor, Tensor], Tensor]  # (batch, answer, embedding [n, d]) → scalar; may have parameters
+Draw = Callable[[int], tuple[Array, Array]]  # epoch → raw rows [n, *shape] and labels [n, …], of one n for all epochs
+Validate = Callable[[nn.Module], float]  # larger is better
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """By epoch: the mean loss, and the validation figure where one is asked for. `best` is the epoch whose weights
+    the net has now."""
+
+    losses: tuple[float, ...]
+    figures: tuple[float, ...]
+    best: int
+
+
+@contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """One thread, deterministic kernels and a seed inside the block; what was set before returns behind it."""
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    state = torch.get_rng_state()
+    if torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(strict)
+        torch.set_rng_state(state)
+
+
+def draws(train: Labelled, augment: Augment | None, seed: int, unlabelled: Rows | None = None) -> Draw:
+    """Every epoch all rows once, augmented anew by a generator that depends on (seed, epoch) alone.
+
+    Unlabelled rows join with labels -1 (classes) or NaN (values), which no loss counts.
+    """
+    name = next(iter(train.inputs))
+    raw, labels = np.asarray(train.inputs[name]), np.asarray(train.labels)
+    if unlabelled is not None and len(unlabelled[name]):
+        none = -1 if np.issubdtype(labels.dtype, np.integer) else np.nan
+        raw = np.concatenate([raw, unlabelled[name]])
+        labels = np.concatenate([labels, np.full((len(unlabelled[name]), *labels.shape[1:]), none, labels.dtype)])
+
+    def draw(epoch: int) -> tuple[Array, Array]:
+        return (raw if augment is None else augment(_generator(seed, "augment", epoch), raw)), labels
+
+    return draw
+
+
+def train(
+    net: nn.Module,
+    front: nn.Module,
+    draw: Draw,
+    loss: Loss,
+    schedule: Schedule,
+    *,
+    seed: int,
+    progress: Progress,
+    validate: Validate | None = None,
+    checkpoint: Path | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> History:
+    """Train `net` in place, on what `front` makes of the rows; it is left in eval mode, on the CPU.
+
+    With `patience` the weights of the best epoch are kept. A `loss` that is a module has parameters of its own, which
+    learn too; it is called once on two rows before the first step, so that it may make them. `checkpoint` is written at
+    epoch ends, at most every 30 s of `clock`, and removed when the run is done.
+
+    Raises RequestError for a schedule that cannot run or a net that does not fit the rows, Refused for a loss or a
+    validation figure that is not a number.
+    """
+    _check(schedule, validate)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with reproducible(seed):
+        front, tapped = front.to(device).eval(), Tapped(net.to(device))
+        raw, labels = draw(0)
+        _rehearse(tapped, front, loss, raw[:2], labels[:2], device)
+        run = _Run(tapped, front, loss, schedule, seed, len(labels), device)
+        key = fingerprint(net, schedule, seed, len(labels))
+        state = (
+            Checkpoint.start() if checkpoint is None else restore(checkpoint, key, run.parts()) or Checkpoint.start()
+        )
+        written = clock()
+        for epoch in range(len(state.losses), schedule.epochs):
+            if state.waited(schedule.patience):
+                break
+            if epoch:
+                raw, labels = draw(epoch)
+            mean = run.epoch(epoch, raw, labels, progress)
+            net.eval()
+            figure = None if validate is None else _finite(validate(net), epoch)
+            state = state.after(mean, figure, net if schedule.patience is not None else None)
+            if checkpoint is not None and clock() - written >= CHECKPOINT_S:
+                store(checkpoint, key, state, run.parts())
+                written = clock()
+        if state.weights is not None:
+            net.load_state_dict(state.weights)
+        net.requires_grad_(False)
+        for parameter in run.learning:
+            parameter.requires_grad_(True)
+        net.cpu().eval()
+        front.cpu()
+    if checkpoint is not None:
+        discard(checkpoint)
+    progress(1.0)
+    return History(tuple(state.losses), tuple(state.figures), state.best_epoch)
+
+
+class _Run:
+    """What lives as long as the loop: the optimiser, its rates, and the scaler of mixed precision."""
+
+    def __init__(
+        self,
+        tapped: Tapped,
+        front: nn.Module,
+        loss: Loss,
+        schedule: Schedule,
+        seed: int,
+        rows: int,
+        device: torch.device,
+    ) -> None:
+        self.tapped, self.front, self.loss, self.schedule, self.seed = tapped, front, loss, schedule, seed
+        self.rows, self.device = rows, device
+        self.net: nn.Module = tapped.net
+        self.learning = [p for p in self.net.parameters() if p.requires_grad]
+        if not self.learning:
+            raise RequestError("training: expected a net with parameters that require a gradient, got none")
+        if isinstance(loss, nn.Module):
+            loss.to(device)
+        extra = list(loss.parameters()) if isinstance(loss, nn.Module) else []
+        self.clipped = [*self.learning, *extra]
+        self.cuts = _cuts(rows, schedule.batch)
+        self.optimiser = optimiser_of(self.clipped, schedule)
+        self.rates = rates_of(self.optimiser, schedule, schedule.epochs * (len(self.cuts) + 1))
+        self.amp = device.type == "cuda"
+        self.scaler = torch.amp.GradScaler("cuda", enabled=self.amp)
+
+    def parts(self) -> dict[str, object]:
+        """Everything that has a state_dict, by name."""
+        loss = {"loss": self.loss} if isinstance(self.loss, nn.Module) else {}
+        return {"net": self.net, "optimiser": self.optimiser, "rates": self.rates, "scaler": self.scaler, **loss}
+
+    def epoch(self, epoch: int, raw: Array, labels: Array, progress: Progress) -> float:
+        """One pass over a draw. Randomness depends on (seed, epoch) alone, so no generator needs to be saved."""
+        if len(labels) != self.rows or len(raw) != self.rows:
+            raise RequestError(f"draw {epoch}: expected {self.rows} rows as in draw 0, got {len(raw)}, {len(labels)}")
+        torch.manual_seed(int(_generator(self.seed, "torch", epoch).integers(2**62)))
+        whole = Batch(torch.from_numpy(raw), _fronted(self.front, raw, self.device), torch.from_numpy(labels))
+        order = torch.from_numpy(_generator(self.seed, "order", epoch).permutation(self.rows))
+        self._mode(frozen=epoch < self.schedule.frozen_epochs, example=whole.x[:1])
+        total, parts = 0.0, torch.tensor_split(order, self.cuts)
+        for i, rows in enumerate(parts):
+            progress((epoch + i / len(parts)) / self.schedule.epochs)
+            batch = Batch(whole.raw[rows], whole.x[rows].to(self.device), whole.labels[rows].to(self.device))
+            total += self._step(batch, epoch, i) * len(rows)
+        return total / self.rows
+
+    def _step(self, batch: Batch, epoch: int, number: int) -> float:
+        self.optimiser.zero_grad()
+        with torch.autocast("cuda", enabled=self.amp):
+            answer, embedding = self.tapped(batch.x)
+        loss = self.loss(batch, answer.float(), embedding.float())  # outside autocast: half is too coarse for a loss
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise Refused(
+                f"training: the loss is {value} in epoch {epoch}, batch {number}; a smaller rate (now "
+                f"{self.schedule.rate:g}) or a bound on the gradient (clip) keeps it finite, unless the data has NaN"
+            )
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if self.schedule.clip is not None:
+            self.scaler.unscale_(self.optimiser)
+            nn.utils.clip_grad_norm_(self.clipped, self.schedule.clip)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.rates.step()
+        return value
+
+    def _mode(self, *, frozen: bool, example: Tensor) -> None:
+        for parameter in self.learning:
+            parameter.requires_grad_(True)
+        self.net.train()
+        if frozen:
+            last_layer_only(self.net, example.to(self.device))
+
+
+def answers(net: nn.Module, front: nn.Module, raw: Array) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """(answer, embedding [n, d]) of all raw rows, in eval mode, in chunks, on the device where the net is."""
+    parameter = next(net.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    net.eval()
+    tapped = Tapped(net)
+    with reproducible(0), torch.no_grad():
+        x = _fronted(front.to(device).eval(), raw, torch.device("cpu"))
+        parts = [tapped(part.to(device)) for part in torch.split(x, _CHUNK)]
+    return (
+        torch.cat([part[0].float().cpu() for part in parts]).numpy(),
+        torch.cat([part[1].float().cpu() for part in parts]).numpy(),
+    )
+
+
+def _generator(seed: int, purpose: str, epoch: int) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(purpose.encode()), epoch])
+
+
+@torch.no_grad()
+def _fronted(front: nn.Module, raw: Array, device: torch.device) -> Tensor:
+    """What the front makes of raw rows, on the CPU: all rows of a draw may not fit beside a net on its device."""
+    parts = torch.split(torch.from_numpy(raw), _CHUNK)
+    return torch.cat([front(part.to(device)).cpu() for part in parts])
+
+
+def _cuts(rows: int, batch: int) -> list[int]:
+    """Where batches begin, the first left out; a single row at the end joins the batch before it, because batch
+    normalisation cannot learn from one row."""
+    return [at for at in range(batch, rows, batch) if rows - at > 1]
+
+
+@torch.no_grad()
+def _rehearse(tapped: Tapped, front: nn.Module, loss: Loss, raw: Array, labels: Array, device: torch.device) -> None:
+    """Front, net and loss once, on two rows: what does not fit is said before anything is trained."""
+    if len(labels) < 2:
+        raise RequestError(f"training: expected at least 2 rows, got {len(labels)}")
+    tapped.eval()
+    try:
+        x = _fronted(front, raw, device)
+        answer, embedding = tapped(x.to(device))
+    except EdgewrightError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        got = f"rows {raw.dtype} {list(raw.shape)}"
+        raise RequestError(
+            f"the front and the net do not take {got} (first two of the training rows): {error}"
+        ) from error
+    loss(Batch(torch.from_numpy(raw), x.to(device), torch.from_numpy(labels).to(device)), answer, embedding)
+
+
+def _check(schedule: Schedule, validate: Validate | None) -> None:
+    for field in ("epochs", "rate", "batch"):
+        if not getattr(schedule, field) > 0:
+            raise RequestError(f"schedule: expected {field} above 0, got {getattr(schedule, field)}")
+    if schedule.patience is not None and validate is None:
+        raise RequestError(f"schedule: patience {schedule.patience} needs a validation figure, got none")
+
+
+def _finite(figure: float, epoch: int) -> float:
+    if not math.isfinite(figure):
+        raise Refused(f"training: the validation figure is {figure} after epoch {epoch}; look at the metric's inputs")
+    return float(figure)
