@@ -1,0 +1,133 @@
+"""From what a person names to checked rows in three splits: a folder, a table, an archive, or a function.
+
+Guarantee: what is returned has passed `checks.examine`; equal files and seed give equal arrays and fingerprint. Rows
+are read whole into memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from edgewright_contracts.errors import RequestError
+from edgewright_contracts.manifest import Task
+
+from ..rows import Array, Data, Labelled
+from .checks import examine
+from .collection import ALL, SPLITS, Collection, fingerprint, raw
+from .folders import IMAGES, SOUNDS, image_folder, samples, wav_folder
+from .loaders import load_rows
+from .splits import SHARES, three_way
+from .tables import TABLES, npz, table
+
+
+def open_data(place: str | Path, task: Task, *, seed: int) -> Data:
+    """Raises RequestError for a place that holds no data, and for whatever `examine` finds; Unavailable."""
+    found = _read(str(place), task)
+    data = found if isinstance(found, Data) else _split(found, task, seed, str(place))
+    if not data.fingerprint or isinstance(found, Data):
+        data = replace(_narrowed(data), fingerprint="")
+        data = replace(data, fingerprint=fingerprint(_parts(data)))
+    warnings = examine(data, task).warnings
+    return replace(data, notes=(*data.notes, *(f"Warning: {w}." for w in warnings)))
+
+
+def _read(place: str, task: Task) -> Data | Collection:
+    path = Path(place)
+    if path.is_dir():
+        kinds = {
+            image_folder: samples(path, IMAGES),
+            wav_folder: samples(path, SOUNDS),
+            table: [p for p in samples(path, TABLES) if p.name != "labels.csv"],
+        }
+        opener, files = max(kinds.items(), key=lambda kind: len(kind[1]))
+        if not files:
+            raise RequestError(
+                f"{path}: no data in it: expected images ({', '.join(IMAGES)}), .wav, .csv or .parquet files"
+            )
+        return table(files, task) if opener is table else opener(path, task)  # type: ignore[operator]
+    if ".py:" in place or place.endswith(".py"):
+        return load_rows(place, task)
+    if not path.is_file():
+        raise RequestError(
+            f"{path}: no such file or directory; expected a folder, .csv, .parquet, .npz, or FILE.py:FUNCTION"
+        )
+    if path.suffix in TABLES:
+        return table([path], task)
+    if path.suffix == ".npz":
+        return npz(path, task)
+    raise RequestError(f"{path}: expected a folder, .csv, .parquet, .npz, or FILE.py:FUNCTION")
+
+
+def _split(found: Collection, task: Task, seed: int, place: str) -> Data:
+    have = dict(found.splits)
+    if set(have) == set(SPLITS):
+        train, validation, test = (have[s] for s in SPLITS)
+        how = "Split as it came"
+    elif ALL in have:
+        train, validation, test = _cut(have[ALL], task, seed, SPLITS, SHARES)
+        how = f"Split by the compiler, seed {seed}" + (", group by group" if have[ALL].groups is not None else "")
+    else:
+        lost = [s for s in SPLITS if s not in have]
+        if "train" in lost:
+            raise RequestError(f"{place}: no training samples; it has {', '.join(have)}")
+        names = ("train", *lost)
+        pieces = _cut(have["train"], task, seed, names, (1 - 0.15 * len(lost), *(0.15 for _ in lost)))
+        train, validation, test = (({**have, **{p.name: p for p in pieces}})[s] for s in SPLITS)
+        how = f"Split as it came, but {' and '.join(lost)} taken from its training samples, seed {seed}"
+    sizes = f"{len(train)} train, {len(validation)} validation, {len(test)} test"
+    notes = (*found.notes, f"{how}: {sizes}.")
+    data = Data(train, validation, test, "", found.labels, unlabelled=found.unlabelled, notes=notes)
+    return replace(data, fingerprint=fingerprint(_parts(data)))
+
+
+def _cut(
+    rows: Labelled, task: Task, seed: int, names: tuple[str, ...], shares: tuple[float, ...]
+) -> tuple[Labelled, ...]:
+    if task != "anomaly":
+        stratify = rows.labels.astype(np.int64) if task == "classification" else None
+        return three_way(rows, seed=seed, shares=shares, stratify=stratify, names=names)
+    # An anomaly is worth nothing to training, so all of them go to the other splits; a group cannot be torn for that.
+    if rows.groups is not None or not rows.labels.any():
+        train, *others = three_way(rows, seed=seed, shares=shares, stratify=rows.labels.astype(np.int64), names=names)
+        return train.take(np.flatnonzero(train.labels == 0)), *others
+    normal = three_way(rows.take(np.flatnonzero(rows.labels == 0)), seed=seed, shares=shares, names=names)
+    odd = rows.take(np.flatnonzero(rows.labels == 1))
+    if len(names) == 2:
+        strange: tuple[Labelled, ...] = (odd,)
+    else:
+        strange = three_way(odd, seed=seed, shares=shares[1:], names=names[1:])
+    return normal[0], *(_joined(a, b) for a, b in zip(normal[1:], strange, strict=True))
+
+
+def _joined(a: Labelled, b: Labelled) -> Labelled:
+    return Labelled(
+        a.name,
+        {name: np.concatenate([array, b.inputs[name]]) for name, array in a.inputs.items()},
+        np.concatenate([a.labels, b.labels]),
+        slices={key: np.concatenate([values, b.slices[key]]) for key, values in a.slices.items()},
+        origins=(*a.origins, *b.origins),
+    )
+
+
+def _narrowed(data: Data) -> Data:
+    """Rows of a user's own `Data` in the dtypes that rows are kept in."""
+
+    def one(rows: Labelled) -> Labelled:
+        inputs = {name: raw(array, f"{rows.name}: {name!r}") for name, array in rows.inputs.items()}
+        return Labelled(rows.name, inputs, np.asarray(rows.labels), rows.groups, rows.slices, rows.origins)
+
+    views = tuple(one(v) for v in data.views)
+    return replace(data, train=one(data.train), validation=one(data.validation), test=one(data.test), views=views)
+
+
+def _parts(data: Data) -> Mapping[str, Array | None]:
+    parts: dict[str, Array | None] = {"labels": np.array(data.labels)}
+    for rows in (data.train, data.validation, data.test, *data.views):
+        parts |= {f"{rows.name}:x:{name}": array for name, array in sorted(rows.inputs.items())}
+        parts |= {f"{rows.name}:y": rows.labels, f"{rows.name}:groups": rows.groups}
+    parts |= {f"unlabelled:{name}": array for name, array in sorted((data.unlabelled or {}).items())}
+    return parts

@@ -1,0 +1,226 @@
+"""Tables of numbers (CSV, Parquet) and archives of arrays (npz).
+
+A table has a header. Columns named as in `targets` say what a sample is; `window` joins consecutive lines of one value
+to one sample [steps, columns], in the order of the lines, all windows equally long; without it every line is a sample.
+Every other column is measured: a number in every line. A directory of tables is one table, file after file; windows do
+not reach across files.
+
+An npz has `x` (or `x_NAME` for each of several inputs) and `y`, and may have `groups`, `labels` (names),
+`unlabelled`, and for a split of one's own `x_train`, `y_train`, `groups_train`, `x_validation` ...
+"""
+
+from __future__ import annotations
+
+import csv
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from edgewright_contracts.errors import RequestError, Unavailable
+from edgewright_contracts.manifest import Task
+
+from ..rows import Array, Labelled
+from .collection import ALL, SPLITS, Collection, kind_of, raw, split_name
+from .targets import NORMAL, Said, collection, natural, numbers, reserved
+
+TABLES: Final = (".csv", ".parquet")
+_WINDOW: Final = "window"
+
+
+def table(files: Sequence[Path], task: Task) -> Collection:
+    """One collection of all `files`. Raises RequestError naming file, line and column; Unavailable without pyarrow."""
+    header: list[str] = []
+    columns: dict[str, list[str]] = {}
+    origins: list[str] = []
+    starts: list[int] = []
+    for file in files:
+        names, lines, where = _parquet(file) if file.suffix == ".parquet" else _csv(file)
+        if header and names != header:
+            odd = sorted(set(names) ^ set(header)) or ["the order of its columns"]
+            raise RequestError(f"{file}: expected the columns of {files[0]}, but {odd[0]!r} differs")
+        header = header or names
+        starts.append(len(origins))
+        origins += where
+        for name in names:
+            columns.setdefault(name, []).extend(lines[name])
+    place = str(files[0] if len(files) == 1 else files[0].parent)
+    if not origins:
+        raise RequestError(f"{place}: no line under the header")
+    measured = [c for c in header if not reserved(c) and c != _WINDOW]
+    if not measured:
+        raise RequestError(f"{place}: no column of measurements: got {', '.join(header)}")
+    x = np.stack([numbers(columns[c], lambda i, c=c: f"{origins[i]}, column {c!r}") for c in measured], axis=1)  # type: ignore[misc]
+    bad = np.argwhere(~np.isfinite(x))
+    if bad.size:
+        i, c = bad[0]
+        raise RequestError(
+            f"{origins[i]}, column {measured[c]!r}: expected a finite number, got "
+            f"{columns[measured[c]][i] or 'an empty cell'!r} ({len(bad)} such cells); fill them, or remove the samples"
+        )
+    said = {c: v for c, v in columns.items() if reserved(c)}
+    note = f"Columns: {', '.join(measured)}."
+    if _WINDOW not in header:
+        return collection(task, {"row": x}, Said(said, tuple(origins)), place, (note,))
+    first, length = _windows(columns[_WINDOW], set(starts), origins)
+    for name, values in said.items():
+        for start in first:
+            for i in range(start, start + length):
+                if values[i] != values[start]:
+                    raise RequestError(
+                        f"{origins[i]}, column {name!r}: {values[i]!r}, but the window began with {values[start]!r}: "
+                        "expected one value a window"
+                    )
+    heads = {name: [values[i] for i in first] for name, values in said.items()}
+    windows = Said(heads, tuple(origins[i] for i in first))
+    return collection(task, {"window": x.reshape(len(first), length, -1)}, windows, place, (note,))
+
+
+def _windows(ids: Sequence[str], starts: set[int], origins: Sequence[str]) -> tuple[list[int], int]:
+    """The first line of each window, and how many lines each has."""
+    first = [i for i in range(len(ids)) if i in starts or ids[i] != ids[i - 1]]
+    lengths = np.diff([*first, len(ids)])
+    length = int(np.bincount(lengths).argmax())
+    odd = np.flatnonzero(lengths != length)
+    if odd.size:
+        i = first[int(odd[0])]
+        raise RequestError(
+            f"{origins[i]}: the window {ids[i]!r} has {lengths[odd[0]]} lines, most have {length}: expected one "
+            "length, and its lines next to each other"
+        )
+    return first, length
+
+
+def _csv(file: Path) -> tuple[list[str], dict[str, list[str]], list[str]]:
+    with file.open(newline="", encoding="utf-8-sig") as stream:
+        lines = csv.reader(stream)
+        header = [name.strip() for name in next(lines, [])]
+        if not header or len(set(header)) < len(header):
+            raise RequestError(
+                f"{file}: expected a header of distinct column names, got {', '.join(header) or 'nothing'}"
+            )
+        columns: list[list[str]] = [[] for _ in header]
+        origins = []
+        for line in lines:
+            if not line:
+                continue
+            if len(line) != len(header):
+                raise RequestError(f"{file}:{lines.line_num}: {len(line)} cells under {len(header)} columns")
+            origins.append(f"{file}:{lines.line_num}")
+            for column, cell in zip(columns, line, strict=True):
+                column.append(cell.strip())
+    return header, dict(zip(header, columns, strict=True)), origins
+
+
+def _parquet(file: Path) -> tuple[list[str], dict[str, list[str]], list[str]]:
+    try:
+        from pyarrow import parquet  # type: ignore[import-not-found, unused-ignore]
+    except ModuleNotFoundError:
+        raise Unavailable(
+            f"{file}: reading Parquet needs pyarrow: pip install pyarrow, or save the table as CSV"
+        ) from None
+    found: Any = parquet.read_table(str(file))
+    columns = {
+        name: ["" if v is None else repr(v) if isinstance(v, float) else str(v) for v in found[name].to_pylist()]
+        for name in found.column_names
+    }
+    return list(found.column_names), columns, [f"{file} row {i}" for i in range(found.num_rows)]
+
+
+def npz(file: Path, task: Task) -> Collection:
+    """Raises RequestError for an archive without `x` and `y`, or with pickles in it."""
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+        raise RequestError(f"{file}: not an archive of numpy.savez without pickles ({error})") from None
+    return arrays_of(arrays, task, str(file))
+
+
+def arrays_of(arrays: Mapping[str, Any], task: Task, where: str) -> Collection:
+    """A collection out of the names that an npz may have."""
+    splits: dict[str, dict[str, Any]] = {}
+    rest: dict[str, Any] = {}
+    for name, array in arrays.items():
+        head, _, tail = name.partition("_")
+        if head not in ("x", "y", "groups"):
+            rest[name] = array
+        elif not tail:
+            splits.setdefault(ALL, {})[head] = array
+        else:
+            splits.setdefault(split_name(tail, f"{where}: the array {name!r}"), {})[head] = array
+    unknown = [name for name in rest if name not in ("labels", "unlabelled")]
+    if unknown or not splits:
+        raise RequestError(
+            f"{where}: expected the arrays x and y (and groups, labels, unlabelled, x_train, x_validation, ...), got "
+            f"{', '.join(arrays) or 'none'}"
+        )
+    if ALL in splits and len(splits) > 1:  # x beside x_test: x is what is learned from
+        splits = {"train" if name == ALL else name: part for name, part in splits.items()}
+    said = rest.get("labels")
+    names = None if said is None else tuple(str(name) for name in np.asarray(said).tolist())
+    made: dict[str, Labelled] = {}
+    for name, part in splits.items():
+        if "x" not in part or "y" not in part:
+            raise RequestError(f"{where}: the split {name!r} has {', '.join(part)}: expected x and y")
+        x = raw(part["x"], f"{where}: x of {name!r}")
+        y = np.asarray(part["y"])
+        if y.ndim == 0 or len(y) != len(x):
+            raise RequestError(
+                f"{where}: {len(x)} samples and {y.size} labels in {name!r}: expected one label a sample"
+            )
+        made[name] = Labelled(name, {_input_name(x, where): x}, y, part.get("groups"))
+    made, names = _numbered(made, names, task, where)
+    unlabelled = rest.get("unlabelled")
+    more = None
+    if unlabelled is not None:
+        array = raw(unlabelled, f"{where}: unlabelled")
+        more = {_input_name(array, where): array}
+    if ALL not in made and "train" not in made:
+        raise RequestError(f"{where}: expected x_train beside {', '.join(f'x_{s}' for s in SPLITS if s in made)}")
+    return Collection(made, names, more)
+
+
+def _input_name(x: Array, where: str) -> str:
+    kind = kind_of(x, where)
+    return {"series": "window", "vector": "row"}.get(kind, kind)
+
+
+def _numbered(
+    splits: dict[str, Labelled], names: tuple[str, ...] | None, task: Task, where: str
+) -> tuple[dict[str, Labelled], tuple[str, ...]]:
+    """Labels in the dtype and shape of the task; class names in text are numbered."""
+
+    def each(change: Any) -> dict[str, Labelled]:
+        return {n: Labelled(n, r.inputs, change(r.labels), r.groups, r.slices, r.origins) for n, r in splits.items()}
+
+    text = any(r.labels.dtype.kind in "UO" for r in splits.values())
+    if task == "anomaly":
+        if text:
+            return each(lambda y: np.array([str(v).lower() not in NORMAL for v in y], np.int64)), ("normal", "anomaly")
+        return each(lambda y: y.astype(np.int64)), ("normal", "anomaly")
+    if task == "classification":
+        if text:
+            names = names or natural([str(v) for r in splits.values() for v in r.labels.tolist()])
+            place = {name: i for i, name in enumerate(names)}
+            lost = sorted({str(v) for r in splits.values() for v in r.labels.tolist()} - set(place))
+            if lost:
+                raise RequestError(f"{where}: label {lost[0]!r} is not among `labels` ({', '.join(names)})")
+            return each(lambda y: np.array([place[str(v)] for v in y], np.int64)), names
+        odd = [n for n, r in splits.items() if r.labels.dtype.kind == "f" and (r.labels != np.floor(r.labels)).any()]
+        if odd or any(r.labels.dtype.kind not in "iufb" for r in splits.values()):
+            raise RequestError(f"{where}: y holds no class indices or names; for numbers use the task regress")
+        top = max((int(r.labels.max()) for r in splits.values() if len(r)), default=-1)
+        return each(lambda y: y.astype(np.int64)), names or tuple(str(i) for i in range(top + 1))
+    if text:
+        raise RequestError(f"{where}: y holds text: expected numbers for the task {task}")
+    if task == "regression":
+        return each(lambda y: y.astype(np.float32).reshape(len(y), -1)), ()
+    width = next(iter(splits.values())).labels
+    if task == "multilabel":
+        count = width.shape[1] if width.ndim == 2 else 0
+        return each(lambda y: y.astype(np.float32)), names or tuple(str(i) for i in range(count))
+    top = max(int(r.labels[..., 0].max(initial=-1)) if r.labels.ndim == 3 else -1 for r in splits.values())
+    return each(lambda y: y.astype(np.float32)), names or tuple(str(i) for i in range(top + 1))

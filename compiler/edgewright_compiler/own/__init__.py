@@ -1,0 +1,1 @@
+"""A model of one's own: from `file.py:function`, weights and data to a recipe like any other."""
