@@ -29,10 +29,11 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     storage_mb: Positive
     runtimes: Annotated[tuple[Runtime, ...], msgspec.Meta(min_length=1)]  # the device's own order of preference
     int8_dot: bool  # SDOT on Arm, VNNI on x86: without it, x86 sums of 8-bit products can saturate
+    fp32_per_cycle: Positive  # peak float32 operations of one core in one cycle; a fused multiply-add counts two
     sources: dict[str, str]
 
     def __post_init__(self) -> None:
-        figures = {"arch", "cores", "clock_mhz", "ram_mb", "storage_mb", "runtimes", "int8_dot"}
+        figures = {*self.__struct_fields__} - {"name", "title", "sources"}
         if set(self.sources) != figures:
             raise ValueError(f"sources: expected one for each of {', '.join(sorted(figures))}")
 

@@ -16,7 +16,7 @@ TINY = Path(__file__).parent.parent / "data" / "tiny-1.0.0.ewp"
     ("arguments", "message"),
     [
         (["compile", "fog", "--device", "x86-gateway"], "unknown recipe 'fog': expected one of digits"),
-        (["compile", "digits", "--device", "toaster"], "unknown device 'toaster': expected one of jetson-orin-nano"),
+        (["compile", "digits", "--device", "toaster"], "unknown device 'toaster': expected one of imx8m-plus"),
         (["compile", "digits"], "Missing option '--device'"),
         (["inspect", "nothing.ewp"], "no package at nothing.ewp"),
         (["init", "mine", "--recipe", "fog"], "unknown recipe 'fog'"),

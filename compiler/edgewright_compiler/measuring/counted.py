@@ -37,7 +37,7 @@ def _recurrent(x: tuple[int, ...], first: tuple[int, ...], second: tuple[int, ..
 
 
 def _attention(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(q, k, v))
+    return int(sdpa_flop_count(q, k, v))  # type: ignore[no-untyped-call]
 
 
 _ATEN: Final = torch.ops.aten
