@@ -63,12 +63,16 @@ def make(scheme: Scheme, source: Path, target: Path, calibration: Rows, scope: s
         return
     chosen = _chosen(model, scheme, source, scope)
     rules = _rules(scheme, chosen)
-    with contextlib.redirect_stdout(io.StringIO()):  # it draws progress bars and a table
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # it draws bars
         q = quantizer.Quantizer(str(source), rules.get_quantization_recipe())
         ranges = _ranges(source, calibration, rules) if scheme.calibrated else None
         made = q.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
         made.export_model(str(target), overwrite=True)
-    _write(flatbuffer_utils.read_model(str(target)), target)
+    quantized = flatbuffer_utils.read_model(str(target))
+    # An output that a quantized operator reads as well was found replaced by its int8 form, against the signature.
+    for before, after in zip(model.subgraphs, quantized.subgraphs, strict=True):
+        after.inputs, after.outputs = before.inputs, before.outputs
+    _write(quantized, target)
 
 
 def prove(target: Path, calibration: Rows) -> None:
@@ -131,7 +135,7 @@ def inside(operator: Operator, path: str) -> bool:
 
 
 def _under(module: str, path: str) -> bool:
-    """"Graph/Net_net/Conv2d_c1" lies under "net" and is "net.c1": a part is a class and an attribute, and either may
+    """ "Graph/Net_net/Conv2d_c1" lies under "net" and is "net.c1": a part is a class and an attribute, and either may
     hold underscores, so a path is matched from its own side."""
     parts, wanted = module.split("/")[1:], path.split(".")
     return len(parts) >= len(wanted) and all(
