@@ -84,7 +84,9 @@ def _dealt(
     count, width = int(unit.max()) + 1, int(classes.max()) + 1
     table = np.zeros((count, width))
     np.add.at(table, (unit, classes), 1)
-    lacking = shares[:, None] * table.sum(axis=0)  # [splits, classes] rows still wanted
+    total = table.sum(axis=0)
+    # [splits, classes] rows still wanted; a class of few rows wants one everywhere before training gets its share
+    lacking = np.maximum(shares[:, None] * total, total >= len(shares))
     wanted = lacking.copy()
     order = rng.permutation(count)
     order = order[np.argsort(-table[order].sum(axis=1), kind="stable")]

@@ -1,0 +1,129 @@
+"""Bad data gets one message that names the sample, the limit and the way out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from edgewright_compiler.data.checks import examine
+from edgewright_compiler.rows import Data, Labelled
+from edgewright_contracts.errors import RequestError
+
+
+def data(task: str = "classification", **changes) -> Data:
+    rng = np.random.default_rng(0)
+    splits = []
+    for name, n in (("train", 60), ("validation", 20), ("test", 20)):
+        y = {
+            "classification": np.arange(n) % 3,
+            "anomaly": (np.arange(n) % 2) * (name != "train"),
+            "multilabel": (rng.random((n, 3)) > 0.5).astype(np.float32),
+            "regression": rng.normal(size=(n, 1)).astype(np.float32),
+            "detection": np.tile(np.float32([1, 0.1, 0.1, 0.5, 0.6]), (n, 2, 1)),
+        }[task]
+        x = rng.normal(size=(n, 5)).astype(np.float32)
+        splits.append(Labelled(name, {"row": x}, y, origins=tuple(f"{name}.csv:{i + 2}" for i in range(n))))
+    return replace(Data(*splits, "0" * 64, ("a", "b", "c")), **changes)
+
+
+def with_labels(found: Data, split: str, at: int, value) -> Data:
+    rows = getattr(found, split)
+    labels = rows.labels.copy()
+    labels[at] = value
+    return replace(found, **{split: replace(rows, labels=labels)})
+
+
+@pytest.mark.parametrize("task", ["classification", "anomaly", "multilabel", "regression", "detection"])
+def test_good_data_pass(task):
+    found = examine(data(task), task)
+    assert found.rows == (60, 20, 20)
+    assert found.warnings == ("20 test samples: a bound on the loss is wide below 100",)
+
+
+def test_a_label_out_of_range_is_told_with_its_place():
+    with pytest.raises(RequestError, match=r"validation.csv:9: label 3: expected a class from 0 to 2 \(1 of 20"):
+        examine(with_labels(data(), "validation", 7, 3), "classification")
+
+
+def test_nan_is_told_with_its_sample_and_column():
+    found = data()
+    found.train.inputs["row"][4, 2] = np.nan
+    with pytest.raises(RequestError, match=r"train.csv:6: nan in 'row' at \(2,\): expected finite.*1 such samples"):
+        examine(found, "classification")
+
+
+def test_one_class_only_is_refused():
+    with pytest.raises(RequestError, match=r"one class only \(a\)"):
+        examine(replace(data(), labels=("a",)), "classification")
+    found = data()
+    found.train.labels[:] %= 2
+    with pytest.raises(RequestError, match="no training sample of class c"):
+        examine(found, "classification")
+
+
+def test_an_equal_row_in_two_splits_is_a_leak():
+    found = data()
+    found.test.inputs["row"][3] = found.train.inputs["row"][11]
+    with pytest.raises(RequestError, match=r"leak: test.csv:5 in test is the same sample as train.csv:13 in train"):
+        examine(found, "classification")
+
+
+def test_a_group_in_two_splits_is_a_leak():
+    found = data()
+    people = [np.array([f"p{i % 5 + k}" for i in range(len(r))]) for k, r in
+              ((0, found.train), (10, found.validation), (4, found.test))]  # fmt: skip
+    parts = [replace(r, groups=g) for r, g in zip((found.train, found.validation, found.test), people, strict=True)]
+    with pytest.raises(RequestError, match="leak: group 'p4' is in train and in test"):
+        examine(Data(*parts, "0" * 64, found.labels), "classification")
+
+
+def test_duplicates_in_one_split_and_their_disagreements_are_warnings():
+    found = data()
+    found.train.inputs["row"][1] = found.train.inputs["row"][0]
+    warnings = examine(found, "classification").warnings
+    assert warnings[:2] == (
+        "1 samples are exact duplicates of another in the same split",
+        "1 exact duplicates have different labels, as train.csv:3 and train.csv:2",
+    )
+
+
+def test_uneven_classes_and_constant_columns_are_warnings():
+    found = data()
+    found.train.labels[:] = 0
+    found.train.labels[:2] = (1, 2)
+    found.train.inputs["row"][:, 3] = 7
+    said = " ".join(examine(found, "classification").warnings)
+    assert "58 training samples of 'a', 1 of 'b'" in said
+    assert "the first is column 3" in said
+
+
+def test_what_each_task_cannot_use_is_refused():
+    with pytest.raises(RequestError, match=r"expected 0 or 1 for each"):
+        examine(with_labels(data("multilabel"), "train", 5, 0.5), "multilabel")
+    with pytest.raises(RequestError, match=r"train.csv:7: target"):
+        examine(with_labels(data("regression"), "train", 5, np.inf), "regression")
+    with pytest.raises(RequestError, match=r"train.csv:7: an anomaly among the training samples"):
+        examine(with_labels(data("anomaly"), "train", 5, 1), "anomaly")
+    with pytest.raises(RequestError, match="the split 'test' has no anomaly"):
+        examine(with_labels(data("anomaly"), "test", slice(None), 0), "anomaly")
+    with pytest.raises(RequestError, match="expected 0 <= x0 < x1 <= 1"):
+        examine(with_labels(data("detection"), "train", (5, 0), [1, 0.5, 0.1, 0.5, 0.6]), "detection")
+    with pytest.raises(RequestError, match="a box of a class above 2"):
+        examine(with_labels(data("detection"), "train", (5, 0), [3, 0.1, 0.1, 0.5, 0.6]), "detection")
+    with pytest.raises(RequestError, match="is the same in every training sample"):
+        examine(with_labels(data("multilabel"), "train", (slice(None), 1), 1), "multilabel")
+
+
+def test_splits_of_other_shapes_or_none_are_refused():
+    found = data()
+    short = replace(found.test, inputs={"row": found.test.inputs["row"][:, :4]})
+    with pytest.raises(RequestError, match=r"test: samples 'row' of shape \(4,\)"):
+        examine(replace(found, test=short), "classification")
+    with pytest.raises(RequestError, match="the split 'test' is empty"):
+        examine(replace(found, test=found.test.take(slice(0, 0))), "classification")
+    with pytest.raises(RequestError, match="19 rows of 'row' and 20 labels"):
+        examine(
+            replace(found, test=replace(found.test, inputs={"row": found.test.inputs["row"][1:]})), "classification"
+        )

@@ -1,0 +1,232 @@
+"""Folders, tables, archives and loaders become checked rows; what is wrong with a file is told by its name."""
+
+from __future__ import annotations
+
+import importlib.util
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgewright_compiler.data.opening import open_data
+from edgewright_contracts.errors import RequestError, Unavailable
+
+
+def pictures(root: Path, classes=("cat", "dog"), each: int = 12, size=(6, 5), colour: bool = False, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for i in range(each):
+            pixels = rng.integers(0, 256, (size[1], size[0], 3) if colour else (size[1], size[0]), np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return root
+
+
+def sound(path: Path, samples: np.ndarray, rate: int = 8000, channels: int = 1) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(path), "wb") as out:
+        out.setnchannels(channels)
+        out.setsampwidth(2)
+        out.setframerate(rate)
+        out.writeframes(samples.astype("<i2").tobytes())
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_an_image_folder_becomes_grey_or_coloured_rows(tmp_path):
+    grey = open_data(pictures(tmp_path / "a"), "classification", seed=0)
+    assert grey.labels == ("cat", "dog")
+    assert grey.train.inputs["image"].dtype == np.uint8
+    assert grey.train.inputs["image"].shape == (16, 5, 6)
+    assert (len(grey.validation), len(grey.test)) == (4, 4)
+    i = 3
+    np.testing.assert_array_equal(grey.train.inputs["image"][i], np.asarray(Image.open(grey.train.origins[i])))
+    assert grey.labels[grey.train.labels[i]] == Path(grey.train.origins[i]).parent.name
+    coloured = open_data(pictures(tmp_path / "b", colour=True), "classification", seed=0)
+    assert coloured.test.inputs["image"].shape == (4, 5, 6, 3)
+
+
+def test_equal_files_give_equal_data_and_another_pixel_another_fingerprint(tmp_path):
+    root = pictures(tmp_path / "a")
+    first, again = (open_data(root, "classification", seed=0) for _ in range(2))
+    assert first.fingerprint == again.fingerprint
+    np.testing.assert_array_equal(first.train.inputs["image"], again.train.inputs["image"])
+    Image.fromarray(np.zeros((5, 6), np.uint8)).save(root / "cat" / "0.png")
+    assert open_data(root, "classification", seed=0).fingerprint != first.fingerprint
+
+
+def test_a_split_of_ones_own_is_kept_and_a_missing_validation_is_cut_from_training(tmp_path):
+    pictures(tmp_path / "train", each=20)
+    pictures(tmp_path / "test", each=6, seed=1)
+    found = open_data(tmp_path, "classification", seed=0)
+    assert (len(found.train), len(found.validation), len(found.test)) == (34, 6, 12)
+    assert {Path(o).parts[-3] for o in found.test.origins} == {"test"}
+    assert "validation taken from its training samples" in " ".join(found.notes)
+
+
+def test_a_leak_between_ones_own_splits_names_both_files(tmp_path):
+    pictures(tmp_path / "train", each=20)
+    pictures(tmp_path / "test", each=6, seed=1)
+    copied = tmp_path / "test" / "dog" / "5.png"
+    copied.write_bytes((tmp_path / "train" / "cat" / "7.png").read_bytes())
+    with pytest.raises(RequestError, match=r"leak: .*test/dog/5.png in test is the same sample as .*/train/cat/7.png"):
+        open_data(tmp_path, "classification", seed=0)
+
+
+def test_other_sizes_are_resized_and_noted_and_a_broken_image_is_named(tmp_path):
+    root = pictures(tmp_path)
+    Image.new("L", (12, 10), 9).save(root / "cat" / "big.png")
+    found = open_data(root, "classification", seed=0)
+    assert found.notes[0] == "1 of 25 images were resized to 6x5, the most common of 2 sizes."
+    (root / "dog" / "3.png").write_bytes((root / "dog" / "3.png").read_bytes()[:60])
+    with pytest.raises(RequestError, match=r"dog/3.png: not a"):
+        open_data(root, "classification", seed=0)
+
+
+def test_folders_of_the_task_anomaly_have_a_normal_one(tmp_path):
+    pictures(tmp_path / "a", classes=("good", "scratch", "hole"), each=20)
+    found = open_data(tmp_path / "a", "anomaly", seed=0)
+    assert found.train.labels.sum() == 0
+    assert (len(found.train), int(found.validation.labels.sum()), int(found.test.labels.sum())) == (14, 20, 20)
+    pictures(tmp_path / "b", classes=("scratch", "hole"))
+    with pytest.raises(RequestError, match="no folder of normal samples: expected one called normal, good or ok"):
+        open_data(tmp_path / "b", "anomaly", seed=0)
+
+
+def test_labels_csv_says_what_folders_cannot(tmp_path):
+    root = pictures(tmp_path, classes=("all",), each=20)
+    lines = [f"all/{i}.png,{i % 2},{(i // 2) % 2},p{i % 10}" for i in range(20)]
+    write(root / "labels.csv", "file,label:wet,label:cold,group\n" + "\n".join(lines))
+    found = open_data(root, "multilabel", seed=0)
+    assert found.labels == ("wet", "cold")
+    assert found.train.labels.shape == (len(found.train), 2)
+    assert not set(found.train.groups) & set(found.test.groups)
+    lines = [f"all/{i}.png,car,1,1,3,4" for i in range(20)] + ["all/0.png,bus,0,0,6,5"]
+    write(root / "labels.csv", "file,label,x0,y0,x1,y1\n" + "\n".join(lines))
+    boxes = open_data(root, "detection", seed=0)
+    assert boxes.labels == ("bus", "car")
+    first = next(s for s in (boxes.train, boxes.validation, boxes.test) if any(o.endswith("/0.png") for o in s.origins))
+    at = next(i for i, o in enumerate(first.origins) if o.endswith("/0.png"))
+    np.testing.assert_allclose(first.labels[at], [[1, 1 / 6, 0.2, 0.5, 0.8], [0, 0, 0, 1, 1]], atol=1e-6)
+    write(root / "labels.csv", "file,label\nall/99.png,x\n")
+    with pytest.raises(RequestError, match=r"labels.csv:2: no file 'all/99.png'"):
+        open_data(root, "classification", seed=0)
+
+
+def test_recordings_become_int16_of_one_rate_and_length(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        length = 400 if i else 300
+        sound(tmp_path / ("yes", "no")[i % 2] / f"{i}.wav", rng.integers(-9000, 9000, length))
+    stereo = rng.integers(-9000, 9000, (400, 2))
+    sound(tmp_path / "yes" / "stereo.wav", stereo, channels=2)
+    found = open_data(tmp_path, "classification", seed=0)
+    assert found.train.inputs["audio"].dtype == np.int16
+    assert found.train.inputs["audio"].shape[1:] == (400,)
+    assert "0.05 s each; 1 of 25 were cut or filled up" in found.notes[0]
+    every = {o: x for s in (found.train, found.validation, found.test) for o, x in zip(s.origins, s.inputs["audio"], strict=True)}  # fmt: skip  # noqa: E501
+    np.testing.assert_array_equal(every[str(tmp_path / "yes" / "stereo.wav")], np.rint(stereo.mean(axis=1)))
+    sound(tmp_path / "no" / "fast.wav", rng.integers(0, 9, 400), rate=16000)
+    with pytest.raises(RequestError, match=r"fast.wav: 16000 samples a second, the other recordings have 8000"):
+        open_data(tmp_path, "classification", seed=0)
+
+
+def windows(n: int = 30, steps: int = 4, bad: str = "") -> str:
+    rng = np.random.default_rng(0)
+    lines = ["window,label,group,ax,ay"]
+    for w in range(n):
+        lines += [f"w{w},{('walk', 'run')[w % 2]},p{w % 6},{rng.normal():.4f},{rng.normal():.4f}" for _ in range(steps)]
+    return "\n".join(lines) + "\n" + bad
+
+
+def test_a_csv_of_windows_becomes_series_in_groups(tmp_path):
+    found = open_data(write(tmp_path / "w.csv", windows()), "classification", seed=0)
+    assert found.labels == ("run", "walk")
+    assert found.train.inputs["window"].shape[1:] == (4, 2)
+    assert found.train.inputs["window"].dtype == np.float32
+    assert sum(map(len, (found.train, found.validation, found.test))) == 30
+    assert "Columns: ax, ay." in found.notes
+
+
+def test_a_csv_without_windows_is_a_row_a_line_and_may_say_its_split(tmp_path):
+    lines = [f"{i},{i * 0.5},{('train', 'val', 'test')[0 if i < 20 else 1 + i % 2]}" for i in range(40)]
+    found = open_data(write(tmp_path / "t.csv", "a,target,split\n" + "\n".join(lines)), "regression", seed=0)
+    assert (len(found.train), len(found.validation), len(found.test)) == (20, 10, 10)
+    assert found.train.labels.shape == (20, 1)
+    assert found.train.inputs["row"].shape == (20, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (windows(bad="w99,run,p1,0.5,x"), r"w.csv:122, column 'ay': expected a number, got 'x'"),
+        (windows(bad="w99,run,p1,0.5,"), r"w.csv:122, column 'ay': expected a finite number, got 'an empty cell'"),
+        (windows(bad="w99,run,p1,0.5,1.5"), r"w.csv:122: the window 'w99' has 1 lines, most have 4"),
+        (windows(bad="w99,run,p1,0.5"), r"w.csv:122: 4 cells under 5 columns"),
+        (windows(bad="w9,a,p1,1,1\nw9,b,p1,1,1\nw9,a,p1,1,1\nw9,a,p1,1,1"), r"w.csv:123, column 'label': 'b'"),
+        ("ax,ay\n1,2\n", "expected a column `label` for the task classification, got none"),
+        ("label,ax\n", "no line under the header"),
+        ("label\na\n", "no column of measurements: got label"),
+    ],
+)  # fmt: skip
+def test_a_broken_table_names_line_and_column(tmp_path, text, message):
+    with pytest.raises(RequestError, match=message):
+        open_data(write(tmp_path / "w.csv", text), "classification", seed=0)
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path):
+    if importlib.util.find_spec("pyarrow") is not None:
+        pytest.skip("pyarrow is installed")
+    with pytest.raises(Unavailable, match="pip install pyarrow, or save the table as CSV"):
+        open_data(write(tmp_path / "t.parquet", "x"), "regression", seed=0)
+
+
+def test_an_npz_may_hold_splits_names_and_unlabelled_rows(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 255, (40, 4, 4), np.uint8)
+    names = np.array(["left", "right"])
+    np.savez(tmp_path / "d.npz", x=x, y=names[np.arange(40) % 2], x_test=x[:8] ^ 1, y_test=names[np.arange(8) % 2],
+             unlabelled=x[:5] ^ 2)  # fmt: skip
+    found = open_data(tmp_path / "d.npz", "classification", seed=0)
+    assert found.labels == ("left", "right")
+    assert (len(found.train), len(found.test)) == (34, 8)
+    assert found.unlabelled["image"].shape == (5, 4, 4)
+    np.savez(tmp_path / "e.npz", a=x)
+    with pytest.raises(RequestError, match=r"e.npz: expected the arrays x and y"):
+        open_data(tmp_path / "e.npz", "classification", seed=0)
+    np.savez(tmp_path / "f.npz", x=x, y=np.arange(39))
+    with pytest.raises(RequestError, match="40 samples and 39 labels"):
+        open_data(tmp_path / "f.npz", "classification", seed=0)
+    write(tmp_path / "g.npz", "no archive")
+    with pytest.raises(RequestError, match=r"g.npz: not an archive"):
+        open_data(tmp_path / "g.npz", "classification", seed=0)
+
+
+def test_a_loader_gives_arrays_or_data(tmp_path):
+    code = write(
+        tmp_path / "mine.py",
+        "import numpy as np\n"
+        "rng = np.random.default_rng(0)\n"
+        "def pair():\n    return rng.normal(size=(40, 3)), np.arange(40) % 2\n"
+        "def single():\n    return 3\n"
+        "def text():\n    return np.array([['a']] * 20), np.arange(20)\n",
+    )
+    found = open_data(f"{code}:pair", "classification", seed=0)
+    assert found.train.inputs["row"].dtype == np.float32
+    with pytest.raises(RequestError, match=r"mine.py:single: expected Data, \(x, y\).*, got int"):
+        open_data(f"{code}:single", "classification", seed=0)
+    with pytest.raises(RequestError, match="expected an array of numbers, got dtype <U1"):
+        open_data(f"{code}:text", "classification", seed=0)
+    with pytest.raises(RequestError, match="no 'other' in it; it defines pair, single, text"):
+        open_data(f"{code}:other", "classification", seed=0)
+    with pytest.raises(RequestError, match="no such file"):
+        open_data(tmp_path / "nothing", "classification", seed=0)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RequestError, match="no data in it: expected images"):
+        open_data(tmp_path / "empty", "classification", seed=0)
