@@ -1,7 +1,4 @@
-"""`edgewright init | compile | inspect`: from a recipe to a package, and a look into one.
-
-The compiler and its libraries are imported when a recipe is compiled; `inspect` needs none of them.
-"""
+"""`edgewright init | compile`: from a recipe to a package. The compiler is imported when a recipe is compiled."""
 
 from __future__ import annotations
 
@@ -22,9 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from edgewright_contracts.baseline import decode_baseline
-from edgewright_contracts.errors import ContractError, RequestError
-from edgewright_contracts.package import Package, read_package
+from edgewright_contracts.errors import RequestError
 from edgewright_devices import load
 from edgewright_models import RECIPES
 
@@ -91,21 +86,7 @@ def compile_(recipe: str, device: str, out: Path, version: str | None, seed: int
     return _show_result(Console(), result)
 
 
-@click.command("inspect")
-@click.argument("package", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def inspect_(package: Path, as_json: bool) -> None:
-    """Verify PACKAGE (a directory or an .ewp) and show what it holds."""
-    found = read_package(package)
-    found.verify()
-    if as_json:
-        facts = {"digest": found.digest, "manifest": msgspec.Raw(found.manifest_bytes), "evidence": _evidence(found)}
-        return click.echo(msgspec.json.encode(facts).decode())
-    return _show_package(Console(), found)
-
-
 compile = compile_  # noqa: A001  the command's name is what the entry point looks for
-inspect = inspect_
 
 
 def _module_name(recipe: str) -> str:
@@ -214,43 +195,3 @@ def _show_result(console: Console, result: CompileResult) -> None:
     console.print(table)
     console.print(f"digest {result.package.digest}", highlight=False)
     console.print(f"{result.package.root} in {result.seconds:.1f} s", highlight=False, soft_wrap=True)
-
-
-def _show_package(console: Console, package: Package) -> None:
-    m = package.manifest
-    console.print(f"[bold]{m.name} {m.version}[/bold]  {m.task}, every file verified")
-    console.print(f"digest  {package.digest}", highlight=False)
-    for tensor in m.inputs:
-        console.print(f"input   {tensor.name} {tensor.dtype}{list(tensor.shape)} {tensor.valid or ''} {tensor.unit}")
-    for out in m.outputs:
-        console.print(f"output  {out.name} {out.dtype}{list(out.shape)}, {out.role}")
-    p = m.provenance
-    console.print(f"made    by {p.recipe}, seed {p.seed}", highlight=False)
-    latency = (_evidence(package) or {}).get("latency_us", {})
-    table = Table()
-    for name in ("variant", "bytes", "channels", "reference rows", "p50 where built"):
-        table.add_column(name, justify="left" if name == "variant" else "right")
-    for v in m.variants:
-        baseline = decode_baseline(package.read(v.baseline))
-        p50 = latency.get(v.id, {}).get("p50")
-        table.add_row(
-            v.id,
-            f"{m.files[v.model].size:,}",
-            str(len(baseline.channels)),
-            f"{baseline.n:,}",
-            "–" if p50 is None else f"{p50:.0f} µs",
-        )
-    console.print(table)
-    for place, ids in sorted(m.ranking.items()):
-        console.print(f"{place}: {' before '.join(ids)}", highlight=False)
-
-
-def _evidence(package: Package) -> dict[str, Any] | None:
-    """What was measured where the package was made, unsigned. Raises ContractError when it is no JSON object."""
-    data = package.evidence()
-    if data is None:
-        return None
-    try:
-        return msgspec.json.decode(data, type=dict[str, Any])
-    except msgspec.MsgspecError as error:
-        raise ContractError("evidence.json", "one JSON object", str(error)) from None

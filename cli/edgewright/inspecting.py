@@ -1,0 +1,282 @@
+"""`edgewright inspect PACKAGE`: verify it, and show in the terminal all that was measured of it. Needs no compiler."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+
+from edgewright_compiler.measuring.estimate import replaced
+from edgewright_compiler.measuring.evidence import (
+    Bench,
+    Evidence,
+    Figure,
+    Slice,
+    Time,
+    decode_bench,
+    decode_evidence,
+)
+from edgewright_compiler.measuring.remote import file_for
+from edgewright_compiler.pipeline.choice import misses, pareto
+from edgewright_contracts.baseline import decode_baseline
+from edgewright_contracts.errors import ContractError
+from edgewright_contracts.package import Package, read_package
+
+from .benching import show_bench, slim
+
+
+@click.command()
+@click.argument("package", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def inspect(package: Path, as_json: bool) -> None:
+    """Verify PACKAGE (a directory or an .ewp) and show what it holds and what was measured of it.
+
+    Figures come from evidence.json and from benches of devices beside it; they are not covered by the digest.
+    """
+    found = read_package(package)
+    found.verify()
+    benches = _benches(package, found)
+    if as_json:
+        facts = {
+            "digest": found.digest,
+            "manifest": msgspec.Raw(found.manifest_bytes),
+            "evidence": _object(found),
+            "benches": benches,
+        }
+        return click.echo(msgspec.json.encode(facts).decode())
+    data = found.evidence()
+    evidence = None if data is None else decode_evidence(data)
+    console = Console()
+    _show_manifest(console, found)
+    if evidence is None:
+        _show_files(console, found)
+        lacks = "no evidence.json beside it" if data is None else "its evidence.json is of another version"
+        console.print(f"{lacks}: nothing is shown of its accuracy and cost", highlight=False)
+    else:
+        show_evidence(console, evidence, benches)
+    for bench in benches:
+        show_bench(console, bench)
+    return None
+
+
+def show_evidence(console: Console, evidence: Evidence, benches: tuple[Bench, ...] = ()) -> None:
+    """Every table of it that has rows."""
+    _show_variants(console, evidence)
+    _show_loss(console, evidence)
+    _show_estimates(console, evidence, benches)
+    _show_parity(console, evidence)
+    _show_choice(console, evidence)
+    _show_weaknesses(console, evidence)
+    machine = evidence.machine
+    console.print(
+        f"measured on {machine.cpu} ({machine.arch}), {evidence.made}, in {evidence.seconds:.0f} s; "
+        f"compiled for {evidence.device}",
+        highlight=False,
+    )
+    for warning in evidence.warnings:
+        console.print(f"[yellow]warning[/yellow] {warning}", highlight=False)
+    if evidence.suspects:
+        console.print(f"{len(evidence.suspects)} training rows look wrong: {', '.join(evidence.suspects[:5])}")
+
+
+def _show_manifest(console: Console, package: Package) -> None:
+    m = package.manifest
+    console.print(f"[bold]{m.name} {m.version}[/bold]  {m.task}, every file verified")
+    console.print(f"digest  {package.digest}", highlight=False)
+    for tensor in m.inputs:
+        valid = "" if tensor.valid is None else f" from {tensor.valid[0]:g} to {tensor.valid[1]:g}"
+        shape = list(tensor.shape)
+        console.print(
+            f"input   {tensor.name} {tensor.dtype}{shape}{valid} {tensor.unit}", highlight=False, markup=False
+        )
+    for out in m.outputs:
+        console.print(f"output  {out.name} {out.dtype}{list(out.shape)}, {out.role}", highlight=False, markup=False)
+    if m.labels:
+        more = f" and {len(m.labels) - 12} more" if len(m.labels) > 12 else ""
+        console.print(f"labels  {', '.join(m.labels[:12])}{more}", highlight=False, markup=False)
+    p = m.provenance
+    console.print(f"made    by {p.recipe}, seed {p.seed}", highlight=False, markup=False)
+    budgets = {"p95": (m.budgets.p95_ms, "ms"), "memory": (m.budgets.rss_mb, "MB"), "load": (m.budgets.load_s, "s")}
+    asked = [f"{name} {limit:g} {unit}" for name, (limit, unit) in budgets.items() if limit is not None]
+    if asked:
+        console.print(f"budgets on the device: {', '.join(asked)}", highlight=False)
+    for place, ids in sorted(m.ranking.items()):
+        console.print(f"order   {place}: {' before '.join(ids)}", highlight=False)
+
+
+def _show_files(console: Console, package: Package) -> None:
+    table = slim("", ["variant"], ["bytes", "channels", "reference rows"])
+    for v in package.manifest.variants:
+        baseline = decode_baseline(package.read(v.baseline))
+        size = package.manifest.files[v.model].size
+        table.add_row(v.id, f"{size:,}", str(len(baseline.channels)), f"{baseline.n:,}")
+    console.print(table)
+
+
+def _show_variants(console: Console, evidence: Evidence) -> None:
+    reference = evidence.reference
+    names = list(dict.fromkeys(name for v in evidence.variants for name in v.metric))
+    table = slim(f"{evidence.metric}, 95 % interval", ["variant"], [*names, "bytes"])
+    for form, size in reference.bytes.items():
+        cells = [_interval(evidence, reference.metric.get(name)) for name in names]
+        table.add_row(f"{reference.name} ({form})", *cells, f"{size:,}", style="dim")
+    for v in evidence.variants:
+        table.add_row(v.id, *(_interval(evidence, v.metric.get(name)) for name in names), f"{v.bytes:,}")
+    console.print(table)
+
+    title = "one sample on one thread, where it was compiled; monitor is its part of p50"
+    table = slim(title, ["variant"], ["p50 µs", "p95", "p99", "× kernel", "monitor", "load ms", "+MB"])
+    for form, time in reference.time_us.items():
+        table.add_row(f"{reference.name} ({form})", *_times(time), "–", "–", "–", style="dim")
+    for v in evidence.variants:
+        monitor = "–" if v.monitor_us is None else f"{v.monitor_us:+.0f}"
+        used = (f"{v.memory.load_ms:.1f}", f"{v.memory.growth_mb:.1f}") if v.memory else ("–", "–")
+        table.add_row(v.id, *_times(v.time_us), monitor, *used)
+    console.print(table)
+    if evidence.macs is not None and evidence.params is not None:
+        both = reference.macs is not None and reference.params is not None
+        of = f"; {reference.name} {reference.macs:,} and {reference.params:,}" if both else ""
+        console.print(f"{evidence.macs:,} multiply-accumulates, {evidence.params:,} parameters{of}", highlight=False)
+
+
+def _show_loss(console: Console, evidence: Evidence) -> None:
+    limit = "" if evidence.max_drop is None else f", asked for at most {evidence.max_drop:g}"
+    for v in evidence.variants:
+        if (loss := v.loss) is None:
+            continue
+        seen = "" if loss.discordant is None else f", {loss.discordant} scored differently"
+        console.print(
+            f"{v.id}: loses {loss.estimate:.2f} points against {evidence.reference.name}, at most {loss.bound:.2f} "
+            f"with {100 * loss.confidence:g} % confidence{limit} (n = {loss.n:,}{seen}; {loss.method})",
+            highlight=False,
+        )
+    if (c := evidence.calibration) is not None:
+        console.print(
+            f"confidence: calibration error {100 * c.ece_before:.1f} % before and {100 * c.ece_after:.1f} % after "
+            f"temperature {c.temperature:.2f} (n = {c.n:,})",
+            highlight=False,
+        )
+
+
+def _show_estimates(console: Console, evidence: Evidence, benches: tuple[Bench, ...]) -> None:
+    if not evidence.estimates:
+        return
+    table = slim(f"on {evidence.device}: an estimate, until it has measured", ["variant"],
+                 ["estimate of p50", "from–to", "p95", *(f"measured by {bench.host}" for bench in benches)])  # fmt: skip
+    for name, e in evidence.estimates.items():
+        cells = []
+        for bench in benches:
+            known = replaced(e, bench, name)
+            cells.append("–" if known is None else f"{known[0]:.2f} ms (the estimate is {known[1]:.2g} times that)")
+        table.add_row(name, f"{e.p50_ms:.2f} ms", f"{e.low_ms:.2f}–{e.high_ms:.2f} ms", f"{e.p95_ms:.2f} ms", *cells)
+    console.print(table)
+    first = next(iter(evidence.estimates.values()))
+    console.print(f"it rests on: {first.basis}", highlight=False)
+    if not benches:
+        console.print(f"its error is {first.error}; `edgewright bench PACKAGE --ssh HOST` measures", highlight=False)
+
+
+def _show_parity(console: Console, evidence: Evidence) -> None:
+    checked = [v for v in evidence.variants if v.parity is not None]
+    if not checked:
+        return
+    title = "every variant against torch, in units of each output's range"
+    table = slim(title, ["variant"], ["largest", "mean", "within", "same class", "rows"])
+    for v in checked:
+        if (p := v.parity) is not None:
+            shares = (f"{100 * p.within:.2f} %", f"{100 * p.agree:.2f} %")
+            table.add_row(v.id, f"{p.max_error:.2g}", f"{p.mean_error:.2g}", *shares, str(p.n))
+    console.print(table)
+    if evidence.deterministic is not None:
+        console.print(f"made twice: {'the same bytes' if evidence.deterministic else '[red]different bytes[/red]'}")
+
+
+def _show_choice(console: Console, evidence: Evidence) -> None:
+    if (choice := evidence.choice) is None:
+        return
+    title = "candidates on validation rows that no other of their format beats in loss, bytes and time at once"
+    table = slim(title, ["candidate", "format", ""], ["loss", "±", "bytes", "p50 µs", "× kernel"])
+    chosen = {(choice.arch, form, scheme) for form, scheme in choice.chosen.items()}
+    front = pareto(choice.candidates)
+    rows = [*front, *(c for c in choice.candidates if (c.arch, c.format, c.scheme) in chosen and c not in front)]
+    for c in rows:
+        taken = (c.arch, c.format, c.scheme) in chosen
+        why = "chosen" if taken else "; ".join(misses(c, choice.limits))
+        table.add_row(c.id, c.format, why, f"{c.drop:+.2f}", f"{c.half_width:.2f}", f"{c.bytes:,}",
+                      f"{c.p50_us:,.0f}", f"{c.relative:.2f}", style="bold" if taken else "")  # fmt: skip
+    console.print(table)
+    refused = [c for c in choice.candidates if c.refused]
+    could = f"; {len(refused)} could not be made: {refused[0].refused}" if refused else ""
+    console.print(f"{len(choice.candidates)} tried; {choice.why}{could}", highlight=False, markup=False)
+
+
+def _show_weaknesses(console: Console, evidence: Evidence) -> None:
+    """Slices and shifts: where the packaged model is weak."""
+    scale = _scale(evidence)
+    if evidence.slices:
+        table = slim(f"{evidence.metric} by slice", ["slice"], ["rows", "value", "95 % interval"])
+        for s in evidence.slices:
+            table.add_row(*_slice(evidence, s), style="bold" if s == evidence.worst else "")
+        console.print(table)
+    if evidence.worst is not None:
+        name, _, value, interval = _slice(evidence, evidence.worst)
+        console.print(f"worst slice: {name} at {value} ({interval})", highlight=False, markup=False)
+    if evidence.robustness:
+        table = slim(
+            f"{evidence.metric} under shifts of the input", ["shift", "what it does"], ["value", "95 % interval"]
+        )
+        for shift in evidence.robustness:
+            f = shift.figure
+            name = f"{shift.name} (adversarial)" if shift.adversarial else shift.name
+            table.add_row(name, shift.detail, f"{scale * f.value:.2f}", _between(scale, f))
+        console.print(table)
+
+
+def _slice(evidence: Evidence, s: Slice) -> tuple[str, str, str, str]:
+    scale, f = _scale(evidence), s.figure
+    return f"{s.attribute} = {s.value}", f"{f.n:,}", f"{scale * f.value:.2f}", _between(scale, f)
+
+
+def _scale(evidence: Evidence) -> float:
+    """Shares are shown times 100; a mean absolute error in its own unit."""
+    return 1.0 if evidence.metric == "mae" else 100.0
+
+
+def _interval(evidence: Evidence, figure: Figure | None) -> str:
+    if figure is None:
+        return "–"
+    scale = _scale(evidence)
+    between = _between(scale, figure)
+    return f"{scale * figure.value:.2f}" + (f" ({between})" if between != "–" else "")
+
+
+def _between(scale: float, figure: Figure) -> str:
+    if figure.low is None or figure.high is None:
+        return "–"
+    return f"{scale * figure.low:.1f}–{scale * figure.high:.1f}"
+
+
+def _times(time: Time) -> tuple[str, ...]:
+    return *(f"{us:,.0f}" for us in (time.p50, time.p95, time.p99)), f"{time.per_reference:.2f}"
+
+
+def _benches(path: Path, package: Package) -> tuple[Bench, ...]:
+    """What devices measured of this very package, by host; benches of other digests are not its own."""
+    pattern = file_for(path, "*").name.replace("bench-.json", "bench-*.json")
+    folder = path if path.is_dir() else path.parent
+    found = [decode_bench(file.read_bytes(), str(file)) for file in sorted(folder.glob(pattern))]
+    return tuple(bench for bench in found if bench.digest == package.digest)
+
+
+def _object(package: Package) -> dict[str, Any] | None:
+    """evidence.json as it is. Raises ContractError when it is no JSON object."""
+    data = package.evidence()
+    if data is None:
+        return None
+    try:
+        return msgspec.json.decode(data, type=dict[str, Any])
+    except msgspec.MsgspecError as error:
+        raise ContractError("evidence.json", "one JSON object", str(error)) from None
