@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ import torch_pruning
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from edgewright_contracts.errors import RequestError
+from edgewright_contracts.errors import EdgewrightError, Refused, RequestError
 
 FIXED: Final = (nn.GRU, nn.LSTM, nn.RNN, nn.MultiheadAttention)  # neither their inputs nor their outputs are cut
 ROOTS: Final = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding)
@@ -63,7 +63,7 @@ Rounds = tuple[Round, ...]  # all cuts of a net since it was built
 def survey(net: nn.Module, example: Tensor) -> tuple[tuple[Group, ...], dict[str, str]]:
     """Groups that can lose channels, in the order of the net, and layer → reason of those that cannot.
 
-    Raises RequestError when the net cannot be traced.
+    Raises Refused when the net cannot be traced.
     """
     found: list[Group] = []
     left: dict[str, str] = {
@@ -78,8 +78,10 @@ def survey(net: nn.Module, example: Tensor) -> tuple[tuple[Group, ...], dict[str
         candidates: list[tuple[str, list[str], str, Tensor | None]] = []
         for group in graph.get_all_groups(root_module_types=ROOTS):
             layers = sorted({names[m] for m in _losing(graph, group) if isinstance(m, ROOTS)}, key=places.__getitem__)
-            reason = _obstacle(group, names)
-            scores = None if reason else importance(group)
+            reason, scores = _obstacle(group, names), None
+            if not reason:
+                with suppress(IndexError, RuntimeError):  # where the graph has the wrong idea of a reshaping
+                    scores = importance(group)
             candidates.append((names[group[0].dep.target.module], layers, reason, scores))
     for root, layers, reason, scores in sorted(candidates, key=lambda one: places[one[0]]):
         if scores is None or (reason := reason or _trial(net, example, root, len(scores))):
@@ -149,29 +151,22 @@ def _trial(net: nn.Module, example: Tensor, root: str, channels: int) -> str:
     """Half of the group goes, on a copy. Empty when all is well, else the reason why the group must stay."""
     if channels < 2:
         return "it has one channel"
-    probe, trial = _probe(example), copy.deepcopy(net)
-    cut = Cut(root, tuple(range(channels - channels // 2, channels)))
+    probe, trial, gone = _probe(example), copy.deepcopy(net).eval(), channels // 2
     with torch.no_grad():
-        before = trial.eval()(probe)
+        before = trial(probe)
     with _graph(trial, example) as graph:
-        group = _group(graph, trial, cut)
+        group = _group(graph, trial, Cut(root, tuple(range(channels - gone, channels))))
         exact = not any(isinstance(dep.target.module, nn.LayerNorm) for dep, _ in group)
-        for dep, at in group:
-            module = dep.target.module
-            if (
-                isinstance(module, _READERS)
-                and graph.is_in_channel_pruning_fn(dep.handler)
-                and not _per_channel(module)
-            ):
-                _silence(module, at)
-        with torch.no_grad():
-            wanted = trial(probe) if exact else before
         try:
-            group.prune(record_history=False)
             with torch.no_grad():
+                _silence(graph, group)
+                wanted = trial(probe) if exact else before
+                group.prune(record_history=False)
+                if graph.get_out_channels(trial.get_submodule(root)) != channels - gone:
+                    return "some of its channels cannot go without others"
                 found = trial(probe)
         except Exception as error:  # whatever a net throws whose layers no longer fit together means the same
-            return f"the net does not run without some of its channels ({str(error).splitlines()[0][:100]})"
+            return f"the net does not run without some of its channels ({str(error).splitlines()[0][:60]})"
     if found.shape != before.shape:
         return "the answer is made of its channels"
     if exact and float((found - wanted).abs().max()) > TOLERANCE * max(1e-6, float(wanted.abs().max())):
@@ -190,11 +185,13 @@ def _per_channel(module: Any) -> bool:
     return isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1
 
 
-@torch.no_grad()
-def _silence(reader: nn.Module, at: list[int]) -> None:
-    transposed = isinstance(reader, nn.modules.conv._ConvTransposeNd)
-    weight = reader.get_parameter("weight")
-    weight[(at,) if transposed else (slice(None), at)] = 0.0
+def _silence(graph: Any, group: Any) -> None:
+    """Every weight that reads one of these channels becomes zero."""
+    for dep, at in group:
+        reader = dep.target.module
+        if isinstance(reader, _READERS) and graph.is_in_channel_pruning_fn(dep.handler) and not _per_channel(reader):
+            transposed = isinstance(reader, nn.modules.conv._ConvTransposeNd)
+            reader.get_parameter("weight")[(at,) if transposed else (slice(None), at)] = 0.0
 
 
 @contextmanager
@@ -216,11 +213,13 @@ def _graph(net: nn.Module, example: Tensor) -> Iterator[Any]:
                 verbose=False,
             )
         yield graph
-    except RequestError:
+    except EdgewrightError:
         raise
     except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError) as error:
         said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise RequestError(f"pruning: {type(net).__name__} cannot be traced by torch-pruning: {said}") from error
+        raise Refused(
+            f"pruning: {type(net).__name__} cannot be traced by torch-pruning ({said}); compile it without pruning"
+        ) from error
     finally:
         for module in fixed:
             del module.forward

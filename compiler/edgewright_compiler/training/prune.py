@@ -151,11 +151,15 @@ def _cuts(groups: tuple[Group, ...], steps: list[_Step]) -> tuple[Cut, ...]:
 
 
 def _out_of_reach(share: float, least: float, round_to: int, left: dict[str, str]) -> str:
-    stay = "; ".join(f"{name}: {reason}" for name, reason in list(left.items())[:6])
+    stay = [f"{name}: {reason}" for name, reason in left.items()]
     return (
         f"prune: expected {share:.0%} of the whole net to remain, and {least:.0%} is the least with channels in "
         f"multiples of {round_to}; ask for a larger share or a narrower net"
-        + (f" (layers left as they are: {stay}{'; …' if len(left) > 6 else ''})" if left else "")
+        + (
+            f" (left as they are: {'; '.join(stay[:4])}{f'; and {len(stay) - 4} more' if stay[4:] else ''})"
+            if left
+            else ""
+        )
     )
 
 

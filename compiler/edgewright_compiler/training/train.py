@@ -31,7 +31,7 @@ from ..recipe import Augment, Schedule
 from ..rows import Array, Labelled, Rows
 from .checkpoints import Checkpoint, discard, fingerprint, restore, store
 from .finetune import last_layer_only
-from .optimisers import optimiser_of, rates_of
+from .schedules import check, optimiser_of, rates_of
 
 CHECKPOINT_S: Final = 30.0
 _CHUNK: Final = 512  # rows that a front or an evaluation takes at once
@@ -88,12 +88,19 @@ def draws(train: Labelled, augment: Augment | None, seed: int, unlabelled: Rows 
     name = next(iter(train.inputs))
     raw, labels = np.asarray(train.inputs[name]), np.asarray(train.labels)
     if unlabelled is not None and len(unlabelled[name]):
+        _same_rows("unlabelled rows", raw, unlabelled[name])
         none = -1 if np.issubdtype(labels.dtype, np.integer) else np.nan
         raw = np.concatenate([raw, unlabelled[name]])
         labels = np.concatenate([labels, np.full((len(unlabelled[name]), *labels.shape[1:]), none, labels.dtype)])
 
     def draw(epoch: int) -> tuple[Array, Array]:
-        return (raw if augment is None else augment(_generator(seed, "augment", epoch), raw)), labels
+        if augment is None:
+            return raw, labels
+        seen = augment(_generator(seed, "augment", epoch), raw)
+        _same_rows("augmented rows", raw, seen)
+        if len(seen) != len(raw):
+            raise RequestError(f"augmented rows: expected {len(raw)} as there were before, got {len(seen)}")
+        return seen, labels
 
     return draw
 
@@ -120,7 +127,9 @@ def train(
     Raises RequestError for a schedule that cannot run or a net that does not fit the rows, Refused for a loss or a
     validation figure that is not a number.
     """
-    _check(schedule, validate)
+    check(schedule)
+    if schedule.patience is not None and validate is None:
+        raise RequestError(f"schedule: patience {schedule.patience} needs a validation figure, got none")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with reproducible(seed):
         front, tapped = front.to(device).eval(), Tapped(net.to(device))
@@ -146,7 +155,6 @@ def train(
                 written = clock()
         if state.weights is not None:
             net.load_state_dict(state.weights)
-        net.requires_grad_(False)
         for parameter in run.learning:
             parameter.requires_grad_(True)
         net.cpu().eval()
@@ -196,7 +204,7 @@ class _Run:
         if len(labels) != self.rows or len(raw) != self.rows:
             raise RequestError(f"draw {epoch}: expected {self.rows} rows as in draw 0, got {len(raw)}, {len(labels)}")
         torch.manual_seed(int(_generator(self.seed, "torch", epoch).integers(2**62)))
-        whole = Batch(torch.from_numpy(raw), _fronted(self.front, raw, self.device), torch.from_numpy(labels))
+        whole = Batch(_tensor(raw), _fronted(self.front, raw, self.device), _tensor(labels))
         order = torch.from_numpy(_generator(self.seed, "order", epoch).permutation(self.rows))
         self._mode(frozen=epoch < self.schedule.frozen_epochs, example=whole.x[:1])
         total, parts = 0.0, torch.tensor_split(order, self.cuts)
@@ -249,6 +257,20 @@ def answers(net: nn.Module, front: nn.Module, raw: Array) -> tuple[npt.NDArray[n
     )
 
 
+def _same_rows(what: str, expected: Array, got: Array) -> None:
+    if got.dtype != expected.dtype or got.shape[1:] != expected.shape[1:]:
+        raise RequestError(
+            f"{what}: expected {expected.dtype} {list(expected.shape[1:])} as the training rows are, got {got.dtype} "
+            f"{list(got.shape[1:])}"
+        )
+
+
+def _tensor(array: Array) -> Tensor:
+    """Shares memory where it may be written: torch has no tensors that may not."""
+    whole = np.ascontiguousarray(array)
+    return torch.from_numpy(whole if whole.flags.writeable else whole.copy())
+
+
 def _generator(seed: int, purpose: str, epoch: int) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(purpose.encode()), epoch])
 
@@ -256,7 +278,7 @@ def _generator(seed: int, purpose: str, epoch: int) -> np.random.Generator:
 @torch.no_grad()
 def _fronted(front: nn.Module, raw: Array, device: torch.device) -> Tensor:
     """What the front makes of raw rows, on the CPU: all rows of a draw may not fit beside a net on its device."""
-    parts = torch.split(torch.from_numpy(raw), _CHUNK)
+    parts = torch.split(_tensor(raw), _CHUNK)
     return torch.cat([front(part.to(device)).cpu() for part in parts])
 
 
@@ -282,15 +304,7 @@ def _rehearse(tapped: Tapped, front: nn.Module, loss: Loss, raw: Array, labels: 
         raise RequestError(
             f"the front and the net do not take {got} (first two of the training rows): {error}"
         ) from error
-    loss(Batch(torch.from_numpy(raw), x.to(device), torch.from_numpy(labels).to(device)), answer, embedding)
-
-
-def _check(schedule: Schedule, validate: Validate | None) -> None:
-    for field in ("epochs", "rate", "batch"):
-        if not getattr(schedule, field) > 0:
-            raise RequestError(f"schedule: expected {field} above 0, got {getattr(schedule, field)}")
-    if schedule.patience is not None and validate is None:
-        raise RequestError(f"schedule: patience {schedule.patience} needs a validation figure, got none")
+    loss(Batch(_tensor(raw), x.to(device), _tensor(labels).to(device)), answer, embedding)
 
 
 def _finite(figure: float, epoch: int) -> float:

@@ -8,9 +8,33 @@ from typing import Final
 import torch
 from torch import nn
 
+from edgewright_contracts.errors import RequestError
+
 from ..recipe import Schedule
 
 MOMENTUM: Final = 0.9  # of sgd
+_BOUNDS: Final = (  # field of a schedule, least value, whether that value itself will do
+    ("epochs", 1, True),
+    ("batch", 1, True),
+    ("rate", 0, False),
+    ("clip", 0, False),
+    ("patience", 1, True),
+    ("weight_decay", 0, True),
+    ("smoothing", 0, True),
+    ("frozen_epochs", 0, True),
+)
+
+
+def check(schedule: Schedule) -> None:
+    """Raises RequestError for a schedule that cannot run."""
+    for field, least, reached in _BOUNDS:
+        value = getattr(schedule, field)
+        if value is not None and not (value >= least if reached else value > least):
+            raise RequestError(
+                f"schedule: expected {field} {'of at least' if reached else 'above'} {least}, got {value}"
+            )
+    if not schedule.smoothing < 1:
+        raise RequestError(f"schedule: expected smoothing below 1, got {schedule.smoothing}")
 
 
 def optimiser_of(parameters: Iterable[nn.Parameter], schedule: Schedule) -> torch.optim.Optimizer:
