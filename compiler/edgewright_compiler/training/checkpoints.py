@@ -80,10 +80,12 @@ def store(path: Path, key: str, state: Checkpoint, parts: Mapping[str, Any]) -> 
 
 def restore(path: Path, key: str, parts: Mapping[str, Any]) -> Checkpoint | None:
     """Load every part in place and give the run's state; None when there is no checkpoint of this run."""
+    if not path.is_file():
+        return None
     try:
         saved = torch.load(path, weights_only=True, map_location="cpu")
-    except (FileNotFoundError, RuntimeError, EOFError, pickle.UnpicklingError):
-        return None  # absent, or not whole: training starts at the beginning
+    except (RuntimeError, EOFError, pickle.UnpicklingError):
+        return None  # not whole: training starts at the beginning
     if saved.get("key") != key:
         return None
     for name, part in parts.items():

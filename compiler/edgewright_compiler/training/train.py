@@ -131,7 +131,7 @@ def train(
     if schedule.patience is not None and validate is None:
         raise RequestError(f"schedule: patience {schedule.patience} needs a validation figure, got none")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with reproducible(seed):
+    with reproducible(seed), torch.enable_grad():
         front, tapped = front.to(device).eval(), Tapped(net.to(device))
         raw, labels = draw(0)
         _rehearse(tapped, front, loss, raw[:2], labels[:2], device)
