@@ -34,10 +34,14 @@ _HUGE: Final = 1e30
 
 
 class Plain(nn.Module):
-    """raw rows → the task's outputs, without monitor: what a teacher is exported as, and the graph's cost compared."""
+    """raw rows → the task's outputs, without monitor: what a teacher is exported as, and the graph's cost compared.
 
-    def __init__(self, front: nn.Module, net: nn.Module, head: Head) -> None:
+    `apart`: the front hands on the raw values as they are, so the net needs a copy of its own.
+    """
+
+    def __init__(self, front: nn.Module, net: nn.Module, head: Head, *, apart: bool = True) -> None:
         super().__init__()
+        self.apart = apart or head.reads_input
         self.front = front
         self.net = net if isinstance(net, Tapped) else Tapped(net)
         self.head = head
@@ -53,7 +57,7 @@ class Plain(nn.Module):
         """(answer, embedding, outputs)."""
         prepared = self.front(x)
         read = prepared
-        if prepared.is_floating_point() and (prepared is x or self.head.reads_input):
+        if self.apart and prepared.is_floating_point():
             # One operator that changes nothing, so that the net's input, which will be quantized, is a tensor apart.
             read = torch.clamp(prepared, -_HUGE, _HUGE)
         answer, embedding = self.net(read)
@@ -63,8 +67,8 @@ class Plain(nn.Module):
 class Graph(Plain):
     """raw rows → (*outputs, monitor)."""
 
-    def __init__(self, front: nn.Module, net: nn.Module, head: Head, monitor: Monitor) -> None:
-        super().__init__(front, net, head)
+    def __init__(self, front: nn.Module, net: nn.Module, head: Head, monitor: Monitor, *, apart: bool = True) -> None:
+        super().__init__(front, net, head, apart=apart)
         self.monitor = monitor
 
     @property
@@ -91,7 +95,8 @@ def plain(recipe: Recipe, data: Data, net: nn.Module, *, temperature: float, see
     raw, labels = fitting_rows(recipe, data, seed)
     front = recipe.front(data).eval()
     tapped = (net if isinstance(net, Tapped) else Tapped(net)).eval()
-    return Plain(front, tapped, _head(recipe, data, _run(front, tapped, raw), labels, temperature)).eval()
+    ran = _run(front, tapped, raw)
+    return Plain(front, tapped, _head(recipe, data, ran, labels, temperature), apart=ran.untouched).eval()
 
 
 def assemble(recipe: Recipe, data: Data, net: nn.Module, *, temperature: float, seed: int) -> Assembled:
@@ -111,7 +116,7 @@ def assemble(recipe: Recipe, data: Data, net: nn.Module, *, temperature: float, 
     monitor = Monitor(
         statistics(recipe.statistics, recipe.input, raw), fit_embedding(ran.embedding.astype(np.float64), classes), top
     )
-    graph = Graph(front, tapped, top, monitor).eval()
+    graph = Graph(front, tapped, top, monitor, apart=ran.untouched).eval()
     frequent: tuple[int, ...] = ()
     if recipe.task == "classification":
         frequent = by_frequency(data.train.labels)
@@ -151,23 +156,32 @@ class _Ran:
     answer: Tensor  # of the first batch, for its shape
     prepared: Tensor
     shape: tuple[int, ...]
+    untouched: bool  # the front only casts or moves axes, so an exporter would share its result with the monitor
     embedding: npt.NDArray[np.float32]
     errors: npt.NDArray[np.float32] | None  # of a reconstruction, where shapes agree
 
 
 @torch.no_grad()
 def _run(front: nn.Module, net: Tapped, raw: Array) -> _Ran:
-    embeddings, errors, first = [], [], None
+    embeddings, errors, first, untouched = [], [], None, False
     for rows in torch.split(torch.from_numpy(np.ascontiguousarray(raw)), BATCH):
         prepared = front(rows)
         answer, embedding = net(prepared)
-        first = first or (answer, prepared)
+        if first is None:
+            first = answer, prepared
+            untouched = _untouched(rows, prepared)
         embeddings.append(embedding.numpy())
         if answer.shape == prepared.shape:
             errors.append(reconstruction_error(answer, prepared)[:, 0].numpy())
     assert first is not None
     found = np.concatenate(embeddings)
-    return _Ran(*first, tuple(first[0].shape), found, np.concatenate(errors) if errors else None)
+    return _Ran(*first, tuple(first[0].shape), untouched, found, np.concatenate(errors) if errors else None)
+
+
+def _untouched(raw: Tensor, prepared: Tensor) -> bool:
+    if raw.numel() != prepared.numel():
+        return False
+    return torch.equal(raw.flatten().to(prepared.dtype).sort().values, prepared.flatten().sort().values)
 
 
 def _head(recipe: Recipe, data: Data, ran: _Ran, labels: Array, temperature: float) -> Head:
