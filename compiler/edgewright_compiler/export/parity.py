@@ -81,8 +81,8 @@ def compare(
         if share < WITHIN[precision]:
             row = int(error.reshape(len(reference), -1).max(axis=1).argmax())
             reasons.append(
-                f"{output}: expected {WITHIN[precision]:.1%} of elements within {_tolerance(precision):g} of the range, "
-                f"got {share:.1%}; worst in sample {row}, off by {worst[output]:.3g}"
+                f"{output}: expected {WITHIN[precision]:.1%} of elements within {_tolerance(precision):g} of the "
+                f"range, got {share:.1%}; worst in sample {row}, off by {worst[output]:.3g}"
             )
         if output in classes:
             same, row = _agreement(reference, answer)

@@ -9,6 +9,7 @@ Cost: 0.2 to 5 s, most of it running the calibration rows.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import warnings
 from collections.abc import Iterator
@@ -26,8 +27,17 @@ from .schemes import Scheme
 MIN_ROWS: Final = 32  # fewer and the ranges are those of single samples
 
 
-def quantize(scheme: Scheme, source: Path, target: Path, calibration: Rows, *, scope: str | None = "net") -> None:
-    """Write `target` from `source`, both of the scheme's format.
+def quantize(
+    scheme: Scheme,
+    source: Path,
+    target: Path,
+    calibration: Rows,
+    *,
+    scope: str | None = "net",
+    ranges: Path | None = None,
+) -> None:
+    """Write `target` from `source`, both of the scheme's format. `ranges` is a file that keeps what calibration found,
+    for further schemes with the same source, rows and way of calibration.
 
     `calibration` are raw rows by input name: they set ranges, and show that the file answers. Raises RequestError for
     rows that cannot calibrate (too few, not finite) or do not fit the file, Refused when the file is already quantized,
@@ -37,12 +47,9 @@ def quantize(scheme: Scheme, source: Path, target: Path, calibration: Rows, *, s
         raise RequestError(f"{scheme.id}: expected .{scheme.format} files, got {source.name} and {target.name}")
     check_rows(calibration, MIN_ROWS if scheme.calibrated else 1)
     with _no_announcements():
-        if scheme.format == "onnx":
-            from . import onnx as back_end
-        else:
-            from . import tflite as back_end  # type: ignore[no-redef]
+        back_end = importlib.import_module(f".{scheme.format}", __package__)  # each takes a second or two to import
         try:
-            back_end.make(scheme, source, target, calibration, scope)
+            back_end.make(scheme, source, target, calibration, scope, ranges)
             back_end.prove(target, calibration)
         except Exception as error:
             target.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,6 +34,7 @@ from edgewright_contracts.errors import ContractError, Refused
 from edgewright_runtime.runtime import names_by_position
 
 from ..rows import Array, Rows, count
+from .islands import Node, Part, follow
 from .schemes import Kinds, Scheme
 
 BATCH: Final = 32
@@ -68,9 +69,9 @@ _RECURRENT: Final = frozenset({"GRU", "LSTM", "RNN"})
 
 
 def make(
-    scheme: Scheme, source: Path, target: Path, calibration: Rows, scope: str | None, *, ranges: Path | None = None
+    scheme: Scheme, source: Path, target: Path, calibration: Rows, scope: str | None, ranges: Path | None = None
 ) -> None:
-    """Write `target`. `ranges` keeps what calibration found, for others of the same source, rows and method."""
+    """Write `target`; see `apply.quantize`."""
     model = onnx.load(str(source))
     _fresh(model, source)
     if scheme.method == "none":
@@ -240,17 +241,18 @@ def _prepare(model: onnx.ModelProto, source: Path, prepared: Path, scope: str | 
 def _chosen(model: onnx.ModelProto, scheme: Scheme, source: Path, scope: str | None) -> list[str]:
     """Names of the nodes to quantize."""
     weights = _weights(model)
-    nodes = [n for n in model.graph.node if scope is None or under(n.name, scope)]
-    kept = [n for n in nodes if not any(under(n.name, layer) for layer in scheme.float_layers)]
-    if any(n.op_type in _WEIGHTED and any(w in weights for w in n.input) for n in kept):
-        return [n.name for n in kept]
+    nodes = list(model.graph.node)
+    parts = [_part(node, weights, scheme, scope) for node in nodes]
+    if "layer" in parts:
+        graph = [Node(n.input, n.output, part) for n, part in zip(nodes, parts, strict=True)]
+        return [nodes[i].name for i in follow(graph)]
     inside = next((n for n in model.graph.node if any(a.HasField("g") for a in n.attribute)), None)
     if inside is not None:
         if scheme.method == "dynamic" and scope is None:
             return []  # the quantizer descends by itself when nobody lists nodes
         raise Refused(
-            f"{scheme.id}: the net of {source.name} lies inside the branches of {inside.op_type} {inside.name!r}, where "
-            "ranges cannot be calibrated; the way out: dynamic, or a file with that branch only"
+            f"{scheme.id}: the net of {source.name} lies inside the branches of {inside.op_type} {inside.name!r}, "
+            "where ranges cannot be calibrated; the way out: dynamic, or a file with that branch only"
         )
     where = "" if scope is None else f" under module {scope!r}"
     kept_float = f" besides {len(scheme.float_layers)} layers kept float" if scheme.float_layers else ""
@@ -258,6 +260,16 @@ def _chosen(model: onnx.ModelProto, scheme: Scheme, source: Path, scope: str | N
         f"{scheme.id}: {source.name} has no convolution, matrix product or embedding{where}{kept_float}; package it in "
         "float"
     )
+
+
+def _part(node: onnx.NodeProto, weights: Mapping[str, Sequence[int]], scheme: Scheme, scope: str | None) -> Part:
+    if scope is not None and not under(node.name, scope):
+        return "float"
+    if any(under(node.name, layer) for layer in scheme.float_layers):
+        return "float"
+    if node.op_type in _WEIGHTED and any(name in weights for name in node.input):
+        return "layer"
+    return "activation" if node.op_type in ("Relu", "Clip") else "between"
 
 
 def _calibrate(scheme: Scheme, prepared: Path, calibration: Rows, ranges: Path) -> None:

@@ -52,7 +52,7 @@ class Scheme:
     @property
     def id(self) -> str:
         """Unique among schemes of all formats, at most 32 of [a-z0-9-]: a variant can be called so."""
-        parts = [self.format, self.precision]
+        parts: list[str] = [self.format, self.precision]
         if self.method in ("dynamic", "qat"):
             parts.append(self.method)
         if self.calibration and not (self.format == "tflite" and self.calibration == "minmax"):

@@ -1,8 +1,8 @@
 """TFLite files quantized by ai-edge-quantizer: static int8, dynamic int8, float16 weights.
 
 What may be touched is found in the file, not by a pattern: tensors are named by the module that they come from, and an
-operator belongs to the modules in the name of what it writes. The borders of the file stay as they are (raw input, float
-outputs). Inner names are dropped from what comes out: they are up to a third of a small file.
+operator belongs to the modules in the name of what it writes. The borders of the file stay as they are (raw input,
+float outputs). Inner names are dropped from what comes out: they are up to a third of a small file.
 
 Embeddings are quantized by weight only in every int8 scheme, because a lookup has no activation to quantize, and the
 static rules would leave them float.
@@ -14,7 +14,7 @@ import contextlib
 import io
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +28,7 @@ from edgewright_contracts.errors import Refused
 from edgewright_runtime.runtime import names_by_position
 
 from ..rows import Rows, count
+from .islands import Node, Part, follow
 from .schemes import Kinds, Scheme
 
 _Op = qtyping.TFLOperationName
@@ -52,10 +53,14 @@ class Operator:
     modules: tuple[str, ...]  # names of modules that it was made from, as the converter writes them
     weighted: bool
     real: bool  # writes float32
+    inputs: tuple[tuple[int, int], ...]  # tensors, each with its subgraph
+    outputs: tuple[tuple[int, int], ...]
 
 
-def make(scheme: Scheme, source: Path, target: Path, calibration: Rows, scope: str | None) -> None:
-    """Write `target`."""
+def make(
+    scheme: Scheme, source: Path, target: Path, calibration: Rows, scope: str | None, ranges: Path | None = None
+) -> None:
+    """Write `target`; see `apply.quantize`."""
     model = flatbuffer_utils.read_model(str(source))
     _fresh(model, source)
     if scheme.method == "none":
@@ -65,8 +70,12 @@ def make(scheme: Scheme, source: Path, target: Path, calibration: Rows, scope: s
     rules = _rules(scheme, chosen)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # it draws bars
         q = quantizer.Quantizer(str(source), rules.get_quantization_recipe())
-        ranges = _ranges(source, calibration, rules) if scheme.calibrated else None
-        made = q.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
+        found = None
+        if scheme.calibrated:
+            every = _rules(scheme, _chosen(model, replace(scheme, float_layers=()), source, scope))
+            found = _kept(ranges) or _ranges(source, calibration, every)
+            _keep(ranges, found)
+        made = q.quantize(found, enable_progress_bar=False, enable_progress_report=False)
         made.export_model(str(target), overwrite=True)
     quantized = flatbuffer_utils.read_model(str(target))
     # An output that a quantized operator reads as well was found replaced by its int8 form, against the signature.
@@ -87,11 +96,11 @@ def prove(target: Path, calibration: Rows) -> None:
 
 
 def layers(source: Path, scope: str | None) -> tuple[str, ...]:
-    """Layers with weights that a static scheme quantizes, in order: names as the converter writes them."""
+    """Layers with weights that a static scheme quantizes, in order: module paths, or names of outputs without a scope."""
     found = [o for o in operators(flatbuffer_utils.read_model(str(source))) if o.weighted and o.kind in _WEIGHTED]
     if scope is None:
         return tuple(o.name for o in found)
-    return tuple(dict.fromkeys(o.modules[-1] for o in found if o.modules and inside(o, scope)))
+    return tuple(dict.fromkeys(_own(o) for o in found if inside(o, scope)))
 
 
 def kinds(source: Path) -> Kinds:
@@ -107,7 +116,7 @@ def kinds(source: Path) -> Kinds:
 def operators(model: Any) -> tuple[Operator, ...]:
     """All operators of all subgraphs, in order."""
     found = []
-    for graph in model.subgraphs:
+    for at, graph in enumerate(model.subgraphs):
         constant = {i for i, t in enumerate(graph.tensors) if _size(model, t)}
         borders = {*graph.inputs, *graph.outputs}
         for op in graph.operators:
@@ -124,28 +133,40 @@ def operators(model: Any) -> tuple[Operator, ...]:
                     tuple(dict.fromkeys(part for name in names for part in name.split(";") if "/" in part)),
                     any(i in constant and len(graph.tensors[i].shape) > 1 for i in op.inputs),
                     bool(outputs) and graph.tensors[outputs[0]].type == _FLOAT,
+                    tuple((at, i) for i in op.inputs if i >= 0),
+                    tuple((at, i) for i in outputs),
                 )
             )
     return tuple(found)
 
 
-def inside(operator: Operator, path: str) -> bool:
-    """Whether one of the operator's modules is, or lies under, the module at `path` of the outermost module."""
-    return any(_under(module, path) for module in operator.modules)
+def inside(operator: Operator, place: str) -> bool:
+    """Whether one of the operator's modules is, or lies under, the module at path `place` of the outermost module."""
+    return any(_under(module, place) for module in operator.modules)
 
 
-def _under(module: str, path: str) -> bool:
+def path(module: str) -> str:
+    """ "Graph/nets.Net_net/Conv2d_c1" is "net.c1". Of a class with an underscore a piece stays in front, and matches."""
+    return ".".join(part.rpartition(".")[2].partition("_")[2] for part in module.split("/")[1:])
+
+
+def _own(operator: Operator) -> str:
+    """The innermost of the modules that were fused into it; of a convolution and its normalisation, the convolution."""
+    return path(max(reversed(operator.modules), key=lambda module: module.count("/")))
+
+
+def _under(module: str, place: str) -> bool:
     """ "Graph/Net_net/Conv2d_c1" lies under "net" and is "net.c1": a part is a class and an attribute, and either may
     hold underscores, so a path is matched from its own side."""
-    parts, wanted = module.split("/")[1:], path.split(".")
+    parts, wanted = module.split("/")[1:], place.split(".")
     return len(parts) >= len(wanted) and all(
         part.endswith(f"_{name}") for part, name in zip(parts, wanted, strict=False)
     )
 
 
 def _is(operator: Operator, layer: str) -> bool:
-    """Whether this is the layer of that name: ours, the converter's, or what a file of others calls its output."""
-    return layer in operator.modules or layer == operator.name or inside(operator, layer)
+    """Whether this is the layer of that name: a module path, or what a file of others calls its output."""
+    return layer == operator.name or inside(operator, layer)
 
 
 def _fresh(model: Any, source: Path) -> None:
@@ -160,16 +181,25 @@ def _fresh(model: Any, source: Path) -> None:
 
 
 def _chosen(model: Any, scheme: Scheme, source: Path, scope: str | None) -> tuple[Operator, ...]:
-    found = [o for o in operators(model) if o.real and (scope is None or _only(o, scope))]
-    kept = tuple(o for o in found if not any(_is(o, layer) for layer in scheme.float_layers))
-    if not any(o.weighted and o.kind in _WEIGHTED for o in kept):
+    found = operators(model)
+    parts = [_part(o, scheme, scope) for o in found]
+    if "layer" not in parts:
         where = "" if scope is None else f" under module {scope!r}"
         kept_float = f" besides {len(scheme.float_layers)} layers kept float" if scheme.float_layers else ""
         raise Refused(
             f"{scheme.id}: {source.name} has no convolution, matrix product or embedding{where}{kept_float}; package "
             "it in float"
         )
-    return kept
+    chosen = follow([Node(o.inputs, o.outputs, part) for o, part in zip(found, parts, strict=True)])
+    return tuple(found[i] for i in chosen)
+
+
+def _part(operator: Operator, scheme: Scheme, scope: str | None) -> Part:
+    if not operator.real or (scope is not None and not _only(operator, scope)):
+        return "float"
+    if any(_is(operator, layer) for layer in scheme.float_layers):
+        return "float"
+    return "layer" if operator.weighted and operator.kind in _WEIGHTED else "between"
 
 
 def _only(operator: Operator, scope: str) -> bool:
@@ -202,7 +232,7 @@ def _rules(scheme: Scheme, chosen: tuple[Operator, ...]) -> recipe_manager.Recip
     return rules
 
 
-def _ranges(source: Path, calibration: Rows, rules: recipe_manager.RecipeManager) -> dict[str, Any]:
+def _ranges(source: Path, calibration: Rows, rules: recipe_manager.RecipeManager) -> dict[str, dict[str, Any]]:
     """The default averages the ranges of single samples, which cuts off the larger half of them: embeddings were found
     to be biased by 0.4 standard deviations. The widest range that was seen is the range."""
     interpreter = Interpreter(str(source), num_threads=1)
@@ -217,8 +247,26 @@ def _ranges(source: Path, calibration: Rows, rules: recipe_manager.RecipeManager
     ]
     found = calibrator.Calibrator(source.read_bytes(), num_threads=1, qsv_update_func=qsv_utils.min_max_update)
     found.calibrate({key: feeds}, rules)
-    qsvs: dict[str, Any] = found.get_model_qsvs()
+    qsvs: dict[str, dict[str, Any]] = found.get_model_qsvs()
     return qsvs
+
+
+def _kept(ranges: Path | None) -> dict[str, dict[str, Any]] | None:
+    if ranges is None or not ranges.is_file():
+        return None
+    found: dict[str, dict[str, Any]] = {}
+    with np.load(ranges, allow_pickle=False) as arrays:
+        for key in arrays.files:
+            statistic, _, tensor = key.partition(" ")
+            found.setdefault(tensor, {})[statistic] = arrays[key]
+    return found
+
+
+def _keep(ranges: Path | None, found: dict[str, dict[str, Any]]) -> None:
+    if ranges is not None and not ranges.is_file():
+        arrays = {f"{name} {tensor}": value for tensor, each in found.items() for name, value in each.items()}
+        with ranges.open("wb") as file:
+            np.savez(file, **arrays)
 
 
 def _feeds(names: list[str], rows: Rows) -> Iterator[dict[str, Any]]:
