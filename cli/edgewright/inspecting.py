@@ -164,8 +164,8 @@ def _show_loss(console: Console, evidence: Evidence) -> None:
 def _show_estimates(console: Console, evidence: Evidence, benches: tuple[Bench, ...]) -> None:
     if not evidence.estimates:
         return
-    table = slim(f"on {evidence.device}: an estimate, until it has measured", ["variant"],
-                 ["estimate of p50", "from–to", "p95", *(f"measured by {bench.host}" for bench in benches)])  # fmt: skip
+    columns = ["estimate of p50", "from–to", "p95", *(f"measured by {bench.host}" for bench in benches)]
+    table = slim(f"on {evidence.device}: an estimate, until it has measured", ["variant"], columns)
     for name, e in evidence.estimates.items():
         cells = []
         for bench in benches:
