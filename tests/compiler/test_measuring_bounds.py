@@ -182,7 +182,7 @@ def test_the_bootstrap_of_a_set_metric_holds_about_as_often_as_it_says() -> None
     for seed in range(40):
         found = loss_bound(one, *models(150), seed=seed)
         held += found.bound >= truth
-    assert held >= 36
+    assert held >= 34, "of 40, 0.95 of which are 38; fewer than 34 would happen once in a hundred"
 
 
 def test_too_few_rows_and_undefined_metrics_are_refused() -> None:
