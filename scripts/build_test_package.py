@@ -39,10 +39,12 @@ def main() -> None:
                 seed=1,
                 now=datetime.now(UTC),
                 progress=lambda _stage, _share: None,
+                work=Path(scratch) / "work",
+                thorough=False,
             )
             path = out / f"tiny-{settings.version}.ewp"
             write_ewp(result.package.root, path)
-        shares = {v.id: round(v.accuracies["sensor"].share, 4) for v in result.variants}
+        shares = {v.id: round(v.metric["sensor"].value, 4) for v in result.evidence.variants}
         print(f"{path}: {path.stat().st_size} bytes, digest {result.package.digest[:12]}, accuracy {shares}")
 
 

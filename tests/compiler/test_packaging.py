@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
-from edgewright_compiler.measure import Accuracy
 from edgewright_compiler.packaging import facts_of, npz, write_package
 from edgewright_contracts.errors import ContractError, RequestError
 from edgewright_contracts.package import Package, read_package
@@ -70,13 +68,6 @@ def test_what_is_no_package_leaves_nothing_behind(
     with pytest.raises(OSError, match="space"):
         write_package(tmp_path / "p", facts_of(tiny.manifest), contents(tiny), None)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_intervals_hold_the_share_and_stay_inside() -> None:
-    low, high = Accuracy(97, 100, ()).interval
-    assert (round(low, 3), round(high, 3)) == (0.915, 0.990)
-    assert Accuracy(100, 100, ()).interval[1] <= 1
-    assert replace(Accuracy(0, 10, ()), right=5).share == 0.5
 
 
 def test_evidence_says_where_it_was_measured(tiny: Package) -> None:

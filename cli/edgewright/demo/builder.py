@@ -63,7 +63,8 @@ def build(out: Path, seed: int) -> None:
             seed=seed,
             now=datetime.now(UTC),
             progress=say,
-            cache=out / "cache",
+            work=out / "work",
+            thorough=False,
         )
         figures[version] = measured(result)
         _write(out / "figures.json", figures)
@@ -83,11 +84,11 @@ def measured(result: CompileResult) -> Mapping[str, Any]:
     """Accuracy on sensor draws of held-out rows, bytes and p50 of each variant; the seconds that all of it took."""
     variants = {
         variant.id: {
-            "accuracy": variant.accuracies["sensor"].share,
+            "accuracy": variant.metric["sensor"].value,
             "bytes": variant.bytes,
-            "p50_us": variant.latency.p50_us,
+            "p50_us": variant.time_us.p50,
         }
-        for variant in result.variants
+        for variant in result.evidence.variants
     }
     return {"package_version": result.package.manifest.version, "seconds": result.seconds, "variants": variants}
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import log
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -54,8 +54,9 @@ class Arch(msgspec.Struct, frozen=True, kw_only=True):
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """One file that could be packaged, as it was measured on validation rows and on this machine.
 
-    `drop` and `half_width` in points: the estimate against the float reference, and that of a one-sided 95 % interval
-    at the size of the test set. `relative` is p50 over the reference kernel's, which compares across runs. `p95_ms` is
+    `how` are the fields of its scheme, so that it can be made again from a recorded choice. `drop` and `half_width` in
+    points: the estimate against the float reference, and that of a one-sided 95 % interval at the size of the test set.
+    `relative` is p50 over the reference kernel's, which compares across runs. `p95_ms` is
     for the device: an estimate until it has measured. A candidate that could not be made says so in `refused`.
     """
 
@@ -63,6 +64,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     scheme: str
     format: Format
     precision: str
+    how: Mapping[str, Any] = {}
     value: float = 0.0
     drop: float = 0.0
     half_width: float = 0.0

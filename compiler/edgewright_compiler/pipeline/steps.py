@@ -39,13 +39,23 @@ class Step:
         object.__setattr__(self, "name", f"{self.kind}-{hashlib.sha256(known).hexdigest()[:16]}")
 
 
-@dataclass(frozen=True, slots=True)
 class Store:
-    """`told` hears of every step, once it is there: its name, and the seconds that it took (None: found finished)."""
+    """`told` hears of every step, once it is there: its name, and the seconds that it took (None: found finished).
 
-    root: Path
-    clock: Callable[[], float]
-    told: Callable[[str, float | None], None] = lambda _name, _seconds: None
+    `spent` is what all steps that were asked for took when they were made, wherever that was: a budget that is counted
+    in it ends a resumed run where the first one would have ended.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        clock: Callable[[], float],
+        told: Callable[[str, float | None], None] = lambda _name, _seconds: None,
+    ) -> None:
+        self.root = root
+        self.spent = 0.0
+        self._clock = clock
+        self._told = told
 
     def get(self, step: Step, make: Callable[[Path], None]) -> Path:
         """The directory of `step`; `make` fills it when it is not there yet.
@@ -54,32 +64,31 @@ class Store:
         """
         done = self.root / step.name
         if (done / _FACTS).is_file():
-            self.told(step.name, None)
-            return done
+            return self._found(step, done)
         part = self.root / f".{step.name}.part"
         part.mkdir(parents=True, exist_ok=True)
         with _alone(part):
             if (done / _FACTS).is_file():  # made by another process while this one waited
                 if part.is_dir():
                     part.rmdir()
-                self.told(step.name, None)
-                return done
+                return self._found(step, done)
             _clear(part)
-            start = self.clock()
+            start = self._clock()
             make(part)
-            seconds = self.clock() - start
+            seconds = self._clock() - start
             (part / CHECKPOINT).unlink(missing_ok=True)
             written = {"kind": step.kind, "seconds": round(seconds, 3), "facts": step.facts}
             (part / _FACTS).write_bytes(msgspec.json.encode(written, order="deterministic"))
             _synced(part)
             part.rename(done)
-        self.told(step.name, seconds)
+        self.spent += seconds
+        self._told(step.name, seconds)
         return done
 
-
-def seconds(directory: Path) -> float:
-    """What a finished step took when it was made."""
-    return float(msgspec.json.decode((directory / _FACTS).read_bytes())["seconds"])
+    def _found(self, step: Step, done: Path) -> Path:
+        self.spent += float(msgspec.json.decode((done / _FACTS).read_bytes())["seconds"])
+        self._told(step.name, None)
+        return done
 
 
 @contextmanager

@@ -1,0 +1,173 @@
+"""Steps that make and judge candidates: every scheme that is worth trying, for one architecture.
+
+What a file answers is kept with it (its outputs on validation, test and reference rows), so nothing runs twice; so are
+the times, because a resumed run must come to the choice that the first one would have come to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import sqrt
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from edgewright_contracts.errors import Refused
+from edgewright_contracts.manifest import Format
+from edgewright_devices import DeviceProfile
+
+from ..graph.reference import run
+from ..measuring.bounds import loss_bound
+from ..measuring.estimate import predict
+from ..measuring.evidence import Machine, Memory, Time
+from ..measuring.footprint import footprint
+from ..measuring.latency import Latency, interleaved
+from ..measuring.metrics import Outputs, value
+from ..packaging import npz
+from ..quantization.apply import quantize
+from ..quantization.schemes import Scheme, schemes
+from ..rows import Labelled, Rows
+from .build import HOST_RUNTIME, Built, File
+from .choice import Arch, Candidate
+from .steps import Step
+from .workbench import QUANTIZERS, QUANTIZING, RUNTIMES, Workbench
+
+ROUNDS: Final = 200  # of calls when candidates are compared; the chosen are measured longer
+_REFUSED: Final = "refused.json"
+_OUTPUTS: Final = "outputs.npz"
+_TIMES: Final = "times.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A scheme's file, or why there is none."""
+
+    scheme: Scheme
+    file: File | None
+    refused: str = ""
+
+
+def made(bench: Workbench, built: Built, scheme: Scheme, *, plain: bool = False) -> Made:
+    """What `scheme` makes of the float file of its format; a refusal is remembered like a file."""
+    heat = built.declared.temperature
+    source = built.without_monitor(scheme.format, heat) if plain else built.file(scheme.format)
+    if scheme.method == "none":
+        return Made(scheme, source)
+    facts = bench.facts(
+        QUANTIZING, QUANTIZERS, source=source.step, scheme=asdict(scheme), calibration=bench.recipe.calibration
+    )
+    step = Step(scheme.precision, facts)
+    bench.say(f"quantizing to {scheme.format}", 0.0)
+
+    def make(part: Path) -> None:
+        try:
+            quantize(scheme, source.path, part / source.path.name, bench.calibration)
+        except Refused as reason:
+            (part / _REFUSED).write_bytes(msgspec.json.encode(str(reason)))
+
+    directory = bench.store.get(step, make)
+    if (directory / _REFUSED).is_file():
+        return Made(scheme, None, msgspec.json.decode((directory / _REFUSED).read_bytes(), type=str))
+    return Made(scheme, File(step.name, directory / source.path.name, source.input, source.outputs))
+
+
+def answers(bench: Workbench, file: File, name: str, rows: Rows) -> Outputs:
+    """All outputs of a file for rows called `name`, as its runtime gives them here."""
+    step = Step("answers", bench.facts((), RUNTIMES, file=file.step, rows=name))
+
+    def make(part: Path) -> None:
+        (part / _OUTPUTS).write_bytes(npz(run(file.open(), rows)))
+
+    with np.load(bench.store.get(step, make) / _OUTPUTS, allow_pickle=False) as arrays:
+        return {key: arrays[key] for key in arrays.files}
+
+
+def candidates(
+    bench: Workbench,
+    device: DeviceProfile,
+    machine: Machine,
+    arch: Arch,
+    built: Built,
+    formats: Sequence[Format],
+    truth: Outputs,
+    *,
+    memory: bool,
+) -> tuple[Candidate, ...]:
+    """Every scheme for every format, judged; `truth` is what the reference answers on validation rows."""
+    tried = [made(bench, built, s) for form in formats for s in schemes(form, device, built.kinds)]
+    bench.say(f"quantizing to {formats[-1]}", 1.0)
+    files = {one.scheme.id: one.file for one in tried if one.file is not None}
+    times = measured(bench, files, machine)
+    found = []
+    for done, one in enumerate(tried):
+        bench.say("judging candidates", done / len(tried))
+        scheme = one.scheme
+        blank = Candidate(
+            arch=arch, scheme=scheme.id, format=scheme.format, precision=scheme.precision, how=asdict(scheme)
+        )
+        if one.file is None:
+            found.append(msgspec.structs.replace(blank, refused=one.refused))
+            continue
+        figure, drop, half = judged(bench, truth, answers(bench, one.file, "validation", bench.data.validation.inputs))
+        time = times[scheme.id]
+        expected = predict(device, machine, time, int8=scheme.precision in ("int8", "mixed"))
+        found.append(
+            msgspec.structs.replace(
+                blank,
+                value=figure,
+                drop=drop,
+                half_width=half,
+                bytes=one.file.path.stat().st_size,
+                p50_us=time.p50,
+                relative=time.per_reference,
+                p95_ms=expected.p95_ms,
+                rss_mb=memory_of(one.file, bench).growth_mb if memory else None,
+            )
+        )
+    bench.say("judging candidates", 1.0)
+    return tuple(found)
+
+
+def judged(bench: Workbench, truth: Outputs, found: Outputs) -> tuple[float, float, float]:
+    """(figure, drop in points, half-width at the size of the test set), on validation rows."""
+    data = bench.data
+    bound = loss_bound(bench.metric, truth, found, data.validation.labels, seed=bench.seed)
+    half = (bound.bound - bound.estimate) * sqrt(bound.n / len(data.test))
+    return value(bench.metric, found, data.validation.labels), bound.estimate, half
+
+
+def measured(bench: Workbench, files: Mapping[str, File], machine: Machine) -> dict[str, Time]:
+    """Times of files that are compared with one another, taken in turns in one go, and kept."""
+    facts = {"files": {name: file.step for name, file in files.items()}, "machine": msgspec.to_builtins(machine)}
+    step = Step("times", facts)
+
+    def make(part: Path) -> None:
+        bench.say("measuring candidates", 0.0)
+        (part / _TIMES).write_bytes(msgspec.json.encode(timed(files, bench.data.validation, ROUNDS)))
+        bench.say("measuring candidates", 1.0)
+
+    return msgspec.json.decode((bench.store.get(step, make) / _TIMES).read_bytes(), type=dict[str, Time])
+
+
+def timed(files: Mapping[str, File], rows: Labelled, calls: int) -> dict[str, Time]:
+    """Times of single samples on one thread, all files in turns."""
+    found = interleaved({name: file.open() for name, file in files.items()}, rows.inputs, calls=calls)
+    return {name: _time(latency) for name, latency in found.items()}
+
+
+def memory_of(file: File, bench: Workbench) -> Memory:
+    runtime = HOST_RUNTIME["onnx" if file.path.suffix == ".onnx" else "tflite"]
+    return footprint(file.path, runtime, (file.input,), file.outputs, bench.data.validation.inputs)
+
+
+def _time(latency: Latency) -> Time:
+    return Time(
+        p50=round(latency.p50_us, 3),
+        p95=round(latency.p95_us, 3),
+        p99=round(latency.p99_us, 3),
+        calls=latency.calls,
+        per_reference=round(latency.per_reference, 4),
+    )

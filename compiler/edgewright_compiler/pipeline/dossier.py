@@ -1,0 +1,285 @@
+"""The dossier: everything that is measured about what was chosen, for evidence.json and the model card.
+
+What the card needs is always measured, and depends on the files only. The rest (times beside the reference, memory, the
+monitor's cost, robustness, whether a step made twice is equal) costs about half a minute and is left out on request.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from edgewright_devices import DeviceProfile
+
+from ..data.suspects import suspects
+from ..export.parity import compare
+from ..measuring.bounds import Bound
+from ..measuring.calibration import ece
+from ..measuring.counted import counted
+from ..measuring.estimate import predict
+from ..measuring.evidence import (
+    Calibration,
+    Evidence,
+    Figure,
+    Loss,
+    Machine,
+    Parity,
+    Reference,
+    Shift,
+    Time,
+    VariantEvidence,
+)
+from ..measuring.metrics import Outputs
+from ..measuring.robustness import adversarial, shifted
+from ..measuring.slices import by_slice, figure, with_labels, worst
+from ..quantization.apply import quantize
+from ..rows import Labelled, take
+from ..training.train import answers as learned_answers
+from .assembly import Chosen, Part
+from .build import Built, File
+from .candidates import answers, made, memory_of, timed
+from .choice import Choice
+from .learn import Learned, answered, original
+from .workbench import Workbench
+
+CALLS: Final = 1000
+PARITY_ROWS: Final = 256
+SHIFTED_ROWS: Final = 2000  # of the test rows, for every shift
+SUSPECTED_ROWS: Final = 50  # training rows below which nothing stands out
+NAMED: Final = 20  # suspects of either kind
+
+
+def dossier(
+    bench: Workbench,
+    device: DeviceProfile,
+    machine: Machine,
+    choice: Choice,
+    taken: Chosen,
+    bounds: Mapping[str, Bound],
+    taught_by: Learned | None,
+    truth: Mapping[str, Outputs],
+    *,
+    warnings: Sequence[str],
+    thorough: bool,
+) -> Evidence:
+    """Evidence without its clock: `made` and `seconds` are the caller's."""
+    bench.say("measuring the package", 0.0)
+    data, recipe = bench.data, bench.recipe
+    times, reference = _times(bench, taken, taught_by, thorough=thorough)
+    bench.say("measuring the package", 0.4)
+    variants = tuple(
+        _variant(bench, part, times, bounds.get(part.variant.id), choice, taken, thorough=thorough)
+        for part in taken.parts
+    )
+    bench.say("measuring the package", 0.7)
+    first = next(part for part in taken.parts if part.promised)
+    outputs = answers(bench, first.file, "test", data.test.inputs)
+    named = with_labels(data.test.slices, data.test.labels, recipe.task, data.labels)
+    slices = by_slice(bench.metric, outputs, data.test.labels, named, seed=bench.seed)
+    size = counted(taken.built.net, bench.example)
+    evidence = Evidence(
+        made="",
+        seconds=0.0,
+        device=device.name,
+        machine=machine,
+        metric=bench.metric.name,
+        reference=_reference(bench, taught_by, truth, reference, times),
+        variants=variants,
+        macs=size.macs,
+        params=size.params,
+        max_drop=choice.limits.max_drop,
+        choice=choice,
+        calibration=_calibration(bench, taken.built, outputs),
+        slices=slices,
+        worst=worst(bench.metric, slices),
+        robustness=_robustness(bench, taken, first) if thorough else (),
+        estimates={v.id: predict(device, machine, v.time_us, int8="int8" in v.id or "mixed" in v.id) for v in variants},
+        deterministic=_same_again(bench, taken, first) if thorough else None,
+        suspects=_suspects(bench, taken) if thorough else (),
+        warnings=tuple(warnings),
+    )
+    bench.say("measuring the package", 1.0)
+    return evidence
+
+
+Files = dict[str, File]
+
+
+def _times(
+    bench: Workbench, taken: Chosen, taught_by: Learned | None, *, thorough: bool
+) -> tuple[dict[str, Time], Files]:
+    """Everything that is compared in time, in turns (the variants, each without its monitor, the reference in each
+    format); and the files of the reference."""
+    own = {part.variant.id: part.file for part in taken.parts}
+    plain: Files = {}
+    reference: Files = {}
+    if thorough:
+        for part in taken.parts:
+            bare = made(bench, taken.built, part.scheme, plain=True).file
+            if bare is not None:
+                plain[f"{part.variant.id} without monitor"] = bare
+        reference = _reference_files(bench, taken, taught_by)
+    calls = CALLS if thorough else CALLS // 4
+    return timed({**own, **plain, **reference}, bench.data.validation, calls), reference
+
+
+def _reference_files(bench: Workbench, taken: Chosen, taught_by: Learned | None) -> Files:
+    teacher = bench.recipe.teacher
+    formats = [part.variant.format for part in taken.parts if part.promised]
+    if teacher is not None and teacher.file is not None:
+        form = teacher.file.suffix[1:]
+        file = File(form, teacher.file, bench.recipe.input, bench.declared)
+        return {f"reference {form}": file}
+    whole = Built(bench, original(bench, taught_by))
+    return {f"reference {form}": whole.without_monitor(form) for form in formats}
+
+
+def _variant(
+    bench: Workbench,
+    part: Part,
+    times: Mapping[str, Time],
+    bound: Bound | None,
+    choice: Choice,
+    taken: Chosen,
+    *,
+    thorough: bool,
+) -> VariantEvidence:
+    name, data = part.variant.id, bench.data
+    bare = times.get(f"{name} without monitor")
+    return VariantEvidence(
+        id=name,
+        scheme=part.scheme.id,
+        bytes=part.file.path.stat().st_size,
+        metric={
+            rows.name: figure(bench.metric, _answers(bench, part.file, rows), rows.labels, seed=bench.seed)
+            for rows in (data.test, *data.views)
+        },
+        loss=None if bound is None else _loss(bound, choice.limits.max_drop),
+        time_us=times[name],
+        monitor_us=None if bare is None else round(times[name].p50 - bare.p50, 3),
+        memory=memory_of(part.file, bench) if thorough else None,
+        parity=_parity(bench, part, taken),
+    )
+
+
+def _answers(bench: Workbench, file: File, rows: Labelled) -> Outputs:
+    name = "test" if rows is bench.data.test else f"view {rows.name}"
+    return answers(bench, file, name, rows.inputs)
+
+
+def _loss(bound: Bound, limit: float | None) -> Loss:
+    return Loss(
+        estimate=round(bound.estimate, 4),
+        bound=round(bound.bound, 4),
+        n=bound.n,
+        discordant=bound.discordant,
+        confidence=bound.confidence,
+        method=bound.method,
+        needed=None if limit is None else bound.needed(limit),
+    )
+
+
+def _parity(bench: Workbench, part: Part, taken: Chosen) -> Parity:
+    """Against torch on validation rows. Raises Refused for a float export that is another model."""
+    rows = bench.data.validation.take(slice(0, PARITY_ROWS))
+    graph = taken.built.assembled.graph
+    classes = frozenset({"probabilities"} if bench.recipe.task == "classification" else ())
+    found = take(answers(bench, part.file, "validation", bench.data.validation.inputs), slice(0, PARITY_ROWS))
+    told = compare(part.variant.id, answered(graph, rows), found, part.scheme.precision, classes=classes)
+    if part.scheme.method == "none":
+        told.required()
+    return Parity(
+        n=len(rows),
+        max_error=max(told.max_error.values(), default=0.0),
+        mean_error=max(told.mean_error.values(), default=0.0),
+        within=told.within,
+        agree=told.agree,
+    )
+
+
+def _reference(
+    bench: Workbench,
+    taught_by: Learned | None,
+    truth: Mapping[str, Outputs],
+    files: Files,
+    times: Mapping[str, Time],
+) -> Reference:
+    data, teacher = bench.data, bench.recipe.teacher
+    named = {
+        rows.name: figure(bench.metric, truth[rows.name], rows.labels, seed=bench.seed)
+        for rows in (data.test, *data.views)
+    }
+    size = None
+    if teacher is None or teacher.file is None:
+        size = counted(original(bench, taught_by).net(), bench.example)
+    return Reference(
+        name="teacher" if teacher is not None else "student",
+        bytes={name.removeprefix("reference "): file.path.stat().st_size for name, file in files.items()},
+        metric=named,
+        time_us={name.removeprefix("reference "): times[name] for name in files},
+        macs=None if size is None else size.macs,
+        params=None if size is None else size.params,
+    )
+
+
+def _calibration(bench: Workbench, built: Built, outputs: Outputs) -> Calibration | None:
+    """Before: the same probabilities at a temperature of 1."""
+    if bench.recipe.task not in ("classification", "multilabel"):
+        return None
+    heat, labels = built.declared.temperature, bench.data.test.labels
+    p = np.clip(np.asarray(outputs["probabilities"], np.float64), 1e-12, 1 - 1e-12)
+    if bench.recipe.task == "classification":
+        raised = p**heat
+        before = raised / raised.sum(axis=1, keepdims=True)
+    else:
+        before = p**heat / (p**heat + (1 - p) ** heat)
+    return Calibration(temperature=heat, ece_before=ece(before, labels), ece_after=ece(p, labels), n=len(labels))
+
+
+def _robustness(bench: Workbench, taken: Chosen, part: Part) -> tuple[Shift, ...]:
+    rows = bench.data.test.take(slice(0, SHIFTED_ROWS))
+    tensor, recipe = bench.recipe.input, bench.recipe
+    raw = rows.inputs[tensor.name]
+    session = part.file.open()
+    found = []
+    for name, detail, changed in shifted(recipe.statistics, tensor, raw, seed=bench.seed):
+        found.append(Shift(name=name, detail=detail, figure=_shifted(bench, session.run({tensor.name: changed}), rows)))
+    moved = adversarial(bench.front, taken.built.net, tensor, raw, rows.labels, recipe.task)
+    if moved is not None:
+        outputs = session.run({tensor.name: moved})
+        detail = "one signed gradient step of the float model, 2 % of the range"
+        found.append(Shift(name="fgsm", detail=detail, figure=_shifted(bench, outputs, rows), adversarial=True))
+    return tuple(found)
+
+
+def _shifted(bench: Workbench, outputs: Outputs, rows: Labelled) -> Figure:
+    return figure(bench.metric, outputs, rows.labels, seed=bench.seed)
+
+
+def _suspects(bench: Workbench, taken: Chosen) -> tuple[str, ...]:
+    """Training rows to look at, the worst first, in words."""
+    data = bench.data
+    if bench.recipe.task != "classification" or len(data.train) < SUSPECTED_ROWS:
+        return ()
+    _, embeddings = learned_answers(taken.built.net, bench.front, data.train.inputs[bench.recipe.input.name])
+    found = suspects(data.train, data.labels, embeddings=embeddings.astype(np.float64), seed=bench.seed)
+    labels = [f"{s.origin}: labelled {s.given}, looks like {s.likely} ({s.score:.2f})" for s in found.labels]
+    outliers = [
+        f"{s.origin}: looks like no other row, nearest {s.likely} ({s.score:.1f} deviations)" for s in found.outliers
+    ]
+    return (*labels[:NAMED], *outliers[:NAMED])
+
+
+def _same_again(bench: Workbench, taken: Chosen, part: Part) -> bool:
+    """Quantized once more, from the same float file, into the same bytes."""
+    if part.scheme.method == "none":
+        return True
+    source = taken.built.file(part.scheme.format).path
+    with tempfile.TemporaryDirectory() as scratch:
+        again = Path(scratch) / source.name
+        quantize(part.scheme, source, again, bench.calibration)
+        return again.read_bytes() == part.file.path.read_bytes()

@@ -1,0 +1,249 @@
+"""Steps that make weights: the teacher, the student that learns from it, and what pruning leaves of that.
+
+Each is one step of the store, with a seed of its own: whichever of them is found finished, the others come out the
+same. A long one keeps a checkpoint in its unfinished directory and goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import torch
+from torch import nn
+
+from edgewright_contracts.errors import RequestError
+from edgewright_runtime.runtime import SUFFIXES, open_session
+
+from ..graph.graph import BATCH, Plain, plain
+from ..graph.reference import run
+from ..measuring.metrics import Outputs, value
+from ..recipe import Schedule
+from ..rows import Labelled
+from ..training.distill import Teaching, distillation, file_teacher, module_teacher
+from ..training.finetune import load_weights
+from ..training.losses import task_loss
+from ..training.prune import cost_of, ladder, load_net, load_rounds, prune, save_net
+from ..training.train import Loss, draws, train
+from .choice import Arch
+from .clocked import latency_of
+from .steps import CHECKPOINT, Step
+from .workbench import LEARNERS, LEARNING, Workbench, files_hash, shape_of
+
+NET: Final = "net.pt"
+HISTORY: Final = "history.json"
+PRUNED: Final = "pruned.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """A trained net: the step that made it, its untrained form, and where its weights are."""
+
+    step: str
+    build: Callable[[], nn.Module]
+    path: Path
+
+    def net(self) -> nn.Module:
+        return load_net(self.path / NET, self.build)
+
+
+def teacher(bench: Workbench) -> Learned | None:
+    """The trained teacher; None when the recipe has none or it is a finished file."""
+    plan = bench.recipe.teacher
+    if plan is None or plan.build is None:
+        return None
+    build, schedule = plan.build, plan.schedule or bench.recipe.schedule
+    weights = None if plan.weights is None else files_hash((plan.weights,))
+    step = Step(
+        "teacher",
+        bench.facts(LEARNING, LEARNERS, net=shape_of(_untrained(build, 0)), schedule=asdict(schedule), weights=weights),
+    )
+
+    def make(part: Path) -> None:
+        seed = bench.seed_for("teacher")
+        net = _untrained(build, seed)
+        if plan.weights is not None:
+            load_weights(net, plan.weights)
+        loss = task_loss(bench.recipe.task, schedule=schedule, labels=bench.data.train.labels, net=net)
+        _train(bench, net, loss, schedule, seed, part, "training the teacher", unlabelled=False)
+        save_net(part / NET, net, ())
+
+    return Learned(step.name, build, bench.store.get(step, make))
+
+
+def student(bench: Workbench, arch: Arch, taught_by: Learned | None) -> Learned:
+    """The net of this architecture: trained at its width, pruned share by share down to its own."""
+    learned = _wide(bench, arch.width, taught_by)
+    plan = bench.recipe.prune
+    if arch.share == 1.0:
+        return learned
+    assert plan is not None
+    for target, shares in ladder(plan).items():
+        for share in shares:
+            learned = _pruned(bench, learned, share, taught_by)
+        if target == arch.share:
+            return learned
+    raise RequestError(f"no share {arch.share} among the recipe's {', '.join(map(str, plan.shares))}")
+
+
+def original(bench: Workbench, taught_by: Learned | None) -> Learned:
+    """The net that the package is compared with: the teacher, or else the student before it is pruned."""
+    return taught_by or _wide(bench, bench.recipe.widths[0], None)
+
+
+def _wide(bench: Workbench, width: float, taught_by: Learned | None) -> Learned:
+    recipe = bench.recipe
+    if recipe.student is None:
+        if taught_by is None:
+            raise RequestError(f"{recipe.name}: expected a student or a teacher that is a net, got neither")
+        return taught_by
+    build = partial(recipe.student, width)
+    schedule = recipe.schedule
+    facts = bench.facts(
+        LEARNING,
+        LEARNERS,
+        net=shape_of(_untrained(build, 0)),
+        schedule=asdict(schedule),
+        distil=None if recipe.distil is None else asdict(recipe.distil),
+        teacher=_taught_by(bench, taught_by),
+        width=width,
+    )
+    step = Step("student", facts)
+
+    def make(part: Path) -> None:
+        seed = bench.seed_for(f"student {width}")
+        net = _untrained(build, seed)
+        name = "training the student" if width == 1.0 else f"training the student at width {width:g}"
+        _train(bench, net, _loss(bench, net, schedule, taught_by), schedule, seed, part, name)
+        save_net(part / NET, net, ())
+
+    return Learned(step.name, build, bench.store.get(step, make))
+
+
+def _pruned(bench: Workbench, before: Learned, share: float, taught_by: Learned | None) -> Learned:
+    """One round: channels go until `share` of the whole net's cost is left, then it is trained again."""
+    plan = bench.recipe.prune
+    assert plan is not None
+    facts = bench.facts(
+        LEARNING,
+        LEARNERS,
+        before=before.step,
+        share=share,
+        plan={**asdict(plan), "shares": None},
+        distil=None if bench.recipe.distil is None else asdict(bench.recipe.distil),
+        teacher=_taught_by(bench, taught_by),
+    )
+    step = Step("pruned", facts)
+
+    def make(part: Path) -> None:
+        net = before.net()
+        example = bench.example
+        cost = latency_of(bench) if plan.target == "latency" else cost_of(plan.target, example)
+        pruned = prune(
+            net,
+            example,
+            cost=cost,
+            whole=cost(_untrained(before.build, 0)),
+            share=share,
+            round_to=plan.round_to,
+            rounds=load_rounds(before.path / NET),
+        )
+        loss = _loss(bench, net, plan.tune, taught_by)
+        seed = bench.seed_for(f"pruned {before.step} {share}")
+        _train(bench, net, loss, plan.tune, seed, part, f"training what {share:.0%} leaves")
+        save_net(part / NET, net, pruned.rounds)
+        told = {"channels": pruned.channels, "left": pruned.left, "before": pruned.before, "after": pruned.after}
+        (part / PRUNED).write_bytes(msgspec.json.encode(told))
+
+    return Learned(step.name, before.build, bench.store.get(step, make))
+
+
+def reference_outputs(bench: Workbench, taught_by: Learned | None, rows: Labelled) -> Outputs:
+    """What the float model that the package is compared with answers, by declared output."""
+    plan = bench.recipe.teacher
+    if plan is not None and plan.file is not None:
+        runtime = next(name for name, suffix in SUFFIXES.items() if suffix == plan.file.suffix)
+        session = open_session(plan.file, runtime, inputs=(bench.recipe.input,), outputs=bench.declared)
+        return run(session, rows.inputs)
+    net = original(bench, taught_by).net()
+    return answered(plain(bench.recipe, bench.data, net, temperature=1.0, seed=bench.seed), rows)
+
+
+def answered(graph: Plain, rows: Labelled) -> Outputs:
+    """What the torch graph answers, by declared output."""
+    (raw,) = rows.inputs.values()
+    with torch.no_grad():
+        parts = [graph(part) for part in torch.split(torch.from_numpy(raw), BATCH)]
+    names = [output.name for output in graph.outputs]
+    return {name: torch.cat([part[i] for part in parts]).numpy() for i, name in enumerate(names)}
+
+
+def _train(
+    bench: Workbench,
+    net: nn.Module,
+    loss: Loss,
+    schedule: Schedule,
+    seed: int,
+    part: Path,
+    stage: str,
+    *,
+    unlabelled: bool = True,
+) -> None:
+    data, recipe = bench.data, bench.recipe
+    rows = data.unlabelled if unlabelled else None
+    validate = None
+    if schedule.patience is not None:
+        graph = plain(recipe, data, net, temperature=1.0, seed=bench.seed)
+        sign = 1 if bench.metric.higher else -1
+
+        def validate(_net: nn.Module) -> float:
+            return sign * value(bench.metric, answered(graph.eval(), data.validation), data.validation.labels)
+
+    history = train(
+        net,
+        bench.front,
+        draws(data.train, recipe.augment, seed, rows),
+        loss,
+        schedule,
+        seed=seed,
+        progress=bench.progress(stage),
+        validate=validate,
+        checkpoint=part / CHECKPOINT,
+    )
+    (part / HISTORY).write_bytes(msgspec.json.encode(asdict(history)))
+
+
+def _loss(bench: Workbench, net: nn.Module, schedule: Schedule, taught_by: Learned | None) -> Loss:
+    recipe = bench.recipe
+    base = task_loss(recipe.task, schedule=schedule, labels=bench.data.train.labels, net=net)
+    teaching = _teaching(bench, taught_by)
+    if recipe.distil is None or teaching is None:
+        return base
+    return distillation(recipe.task, teaching, base, recipe.distil)
+
+
+def _teaching(bench: Workbench, taught_by: Learned | None) -> Teaching | None:
+    if taught_by is not None:
+        return module_teacher(taught_by.net())
+    plan = bench.recipe.teacher
+    if plan is None or plan.file is None:
+        return None
+    return file_teacher(plan.file, bench.recipe.task, reads=bench.recipe.input, gives=bench.declared)
+
+
+def _taught_by(bench: Workbench, taught_by: Learned | None) -> str | None:
+    """What the teacher is, for the facts of a step."""
+    plan = bench.recipe.teacher
+    if taught_by is not None:
+        return taught_by.step
+    return files_hash((plan.file,)) if plan is not None and plan.file is not None else None
+
+
+def _untrained(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()

@@ -1,0 +1,94 @@
+"""The search: which architectures are tried, in which order, and until when.
+
+Without a budget the recipe's own architecture is all. With one, its other widths and shares follow, from the largest
+down, as long as the next is expected to end in time; time is what steps took when they were made, so that a resumed
+search ends where the first would have. An architecture whose float form is already far outside is not exported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from edgewright_contracts.errors import Refused
+from edgewright_contracts.manifest import Format
+from edgewright_devices import DeviceProfile
+
+from ..graph.graph import plain
+from ..measuring.evidence import Machine
+from ..measuring.metrics import Outputs
+from ..recipe import Recipe
+from .build import Built
+from .candidates import candidates, judged
+from .choice import DEFAULT_DROP, Arch, Candidate, Choice, Limits, choose
+from .learn import Learned, answered, student
+from .workbench import Workbench
+
+FAR: Final = 3.0  # times the points aimed at, from which a float net is not worth exporting
+
+
+def archs(recipe: Recipe, *, all_of_them: bool) -> tuple[Arch, ...]:
+    """The recipe's own first: its first width, pruned to its last share."""
+    shares = recipe.prune.shares if recipe.prune is not None else ()
+    widths = recipe.widths if recipe.student is not None else (1.0,)
+    own = Arch(width=widths[0], share=shares[-1] if shares else 1.0)
+    if not all_of_them:
+        return (own,)
+    return tuple(dict.fromkeys([own, *(Arch(width=w, share=s) for w in widths for s in (1.0, *shares))]))
+
+
+def search(
+    bench: Workbench,
+    device: DeviceProfile,
+    machine: Machine,
+    formats: Sequence[Format],
+    limits: Limits,
+    minutes: float | None,
+    taught_by: Learned | None,
+    truth: Outputs,
+) -> Choice:
+    """Raises Refused when nothing keeps the limits, or nothing could be made."""
+    found: list[Candidate] = []
+    tried: list[Arch] = []
+    longest, before = 0.0, bench.store.spent
+    for arch in archs(bench.recipe, all_of_them=minutes is not None):
+        start = bench.store.spent
+        if tried and minutes is not None and start - before + longest > 60 * minutes:
+            break
+        tried.append(arch)
+        try:
+            found += _tried(bench, device, machine, arch, formats, limits, taught_by, truth, only=minutes is None)
+        except Refused as reason:
+            if minutes is None:
+                raise
+            found += _none(arch, formats, str(reason))
+        longest = max(longest, bench.store.spent - start)
+    return choose(found, limits, tried)
+
+
+def _tried(
+    bench: Workbench,
+    device: DeviceProfile,
+    machine: Machine,
+    arch: Arch,
+    formats: Sequence[Format],
+    limits: Limits,
+    taught_by: Learned | None,
+    truth: Outputs,
+    *,
+    only: bool,
+) -> tuple[Candidate, ...]:
+    learned = student(bench, arch, taught_by)
+    if not only:
+        graph = plain(bench.recipe, bench.data, learned.net(), temperature=1.0, seed=bench.seed)
+        _, drop, half = judged(bench, truth, answered(graph, bench.data.validation))
+        aim = limits.max_drop or DEFAULT_DROP
+        if drop - half > FAR * aim:
+            return _none(arch, formats, f"its float form loses {drop:.2f} points already")
+    return candidates(
+        bench, device, machine, arch, Built(bench, learned), formats, truth, memory=limits.max_rss_mb is not None
+    )
+
+
+def _none(arch: Arch, formats: Sequence[Format], reason: str) -> tuple[Candidate, ...]:
+    return tuple(Candidate(arch=arch, scheme=f"{f}-fp32", format=f, precision="fp32", refused=reason) for f in formats)

@@ -1,0 +1,136 @@
+"""What every step of one compilation is given: the recipe, its data, a seed, the store, and somebody to tell.
+
+Data are read when a step needs them, once. Fingerprints say what a result depends on: the code that made it, the
+recipe's own files, the data, the tools; a change of any makes the step anew, a change of anything else does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+from zlib import crc32
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgewright_contracts.manifest import TensorOut
+
+from ..measuring.metrics import Metric, metric
+from ..recipe import Recipe
+from ..rows import Array, Data
+from .steps import Store
+
+_HERE: Final = Path(__file__).parent.parent
+LEARNING: Final = ("rows.py", "recipe.py", "training", "graph/tap.py")
+BUILDING: Final = ("rows.py", "recipe.py", "graph", "export")
+QUANTIZING: Final = ("quantization",)
+EVERYTHING: Final = (
+    "rows.py", "recipe.py", "packaging.py", "card.py", "compilation.py", "training", "graph", "export", "quantization",
+    "measuring", "pipeline",
+)  # fmt: skip
+
+LEARNERS: Final = ("torch", "torch-pruning", "numpy")
+EXPORTERS: Final = ("torch", "onnx", "onnxscript", "onnxslim", "litert-torch", "litert-converter", "numpy")
+QUANTIZERS: Final = ("onnx", "onnxruntime", "ai-edge-quantizer", "ai-edge-litert", "numpy")
+RUNTIMES: Final = ("onnxruntime", "ai-edge-litert", "numpy")
+TOOLS: Final = tuple(sorted({*LEARNERS, *EXPORTERS, *QUANTIZERS}))
+
+
+class Workbench:
+    def __init__(self, recipe: Recipe, *, seed: int, store: Store, say: Callable[[str, float], None]) -> None:
+        self.recipe = recipe
+        self.seed = seed
+        self.store = store
+        self.say = say
+
+    @cached_property
+    def data(self) -> Data:
+        self.say("reading the data", 0.0)
+        data = self.recipe.data()
+        self.say("reading the data", 1.0)
+        return data
+
+    @cached_property
+    def front(self) -> nn.Module:
+        return self.recipe.front(self.data).eval()
+
+    @cached_property
+    def example(self) -> torch.Tensor:
+        """What a net reads of one training row."""
+        with torch.no_grad():
+            example: torch.Tensor = self.front(torch.from_numpy(self.data.train.inputs[self.recipe.input.name][:1]))
+        return example
+
+    @cached_property
+    def metric(self) -> Metric:
+        return metric(self.recipe.metric, self.recipe.task)
+
+    @property
+    def declared(self) -> tuple[TensorOut, ...]:
+        """What a teacher that is a file must give."""
+        if self.recipe.task in ("classification", "multilabel"):
+            return (TensorOut(name="probabilities", role="probabilities", shape=(len(self.data.labels),)),)
+        width = self.data.train.labels.shape[-1]
+        return (TensorOut(name="values", role="values", shape=(width,)),)
+
+    @cached_property
+    def calibration(self) -> dict[str, Array]:
+        """Training rows that set the ranges of int8, as a device would show them."""
+        rows = self.data.train.inputs[self.recipe.input.name]
+        rng = np.random.default_rng(self.seed_for("calibration"))
+        drawn = np.sort(rng.choice(len(rows), min(self.recipe.calibration, len(rows)), replace=False))
+        seen = rows[drawn] if self.recipe.augment is None else self.recipe.augment(rng, rows[drawn])
+        return {self.recipe.input.name: seen}
+
+    def progress(self, stage: str) -> Callable[[float], None]:
+        return lambda share: self.say(stage, share)
+
+    def seed_for(self, purpose: str) -> int:
+        """A seed of its own for every purpose, so that a step found finished leaves the next one unchanged."""
+        return (self.seed * 1_000_003 + crc32(purpose.encode())) % 2**31
+
+    def facts(self, code: tuple[str, ...], tools: tuple[str, ...], **own: Any) -> dict[str, Any]:
+        """What every step depends on, and its own."""
+        return {
+            "task": self.recipe.task,
+            "data": self.recipe.source,
+            "recipe": files_hash(self.recipe.sources),
+            "code": code_hash(code),
+            "tools": versions(tools),
+            "seed": self.seed,
+            **own,
+        }
+
+
+def shape_of(net: nn.Module) -> str:
+    """A fingerprint of an untrained net: its modules and the shapes of its weights."""
+    shapes = [(name, tuple(weight.shape)) for name, weight in net.state_dict().items()]
+    return hashlib.sha256(f"{net!r}\n{shapes!r}".encode()).hexdigest()[:16]
+
+
+def code_hash(parts: tuple[str, ...]) -> str:
+    """sha256 over these modules and packages of the compiler."""
+    paths: list[Path] = []
+    for part in parts:
+        path = _HERE / part
+        paths += sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    return files_hash(tuple(paths), root=_HERE)
+
+
+def files_hash(paths: tuple[Path, ...], root: Path | None = None) -> str:
+    """sha256 over names and contents; names are relative to `root`, or the bare ones."""
+    digest = hashlib.sha256()
+    for path in paths:
+        name = path.name if root is None else path.relative_to(root).as_posix()
+        digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def versions(tools: tuple[str, ...]) -> dict[str, str]:
+    """Of these distributions."""
+    return {name: importlib.metadata.version(name) for name in tools}
