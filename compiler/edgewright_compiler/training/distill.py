@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import torch
@@ -32,7 +32,9 @@ from edgewright_runtime.runtime import SUFFIXES, Session, open_session
 from ..graph.tap import Tapped
 from ..recipe import Distil
 from .losses import expect_answer
-from .train import Batch, Loss
+from .train import Batch, Draw, Loss
+
+_CHUNK: Final = 512  # rows that a teacher answers at once, ahead of an epoch
 
 
 class Teaching(Protocol):
@@ -102,6 +104,41 @@ def file_teacher(path: Path, task: Task, *, reads: TensorIn, gives: tuple[Tensor
         )
     session = open_session(path, runtime, inputs=(reads,), outputs=gives)
     return _File(session, reads.name, answer, answer.role == "values", task == "multilabel")
+
+
+class _Remembered:
+    """A copy is answered whole, in its own order, when its first batch comes: so a resumed run, which knows none of the
+    answers, gets the same ones bit for bit."""
+
+    def __init__(self, teacher: Teaching, front: nn.Module, draw: Draw, copies: int) -> None:
+        self._teacher, self._front, self._draw, self._copies = teacher, front, draw, copies
+        self._known: dict[int, tuple[Tensor, Tensor | None]] = {}
+
+    def answer(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        if batch.at is None:  # rows of no draw
+            return self._teacher.answer(batch)
+        copy = batch.epoch % self._copies
+        if copy not in self._known:
+            self._known[copy] = self._answered(copy, batch.x.device)
+        answers, embeddings = self._known[copy]
+        device = batch.x.device
+        return answers[batch.at].to(device), None if embeddings is None else embeddings[batch.at].to(device)
+
+    def _answered(self, copy: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        raw, labels = (torch.from_numpy(np.ascontiguousarray(array)) for array in self._draw(copy))
+        answers, embeddings = [], []
+        with torch.no_grad():
+            for rows, of in zip(raw.split(_CHUNK), labels.split(_CHUNK), strict=True):
+                answer, embedding = self._teacher.answer(Batch(rows, self._front(rows.to(device)), of))
+                answers.append(answer.cpu())
+                embeddings.append(None if embedding is None else embedding.cpu())
+        known = [one for one in embeddings if one is not None]
+        return torch.cat(answers), torch.cat(known) if known else None
+
+
+def remembered(teacher: Teaching, front: nn.Module, draw: Draw, *, copies: int) -> Teaching:
+    """`teacher`, asked about every row of each of the `copies` that `draw` goes round once, and then out of memory."""
+    return _Remembered(teacher, front, draw, copies)
 
 
 def distillation(task: Task, teacher: Teaching, base: Loss, plan: Distil) -> Loss:

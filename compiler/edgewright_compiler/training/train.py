@@ -39,11 +39,14 @@ _CHUNK: Final = 512  # rows that a front or an evaluation takes at once
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Some rows of one draw: raw as a device hands them over, what the front makes of them, and their labels."""
+    """Some rows of one draw: raw as a device hands them over, what the front makes of them, and their labels; and
+    which draw it is, with their places in it."""
 
     raw: Tensor
     x: Tensor
     labels: Tensor
+    epoch: int = 0
+    at: Tensor | None = None
 
 
 Progress = Callable[[float], None]  # the share of this step that is done, 0..1
@@ -80,8 +83,11 @@ def reproducible(seed: int) -> Iterator[None]:
         torch.set_rng_state(state)
 
 
-def draws(train: Labelled, augment: Augment | None, seed: int, unlabelled: Rows | None = None) -> Draw:
-    """Every epoch all rows once, augmented anew by a generator that depends on (seed, epoch) alone.
+def draws(
+    train: Labelled, augment: Augment | None, seed: int, unlabelled: Rows | None = None, *, copies: int = 0
+) -> Draw:
+    """Every epoch all rows once, augmented anew by a generator that depends on (seed, epoch) alone; or, with `copies`,
+    one after the other of so many augmented copies.
 
     Unlabelled rows join with labels -1 (classes) or NaN (values), which no loss counts.
     """
@@ -96,7 +102,7 @@ def draws(train: Labelled, augment: Augment | None, seed: int, unlabelled: Rows 
     def draw(epoch: int) -> tuple[Array, Array]:
         if augment is None:
             return raw, labels
-        seen = augment(_generator(seed, "augment", epoch), raw)
+        seen = augment(_generator(seed, "augment", epoch % copies if copies else epoch), raw)
         _same_rows("augmented rows", raw, seen)
         if len(seen) != len(raw):
             raise RequestError(f"augmented rows: expected {len(raw)} as there were before, got {len(seen)}")
@@ -193,6 +199,7 @@ class _Run:
         self.rates = rates_of(self.optimiser, schedule, schedule.epochs * (len(self.cuts) + 1))
         self.amp = device.type == "cuda"
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.amp)
+        self.half = self.amp or (schedule.mixed and bfloat16_here())
 
     def parts(self) -> dict[str, object]:
         """Everything that has a state_dict, by name."""
@@ -210,13 +217,14 @@ class _Run:
         total, parts = 0.0, torch.tensor_split(order, self.cuts)
         for i, rows in enumerate(parts):
             progress((epoch + i / len(parts)) / self.schedule.epochs)
-            batch = Batch(whole.raw[rows], whole.x[rows].to(self.device), whole.labels[rows].to(self.device))
+            x, y = whole.x[rows].to(self.device), whole.labels[rows].to(self.device)
+            batch = Batch(whole.raw[rows], x, y, epoch, rows)
             total += self._step(batch, epoch, i) * len(rows)
         return total / self.rows
 
     def _step(self, batch: Batch, epoch: int, number: int) -> float:
         self.optimiser.zero_grad()
-        with torch.autocast("cuda", enabled=self.amp):
+        with torch.autocast(self.device.type, enabled=self.half):  # float16 on CUDA, bfloat16 on a CPU
             answer, embedding = self.tapped(batch.x)
         loss = self.loss(batch, answer.float(), embedding.float())  # outside autocast: half is too coarse for a loss
         value = float(loss.detach())
@@ -240,6 +248,11 @@ class _Run:
         self.net.train()
         if frozen:
             last_layer_only(self.net, example.to(self.device))
+
+
+def bfloat16_here() -> bool:
+    """Whether this CPU multiplies in bfloat16 itself; where it does not, torch emulates it, many times slower."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def answers(net: nn.Module, front: nn.Module, raw: Array) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
