@@ -197,7 +197,7 @@ def _vectors() -> tuple[Array, Array]:
     rng = np.random.default_rng(9)
     hidden = rng.normal(0, 1, (ROWS, 3))
     rows = hidden @ rng.normal(0, 1, (3, 6)) + rng.normal(0, 0.05, (ROWS, 6))
-    return rows.astype(np.float32), (100 * hidden[:, :2] + 20).astype(np.float32)
+    return rows.astype(np.float32), (2 * hidden[:, :2] + 1).astype(np.float32)
 
 
 def _tokens() -> tuple[Array, Array]:
@@ -230,7 +230,7 @@ def zoo() -> tuple[Case, ...]:
         Case("depthwise", "classification", ResidualDepthwise, *_images(3, 8)),
         Case("gru", "classification", ConvGru, *_series()),
         Case("mlp", "regression", Mlp, vectors, values),
-        Case("tagger", "multilabel", Mlp, vectors, (values > 20).astype(np.float32)),
+        Case("tagger", "multilabel", Mlp, vectors, (values > 1).astype(np.float32)),
         Case("transformer", "classification", Transformer, *_tokens()),
         Case("autoencoder", "anomaly", Autoencoder, vectors, np.zeros(ROWS, np.int64)),
         Case("detector", "detection", Detector, *_scenes()),

@@ -10,6 +10,7 @@ import hashlib
 import os
 import pickle
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,8 @@ def store(path: Path, key: str, state: Checkpoint, parts: Mapping[str, Any]) -> 
             os.fsync(file.fileno())
         part.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         raise Unavailable(
             f"{path}: the training checkpoint cannot be written ({error}); free space and resume"
         ) from error

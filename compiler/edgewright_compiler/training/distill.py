@@ -128,7 +128,7 @@ class _Remembered:
         raw, labels = (torch.from_numpy(np.ascontiguousarray(array)) for array in self._draw(copy))
         answers, embeddings = [], []
         with torch.no_grad():
-            for rows, of in zip(raw.split(_CHUNK), labels.split(_CHUNK), strict=True):
+            for rows, of in zip(torch.split(raw, _CHUNK), torch.split(labels, _CHUNK), strict=True):
                 answer, embedding = self._teacher.answer(Batch(rows, self._front(rows.to(device)), of))
                 answers.append(answer.cpu())
                 embeddings.append(None if embedding is None else embedding.cpu())

@@ -17,6 +17,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -174,7 +175,8 @@ def save_net(path: Path, net: nn.Module, rounds: Rounds = ()) -> None:
             np.savez(file, allow_pickle=False, **{_ROUNDS: history}, **arrays)
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         raise Unavailable(f"{path}: the net cannot be written ({error}); free space and run again") from error
 
 
