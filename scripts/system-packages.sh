@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs what pip cannot bring, only if it is missing: `venv` (Python's own venv module) or `mosquitto` (for tests).
+# Installs what pip cannot bring, only if it is missing: `venv` (Python's own venv module), `mosquitto` or `openssh`
+# (for tests; without an sshd those of `bench --ssh` are skipped).
 set -eu
 
 apt_install() {
@@ -28,5 +29,13 @@ mosquitto)
         # Debian starts a broker on installation; the tests start their own.
         command -v systemctl >/dev/null && systemctl disable --now mosquitto >/dev/null 2>&1 || true
     }
+    ;;
+openssh)
+    command -v sshd >/dev/null || [ -x /usr/sbin/sshd ] || {
+        apt_install openssh-server
+        # Nobody shall log in here: the tests start an sshd of their own, with their own keys.
+        command -v systemctl >/dev/null && systemctl disable --now ssh >/dev/null 2>&1 || true
+    }
+    command -v ssh >/dev/null || apt_install openssh-client
     ;;
 esac
