@@ -24,11 +24,11 @@ from ..graph.reference import run
 from ..measuring.metrics import Outputs, value
 from ..recipe import Schedule
 from ..rows import Labelled
-from ..training.distill import Teaching, distillation, file_teacher, module_teacher
+from ..training.distill import Teaching, distillation, file_teacher, module_teacher, remembered
 from ..training.finetune import load_weights
 from ..training.losses import task_loss
 from ..training.prune import cost_of, ladder, load_net, load_rounds, prune, save_net
-from ..training.train import Loss, draws, train
+from ..training.train import Draw, Loss, draws, train
 from .choice import Arch
 from .clocked import latency_of
 from .steps import CHECKPOINT, Step
@@ -69,7 +69,8 @@ def teacher(bench: Workbench) -> Learned | None:
         if plan.weights is not None:
             load_weights(net, plan.weights)
         loss = task_loss(bench.recipe.task, schedule=schedule, labels=bench.data.train.labels, net=net)
-        _train(bench, net, loss, schedule, seed, part, "training the teacher", unlabelled=False)
+        draw = draws(bench.data.train, bench.recipe.augment, seed)
+        _train(bench, net, draw, loss, schedule, seed, part, "training the teacher")
         save_net(part / NET, net, ())
 
     return Learned(step.name, build, bench.store.get(step, make))
@@ -118,7 +119,8 @@ def _wide(bench: Workbench, width: float, taught_by: Learned | None) -> Learned:
         seed = bench.seed_for(f"student {width}")
         net = _untrained(build, seed)
         name = "training the student" if width == 1.0 else f"training the student at width {width:g}"
-        _train(bench, net, _loss(bench, net, schedule, taught_by), schedule, seed, part, name)
+        draw = _draw(bench, seed)
+        _train(bench, net, draw, _loss(bench, net, draw, schedule, taught_by), schedule, seed, part, name)
         save_net(part / NET, net, ())
 
     return Learned(step.name, build, bench.store.get(step, make))
@@ -152,9 +154,10 @@ def _pruned(bench: Workbench, before: Learned, share: float, taught_by: Learned 
             round_to=plan.round_to,
             rounds=load_rounds(before.path / NET),
         )
-        loss = _loss(bench, net, plan.tune, taught_by)
         seed = bench.seed_for(f"pruned {before.step} {share}")
-        _train(bench, net, loss, plan.tune, seed, part, f"training what {share:.0%} leaves")
+        draw = _draw(bench, seed)
+        loss = _loss(bench, net, draw, plan.tune, taught_by)
+        _train(bench, net, draw, loss, plan.tune, seed, part, f"training what {share:.0%} leaves")
         save_net(part / NET, net, pruned.rounds)
         told = {"channels": pruned.channels, "left": pruned.left, "before": pruned.before, "after": pruned.after}
         (part / PRUNED).write_bytes(msgspec.json.encode(told))
@@ -185,16 +188,14 @@ def answered(graph: Plain, rows: Labelled) -> Outputs:
 def _train(
     bench: Workbench,
     net: nn.Module,
+    draw: Draw,
     loss: Loss,
     schedule: Schedule,
     seed: int,
     part: Path,
     stage: str,
-    *,
-    unlabelled: bool = True,
 ) -> None:
     data, recipe = bench.data, bench.recipe
-    rows = data.unlabelled if unlabelled else None
     validate = None
     if schedule.patience is not None:
         graph = plain(recipe, data, net, temperature=1.0, seed=bench.seed)
@@ -206,7 +207,7 @@ def _train(
     history = train(
         net,
         bench.front,
-        draws(data.train, recipe.augment, seed, rows),
+        draw,
         loss,
         schedule,
         seed=seed,
@@ -217,12 +218,21 @@ def _train(
     (part / HISTORY).write_bytes(msgspec.json.encode(asdict(history)))
 
 
-def _loss(bench: Workbench, net: nn.Module, schedule: Schedule, taught_by: Learned | None) -> Loss:
+def _draw(bench: Workbench, seed: int) -> Draw:
+    """What a student learns from."""
+    data, recipe = bench.data, bench.recipe
+    copies = 0 if recipe.distil is None else recipe.distil.copies
+    return draws(data.train, recipe.augment, seed, data.unlabelled, copies=copies)
+
+
+def _loss(bench: Workbench, net: nn.Module, draw: Draw, schedule: Schedule, taught_by: Learned | None) -> Loss:
     recipe = bench.recipe
     base = task_loss(recipe.task, schedule=schedule, labels=bench.data.train.labels, net=net)
     teaching = _teaching(bench, taught_by)
     if recipe.distil is None or teaching is None:
         return base
+    if recipe.distil.copies:
+        teaching = remembered(teaching, bench.front, draw, copies=recipe.distil.copies)
     return distillation(recipe.task, teaching, base, recipe.distil)
 
 
