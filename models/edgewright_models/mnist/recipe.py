@@ -1,0 +1,65 @@
+"""MNIST, from the data to what the compiler packages. Read from top to bottom.
+
+1. A teacher of five convolutions, 241,642 weights, learns 3,000 digits and what other hands would have made of them.
+2. A student of a twentieth of that learns the teacher's whole answers on the same draws, for long: being small, it
+   learns slowly, and it costs little.
+3. The compiler quantizes it and puts normalisation before and the monitor beside it.
+
+There is no pruning: see the README for what it gave.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from edgewright_compiler.graph.blocks.scaling import Normalise
+from edgewright_compiler.recipe import Distil, Recipe, Schedule, Teacher
+from edgewright_contracts.manifest import TensorIn
+
+from .. import convolutions
+from ..convolutions import Conv, ConvNet, widened
+from . import data
+
+TEACHER: Final = (Conv(32), Conv(64, pool=True), Conv(64), Conv(128, pool=True), Conv(96))
+STUDENT: Final = (Conv(16, kernel=5, stride=2), Conv(16, pool=True), Conv(24), Conv(24))
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The defaults are the recipe."""
+
+    version: str = "1.0.0"
+    teacher_epochs: int = 30
+    epochs: int = 240
+    copies: int = 40  # augmented copies of the training rows that the teacher answers, once each
+
+
+QUICK: Final = Settings(teacher_epochs=1, epochs=3, copies=1)
+
+
+def recipe(settings: Settings = Settings()) -> Recipe:
+    facts = {name: value for name, value in asdict(settings).items() if name != "version"}
+    return Recipe(
+        name="mnist",
+        version=settings.version,
+        task="classification",
+        input=TensorIn(name="image", dtype="uint8", shape=(data.SIDE, data.SIDE), valid=(0, 255), unit="level"),
+        data=data.data,
+        source=data.PIN[1],
+        settings=", ".join(f"{name}={value}" for name, value in facts.items()),
+        sources=(Path(__file__), Path(data.__file__), Path(convolutions.__file__)),
+        front=lambda _data: Normalise(0.0, 255.0, channels="new"),
+        statistics="image",
+        teacher=Teacher(
+            build=lambda: ConvNet(TEACHER, data.CLASSES),
+            schedule=Schedule(
+                epochs=settings.teacher_epochs, rate=3e-3, optimiser="adamw", weight_decay=1e-2, mixed=True
+            ),
+        ),
+        student=lambda width: ConvNet(widened(STUDENT, width), data.CLASSES),
+        schedule=Schedule(epochs=settings.epochs, rate=8e-3, optimiser="adamw", weight_decay=1e-3),
+        distil=Distil(temperature=4.0, weight=0.9, copies=settings.copies),
+        augment=data.augment,
+    )
