@@ -70,10 +70,10 @@ def suspects(
 
     Raises RequestError when the lengths differ or the labels are no class indices.
     """
-    y = np.asarray(train.labels)
-    if y.ndim != 1 or y.dtype.kind not in "iu":
-        raise RequestError(f"suspects: expected class indices [n], got {y.dtype} of shape {y.shape}")
-    y = y.astype(np.int64)
+    if train.labels.ndim != 1 or train.labels.dtype.kind not in "iu":
+        given = f"{train.labels.dtype} of shape {train.labels.shape}"
+        raise RequestError(f"suspects: expected class indices [n], got {given}")
+    y: npt.NDArray[np.int64] = train.labels.astype(np.int64)
     x = flattened(train) if embeddings is None else _reduced(np.asarray(embeddings, np.float64))
     p = out_of_fold(x, y, len(names), seed=seed) if answers is None else np.asarray(answers, np.float64)
     if len(x) != len(y) or p.shape != (len(y), len(names)):
@@ -128,7 +128,8 @@ def _reduced(x: npt.NDArray[np.floating]) -> Floats:
     mean = sample.mean(axis=0)
     _, values, basis = np.linalg.svd(sample - mean, full_matrices=False)
     kept = min(COMPONENTS, int((values > 1e-6 * values[0]).sum())) if values.size and values[0] > 0 else 1
-    return (x - mean) @ basis[:kept].T
+    found: Floats = (x - mean) @ basis[:kept].T
+    return found
 
 
 def _discriminant(x: Floats, y: npt.NDArray[np.int64], at: Floats, classes: int) -> Floats:

@@ -1,0 +1,323 @@
+"""From a finished file to a package: quantized where that is smaller, not slower and answers the same; tested; signed
+by nobody yet.
+
+What is known about accuracy depends on what the user brings, and the card says which it was:
+
+    labelled data   the metric of every form, and one bound on the test set for the one that was chosen
+    rows            how far a smaller form answers differently; calibrated int8 is possible
+    nothing         synthetic rows show that the file runs: no static int8, no accuracy, no useful drift reference
+
+Guarantee: equal (file, rows, seed, recorded choice, tools) give an equal digest; times are outside of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from edgewright_contracts.baseline import encode_baseline
+from edgewright_contracts.codec import Name, Version
+from edgewright_contracts.errors import Refused, RequestError
+from edgewright_contracts.manifest import Budgets, FileRef, Manifest, Provenance, Task, Variant
+from edgewright_contracts.package import Package
+from edgewright_devices import DeviceProfile
+from edgewright_runtime.runtime import Session, open_session
+from edgewright_runtime.selftest import run_selftest
+
+from ..data.collection import fingerprint
+from ..graph.features import Columns
+from ..graph.reference import count, cut, run
+from ..measuring.evidence import Evidence, Reference, Time, VariantEvidence, encode
+from ..measuring.latency import interleaved
+from ..measuring.machine import describe
+from ..packaging import absent, npz, write_package
+from ..pipeline.choice import Choice, Limits, read_choice
+from ..pipeline.workbench import QUANTIZERS, code_hash, versions
+from ..quantization.schemes import Scheme
+from ..rows import Rows, take
+from ..rows import count as count_rows
+from . import surgery
+from .borders import Shapes
+from .card import write_card
+from .forms import RUNTIME, Form, form_of
+from .judging import Judge, Judged, judged
+from .roles import declared_inputs, declared_outputs, features
+from .samples import Samples, given, synthetic
+
+REQUIRES_AGENT: Final = "0.1"
+SELFTEST_ROWS: Final = 32
+_SELFTEST_BYTES: Final = 4 << 20
+_OUTPUT_BYTES: Final = 256 << 20  # of what is held of one variant's answers
+_CODE: Final = ("foreign", "quantization", "graph", "packaging.py", "data")
+_SECONDS: Final = 3.0  # of calls, when forms are compared
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignResult:
+    package: Package
+    evidence: Evidence
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    variant: Variant
+    scheme: str
+    path: Path
+
+
+def compile_foreign(
+    model: Path,
+    device: DeviceProfile,
+    out: Path,
+    *,
+    name: str,
+    version: str = "1.0.0",
+    task: Task,
+    seed: int,
+    now: datetime,
+    progress: Callable[[str, float], None],
+    data: str | None = None,
+    metric: str | None = None,
+    shapes: Shapes | None = None,
+    fixed: Mapping[str, float] | None = None,
+    limits: Limits | None = None,
+    choice: Path | None = None,
+) -> ForeignResult:
+    """Make the package directory `out` of `model` (.onnx, .tflite or .pt2).
+
+    `shapes` are sizes of one sample for inputs that leave them open, `fixed` makes inputs constants, `choice` is the
+    choice.json of an earlier run. Raises RequestError for a wrong file, wrong rows or a name that no package can have;
+    Refused when a limit cannot be kept, the device has no runtime for the file, or a self-test fails here.
+    """
+    for what, kind, value in (("name", Name, name), ("version", Version, version)):
+        try:
+            msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
+            raise RequestError(f"a package cannot have the {what} {value!r}: {error}") from None
+    absent(out)
+    limits = limits or Limits()
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="edgewright-") as scratch_:
+        scratch = Path(scratch_)
+        progress("reading the model", 0.0)
+        form = form_of(model, device, scratch, shapes=shapes or {}, fixed=fixed or {}, seed=seed)
+        progress("reading the model", 1.0)
+        samples = _bounded(_samples(data, form, task, seed), form)
+        if metric is not None and samples.test is None:
+            raise RequestError(f"--metric {metric} needs labelled data: give --data, or leave the metric out")
+        recorded = None if choice is None else read_choice(choice)
+        judge = Judge(form, samples, task, metric, seed, device, scratch)
+        decision, tried = judged(judge, limits, recorded, progress)
+        promised = tried[decision.chosen[form.format]]
+        parts, columns = _parts(form, promised, scratch)
+        progress("measuring the package", 0.0)
+        inputs = declared_inputs(form.inputs)
+        outputs = declared_outputs(task, form.outputs, judge.truth, columns)
+        sessions = {p.variant.id: _open(p, inputs, outputs) for p in parts}
+        answers = {one: run(session, samples.reference) for one, session in sessions.items()}
+        times = _times(sessions, samples.reference)
+        progress("measuring the package", 1.0)
+        loss = judge.loss(promised, limits)
+
+        provenance = Provenance(
+            recipe=f"foreign {model.name}",
+            data=samples.fingerprint,
+            code=hashlib.sha256(
+                (code_hash(_CODE) + hashlib.sha256(model.read_bytes()).hexdigest()).encode()
+            ).hexdigest(),
+            seed=seed,
+            tools={**versions(QUANTIZERS), "python": platform.python_version()},
+        )
+        facts: dict[str, Any] = {
+            "requires_agent": REQUIRES_AGENT,
+            "name": name,
+            "version": version,
+            "task": task,
+            "inputs": inputs,
+            "outputs": outputs,
+            "labels": samples.labels,
+            "variants": tuple(p.variant for p in parts),
+            "ranking": _ranking(device, form, parts),
+            "budgets": Budgets(p95_ms=limits.max_p95_ms, rss_mb=limits.max_rss_mb),
+            "provenance": provenance,
+        }
+        files = _files(parts, samples.reference, answers, features(outputs, columns))
+        _check(facts, files, sessions)
+        notes = (*form.notes, *samples.notes, *_told(form, samples, columns), decision.why)
+        evidence = _evidence(judge, decision, parts, tried, times, loss)
+        evidence = msgspec.structs.replace(
+            evidence,
+            made=now.isoformat(timespec="seconds"),
+            seconds=round(time.perf_counter() - start, 2),
+            device=device.name,
+            max_drop=limits.max_drop,
+            warnings=() if samples.real else ("accuracy was not measured: no data were given",),
+        )
+        card = write_card(
+            name, version, task, samples.labels, notes, evidence, provenance, count_rows(samples.reference)
+        )
+        package = write_package(out, facts, {**files, "card.md": card.encode()}, encode(evidence))
+    return ForeignResult(package, evidence, notes)
+
+
+def _samples(data: str | None, form: Form, task: Task, seed: int) -> Samples:
+    if data is not None:
+        return given(data, form.inputs, task)
+    rows = synthetic(form.inputs, seed)
+    note = "No data were given: rows are synthetic, accuracy was not measured, and drift is not told from them."
+    return Samples({}, rows, None, None, False, (), fingerprint(rows), (note,))
+
+
+def _bounded(samples: Samples, form: Form) -> Samples:
+    """With as few reference rows as keeps the answers of a variant in memory."""
+    per_row = 8 * sum(int(np.prod(b.shape)) for b in (*form.inputs, *form.outputs))
+    rows = max(2, _OUTPUT_BYTES // max(1, per_row))
+    return replace(samples, reference=take(samples.reference, slice(0, rows)))
+
+
+def _parts(form: Form, promised: Judged, scratch: Path) -> tuple[tuple[Part, ...], Columns]:
+    """The chosen form first, then the float one, both with the monitor where the format takes one."""
+    assert promised.path is not None
+    schemes = [(promised.scheme, promised.path)]
+    if promised.scheme.precision != "fp32" and not form.quantized:
+        schemes.append((Scheme(format=form.format, precision="fp32", method="none"), form.path))
+    parts: list[Part] = []
+    columns: Columns = ()
+    for scheme, path in schemes:
+        fmt = form.format
+        batch = 0 if fmt == "onnx" and all(b.open for b in form.inputs) else 1
+        variant = Variant(id=f"{fmt}-{scheme.precision}", format=fmt, precision=scheme.precision, batch=batch)
+        final = path
+        if fmt == "onnx":
+            watched = scratch / f"watched-{scheme.precision}.onnx"
+            columns = surgery.watch(path, watched, form.inputs, form.outputs)
+            final = watched if columns else path
+        parts.append(Part(variant, scheme.id, final))
+    return tuple(parts), columns
+
+
+def _open(part: Part, inputs: Any, outputs: Any) -> Session:
+    return open_session(part.path, RUNTIME[part.variant.format], inputs=inputs, outputs=outputs)
+
+
+def _times(sessions: Mapping[str, Session], rows: Rows) -> dict[str, Time]:
+    """Of single samples, all sessions in turns, for about _SECONDS."""
+    first = next(iter(sessions.values()))
+    one = {name: array[:1] for name, array in rows.items()}
+    first.run(one)
+    began = time.perf_counter()
+    first.run(one)
+    calls = int(np.clip(_SECONDS / max(1e-6, (time.perf_counter() - began) * len(sessions)), 30, 1000))
+    return {
+        name: Time(
+            p50=round(t.p50_us, 3),
+            p95=round(t.p95_us, 3),
+            p99=round(t.p99_us, 3),
+            calls=t.calls,
+            per_reference=round(t.per_reference, 4),
+        )
+        for name, t in interleaved(sessions, rows, calls=calls).items()
+    }
+
+
+def _files(parts: tuple[Part, ...], rows: Rows, answers: Mapping[str, Any], counted: Any) -> dict[str, bytes]:
+    """Every file but the card. The self-test of a large model has fewer rows: it is downloaded with every package."""
+    plain = parts[-1].variant.id
+    channels = cut(counted, answers[plain])
+    one_row = sum(a[:1].nbytes for a in rows.values()) + 2 * sum(a[:1].nbytes for a in answers[plain].values())
+    n = int(np.clip(_SELFTEST_BYTES // max(1, one_row), 2, SELFTEST_ROWS))
+    inputs = {f"input:{name}": array[:n] for name, array in rows.items()}
+    fp32 = {f"fp32:{name}": array[:n] for name, array in answers[plain].items()}
+    files = {}
+    for part in parts:
+        own = {f"output:{name}": array[:n] for name, array in answers[part.variant.id].items()}
+        files[part.variant.model] = part.path.read_bytes()
+        files[part.variant.baseline] = encode_baseline(count(channels, answers[part.variant.id]))
+        files[part.variant.selftest] = npz({**inputs, **own, **fp32})
+    return files
+
+
+def _check(facts: Mapping[str, Any], files: Mapping[str, bytes], sessions: Mapping[str, Session]) -> None:
+    """Run every self-test here. Raises Refused: what fails on the build host fails everywhere."""
+    manifest = Manifest(**facts, files={name: FileRef("0" * 64, 0) for name in files})
+    for variant in manifest.variants:
+        result = run_selftest(sessions[variant.id], files[variant.selftest], manifest, variant)
+        if not result.passed:
+            raise Refused(
+                f"{variant.id} fails its own self-test on the build host: {result.reason}; a file whose answers depend "
+                "on earlier ones cannot be packaged: give its state as an input"
+            )
+
+
+def _ranking(device: DeviceProfile, form: Form, parts: tuple[Part, ...]) -> dict[str, tuple[str, ...]]:
+    """The chosen one first; tflite-runtime's int8 is slow on x86."""
+    ids = tuple(p.variant.id for p in parts)
+    ranking = {f"*/{r}": ids for r in device.runtimes if (r == "onnxruntime") == (form.format == "onnx")}
+    if "*/tflite-runtime" in ranking:
+        ranking["x86_64/tflite-runtime"] = tuple(reversed(ids))
+    return ranking
+
+
+def _told(form: Form, samples: Samples, columns: Columns) -> tuple[str, ...]:
+    lines = []
+    if form.quantized:
+        lines.append("The file came quantized and is packaged as it is.")
+    if not columns:
+        lines.append("No monitor output: channels are counted on declared outputs only.")
+    if not samples.real:
+        lines.append("The drift reference was counted on synthetic rows: compile again with --data before trusting it.")
+    return tuple(lines)
+
+
+def _evidence(
+    judge: Judge,
+    decision: Choice,
+    parts: tuple[Part, ...],
+    tried: Mapping[str, Judged],
+    times: Mapping[str, Time],
+    loss: Any,
+) -> Evidence:
+    """Without what only the caller knows (clock, device, limits)."""
+    by_precision = {t.scheme.precision: t for t in tried.values() if t.path is not None}
+    variants = []
+    for at, part in enumerate(parts):
+        found = tried[part.scheme] if part.scheme in tried else by_precision[part.variant.precision]
+        variants.append(
+            VariantEvidence(
+                id=part.variant.id,
+                scheme=part.scheme,
+                bytes=part.path.stat().st_size,
+                metric=judge.figures(found),
+                loss=loss if at == 0 else None,
+                time_us=times[part.variant.id],
+                parity=found.parity,
+            )
+        )
+    plain = parts[-1]
+    reference = Reference(
+        name="the file as it came",
+        bytes={judge.form.format: judge.form.path.stat().st_size},
+        metric=judge.figures(tried[judge.plain]),
+        time_us={judge.form.format: times[plain.variant.id]},
+    )
+    return Evidence(
+        made="",
+        seconds=0.0,
+        device="",
+        machine=describe(),
+        metric=judge.metric_name,
+        reference=reference,
+        variants=tuple(variants),
+        choice=decision,
+    )

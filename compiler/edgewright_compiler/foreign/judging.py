@@ -1,0 +1,274 @@
+"""Which form of a finished file is packaged: every scheme that may help is made, run and compared with the float file.
+
+A smaller form is taken when it is really smaller, not slower by more than a twentieth, and answers as the float file
+does (`export.parity`, and the metric where there are labels). What speaks against each other one is kept in the choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from edgewright_contracts.errors import Refused, RequestError
+from edgewright_contracts.manifest import Task
+from edgewright_devices import DeviceProfile
+from edgewright_runtime.runtime import Session, open_session
+
+from ..export.parity import Parity, compare
+from ..graph.reference import run
+from ..measuring.bounds import loss_bound
+from ..measuring.evidence import Figure, Loss
+from ..measuring.evidence import Parity as ParityEvidence
+from ..measuring.latency import interleaved
+from ..measuring.metrics import Metric
+from ..measuring.metrics import metric as metric_of
+from ..measuring.slices import figure
+from ..pipeline.choice import Arch, Candidate, Choice, Limits, choose
+from ..quantization.apply import MIN_ROWS, quantize
+from ..quantization.schemes import Kinds, Scheme, schemes
+from ..rows import Array, Labelled, Rows, take
+from ..rows import count as count_rows
+from .forms import RUNTIME, Form
+from .roles import by_metric_name, declared_inputs, declared_outputs
+from .samples import Samples
+
+SLOWER: Final = 1.05  # of the float file's p50; what is above is not taken
+PARITY_ROWS: Final = 256
+_CALLS: Final = (30, 300)
+_SECONDS: Final = 4.0
+_DEFAULT: Final = {"classification": "accuracy", "multilabel": "accuracy", "regression": "mae", "anomaly": "auroc"}
+AGREEMENT: Final = "agreement"  # the metric when there are no labels: the share of elements that stay within tolerance
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A scheme's file, or why there is none, and how it compares with the float file."""
+
+    scheme: Scheme
+    path: Path | None
+    refused: str = ""
+    parity: ParityEvidence | None = None
+
+
+class Judge:
+    """What all forms are compared by."""
+
+    def __init__(
+        self,
+        form: Form,
+        samples: Samples,
+        task: Task,
+        metric: str | None,
+        seed: int,
+        device: DeviceProfile,
+        scratch: Path,
+    ) -> None:
+        self.form, self.samples, self.task, self.seed = form, samples, task, seed
+        self.device, self.scratch = device, scratch
+        self.metric: Metric | None = None
+        if samples.test is not None:
+            chosen = metric or _DEFAULT.get(task)
+            self.metric = None if chosen is None else metric_of(chosen, task)
+        self.rows = take(samples.reference, slice(0, PARITY_ROWS))
+        precision: Literal["int8", "fp32"] = "int8" if form.quantized else "fp32"
+        self.plain = Scheme(format=form.format, precision=precision, method="none").id
+
+    @property
+    def metric_name(self) -> str:
+        return self.metric.name if self.metric is not None else AGREEMENT
+
+    @cached_property
+    def truth(self) -> dict[str, Array]:
+        """What the file as it came answers to the rows that are compared."""
+        session = self._session(self.form.path)
+        try:
+            return dict(run(session, self.rows))
+        except Exception as error:
+            sizes = ", ".join(f"{b.name} {b.dtype} {list(b.shape)}" for b in self.form.inputs)
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise RequestError(f"the file does not run on rows of {sizes}: {reason}") from error
+
+    def answers(self, path: Path, rows: Rows) -> dict[str, Array]:
+        return dict(run(self._session(path), rows))
+
+    def compared(self, scheme: Scheme, path: Path) -> Parity:
+        classes = frozenset(t.name for t in self._declared if t.role == "probabilities")
+        return compare(scheme.id, self.truth, self.answers(path, self.rows), scheme.precision, classes=classes)
+
+    def drop(self, path: Path, rows: Labelled | None) -> Any:
+        """The bound on the loss against the file as it came, on these rows; None without labels."""
+        if rows is None or self.metric is None:
+            return None
+        ours, theirs = (by_metric_name(self._declared, self.answers(p, rows.inputs)) for p in (path, self.form.path))
+        return loss_bound(self.metric, theirs, ours, rows.labels, seed=self.seed)
+
+    def loss(self, judged_: Judged, limits: Limits) -> Loss | None:
+        """The bound on test rows, once, for what was chosen. Raises Refused when it misses --max-drop."""
+        assert judged_.path is not None
+        bound = self.drop(judged_.path, self.samples.test)
+        if bound is None:
+            if limits.max_drop is not None:
+                raise RequestError("--max-drop needs labelled data to be held against: give --data with labels")
+            return None
+        needed = None if limits.max_drop is None else bound.needed(limits.max_drop)
+        if limits.max_drop is not None and bound.bound > limits.max_drop:
+            more = f"; {needed} rows would do at this rate" if needed else ""
+            raise Refused(
+                f"{judged_.scheme.id}: the loss is {bound.estimate:.2f} points, at most {bound.bound:.2f} "
+                f"({bound.confidence:.0%}, n = {bound.n}), over --max-drop {limits.max_drop:g}{more}"
+            )
+        return Loss(
+            estimate=bound.estimate,
+            bound=bound.bound,
+            n=bound.n,
+            discordant=bound.discordant,
+            confidence=bound.confidence,
+            method=bound.method,
+            needed=needed,
+        )
+
+    def figures(self, judged_: Judged) -> dict[str, Figure]:
+        assert judged_.path is not None
+        if self.metric is None or self.samples.test is None:
+            within = 1.0 if judged_.parity is None else judged_.parity.within
+            name = "rows" if self.samples.real else "synthetic"
+            return {name: Figure(value=within, n=count_rows(self.rows), method="share of elements within tolerance")}
+        test = self.samples.test
+        outputs = by_metric_name(self._declared, self.answers(judged_.path, test.inputs))
+        return {"test": figure(self.metric, outputs, test.labels, seed=self.seed)}
+
+    def times(self, paths: Mapping[str, Path]) -> dict[str, tuple[float, float]]:
+        """p50 in µs, and in reference kernels, all files in turns."""
+        sessions = {name: self._session(path) for name, path in paths.items()}
+        calls = int(np.clip(_SECONDS / (len(paths) * _seconds(next(iter(sessions.values())), self.rows)), *_CALLS))
+        found = interleaved(sessions, self.rows, calls=calls)
+        return {name: (t.p50_us, t.per_reference) for name, t in found.items()}
+
+    @cached_property
+    def _declared(self) -> Any:
+        return declared_outputs(self.task, self.form.outputs, self.truth, ())
+
+    def _session(self, path: Path) -> Session:
+        inputs = declared_inputs(self.form.inputs)
+        outputs = declared_outputs("embedding", self.form.outputs, {b.name: np.zeros(0) for b in self.form.outputs}, ())
+        return open_session(path, RUNTIME[self.form.format], inputs=inputs, outputs=outputs)
+
+
+def judged(
+    judge: Judge, limits: Limits, recorded: Choice | None, progress: Callable[[str, float], None]
+) -> tuple[Choice, dict[str, Judged]]:
+    """The choice, and every form by the id of its scheme. Raises Refused when no form keeps the limits."""
+    form = judge.form
+    plain = Scheme(format=form.format, precision="int8" if form.quantized else "fp32", method="none")
+    same = compare(plain.id, judge.truth, judge.truth, "fp32")
+    tried = {plain.id: Judged(plain, form.path, parity=_told(same, len(next(iter(judge.rows.values())))))}
+    worth = (
+        [] if form.quantized else [s for s in schemes(form.format, judge.device, _kinds(form)) if s.method != "none"]
+    )
+    if recorded is not None:
+        worth = [s for s in worth if s.id == recorded.chosen.get(form.format)]
+        if recorded.chosen.get(form.format) not in {plain.id, *(s.id for s in worth)}:
+            raise RequestError(f"the recorded choice {dict(recorded.chosen)} is none of this file: leave it out")
+    for done, scheme in enumerate(worth):
+        progress("quantizing", done / len(worth))
+        tried[scheme.id] = _made(judge, scheme)
+    progress("quantizing", 1.0)
+    if recorded is not None:
+        return recorded, tried
+    progress("judging forms", 0.0)
+    times = judge.times({t.scheme.id: t.path for t in tried.values() if t.path is not None})
+    found = [_candidate(judge, t, plain.id, tried, times) for t in tried.values()]
+    progress("judging forms", 1.0)
+    made = choose(found, limits, (Arch(),))
+    return _explained(made, plain.id), tried
+
+
+def _kinds(form: Form) -> Kinds:
+    if form.format == "onnx":
+        from ..quantization import onnx as back_end
+    else:
+        from ..quantization import tflite as back_end  # type: ignore[no-redef]
+    return back_end.kinds(form.path)
+
+
+def _made(judge: Judge, scheme: Scheme) -> Judged:
+    rows = judge.samples.calibration
+    if scheme.calibrated and not judge.samples.real:
+        return Judged(scheme, None, "needs rows to calibrate on, and no data were given")
+    if scheme.calibrated and count_rows(rows) < MIN_ROWS:
+        return Judged(scheme, None, f"needs {MIN_ROWS} rows to calibrate on, got {count_rows(rows)}")
+    target = judge.scratch / f"{scheme.id}.{scheme.format}"
+    try:
+        quantize(scheme, judge.form.path, target, rows if judge.samples.real else judge.rows, scope=None)
+        parity = judge.compared(scheme, target)
+    except Refused as error:
+        return Judged(scheme, None, str(error))
+    found = _told(parity, len(next(iter(judge.rows.values()))))
+    return Judged(scheme, target, "" if parity.passed else f"answers differently: {parity.reason}", found)
+
+
+def _candidate(
+    judge: Judge, one: Judged, plain: str, tried: Mapping[str, Judged], times: Mapping[str, tuple[float, float]]
+) -> Candidate:
+    scheme = one.scheme
+    if one.path is None:
+        return _entry(scheme, refused=one.refused)
+    base = tried[plain].path
+    assert base is not None
+    size, p50 = one.path.stat().st_size, times[scheme.id][0]
+    bound = judge.drop(one.path, judge.samples.validation) if scheme.id != plain else None
+    reasons = [one.refused] if one.refused else []
+    if scheme.id != plain and size >= base.stat().st_size:
+        reasons.append(f"not smaller: {size} bytes, float has {base.stat().st_size}")
+    if scheme.id != plain and p50 > SLOWER * times[plain][0]:
+        reasons.append(f"slower: {p50:.0f} µs, float takes {times[plain][0]:.0f}")
+    return _entry(
+        scheme,
+        drop=0.0 if bound is None else bound.estimate,
+        half_width=0.0 if bound is None else bound.bound - bound.estimate,
+        bytes=size,
+        p50_us=p50,
+        relative=times[scheme.id][1],
+        refused="; ".join(reasons),
+    )
+
+
+def _entry(scheme: Scheme, **facts: Any) -> Candidate:
+    return Candidate(
+        arch=Arch(), scheme=scheme.id, format=scheme.format, precision=scheme.precision, how=asdict(scheme), **facts
+    )
+
+
+def _explained(made: Choice, plain: str) -> Choice:
+    from msgspec.structs import replace
+
+    (chosen,) = made.chosen.values()
+    if chosen != plain:
+        return replace(made, why=f"{chosen} is smaller than the file as it came, not slower, and answers as it does")
+    against = [f"{c.scheme}: {c.refused or 'costs more'}" for c in made.candidates if c.scheme != plain]
+    return replace(made, why=f"packaged as it came. {'; '.join(against) or 'Nothing else is worth a try.'}")
+
+
+def _told(parity: Parity, n: int) -> ParityEvidence:
+    return ParityEvidence(
+        n=n,
+        max_error=max(parity.max_error.values(), default=0.0),
+        mean_error=max(parity.mean_error.values(), default=0.0),
+        within=parity.within,
+        agree=parity.agree,
+    )
+
+
+def _seconds(session: Session, rows: Rows) -> float:
+    import time
+
+    one = {name: array[:1] for name, array in rows.items()}
+    session.run(one)
+    began = time.perf_counter()
+    session.run(one)
+    return max(1e-6, time.perf_counter() - began)
