@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgewright_compiler.rows import Array, Data, Labelled, fingerprint
-
-from ..carriers import deb_tree
+from edgewright_models.carriers import deb_tree
 
 PIN: Final = (
     "dataset-fashion-mnist=0.0~git20200523.55506a9-1",

@@ -17,9 +17,9 @@ from typing import Final
 from edgewright_compiler.graph.blocks.scaling import Normalise
 from edgewright_compiler.recipe import Distil, Recipe, Schedule, Teacher
 from edgewright_contracts.manifest import TensorIn
+from edgewright_models import convolutions
+from edgewright_models.convolutions import Conv, ConvNet, widened
 
-from .. import convolutions
-from ..convolutions import Conv, ConvNet, widened
 from . import data
 
 TEACHER: Final = (Conv(32), Conv(64, pool=True), Conv(64), Conv(128, pool=True), Conv(128))
