@@ -90,6 +90,10 @@ def survey(net: nn.Module, example: Tensor) -> tuple[tuple[Group, ...], dict[str
         scores = scores.detach().double().nan_to_num(0.0)
         order = torch.argsort(scores, stable=True)
         found.append(Group(root, tuple(layers), len(scores), tuple(order.tolist()), tuple(scores.tolist())))
+    seen = {*left, *(name for group in found for name in group.layers)}
+    for name, module in net.named_modules():
+        if isinstance(module, ROOTS) and name not in seen and not _inside_fixed(net, name):
+            left[name] = "the answer's gradient does not reach it"
     return tuple(found), dict(sorted(left.items(), key=lambda one: places[one[0]]))
 
 
@@ -179,6 +183,11 @@ def _probe(example: Tensor) -> Tensor:
     if not example.is_floating_point():
         return example
     return example + torch.randn(example.shape, generator=torch.Generator().manual_seed(0), dtype=example.dtype)
+
+
+def _inside_fixed(net: nn.Module, name: str) -> bool:
+    above = [name[:at] for at, letter in enumerate(name) if letter == "."]
+    return any(isinstance(net.get_submodule(path), FIXED) for path in above)
 
 
 def _per_channel(module: Any) -> bool:

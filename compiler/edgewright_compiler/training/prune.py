@@ -188,10 +188,10 @@ def load_net(path: Path, build: Callable[[], nn.Module]) -> nn.Module:
     rounds, state = _read(path)
     with torch.random.fork_rng(devices=[]):  # the builder's random weights are thrown away
         net = build()
-    replay(net, rounds)
     try:
+        replay(net, rounds)
         net.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, Refused, RequestError) as error:
         said = " ".join(str(error).split())[:300]
         raise RequestError(
             f"{path}: expected the weights of what the recipe builds, got another net's: {said}"
