@@ -67,21 +67,18 @@ def footprint(
         outputs,
         {t.name: np.ascontiguousarray(rows[t.name][:ROWS], np.dtype(t.dtype)).tobytes() for t in inputs},
     )
-    child = subprocess.Popen(
-        [sys.executable, "-m", __spec__.name],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-    )
     try:
-        out, err = child.communicate(msgspec.msgpack.encode(request), timeout=timeout_s)
+        done = subprocess.run(
+            [sys.executable, "-m", __spec__.name],
+            input=msgspec.msgpack.encode(request),
+            capture_output=True,
+            timeout=timeout_s,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         raise Unavailable(f"{model.name}: {runtime} did not load and run {ROWS} rows in {timeout_s:g} s") from None
-    finally:
-        child.kill()
-        child.wait()
-    return _told(child.returncode, out, err, f"{model.name} in {runtime}")
+    return _told(done.returncode, done.stdout, done.stderr, f"{model.name} in {runtime}")
 
 
 def _told(code: int, out: bytes, err: bytes, what: str) -> Memory:
