@@ -75,7 +75,7 @@ def show_bench(console: Console, found: Bench) -> None:
     console.print(
         f"{machine.board or machine.cpu}: {machine.arch}, {machine.cores} cores{clock}{memory}", highlight=False
     )
-    table = slim("", ("variant", "runtime", "test"), ("load ms", "+MB", "p50 µs", "p95", "p99", "× kernel"))
+    table = slim(("variant", "runtime", "test"), ("load ms", "+MB", "p50 µs", "p95", "p99", "× kernel"))
     for one in found.variants:
         time, used = one.time_us, one.memory
         table.add_row(
@@ -93,9 +93,9 @@ def show_bench(console: Console, found: Bench) -> None:
     console.print(f"{runtimes}; Python {machine.python}, numpy {machine.numpy}", highlight=False)
 
 
-def slim(title: str, words: Sequence[str], figures: Sequence[str]) -> Table:
+def slim(words: Sequence[str], figures: Sequence[str]) -> Table:
     """A table that nine columns fit into on a narrow terminal: words to the left, figures to the right of them."""
-    table = Table(title=title or None, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in words:
         table.add_column(name)
     for name in figures:

@@ -9,7 +9,7 @@ import click
 import msgspec
 from rich.console import Console
 
-from edgewright_compiler.measuring.estimate import replaced
+from edgewright_compiler.measuring.estimate import fits, replaced
 from edgewright_compiler.measuring.evidence import (
     Bench,
     Evidence,
@@ -24,6 +24,7 @@ from edgewright_compiler.pipeline.choice import misses, pareto
 from edgewright_contracts.baseline import decode_baseline
 from edgewright_contracts.errors import ContractError
 from edgewright_contracts.package import Package, read_package
+from edgewright_devices import load
 
 from .benching import show_bench, slim
 
@@ -72,7 +73,7 @@ def show_evidence(console: Console, evidence: Evidence, benches: tuple[Bench, ..
     _show_weaknesses(console, evidence)
     machine = evidence.machine
     console.print(
-        f"measured on {machine.cpu} ({machine.arch}), {evidence.made}, in {evidence.seconds:.0f} s; "
+        f"\nmeasured on {machine.cpu} ({machine.arch}), {evidence.made}, in {evidence.seconds:.0f} s; "
         f"compiled for {evidence.device}",
         highlight=False,
     )
@@ -108,7 +109,7 @@ def _show_manifest(console: Console, package: Package) -> None:
 
 
 def _show_files(console: Console, package: Package) -> None:
-    table = slim("", ["variant"], ["bytes", "channels", "reference rows"])
+    table = slim(["variant"], ["bytes", "channels", "reference rows"])
     for v in package.manifest.variants:
         baseline = decode_baseline(package.read(v.baseline))
         size = package.manifest.files[v.model].size
@@ -119,7 +120,8 @@ def _show_files(console: Console, package: Package) -> None:
 def _show_variants(console: Console, evidence: Evidence) -> None:
     reference = evidence.reference
     names = list(dict.fromkeys(name for v in evidence.variants for name in v.metric))
-    table = slim(f"{evidence.metric}, 95 % interval", ["variant"], [*names, "bytes"])
+    _heading(console, f"{evidence.metric}, 95 % interval")
+    table = slim(["variant"], [*names, "bytes"])
     for form, size in reference.bytes.items():
         cells = [_interval(evidence, reference.metric.get(name)) for name in names]
         table.add_row(f"{reference.name} ({form})", *cells, f"{size:,}", style="dim")
@@ -128,7 +130,8 @@ def _show_variants(console: Console, evidence: Evidence) -> None:
     console.print(table)
 
     title = "one sample on one thread, where it was compiled; monitor is its part of p50"
-    table = slim(title, ["variant"], ["p50 µs", "p95", "p99", "× kernel", "monitor", "load ms", "+MB"])
+    _heading(console, title)
+    table = slim(["variant"], ["p50 µs", "p95", "p99", "× kernel", "monitor", "load ms", "+MB"])
     for form, time in reference.time_us.items():
         table.add_row(f"{reference.name} ({form})", *_times(time), "–", "–", "–", style="dim")
     for v in evidence.variants:
@@ -164,13 +167,15 @@ def _show_loss(console: Console, evidence: Evidence) -> None:
 def _show_estimates(console: Console, evidence: Evidence, benches: tuple[Bench, ...]) -> None:
     if not evidence.estimates:
         return
+    benches = tuple(bench for bench in benches if fits(load(evidence.device), bench))
     columns = ["estimate of p50", "from–to", "p95", *(f"measured by {bench.host}" for bench in benches)]
-    table = slim(f"on {evidence.device}: an estimate, until it has measured", ["variant"], columns)
+    _heading(console, f"on {evidence.device}: an estimate, until it has measured")
+    table = slim(["variant"], columns)
     for name, e in evidence.estimates.items():
         cells = []
         for bench in benches:
             known = replaced(e, bench, name)
-            cells.append("–" if known is None else f"{known[0]:.2f} ms (the estimate is {known[1]:.2g} times that)")
+            cells.append("–" if known is None else f"{known[0]:.2f} ms; estimate {known[1]:.2g} × that")
         table.add_row(name, f"{e.p50_ms:.2f} ms", f"{e.low_ms:.2f}–{e.high_ms:.2f} ms", f"{e.p95_ms:.2f} ms", *cells)
     console.print(table)
     first = next(iter(evidence.estimates.values()))
@@ -184,7 +189,8 @@ def _show_parity(console: Console, evidence: Evidence) -> None:
     if not checked:
         return
     title = "every variant against torch, in units of each output's range"
-    table = slim(title, ["variant"], ["largest", "mean", "within", "same class", "rows"])
+    _heading(console, title)
+    table = slim(["variant"], ["largest", "mean", "within", "same class", "rows"])
     for v in checked:
         if (p := v.parity) is not None:
             shares = (f"{100 * p.within:.2f} %", f"{100 * p.agree:.2f} %")
@@ -198,7 +204,8 @@ def _show_choice(console: Console, evidence: Evidence) -> None:
     if (choice := evidence.choice) is None:
         return
     title = "candidates on validation rows that no other of their format beats in loss, bytes and time at once"
-    table = slim(title, ["candidate", "format", ""], ["loss", "±", "bytes", "p50 µs", "× kernel"])
+    _heading(console, title)
+    table = slim(["candidate", "format", ""], ["loss", "±", "bytes", "p50 µs", "× kernel"])
     chosen = {(choice.arch, form, scheme) for form, scheme in choice.chosen.items()}
     front = pareto(choice.candidates)
     rows = [*front, *(c for c in choice.candidates if (c.arch, c.format, c.scheme) in chosen and c not in front)]
@@ -217,7 +224,8 @@ def _show_weaknesses(console: Console, evidence: Evidence) -> None:
     """Slices and shifts: where the packaged model is weak."""
     scale = _scale(evidence)
     if evidence.slices:
-        table = slim(f"{evidence.metric} by slice", ["slice"], ["rows", "value", "95 % interval"])
+        _heading(console, f"{evidence.metric} by slice")
+        table = slim(["slice"], ["rows", "value", "95 % interval"])
         for s in evidence.slices:
             table.add_row(*_slice(evidence, s), style="bold" if s == evidence.worst else "")
         console.print(table)
@@ -225,9 +233,8 @@ def _show_weaknesses(console: Console, evidence: Evidence) -> None:
         name, _, value, interval = _slice(evidence, evidence.worst)
         console.print(f"worst slice: {name} at {value} ({interval})", highlight=False, markup=False)
     if evidence.robustness:
-        table = slim(
-            f"{evidence.metric} under shifts of the input", ["shift", "what it does"], ["value", "95 % interval"]
-        )
+        _heading(console, f"{evidence.metric} under shifts of the input")
+        table = slim(["shift", "what it does"], ["value", "95 % interval"])
         for shift in evidence.robustness:
             f = shift.figure
             name = f"{shift.name} (adversarial)" if shift.adversarial else shift.name
@@ -243,6 +250,10 @@ def _slice(evidence: Evidence, s: Slice) -> tuple[str, str, str, str]:
 def _scale(evidence: Evidence) -> float:
     """Shares are shown times 100; a mean absolute error in its own unit."""
     return 1.0 if evidence.metric == "mae" else 100.0
+
+
+def _heading(console: Console, title: str) -> None:
+    console.print(f"\n[bold]{title}[/bold]", highlight=False)
 
 
 def _interval(evidence: Evidence, figure: Figure | None) -> str:
