@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import numpy as np
 
 from edgewright_contracts.errors import Refused
 from edgewright_contracts.manifest import Format
@@ -32,12 +31,12 @@ from ..quantization.schemes import Scheme, schemes
 from ..rows import Labelled, Rows
 from .build import HOST_RUNTIME, Built, File
 from .choice import Arch, Candidate
+from .learn import OUTPUTS, arrays
 from .steps import Step
 from .workbench import QUANTIZERS, QUANTIZING, RUNTIMES, Workbench
 
 ROUNDS: Final = 200  # of calls when candidates are compared; the chosen are measured longer
 _REFUSED: Final = "refused.json"
-_OUTPUTS: Final = "outputs.npz"
 _TIMES: Final = "times.json"
 
 
@@ -79,10 +78,9 @@ def answers(bench: Workbench, file: File, name: str, rows: Rows) -> Outputs:
     step = Step("answers", bench.facts((), RUNTIMES, file=file.step, rows=name))
 
     def make(part: Path) -> None:
-        (part / _OUTPUTS).write_bytes(npz(run(file.open(), rows)))
+        (part / OUTPUTS).write_bytes(npz(run(file.open(), rows)))
 
-    with np.load(bench.store.get(step, make) / _OUTPUTS, allow_pickle=False) as arrays:
-        return {key: arrays[key] for key in arrays.files}
+    return arrays(bench.store.get(step, make) / OUTPUTS)
 
 
 def candidates(

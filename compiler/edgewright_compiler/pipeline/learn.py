@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,8 +23,9 @@ from edgewright_runtime.runtime import SUFFIXES, open_session
 from ..graph.graph import BATCH, Plain, plain
 from ..graph.reference import run
 from ..measuring.metrics import Outputs, value
+from ..packaging import npz
 from ..recipe import Schedule
-from ..rows import Labelled
+from ..rows import Array, Labelled
 from ..training.distill import Teaching, distillation, file_teacher, module_teacher, remembered
 from ..training.finetune import load_weights
 from ..training.losses import task_loss
@@ -34,7 +36,8 @@ from .clocked import latency_of
 from .steps import CHECKPOINT, Step
 from .workbench import LEARNERS, LEARNING, Workbench, files_hash, shape_of
 
-NET: Final = "net.pt"
+NET: Final = "net.npz"
+OUTPUTS: Final = "outputs.npz"
 HISTORY: Final = "history.json"
 PRUNED: Final = "pruned.json"
 
@@ -166,17 +169,30 @@ def _pruned(bench: Workbench, before: Learned, share: float, taught_by: Learned 
 
 
 def reference_outputs(bench: Workbench, taught_by: Learned | None, rows: Labelled) -> Outputs:
-    """What the float model that the package is compared with answers, by declared output."""
+    """What the float model that the package is compared with answers, by declared output. Kept, as a step."""
     plan = bench.recipe.teacher
-    if plan is not None and plan.file is not None:
-        runtime = next(name for name, suffix in SUFFIXES.items() if suffix == plan.file.suffix)
-        session = open_session(plan.file, runtime, inputs=(bench.recipe.input,), outputs=bench.declared)
-        return run(session, rows.inputs)
-    net = original(bench, taught_by).net()
-    return answered(plain(bench.recipe, bench.data, net, temperature=1.0, seed=bench.seed), rows)
+    file = None if plan is None else plan.file
+    by = files_hash((file,)) if file is not None else original(bench, taught_by).step
+    step = Step("truth", bench.facts(("graph", "pipeline/learn.py"), LEARNERS, rows=rows.name, by=by))
+
+    def make(part: Path) -> None:
+        if file is not None:
+            runtime = next(name for name, suffix in SUFFIXES.items() if suffix == file.suffix)
+            found = run(open_session(file, runtime, inputs=(bench.recipe.input,), outputs=bench.declared), rows.inputs)
+        else:
+            net = original(bench, taught_by).net()
+            found = answered(plain(bench.recipe, bench.data, net, temperature=1.0, seed=bench.seed), rows)
+        (part / OUTPUTS).write_bytes(npz(found))
+
+    return arrays(bench.store.get(step, make) / OUTPUTS)
 
 
-def answered(graph: Plain, rows: Labelled) -> Outputs:
+def arrays(path: Path) -> dict[str, Array]:
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def answered(graph: Plain, rows: Labelled) -> dict[str, Array]:
     """What the torch graph answers, by declared output."""
     (raw,) = rows.inputs.values()
     with torch.no_grad():

@@ -1,0 +1,104 @@
+"""What is chosen among measured candidates, and what is said when nothing fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edgewright_compiler.pipeline.choice import (
+    Arch,
+    Candidate,
+    Limits,
+    choose,
+    misses,
+    pareto,
+    read_choice,
+    write_choice,
+)
+from edgewright_contracts.errors import Refused, RequestError
+
+WHOLE, HALF = Arch(), Arch(share=0.5)
+
+
+def candidate(scheme: str, arch: Arch = WHOLE, **measured: float) -> Candidate:
+    form = "tflite" if scheme.startswith("tflite") else "onnx"
+    facts = {"drop": 0.1, "half_width": 0.3, "bytes": 1000, "relative": 1.0, "p95_ms": 1.0, **measured}
+    return Candidate(arch=arch, scheme=scheme, format=form, precision=scheme.partition("-")[2], **facts)  # type: ignore[arg-type]
+
+
+FLOAT = candidate("onnx-fp32", drop=0.0, bytes=4000, relative=3.0)
+INT8 = candidate("onnx-int8")
+SMALL = candidate("onnx-int8", HALF, drop=0.8, bytes=400, relative=0.5)
+
+
+def test_among_those_within_the_limits_the_smallest_and_fastest_is_taken() -> None:
+    choice = choose([FLOAT, INT8], Limits(), [WHOLE])
+    assert choice.chosen == {"onnx": "onnx-int8"}
+    assert choice.candidate("onnx") == INT8
+
+
+def test_float_is_kept_where_int8_is_hardly_smaller_and_slower() -> None:
+    gru = candidate("onnx-int8", bytes=3800, relative=4.0)
+    assert choose([FLOAT, gru], Limits(), [WHOLE]).chosen == {"onnx": "onnx-fp32"}
+
+
+def test_all_formats_come_from_one_architecture() -> None:
+    lite = candidate("tflite-int8", bytes=900)
+    lossy = candidate("tflite-int8", HALF, drop=5.0, bytes=300, relative=0.3)
+    choice = choose([INT8, lite, SMALL, lossy], Limits(), [WHOLE, HALF])
+    assert choice.arch == WHOLE
+    assert choice.chosen == {"onnx": "onnx-int8", "tflite": "tflite-int8"}
+
+
+def test_a_limit_on_the_loss_counts_the_width_that_the_test_set_will_have() -> None:
+    assert choose([FLOAT, INT8, SMALL], Limits(), [WHOLE, HALF]).arch == HALF
+    assert choose([FLOAT, INT8, SMALL], Limits(max_drop=1.0), [WHOLE, HALF]).arch == WHOLE
+    assert "expected bound on the loss 1.10 points > --max-drop 1" in misses(SMALL, Limits(max_drop=1.0))[0]
+
+
+def test_without_a_limit_the_least_loss_is_taken_when_nothing_comes_near() -> None:
+    bad, worse = candidate("onnx-fp32", drop=4.0), candidate("onnx-int8", drop=6.0, bytes=100)
+    choice = choose([worse, bad], Limits(), [WHOLE])
+    assert choice.chosen == {"onnx": "onnx-fp32"}
+    assert "least loss" in choice.why
+
+
+def test_a_refusal_names_the_nearest_candidates_and_the_limits_that_bind() -> None:
+    with pytest.raises(Refused) as refused:
+        choose([FLOAT, INT8, SMALL], Limits(max_drop=0.2, max_size_kb=0.5), [WHOLE, HALF])
+    said = str(refused.value)
+    assert "no candidate of 3 keeps every limit" in said
+    assert "w1-p0.5/onnx-int8 (onnx): expected bound on the loss 1.10 points > --max-drop 0.2" in said
+    assert "1 kB > --max-size-kb 0.5" in said
+
+
+def test_a_candidate_that_could_not_be_made_is_never_taken_and_says_why() -> None:
+    broken = msgspec.structs.replace(INT8, refused="nothing to quantize", bytes=0)
+    assert choose([FLOAT, broken], Limits(), [WHOLE]).chosen == {"onnx": "onnx-fp32"}
+    with pytest.raises(Refused, match="None could be made: nothing to quantize"):
+        choose([broken], Limits(), [WHOLE])
+
+
+def test_the_front_holds_what_nothing_else_beats_in_everything() -> None:
+    beaten = candidate("onnx-fp16", drop=0.2, bytes=5000, relative=4.0)
+    assert pareto([FLOAT, INT8, SMALL, beaten]) == (FLOAT, INT8, SMALL)
+
+
+def test_limits_must_be_above_zero() -> None:
+    with pytest.raises(RequestError, match="--max-p95-ms: expected a number above 0, got 0"):
+        Limits(max_p95_ms=0.0)
+    with pytest.raises(RequestError, match="--max-drop"):
+        Limits(max_drop=float("nan"))
+
+
+def test_a_recorded_choice_is_read_back_as_it_was(tmp_path: Path) -> None:
+    choice = choose([FLOAT, INT8], Limits(max_drop=1.0), [WHOLE])
+    write_choice(choice, tmp_path / "choice.json")
+    assert read_choice(tmp_path / "choice.json") == choice
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(RequestError, match=r"other\.json is no choice\.json"):
+        read_choice(tmp_path / "other.json")
+    with pytest.raises(RequestError, match=r"expected a choice\.json of an earlier run"):
+        read_choice(tmp_path / "none.json")

@@ -1,0 +1,125 @@
+"""Steps are made once, whole or not at all; runs say how far they came."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from edgewright_compiler.pipeline.runs import Run, RunFolder, all_runs, find
+from edgewright_compiler.pipeline.steps import CHECKPOINT, Step, Store
+from edgewright_contracts.errors import ContractError, RequestError
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def ticking() -> Callable[[], float]:
+    """Every look at this clock is a second later."""
+    ticks = iter(range(10_000))
+    return lambda: float(next(ticks))
+
+
+def writing(text: str) -> Callable[[Path], None]:
+    return lambda part: (part / "result").write_text(text) and None
+
+
+def test_a_step_is_made_once_and_found_afterwards(tmp_path: Path) -> None:
+    told: list[tuple[str, float | None]] = []
+    store = Store(tmp_path, ticking(), lambda name, seconds: told.append((name, seconds)))
+    step = Step("teacher", {"seed": 1})
+    assert (store.get(step, writing("a")) / "result").read_text() == "a"
+    assert (store.get(step, writing("b")) / "result").read_text() == "a"
+    assert told == [(step.name, 1.0), (step.name, None)]
+    assert store.spent == 2.0, "what a found step took once counts, so a budget ends where it ended before"
+
+
+def test_whatever_decides_a_result_decides_its_name_and_the_order_of_facts_does_not() -> None:
+    assert Step("a", {"x": 1, "y": 2}).name == Step("a", {"y": 2, "x": 1}).name
+    assert len({Step("a", {"x": 1}).name, Step("a", {"x": 2}).name, Step("b", {"x": 1}).name}) == 3
+
+
+def test_what_failed_leaves_nothing_under_its_name_and_is_made_anew(tmp_path: Path) -> None:
+    store, step = Store(tmp_path, ticking()), Step("onnx", {})
+
+    def full(part: Path) -> None:
+        (part / "half").write_text("…")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part / "half"))
+
+    with pytest.raises(OSError, match="No space left"):
+        store.get(step, full)
+    assert not (tmp_path / step.name).exists()
+    made = store.get(step, writing("whole"))
+    assert sorted(p.name for p in made.iterdir()) == ["result", "step.json"]
+
+
+def test_a_checkpoint_of_an_unfinished_step_is_there_when_it_is_made_again(tmp_path: Path) -> None:
+    store, step = Store(tmp_path, ticking()), Step("teacher", {})
+
+    def killed(part: Path) -> None:
+        (part / CHECKPOINT).write_text("epoch 7")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.get(step, killed)
+    seen = []
+    made = store.get(step, lambda part: seen.append((part / CHECKPOINT).read_text()))
+    assert seen == ["epoch 7"]
+    assert [p.name for p in made.iterdir()] == ["step.json"]
+
+
+def test_two_processes_make_a_step_once(tmp_path: Path) -> None:
+    step = Step("student", {})
+    inside_r, inside_w = os.pipe()
+    go_r, go_w = os.pipe()
+    child = os.fork()
+    if child == 0:
+
+        def slow(part: Path) -> None:
+            os.write(inside_w, b"!")
+            os.read(go_r, 1)
+            (part / "result").write_text("child")
+
+        Store(tmp_path, ticking()).get(step, slow)
+        os._exit(0)
+    os.read(inside_r, 1)
+    os.write(go_w, b"!")
+    made = Store(tmp_path, ticking()).get(step, writing("parent"))
+    assert os.waitpid(child, 0)[1] == 0
+    assert (made / "result").read_text() == "child"
+    assert [p.name for p in tmp_path.iterdir()] == [step.name]
+
+
+def run(name: str = "digits") -> Run:
+    return Run(id=f"20260301-120000-{name}-1.0", name=name, version="1.0", device="x86-gateway", seed=1, started=NOON)
+
+
+def test_runs_are_listed_as_far_as_they_came(tmp_path: Path) -> None:
+    first, second = RunFolder(tmp_path, run()), RunFolder(tmp_path, run())
+    assert second.path.name == f"{first.path.name}-2", "two runs of one second are two runs"
+    first.step("teacher-1", 2.504)
+    first.step("student-1", None)
+    second.change(state="refused", message="too large")
+    listed = all_runs(tmp_path)
+    assert [(r.state, len(r.steps)) for r in listed] == [("running", 2), ("refused", 0)]
+    assert listed[0].steps[0].seconds == 2.5
+
+
+def test_a_run_is_found_by_the_beginning_of_its_id(tmp_path: Path) -> None:
+    RunFolder(tmp_path, run())
+    RunFolder(tmp_path, run("fashion"))
+    assert find(tmp_path, "20260301-120000-f").name.startswith("20260301-120000-fashion")
+    with pytest.raises(RequestError, match=r"fits 2; runs are: 20260301-120000-digits-1\.0, 20260301-120000-fashion"):
+        find(tmp_path, "2026")
+    with pytest.raises(RequestError, match="fits 0"):
+        find(tmp_path, "nothing")
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, run())
+    (folder.path / "run.json").write_text("{")
+    with pytest.raises(ContractError, match=r"run\.json"):
+        all_runs(tmp_path)
