@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgewright_compiler.rows import Array, Data, Labelled, fingerprint
-
-from ..carriers import wheel_member
+from edgewright_models.carriers import wheel_member
 
 PIN: Final = (
     "seglearn==1.2.5",

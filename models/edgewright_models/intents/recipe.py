@@ -41,10 +41,9 @@ class Settings:
     teacher_epochs: int = 10
     student: tuple[int, int] = (16, 32)
     epochs: int = 12
-    widths: tuple[float, ...] = (1.0, 0.5)
 
 
-QUICK: Final = Settings(teacher=(32, 1), teacher_epochs=1, student=(8, 32), epochs=1, widths=(1.0,))
+QUICK: Final = Settings(teacher=(32, 1), teacher_epochs=1, student=(8, 32), epochs=1)
 
 
 def recipe(settings: Settings = Settings()) -> Recipe:
@@ -68,8 +67,8 @@ def recipe(settings: Settings = Settings()) -> Recipe:
         ),
         student=lambda width: Convolution(settings.student[0], max(8, 8 * round(settings.student[1] * width / 8))),
         schedule=Schedule(epochs=settings.epochs, rate=4e-3, optimiser="adamw", weight_decay=1e-2),
-        distil=Distil(temperature=3.0, weight=0.8),
-        widths=settings.widths,
+        distil=Distil(temperature=3.0, weight=0.8, copies=1),
+        widths=(1.0, 0.5),
         notes=(
             "Intended use: a demonstration of text in the graph, and of a transformer that fits a small device.",
             "Limits: the sentences are expanded from templates; no figure here is one for what people really say.",
