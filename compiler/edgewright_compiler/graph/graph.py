@@ -7,6 +7,7 @@ that leaves that range is what they are there to see. Equal (recipe, data, net, 
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass
 from typing import Final
@@ -24,12 +25,13 @@ from ..rows import Array, Data
 from .features import Feature, by_frequency, of_monitor, of_outputs
 from .heads import ANOMALY_QUANTILE, Head, head, reconstruction_error
 from .monitor import Monitor, fit_embedding
+from .reference import batch_size
 from .statistics import statistics
 from .tap import Tapped
 
-FIT_ROWS: Final = 8192  # the monitor's and the head's constants come from about so many augmented training rows
+FIT_ROWS: Final = 8192  # the monitor's and the head's constants come from at most so many augmented training rows,
+FIT_ELEMENTS: Final = 2**28  # of at most so many elements in all
 ROUNDS: Final = 8  # and from at most so many augmented copies of each
-BATCH: Final = 512
 _HUGE: Final = 1e30
 
 
@@ -104,8 +106,7 @@ def assemble(recipe: Recipe, data: Data, net: nn.Module, *, temperature: float, 
     constants come from augmented training rows.
 
     Raises RequestError for an answer of the wrong shape, labels that the answer has no place for, an embedding that is
-    not there, not finite or constant, or an input that its statistics do not take. About 8 forward passes over the
-    training rows, at most FIT_ROWS of them.
+    not there, not finite or constant, or an input that its statistics do not take. One forward pass over FIT_ROWS.
     """
     raw, labels = fitting_rows(recipe, data, seed)
     front = recipe.front(data).eval()
@@ -128,20 +129,21 @@ def assemble(recipe: Recipe, data: Data, net: nn.Module, *, temperature: float, 
 
 
 def fitting_rows(recipe: Recipe, data: Data, seed: int) -> tuple[Array, Array]:
-    """Training rows as a device would show them, and their labels: about FIT_ROWS, each row up to ROUNDS times."""
+    """Training rows as a device would show them, and their labels: at most FIT_ROWS, each row up to ROUNDS times."""
     rows, labels = data.train.inputs[recipe.input.name], data.train.labels
+    most = max(2, min(FIT_ROWS, FIT_ELEMENTS // max(1, math.prod(rows.shape[1:]))))
     if len(rows) < 2:
         raise RequestError(f"expected at least 2 training rows to fit the monitor on, got {len(rows)}")
 
     def generator(turn: int) -> np.random.Generator:
         return np.random.default_rng([seed, zlib.crc32(b"monitor"), turn])
 
-    if len(rows) > FIT_ROWS:
-        at = np.sort(generator(ROUNDS).choice(len(rows), FIT_ROWS, replace=False))
+    if len(rows) > most:
+        at = np.sort(generator(ROUNDS).choice(len(rows), most, replace=False))
         rows, labels = rows[at], labels[at]
     if recipe.augment is None:
         return rows, labels
-    rounds = max(1, min(ROUNDS, FIT_ROWS // len(rows)))
+    rounds = max(1, min(ROUNDS, most // len(rows)))
     seen = np.concatenate([recipe.augment(generator(turn), rows) for turn in range(rounds)])
     if seen.dtype != rows.dtype or seen.shape[1:] != rows.shape[1:]:
         raise RequestError(
@@ -164,7 +166,8 @@ class _Ran:
 @torch.no_grad()
 def _run(front: nn.Module, net: Tapped, raw: Array) -> _Ran:
     embeddings, errors, first, untouched = [], [], None, False
-    for rows in torch.split(torch.from_numpy(np.ascontiguousarray(raw)), BATCH):
+    size = batch_size(math.prod(raw.shape[1:]))
+    for rows in torch.split(torch.from_numpy(np.ascontiguousarray(raw)), size):
         prepared = front(rows)
         answer, embedding = net(prepared)
         if first is None:

@@ -6,7 +6,9 @@ compare. Counts are each variant's own: rounding to int8 shifts an embedding, an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +24,8 @@ from .features import Feature
 
 Outputs = dict[str, npt.NDArray[np.generic]]
 
-BATCH = 512
+BATCH: Final = 512
+ELEMENTS: Final = 2**22  # of one batch of inputs: a net's maps take many times their room
 
 
 def run(session: Session, rows: Rows) -> Outputs:
@@ -59,5 +62,11 @@ def count(channels: tuple[Channel, ...], outputs: Outputs) -> Baseline:
 
 def batches(rows: Rows) -> Iterator[dict[str, npt.NDArray[np.generic]]]:
     n = len(next(iter(rows.values())))
-    for start in range(0, n, BATCH):
-        yield {name: array[start : start + BATCH] for name, array in rows.items()}
+    size = batch_size(sum(math.prod(array.shape[1:]) for array in rows.values()))
+    for start in range(0, n, size):
+        yield {name: array[start : start + size] for name, array in rows.items()}
+
+
+def batch_size(elements: int) -> int:
+    """How many samples of so many elements are run at once."""
+    return max(1, min(BATCH, ELEMENTS // max(1, elements)))

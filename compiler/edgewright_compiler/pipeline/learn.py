@@ -6,6 +6,7 @@ same. A long one keeps a checkpoint in its unfinished directory and goes on from
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,8 +21,8 @@ from torch import nn
 from edgewright_contracts.errors import RequestError
 from edgewright_runtime.runtime import SUFFIXES, open_session
 
-from ..graph.graph import BATCH, Plain, plain
-from ..graph.reference import run
+from ..graph.graph import Plain, plain
+from ..graph.reference import batch_size, run
 from ..measuring.metrics import Outputs, value
 from ..packaging import npz
 from ..recipe import Schedule
@@ -195,8 +196,9 @@ def arrays(path: Path) -> dict[str, Array]:
 def answered(graph: Plain, rows: Labelled) -> dict[str, Array]:
     """What the torch graph answers, by declared output."""
     (raw,) = rows.inputs.values()
+    size = batch_size(math.prod(raw.shape[1:]))
     with torch.no_grad():
-        parts = [graph(part) for part in torch.split(torch.from_numpy(raw), BATCH)]
+        parts = [graph(part) for part in torch.split(torch.from_numpy(raw), size)]
     names = [output.name for output in graph.outputs]
     return {name: torch.cat([part[i] for part in parts]).numpy() for i, name in enumerate(names)}
 
