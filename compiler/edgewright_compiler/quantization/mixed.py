@@ -60,7 +60,7 @@ def layer_sensitivity(
     score: Score,
     *,
     scope: str | None = "net",
-    progress: Progress = lambda share: None,
+    progress: Progress,
 ) -> Sensitivity:
     """The ranked table for a static scheme. Raises as `quantize`, and RequestError for a scheme of another method."""
     layers = _layers(scheme, source, scope)
@@ -84,7 +84,7 @@ def mixed(
     *,
     max_drop: float,
     scope: str | None = "net",
-    progress: Progress = lambda share: None,
+    progress: Progress,
 ) -> Mixed:
     """The scheme with the fewest float layers found whose score is within `max_drop` of float's.
 
@@ -108,8 +108,8 @@ def mixed(
         else:
             raise Refused(
                 f"{table.scheme.id}: expected a drop of at most {max_drop:g}, and with all but one of "
-                f"{len(table.layers)} layers float it is still {table.float_score - reached:g}; package it in float, or "
-                "train for int8 (qat)"
+                f"{len(table.layers)} layers float it is still {table.float_score - reached:g}; package it in "
+                "float, or train for int8 (qat)"
             )
         for layer in kept[:-1]:  # the last one is needed: without it, it was not enough
             without = tuple(other for other in kept if other != layer)

@@ -65,13 +65,15 @@ _WEIGHTED: Final = {
     "MatMul": "linear",
     "Gather": "embedding",
 }
-_RECURRENT: Final = frozenset({"GRU", "LSTM", "RNN"})
+_DYNAMIC_OPS: Final = ("EmbedLayerNormalization", "Gather", "Gemm", "LSTM", "MatMul")
+_RECURRENT: Final = {"GRU": "recurrent", "RNN": "recurrent", "LSTM": "lstm"}
 
 
 def make(
     scheme: Scheme, source: Path, target: Path, calibration: Rows, scope: str | None, ranges: Path | None = None
 ) -> None:
     """Write `target`; see `apply.quantize`."""
+    onnxruntime.set_default_logger_severity(3)  # it warns about what it removes
     model = onnx.load(str(source))
     _fresh(model, source)
     if scheme.method == "none":
@@ -104,8 +106,10 @@ def make(
                     calibrate_method=_METHODS[scheme.calibration or "minmax"],
                     calibration_cache_path=ranges,
                 )
-        final = Path(scratch) / "final.onnx"
-        _write(onnx.load(str(made)), final)
+        final, quantized = Path(scratch) / "final.onnx", onnx.load(str(made))
+        if not any(n.op_type in _QUANTIZED_OPS or "Quantize" in n.op_type for n in _all_nodes(quantized.graph)):
+            raise Refused(f"{scheme.id}: no layer of {source.name} has such a form in onnxruntime; package it in float")
+        _write(quantized, final)
         if scheme.activations != "s8":  # on x86 the optimiser turns signed activations into unsigned ones
             _optimise(final, calibration)
         target.write_bytes(final.read_bytes())
@@ -136,7 +140,7 @@ def kinds(source: Path) -> Kinds:
     for node in _all_nodes(model.graph):
         kind = _WEIGHTED.get(node.op_type)
         if node.op_type in _RECURRENT:
-            kind = "recurrent"
+            kind = _RECURRENT[node.op_type]
         elif node.op_type in ("Attention", "MultiHeadAttention", "Softmax") and _mixes(model, node):
             kind = "attention"
         elif node.op_type in ("LayerNormalization", "GroupNormalization"):
@@ -234,7 +238,7 @@ def _prepare(model: onnx.ModelProto, source: Path, prepared: Path, scope: str | 
                 f"it again with opset {OPSET} or later"
             ) from None
     onnx.save(model, str(prepared))
-    if scope is None:
+    if scope is None and not any(_subgraphs(node) for node in model.graph.node):  # branches would copy shared weights
         quant_pre_process(str(prepared), str(prepared), skip_symbolic_shape=True)
 
 
@@ -246,7 +250,7 @@ def _chosen(model: onnx.ModelProto, scheme: Scheme, source: Path, scope: str | N
     if "layer" in parts:
         graph = [Node(n.input, n.output, part) for n, part in zip(nodes, parts, strict=True)]
         return [nodes[i].name for i in follow(graph)]
-    inside = next((n for n in model.graph.node if any(a.HasField("g") for a in n.attribute)), None)
+    inside = next((n for n in model.graph.node if _subgraphs(n)), None)
     if inside is not None:
         if scheme.method == "dynamic" and scope is None:
             return []  # the quantizer descends by itself when nobody lists nodes
@@ -267,7 +271,8 @@ def _part(node: onnx.NodeProto, weights: Mapping[str, Sequence[int]], scheme: Sc
         return "float"
     if any(under(node.name, layer) for layer in scheme.float_layers):
         return "float"
-    if node.op_type in _WEIGHTED and any(name in weights for name in node.input):
+    weighted = _DYNAMIC_OPS if scheme.method == "dynamic" else _WEIGHTED
+    if node.op_type in weighted and any(name in weights for name in node.input):
         return "layer"
     return "activation" if node.op_type in ("Relu", "Clip") else "between"
 
@@ -291,7 +296,7 @@ def _dynamic(scheme: Scheme, prepared: Path, made: Path, nodes: list[str]) -> No
     quantize_dynamic(
         str(prepared),
         str(made),
-        op_types_to_quantize=["EmbedLayerNormalization", "Gather", "LSTM", "MatMul"],
+        op_types_to_quantize=[op for op in _DYNAMIC_OPS if op != "Gemm"],
         per_channel=True,
         reduce_range=scheme.reduce_range,
         weight_type=QuantType.QInt8,
@@ -330,11 +335,15 @@ def _session(path: Path) -> Any:
 
 
 def _write(model: onnx.ModelProto, path: Path) -> None:
-    """The canonical form: raw tensors, no remarks, only the opsets in use, inner names of one to three letters.
+    """The canonical form: raw tensors and none that nobody reads, no remarks, only the opsets in use, inner names of one to three letters.
 
     Borders keep their names. With subgraphs, which see outer names, all names stay.
     """
     graph = model.graph
+    read = {name for node in _all_nodes(graph) for name in node.input} | {v.name for v in graph.output}
+    read |= {v.name for node in _all_nodes(graph) for inner in _subgraphs(node) for v in inner.output}
+    for tensor in [w for w in graph.initializer if w.name not in read]:
+        graph.initializer.remove(tensor)
     for tensor in graph.initializer:
         if not tensor.raw_data and tensor.data_type != onnx.TensorProto.STRING:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))

@@ -7,7 +7,8 @@ never better (research figures on one x86 core, onnxruntime 1.31 and LiteRT 2.3,
 - ONNX S8S8 ran at half of float's speed on x86, but is what ARM kernels are written for: tried there, beside U8S8.
 - U8S8 adds pairs of products in 16 bits on x86 without VNNI, and saturates: there weights keep 7 bits (reduce_range).
 - A depthwise convolution in int8 ran at 0.8 of float's speed in onnxruntime: tried both ways.
-- onnxruntime has no int8 GRU; TFLite unrolls it, and static int8 made such a file larger than float: kept float there.
+- onnxruntime has an int8 LSTM (dynamic), and no GRU; TFLite unrolls both, and static int8 made such a file larger
+  than float: kept float there.
 - Static int8 of attention was slower and further off than dynamic in both runtimes.
 - TFLite with 16-bit activations runs on reference kernels, 50 times slower.
 """
@@ -71,6 +72,10 @@ class Scheme:
         return replace(self, precision="mixed", method="mixed", float_layers=kept) if kept else self
 
     @property
+    def without_floats(self) -> Scheme:
+        return replace(self, float_layers=())
+
+    @property
     def calibrated(self) -> bool:
         return self.method in CALIBRATED
 
@@ -85,7 +90,8 @@ class Kinds:
     conv: tuple[str, ...] = ()  # without the depthwise ones
     depthwise: tuple[str, ...] = ()
     linear: tuple[str, ...] = ()
-    recurrent: tuple[str, ...] = ()
+    recurrent: tuple[str, ...] = ()  # GRU and plain ones
+    lstm: tuple[str, ...] = ()
     attention: tuple[str, ...] = ()
     embedding: tuple[str, ...] = ()
     norm: tuple[str, ...] = field(default=())  # over features of one sample; batch normalisation folds into others
@@ -96,8 +102,12 @@ class Kinds:
         return not (self.conv or self.depthwise)
 
     @property
+    def recurrences(self) -> tuple[str, ...]:
+        return (*self.recurrent, *self.lstm)
+
+    @property
     def weighted(self) -> bool:
-        return bool(self.conv or self.depthwise or self.linear or self.recurrent or self.attention or self.embedding)
+        return bool(self.conv or self.depthwise or self.linear or self.recurrences or self.attention or self.embedding)
 
 
 def layer_kinds(net: nn.Module, scope: str = "net") -> Kinds:
@@ -123,6 +133,7 @@ def _kind(module: nn.Module) -> str | None:
 
 _TYPES: Final[tuple[tuple[Any, str], ...]] = (
     (nn.Linear, "linear"),
+    (nn.LSTM, "lstm"),
     (nn.RNNBase, "recurrent"),
     (nn.MultiheadAttention, "attention"),
     ((nn.Embedding, nn.EmbeddingBag), "embedding"),
@@ -156,7 +167,7 @@ def _onnx(device: DeviceProfile, kinds: Kinds) -> Iterator[Scheme]:
             yield replace(static, activations="s8")
         if kinds.depthwise:
             yield static.keeping(kinds.depthwise)
-    if (kinds.linear and kinds.dense) or kinds.attention or kinds.embedding:
+    if (kinds.linear and kinds.dense) or kinds.attention or kinds.embedding or kinds.lstm:
         dynamic = Scheme(format="onnx", precision="int8", method="dynamic", activations="u8", reduce_range=saturates)
         yield dynamic
 
@@ -164,8 +175,8 @@ def _onnx(device: DeviceProfile, kinds: Kinds) -> Iterator[Scheme]:
 def _tflite(kinds: Kinds) -> Iterator[Scheme]:
     yield Scheme(format="tflite", precision="fp32", method="none")
     static = Scheme(format="tflite", precision="int8", method="static", calibration="minmax", activations="s8")
-    if kinds.conv or kinds.depthwise or (kinds.linear and not kinds.attention and not kinds.recurrent):
-        yield static.keeping((*kinds.recurrent, *kinds.attention, *kinds.norm))
+    if kinds.conv or kinds.depthwise or (kinds.linear and not kinds.attention and not kinds.recurrences):
+        yield static.keeping((*kinds.recurrences, *kinds.attention, *kinds.norm))
     if kinds.weighted:
         yield Scheme(format="tflite", precision="int8", method="dynamic")
         yield Scheme(format="tflite", precision="fp16", method="fp16")

@@ -13,21 +13,23 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from ai_edge_litert.tools import flatbuffer_utils
 from ai_edge_quantizer import algorithm_manager, calibrator, qtyping, quantizer, recipe_manager
 from ai_edge_quantizer.utils import qsv_utils, tfl_flatbuffer_utils
 
-from edgewright_contracts.errors import Refused
+from edgewright_contracts.errors import ContractError, Refused
 from edgewright_runtime.runtime import names_by_position
 
-from ..rows import Rows, count
+from ..rows import Array, Rows, count
 from .islands import Node, Part, follow
 from .schemes import Kinds, Scheme
 
@@ -66,14 +68,21 @@ def make(
     if scheme.method == "none":
         _write(model, target)
         return
-    chosen = _chosen(model, scheme, source, scope)
-    rules = _rules(scheme, chosen)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # it draws bars
-        q = quantizer.Quantizer(str(source), rules.get_quantization_recipe())
+    _prepare(model)
+    rules = _rules(scheme, _chosen(model, scheme, source, scope))
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):  # it draws bars
+        prepared = Path(scratch) / "prepared.tflite"
+        flatbuffer_utils.write_model(model, str(prepared))
+        q = quantizer.Quantizer(str(prepared), rules.get_quantization_recipe())
         found = None
         if scheme.calibrated:
-            every = _rules(scheme, _chosen(model, replace(scheme, float_layers=()), source, scope))
-            found = _kept(ranges) or _ranges(source, calibration, every)
+            # What others may ask for too is calibrated at once; alone, only what this scheme needs.
+            wide = rules if ranges is None else _rules(scheme, _chosen(model, scheme.without_floats, source, scope))
+            found = _kept(ranges) or _ranges(prepared, calibration, wide)
             _keep(ranges, found)
         made = q.quantize(found, enable_progress_bar=False, enable_progress_report=False)
         made.export_model(str(target), overwrite=True)
@@ -90,14 +99,15 @@ def prove(target: Path, calibration: Rows) -> None:
     interpreter.allocate_tensors()
     inputs = {d["name"]: d for d in interpreter.get_input_details()}
     for name, array in next(_feeds(list(inputs), calibration)).items():
-        detail = inputs[name]
-        interpreter.set_tensor(detail["index"], array.reshape(detail["shape"]).astype(detail["dtype"]))
+        interpreter.set_tensor(inputs[name]["index"], _shaped(name, array, inputs[name]))
     interpreter.invoke()
 
 
 def layers(source: Path, scope: str | None) -> tuple[str, ...]:
-    """Layers with weights that a static scheme quantizes, in order: module paths, or names of outputs without a scope."""
-    found = [o for o in operators(flatbuffer_utils.read_model(str(source))) if o.weighted and o.kind in _WEIGHTED]
+    """Layers with weights that a static scheme quantizes, in order: module paths; without a scope, what they write."""
+    model = flatbuffer_utils.read_model(str(source))
+    _prepare(model)
+    found = [o for o in operators(model) if o.weighted and o.kind in _WEIGHTED]
     if scope is None:
         return tuple(o.name for o in found)
     return tuple(dict.fromkeys(_own(o) for o in found if inside(o, scope)))
@@ -106,7 +116,9 @@ def layers(source: Path, scope: str | None) -> tuple[str, ...]:
 def kinds(source: Path) -> Kinds:
     """Kinds of the layers of a file of others, by the name of what they write."""
     found: dict[str, list[str]] = {}
-    for o in operators(flatbuffer_utils.read_model(str(source))):
+    model = flatbuffer_utils.read_model(str(source))
+    _prepare(model)
+    for o in operators(model):
         kind = _WEIGHTED.get(o.kind)
         if kind and (o.weighted or kind == "attention"):
             found.setdefault(kind, []).append(o.name)
@@ -116,12 +128,12 @@ def kinds(source: Path) -> Kinds:
 def operators(model: Any) -> tuple[Operator, ...]:
     """All operators of all subgraphs, in order."""
     found = []
+    codes = [_code(op) for op in model.operatorCodes]
     for at, graph in enumerate(model.subgraphs):
         constant = {i for i, t in enumerate(graph.tensors) if _size(model, t)}
         borders = {*graph.inputs, *graph.outputs}
         for op in graph.operators:
-            code = model.operatorCodes[op.opcodeIndex].builtinCode
-            kind = _NAMES.get(_CODES.get(code, ""), _CODES.get(code, str(code)))
+            kind = codes[op.opcodeIndex]
             outputs = [i for i in op.outputs if i >= 0]
             # The last operator writes a border, whose name is the signature's: then its weights tell.
             told = [i for i in outputs if i not in borders] or [i for i in op.inputs if i in constant]
@@ -146,7 +158,7 @@ def inside(operator: Operator, place: str) -> bool:
 
 
 def path(module: str) -> str:
-    """ "Graph/nets.Net_net/Conv2d_c1" is "net.c1". Of a class with an underscore a piece stays in front, and matches."""
+    """Of "Graph/nets.Net_net/Conv2d_c1", "net.c1". A class with an underscore leaves a piece in front; it matches."""
     return ".".join(part.rpartition(".")[2].partition("_")[2] for part in module.split("/")[1:])
 
 
@@ -194,6 +206,51 @@ def _chosen(model: Any, scheme: Scheme, source: Path, scope: str | None) -> tupl
     return tuple(found[i] for i in chosen)
 
 
+def _prepare(model: Any) -> None:
+    """What the quantizer takes for granted, and files of others may lack: float32 weights (float16 ones stand behind an
+    operator that widens them), a name of its own for each tensor, a signature."""
+    for graph in model.subgraphs:
+        for op in list(graph.operators):
+            if _code(model.operatorCodes[op.opcodeIndex]) != "DEQUANTIZE":
+                continue
+            half, whole = graph.tensors[op.inputs[0]], graph.tensors[op.outputs[0]]
+            if half.type == flatbuffer_utils.TensorType.FLOAT16 and _size(model, half):
+                wide = np.frombuffer(bytes(model.buffers[half.buffer].data), np.float16).astype(np.float32)
+                buffer = flatbuffer_utils.BufferT()
+                buffer.data = wide.view(np.uint8)
+                model.buffers.append(buffer)
+                whole.buffer = len(model.buffers) - 1
+                graph.operators.remove(op)
+    main = model.subgraphs[0]
+    kept = {*main.inputs, *main.outputs}
+    taken = {_name(main.tensors[i]) for i in kept}
+    for at, graph in enumerate(model.subgraphs):
+        for i, tensor in enumerate(graph.tensors):
+            if at or i not in kept:
+                if not tensor.name or _name(tensor) in taken:
+                    tensor.name = f"{_name(tensor)}#{at}.{i}".encode()
+                taken.add(_name(tensor))
+    if not model.signatureDefs:
+        signature = schema.SignatureDefT()
+        signature.signatureKey, signature.subgraphIndex = b"serving_default", 0
+        signature.inputs = [_mapped(main, i) for i in main.inputs]
+        signature.outputs = [_mapped(main, i) for i in main.outputs]
+        model.signatureDefs = [signature]
+
+
+def _code(operator: Any) -> str:
+    """As the quantizer calls it. Before 2020 there was one byte for it, and it is still filled."""
+    code = max(operator.builtinCode, operator.deprecatedBuiltinCode)
+    operator.builtinCode = code
+    return _NAMES.get(_CODES.get(code, ""), _CODES.get(code, str(code)))
+
+
+def _mapped(graph: Any, tensor: int) -> Any:
+    pair = schema.TensorMapT()
+    pair.name, pair.tensorIndex = graph.tensors[tensor].name, tensor
+    return pair
+
+
 def _part(operator: Operator, scheme: Scheme, scope: str | None) -> Part:
     if not operator.real or (scope is not None and not _only(operator, scope)):
         return "float"
@@ -236,19 +293,23 @@ def _ranges(source: Path, calibration: Rows, rules: recipe_manager.RecipeManager
     """The default averages the ranges of single samples, which cuts off the larger half of them: embeddings were found
     to be biased by 0.4 standard deviations. The widest range that was seen is the range."""
     interpreter = Interpreter(str(source), num_threads=1)
-    signatures = interpreter.get_signature_list()
-    if not signatures:
-        raise Refused(f"{source.name} has no signature, which calibration needs; the way out: dynamic or fp16")
-    key = next(iter(signatures))
+    key = next(iter(interpreter.get_signature_list()))
     details = interpreter.get_signature_runner(key).get_input_details()
     feeds = [
-        {name: array.reshape(details[name]["shape"]).astype(details[name]["dtype"]) for name, array in feed.items()}
+        {name: _shaped(name, array, details[name]) for name, array in feed.items()}
         for feed in _feeds(list(details), calibration)
     ]
     found = calibrator.Calibrator(source.read_bytes(), num_threads=1, qsv_update_func=qsv_utils.min_max_update)
     found.calibrate({key: feeds}, rules)
     qsvs: dict[str, dict[str, Any]] = found.get_model_qsvs()
     return qsvs
+
+
+def _shaped(name: str, array: Array, detail: Mapping[str, Any]) -> Array:
+    if array.size != int(np.prod(detail["shape"])):
+        shape = tuple(int(n) for n in detail["shape"])
+        raise ContractError(f"calibration.{name}", f"rows of shape {shape}", f"{array.shape}")
+    return array.reshape(detail["shape"]).astype(detail["dtype"])
 
 
 def _kept(ranges: Path | None) -> dict[str, dict[str, Any]] | None:
