@@ -185,6 +185,50 @@ def test_the_bootstrap_of_a_set_metric_holds_about_as_often_as_it_says() -> None
     assert held >= 34, "of 40, 0.95 of which are 38; fewer than 34 would happen once in a hundred"
 
 
+def test_rows_that_belong_together_do_not_count_as_many() -> None:
+    """30 people of 20 rows; what the package does to a person it does to most of that person's rows."""
+    rng = np.random.default_rng(8)
+    one, labels, people = metric("accuracy", "classification"), np.ones(600, np.int64), np.repeat(np.arange(30), 20)
+    held = {"rows": 0, "groups": 0}
+    for seed in range(200):
+        hurt = (rng.random(30) < 0.1)[people] & (rng.random(600) < 0.9)
+        reference, package = of(np.ones(600, np.bool_)), of(~hurt)
+        alone = loss_bound(one, reference, package, labels, seed=seed)
+        together = loss_bound(one, reference, package, labels, seed=seed, groups=people)
+        assert together.bound >= alone.bound
+        assert together.estimate == alone.estimate
+        held["rows"] += alone.bound >= 100 * 0.1 * 0.9
+        held["groups"] += together.bound >= 100 * 0.1 * 0.9
+    assert held["rows"] < 0.8 * 200, "what this guards against"
+    assert held["groups"] > 0.9 * 200, "3 hurt of 30 are few, and still it holds nearly as often as it says"
+    assert "one-sided, 30 groups" in together.method
+    needed = together.needed(together.estimate + 1)
+    assert needed is not None
+    assert together.at(needed) <= together.estimate + 1 < together.at(needed - 1)
+
+
+def test_one_group_and_groups_of_one_row_change_nothing() -> None:
+    right = np.arange(100) > 4
+    one, labels = metric("accuracy", "classification"), np.ones(100, np.int64)
+    plain = loss_bound(one, of(np.ones(100, np.bool_)), of(right), labels, seed=1)
+    for groups in (np.zeros(100), np.arange(100)):
+        assert loss_bound(one, of(np.ones(100, np.bool_)), of(right), labels, seed=1, groups=groups) == plain
+
+
+def test_the_bootstrap_draws_groups() -> None:
+    rng = np.random.default_rng(9)
+    labels = rng.integers(0, 2, 400)
+    reference = {"probabilities": np.eye(2)[labels]}
+    people = np.repeat(np.arange(20), 20)
+    wrong = (people < 3) & (rng.random(400) < 0.9)
+    package = {"probabilities": np.eye(2)[np.where(wrong, 1 - labels, labels)]}
+    one = metric("macro_f1", "classification")
+    alone = loss_bound(one, reference, package, labels, seed=1)
+    together = loss_bound(one, reference, package, labels, seed=1, groups=people)
+    assert together.bound - together.estimate > 2 * (alone.bound - alone.estimate)
+    assert together.method.endswith("resamples of 20 groups")
+
+
 def test_too_few_rows_and_undefined_metrics_are_refused() -> None:
     right = np.ones(1, np.bool_)
     with pytest.raises(RequestError, match="at least 2 test rows, got 1"):
