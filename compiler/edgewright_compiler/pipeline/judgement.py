@@ -23,7 +23,8 @@ def judge(bench: Workbench, choice: Choice, truth: Outputs, found: Mapping[str, 
     """
     rows = bench.data.test
     bounds = {
-        name: loss_bound(bench.metric, truth, outputs, rows.labels, seed=bench.seed) for name, outputs in found.items()
+        name: loss_bound(bench.metric, truth, outputs, rows.labels, seed=bench.seed, groups=rows.groups)
+        for name, outputs in found.items()
     }
     limit = choice.limits.max_drop
     if limit is None:
