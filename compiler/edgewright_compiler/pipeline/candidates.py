@@ -30,8 +30,9 @@ from ..quantization.apply import quantize
 from ..quantization.schemes import Scheme, schemes
 from ..rows import Labelled, Rows
 from .build import HOST_RUNTIME, Built, File
-from .choice import Arch, Candidate
+from .choice import DEFAULT_DROP, Arch, Candidate, Limits, misses
 from .learn import OUTPUTS, arrays
+from .refinement import refined
 from .steps import Step
 from .workbench import QUANTIZERS, QUANTIZING, RUNTIMES, Workbench
 
@@ -91,12 +92,33 @@ def candidates(
     built: Built,
     formats: Sequence[Format],
     truth: Outputs,
-    *,
-    memory: bool,
+    limits: Limits,
 ) -> tuple[Candidate, ...]:
-    """Every scheme for every format, judged; `truth` is what the reference answers on validation rows."""
+    """Every scheme for every format, judged; `truth` is what the reference answers on validation rows.
+
+    Where static int8 misses the limits and float keeps them, mixed precision is tried as well.
+    """
+    memory = limits.max_rss_mb is not None
     tried = [made(bench, built, s) for form in formats for s in schemes(form, device, built.kinds)]
     bench.say(f"quantizing to {formats[-1]}", 1.0)
+    found = _judged(bench, device, machine, arch, tried, truth, memory=memory)
+    more = [made(bench, built, s) for form in formats for s in _mixed(bench, built, form, tried, found, limits)]
+    if more:
+        found += _judged(bench, device, machine, arch, more, truth, memory=memory)
+    bench.say("judging candidates", 1.0)
+    return tuple(found)
+
+
+def _judged(
+    bench: Workbench,
+    device: DeviceProfile,
+    machine: Machine,
+    arch: Arch,
+    tried: Sequence[Made],
+    truth: Outputs,
+    *,
+    memory: bool,
+) -> list[Candidate]:
     files = {one.scheme.id: one.file for one in tried if one.file is not None}
     times = measured(bench, files, machine)
     found = []
@@ -125,14 +147,32 @@ def candidates(
                 rss_mb=memory_of(one.file, bench).growth_mb if memory else None,
             )
         )
-    bench.say("judging candidates", 1.0)
-    return tuple(found)
+    return found
+
+
+def _mixed(
+    bench: Workbench, built: Built, form: Format, tried: Sequence[Made], found: Sequence[Candidate], limits: Limits
+) -> tuple[Scheme, ...]:
+    """The best static scheme of a format with the layers float that must be; none when it is not needed or no help."""
+    whole = next(c for c in found if c.format == form and c.precision == "fp32")
+    static = [
+        (one.scheme, c)
+        for one, c in zip(tried, found, strict=True)
+        if one.scheme.format == form and one.scheme.method == "static" and not c.refused
+    ]
+    if misses(whole, limits) or not static or any(not misses(c, limits) for _, c in static):
+        return ()
+    scheme, best = min(static, key=lambda pair: (pair[1].drop, pair[0].id))
+    aim = DEFAULT_DROP if limits.max_drop is None else limits.max_drop - best.half_width
+    found_layers = refined(bench, built.file(form), scheme, best.value, aim - whole.drop).float_layers
+    return (scheme.keeping(found_layers),) if found_layers else ()
 
 
 def judged(bench: Workbench, truth: Outputs, found: Outputs) -> tuple[float, float, float]:
     """(figure, drop in points, half-width at the size of the test set), on validation rows."""
     data = bench.data
-    bound = loss_bound(bench.metric, truth, found, data.validation.labels, seed=bench.seed)
+    rows = data.validation
+    bound = loss_bound(bench.metric, truth, found, rows.labels, seed=bench.seed, groups=rows.groups)
     half = (bound.bound - bound.estimate) * sqrt(bound.n / len(data.test))
     return value(bench.metric, found, data.validation.labels), bound.estimate, half
 

@@ -41,14 +41,16 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Arch(msgspec.Struct, frozen=True, kw_only=True):
-    """One net to try: how wide it starts, and the share of it that pruning leaves (1.0: not pruned)."""
+    """One net to try: how wide it starts, the share of it that pruning leaves (1.0: not pruned), and whether it was
+    trained for int8 at the end (quantization-aware)."""
 
     width: float = 1.0
     share: float = 1.0
+    qat: bool = False
 
     @property
     def id(self) -> str:
-        return f"w{self.width:g}-p{self.share:g}"
+        return f"w{self.width:g}-p{self.share:g}{'-qat' if self.qat else ''}"
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,6 +121,14 @@ def misses(candidate: Candidate, limits: Limits) -> tuple[str, ...]:
         if limit is not None and value is not None and value > limit:
             found.append(f"{value:.3g} {unit} > {option} {limit:g}")
     return tuple(found)
+
+
+def int8_costs(candidates: Sequence[Candidate], limits: Limits) -> bool:
+    """Whether some format keeps the limits in float and in no int8: what training for int8 may mend."""
+    forms = {c.format for c in candidates}
+    within = {(c.format, c.precision) for c in candidates if not misses(c, limits)}
+    quantized = {c.format for c in candidates if c.precision == "int8" and not c.refused}
+    return any((f, "fp32") in within and (f, "int8") not in within and f in quantized for f in forms)
 
 
 def choose(candidates: Sequence[Candidate], limits: Limits, tried: Sequence[Arch]) -> Choice:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -25,6 +25,7 @@ from ..graph.graph import Plain, plain
 from ..graph.reference import batch_size, run
 from ..measuring.metrics import Outputs, value
 from ..packaging import npz
+from ..quantization.qat import rounded
 from ..recipe import Schedule
 from ..rows import Array, Labelled
 from ..training.distill import Teaching, distillation, file_teacher, module_teacher, remembered
@@ -81,7 +82,9 @@ def teacher(bench: Workbench) -> Learned | None:
 
 
 def student(bench: Workbench, arch: Arch, taught_by: Learned | None) -> Learned:
-    """The net of this architecture: trained at its width, pruned share by share down to its own."""
+    """The net of this architecture: trained at its width, pruned share by share down to its own, at last for int8."""
+    if arch.qat:
+        return _for_int8(bench, student(bench, msgspec.structs.replace(arch, qat=False), taught_by), taught_by)
     learned = _wide(bench, arch.width, taught_by)
     plan = bench.recipe.prune
     if arch.share == 1.0:
@@ -165,6 +168,36 @@ def _pruned(bench: Workbench, before: Learned, share: float, taught_by: Learned 
         save_net(part / NET, net, pruned.rounds)
         told = {"channels": pruned.channels, "left": pruned.left, "before": pruned.before, "after": pruned.after}
         (part / PRUNED).write_bytes(msgspec.json.encode(told))
+
+    return Learned(step.name, before.build, bench.store.get(step, make))
+
+
+def _for_int8(bench: Workbench, before: Learned, taught_by: Learned | None) -> Learned:
+    """Trained on while it computes as if in int8; what comes out is float, and loses less when it is quantized."""
+    recipe = bench.recipe
+    schedule = (
+        recipe.prune.tune
+        if recipe.prune is not None
+        else replace(recipe.schedule, epochs=-(-recipe.schedule.epochs // 4), rate=recipe.schedule.rate / 3)
+    )
+    facts = bench.facts(
+        (*LEARNING, "quantization/qat.py"),
+        LEARNERS,
+        before=before.step,
+        schedule=asdict(schedule),
+        distil=None if recipe.distil is None else asdict(recipe.distil),
+        teacher=_taught_by(bench, taught_by),
+    )
+    step = Step("qat", facts)
+
+    def make(part: Path) -> None:
+        net = before.net()
+        seed = bench.seed_for(f"qat {before.step}")
+        with torch.no_grad():
+            example = bench.front(torch.from_numpy(bench.calibration[recipe.input.name]))
+        with rounded(net, example):
+            _train(bench, net, _loss(bench, net, schedule, taught_by), schedule, seed, part, "training for int8")
+        save_net(part / NET, net, load_rounds(before.path / NET))
 
     return Learned(step.name, before.build, bench.store.get(step, make))
 

@@ -1,6 +1,7 @@
 """The search: which architectures are tried, in which order, and until when.
 
-Without a budget the recipe's own architecture is all. With one, its other widths and shares follow, from the largest
+Without a budget the recipe's own architecture is all, and where only int8 loses too much, the same trained for int8
+(which costs minutes, and is taken only where it measures better). With one, its other widths and shares follow, from the largest
 down, as long as the next is expected to end in time; time is what steps took when they were made, so that a resumed
 search ends where the first would have. An architecture whose float form is already far outside is not exported.
 """
@@ -9,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Final
+
+import msgspec
 
 from edgewright_contracts.errors import Refused
 from edgewright_contracts.manifest import Format
@@ -20,7 +23,7 @@ from ..measuring.metrics import Outputs
 from ..recipe import Recipe
 from .build import Built
 from .candidates import candidates, judged
-from .choice import DEFAULT_DROP, Arch, Candidate, Choice, Limits, choose
+from .choice import DEFAULT_DROP, Arch, Candidate, Choice, Limits, choose, int8_costs
 from .learn import Learned, answered, student
 from .workbench import Workbench
 
@@ -37,6 +40,11 @@ def archs(recipe: Recipe, *, all_of_them: bool) -> tuple[Arch, ...]:
     return tuple(dict.fromkeys([own, *(Arch(width=w, share=s) for w in widths for s in (1.0, *shares))]))
 
 
+def for_int8(arch: Arch) -> Arch:
+    """The same, trained for int8 at the end."""
+    return msgspec.structs.replace(arch, qat=True)
+
+
 def search(
     bench: Workbench,
     device: DeviceProfile,
@@ -51,13 +59,18 @@ def search(
     found: list[Candidate] = []
     tried: list[Arch] = []
     longest, before = 0.0, bench.store.spent
-    for arch in archs(bench.recipe, all_of_them=minutes is not None):
+    waiting = list(archs(bench.recipe, all_of_them=minutes is not None))
+    while waiting:
+        arch = waiting.pop(0)
         start = bench.store.spent
         if tried and minutes is not None and start - before + longest > 60 * minutes:
             break
         tried.append(arch)
         try:
-            found += _tried(bench, device, machine, arch, formats, limits, taught_by, truth, only=minutes is None)
+            more = _tried(bench, device, machine, arch, formats, limits, taught_by, truth, only=minutes is None)
+            if not arch.qat and int8_costs(more, limits):
+                waiting.insert(0, for_int8(arch))
+            found += more
         except Refused as reason:
             if minutes is None:
                 raise
@@ -85,9 +98,7 @@ def _tried(
         aim = limits.max_drop or DEFAULT_DROP
         if drop - half > FAR * aim:
             return _none(arch, formats, f"its float form loses {drop:.2f} points already")
-    return candidates(
-        bench, device, machine, arch, Built(bench, learned), formats, truth, memory=limits.max_rss_mb is not None
-    )
+    return candidates(bench, device, machine, arch, Built(bench, learned), formats, truth, limits)
 
 
 def _none(arch: Arch, formats: Sequence[Format], reason: str) -> tuple[Candidate, ...]:
