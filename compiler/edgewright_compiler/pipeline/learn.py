@@ -195,8 +195,10 @@ def _for_int8(bench: Workbench, before: Learned, taught_by: Learned | None) -> L
         seed = bench.seed_for(f"qat {before.step}")
         with torch.no_grad():
             example = bench.front(torch.from_numpy(bench.calibration[recipe.input.name]))
+        draw = _draw(bench, seed)
+        loss = _loss(bench, net, draw, schedule, taught_by)
         with rounded(net, example):
-            _train(bench, net, _loss(bench, net, schedule, taught_by), schedule, seed, part, "training for int8")
+            _train(bench, net, draw, loss, schedule, seed, part, "training for int8")
         save_net(part / NET, net, load_rounds(before.path / NET))
 
     return Learned(step.name, before.build, bench.store.get(step, make))

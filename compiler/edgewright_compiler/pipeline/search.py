@@ -1,9 +1,9 @@
 """The search: which architectures are tried, in which order, and until when.
 
 Without a budget the recipe's own architecture is all, and where only int8 loses too much, the same trained for int8
-(which costs minutes, and is taken only where it measures better). With one, its other widths and shares follow, from the largest
-down, as long as the next is expected to end in time; time is what steps took when they were made, so that a resumed
-search ends where the first would have. An architecture whose float form is already far outside is not exported.
+(which costs minutes, and is taken only where it measures better). With one, its other widths and shares follow, from
+the largest down, as long as the next is expected to end in time; time is what steps took when they were made, so that a
+resumed search ends where the first would have. An architecture whose float form is far outside is not exported.
 """
 
 from __future__ import annotations
