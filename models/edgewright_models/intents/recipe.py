@@ -43,7 +43,7 @@ class Settings:
     epochs: int = 12
 
 
-QUICK: Final = Settings(teacher=(32, 1), teacher_epochs=1, student=(8, 32), epochs=1)
+QUICK: Final = Settings(teacher=(32, 1), teacher_epochs=1, student=(8, 32), epochs=4)
 
 
 def recipe(settings: Settings = Settings()) -> Recipe:
