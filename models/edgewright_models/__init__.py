@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 RECIPES: Final[dict[str, str]] = {
-    "digits": "edgewright_models.digits.recipe",
+    name: f"edgewright_models.{name}.recipe"
+    for name in ("digits", "mnist", "fashion", "activity", "intents", "anomaly", "announcer")
 }
 
 __all__ = ["RECIPES"]

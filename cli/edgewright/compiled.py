@@ -1,0 +1,78 @@
+"""What a compilation came to: one table for people, one object for programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from edgewright_compiler.measuring.evidence import Evidence
+from edgewright_contracts.package import Package
+
+
+def summary(package: Package, evidence: Evidence, run: Path | None) -> dict[str, Any]:
+    """`run` is the folder of the run, where there is one."""
+    manifest = package.manifest
+    return {
+        "package": str(package.root),
+        "name": manifest.name,
+        "version": manifest.version,
+        "digest": package.digest,
+        "run": None if run is None else str(run),
+        "seconds": evidence.seconds,
+        "metric": evidence.metric,
+        "reference": {
+            "name": evidence.reference.name,
+            "metric": {name: round(f.value, 5) for name, f in evidence.reference.metric.items()},
+            "bytes": evidence.reference.bytes,
+            "p50_us": {form: time.p50 for form, time in evidence.reference.time_us.items()},
+        },
+        "variants": [
+            {
+                "id": v.id,
+                "scheme": v.scheme,
+                "metric": {name: round(f.value, 5) for name, f in v.metric.items()},
+                "loss": v.loss,
+                "bytes": v.bytes,
+                "p50_us": v.time_us.p50,
+                "p95_us": v.time_us.p95,
+                "monitor_us": v.monitor_us,
+            }
+            for v in evidence.variants
+        ],
+    }
+
+
+def show(console: Console, package: Package, evidence: Evidence, notes: tuple[str, ...] = ()) -> None:
+    """Reference and variants beside each other, and what to be told besides."""
+    manifest = package.manifest
+    tests = list(evidence.variants[0].metric)
+    title = (
+        f"{manifest.name} {manifest.version}: {evidence.metric} on {', '.join(tests)} rows; times of one sample, here"
+    )
+    table = Table(title=title, title_justify="left")
+    for name in ("", *tests, "loss (95 % bound)", "bytes", "", "p50", ""):
+        table.add_column(name, justify="right" if name else "left")
+    reference = evidence.reference
+    for form, time in reference.time_us.items():
+        shares = [f"{reference.metric[test].value:.4f}" for test in tests]
+        table.add_row(f"{reference.name}, {form}", *shares, "", f"{reference.bytes[form]:,}", "", f"{time.p50:.0f} µs")
+    for v in evidence.variants:
+        form = v.id.partition("-")[0]
+        loss = "" if v.loss is None else f"{v.loss.estimate:+.2f} (≤ {v.loss.bound:.2f})"
+        smaller = faster = ""
+        if form in reference.bytes:
+            smaller = f"÷ {reference.bytes[form] / v.bytes:.1f}"
+            faster = f"÷ {reference.time_us[form].p50 / v.time_us.p50:.1f}"
+        shares = [f"{v.metric[test].value:.4f}" for test in tests]
+        table.add_row(v.id, *shares, loss, f"{v.bytes:,}", smaller, f"{v.time_us.p50:.0f} µs", faster)
+    console.print(table)
+    for note in notes:
+        console.print(note, highlight=False)
+    for warning in evidence.warnings:
+        console.print(f"[yellow]warning[/yellow] {warning}", highlight=False)
+    console.print(f"digest {package.digest}", highlight=False)
+    console.print(f"{package.root} in {evidence.seconds:.1f} s; all that was measured: ", end="", highlight=False)
+    console.print(f"edgewright inspect {package.root}", highlight=False, soft_wrap=True)
