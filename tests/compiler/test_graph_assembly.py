@@ -16,7 +16,7 @@ from edgewright_compiler.export.onnx import export_onnx
 from edgewright_compiler.export.tflite import export_tflite
 from edgewright_compiler.graph.blocks.scaling import Normalise
 from edgewright_compiler.graph.features import Feature
-from edgewright_compiler.graph.graph import FIT_ROWS, ROUNDS, Assembled, Graph, assemble, fitting_rows, plain
+from edgewright_compiler.graph.graph import FIT_ROWS, ROUNDS, Assembled, assemble, fitting_rows, plain
 from edgewright_compiler.graph.reference import Outputs, count, cut, run
 from edgewright_compiler.quantization.apply import quantize
 from edgewright_compiler.quantization.schemes import Scheme
@@ -86,14 +86,16 @@ def test_every_task_gives_what_it_declares_and_channels_to_count(one: Case) -> N
     assert "distance-all" in names
 
 
-def test_the_channels_of_grey_images_and_classes_keep_their_names() -> None:
+def levels() -> tuple[Case, tuple[Assembled, Recipe]]:
+    """Grey images as a sensor gives them, normalised in the graph."""
     one = case("cnn")
-    levels = np.clip(one.rows * 4 + 8, 0, 16).astype(np.uint8)[:, 0]
-    assembled, _ = made(
-        replace(one, rows=levels),
-        input=TensorIn(name="x", dtype="uint8", shape=(8, 8), valid=(0, 16)),
-        front=lambda _data: Normalise(8, 4, channels="new"),
-    )
+    one = replace(one, rows=np.clip(one.rows * 4 + 8, 0, 16).astype(np.uint8)[:, 0])
+    seen = TensorIn(name="x", dtype="uint8", shape=(8, 8), valid=(0, 16))
+    return one, made(one, input=seen, front=lambda _data: Normalise(8, 4, channels="new"))
+
+
+def test_the_channels_of_grey_images_and_classes_keep_their_names() -> None:
+    assembled, _ = levels()[1]
     assert [f.name for f in assembled.features] == [
         "mean", "row-gradient", "column-gradient", "dark-share", "bright-share", "strong", "top-bottom", "left-right",
         "quietest-row", *(f"pca-{i}" for i in range(1, 9)), "distance-class", "distance-all", "confidence", "entropy",
@@ -196,13 +198,11 @@ def static(form: str) -> Scheme:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cnn", "autoencoder", "detector"])
+@pytest.mark.parametrize("name", ["levels", "autoencoder", "detector"])
 def test_both_formats_answer_as_torch_and_int8_leaves_the_monitor_what_it_sees(name: str, tmp_path: Path) -> None:
-    """Without a front, net and monitor would read one tensor; rows far outside the calibrated range show it."""
-    one = case(name)
-    assembled, recipe = made(one)
-    assert isinstance(assembled.graph, Graph)
-    assert assembled.graph.apart
+    """If net and monitor read one tensor, or net and head, rows far outside the calibrated range would show it."""
+    one, (assembled, recipe) = levels() if name == "levels" else (case(name), made(case(name)))
+    assert assembled.graph.apart == (name != "levels")
     outside = (one.rows * 3).astype(one.rows.dtype)
     expected = answered(assembled.graph, assembled, torch.from_numpy(outside))
     seen = [at for at, (_, group) in enumerate(assembled.graph.monitor.columns) if group == "input"]

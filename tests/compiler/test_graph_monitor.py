@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from edgewright_compiler.graph.heads import Classes
-from edgewright_compiler.graph.monitor import EmbeddingMonitor, OutputMonitor, fit_embedding
+from edgewright_compiler.graph.monitor import WIDE, EmbeddingMonitor, OutputMonitor, fit_embedding
 from edgewright_contracts.errors import RequestError
 
 RNG = np.random.default_rng(3)
@@ -51,6 +51,17 @@ def test_dead_units_of_an_embedding_take_no_column() -> None:
     constants = fit_embedding(e, np.arange(200) % 2)
     assert constants.project.shape == (9, 3)
     assert all(np.isfinite(getattr(constants, name)).all() for name in ("project", "offset", "whiten", "centres"))
+
+
+def test_of_a_wide_embedding_the_numbers_that_vary_most_are_looked_at() -> None:
+    e = RNG.normal(size=(300, 1000)).astype(np.float32) * 0.01
+    e[:, 300:500] += E[:300].repeat(17, axis=1)[:, :200].astype(np.float32)
+    constants = fit_embedding(e, None)
+    assert constants.chosen is not None
+    assert len(constants.chosen) == WIDE
+    assert set(range(300, 500)) <= set(constants.chosen.tolist())
+    got = EmbeddingMonitor(constants)(torch.from_numpy(e)).numpy()
+    np.testing.assert_allclose(np.cov(got[:, :8].T), np.eye(8), atol=2e-2)
 
 
 def test_an_embedding_that_is_dead_or_not_finite_is_told() -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from edgewright_compiler.graph.blocks.text import encoded
-from edgewright_compiler.graph.statistics import principal, statistics
+from edgewright_compiler.graph.moments import principal
+from edgewright_compiler.graph.statistics import statistics
 from edgewright_compiler.recipe import Statistics as Kind
 from edgewright_contracts.errors import RequestError
 from edgewright_contracts.manifest import TensorIn

@@ -38,10 +38,10 @@ _HUGE: Final = 1e30
 class Plain(nn.Module):
     """raw rows → the task's outputs, without monitor: what a teacher is exported as, and the graph's cost compared.
 
-    `apart`: the front hands on the raw values as they are, so the net needs a copy of its own.
+    `apart`: the net's input has another reader, so it needs a copy of its own before it is quantized.
     """
 
-    def __init__(self, front: nn.Module, net: nn.Module, head: Head, *, apart: bool = True) -> None:
+    def __init__(self, front: nn.Module, net: nn.Module, head: Head, *, apart: bool = False) -> None:
         super().__init__()
         self.apart = apart or head.reads_input
         self.front = front
@@ -67,7 +67,7 @@ class Plain(nn.Module):
 
 
 class Graph(Plain):
-    """raw rows → (*outputs, monitor)."""
+    """raw rows → (*outputs, monitor). A front that does more than cast and move axes may do without `apart`."""
 
     def __init__(self, front: nn.Module, net: nn.Module, head: Head, monitor: Monitor, *, apart: bool = True) -> None:
         super().__init__(front, net, head, apart=apart)
@@ -98,7 +98,7 @@ def plain(recipe: Recipe, data: Data, net: nn.Module, *, temperature: float, see
     front = recipe.front(data).eval()
     tapped = (net if isinstance(net, Tapped) else Tapped(net)).eval()
     ran = _run(front, tapped, raw)
-    return Plain(front, tapped, _head(recipe, data, ran, labels, temperature), apart=ran.untouched).eval()
+    return Plain(front, tapped, _head(recipe, data, ran, labels, temperature)).eval()
 
 
 def assemble(recipe: Recipe, data: Data, net: nn.Module, *, temperature: float, seed: int) -> Assembled:
@@ -114,9 +114,7 @@ def assemble(recipe: Recipe, data: Data, net: nn.Module, *, temperature: float, 
     ran = _run(front, tapped, raw)
     top = _head(recipe, data, ran, labels, temperature)
     classes = labels.astype(np.int64) if recipe.task == "classification" else None
-    monitor = Monitor(
-        statistics(recipe.statistics, recipe.input, raw), fit_embedding(ran.embedding.astype(np.float64), classes), top
-    )
+    monitor = Monitor(statistics(recipe.statistics, recipe.input, raw), fit_embedding(ran.embedding, classes), top)
     graph = Graph(front, tapped, top, monitor, apart=ran.untouched).eval()
     frequent: tuple[int, ...] = ()
     if recipe.task == "classification":

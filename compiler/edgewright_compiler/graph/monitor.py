@@ -27,23 +27,26 @@ from edgewright_contracts.errors import RequestError
 
 from .features import Columns
 from .heads import Classes, Head
-from .statistics import FLOOR, Float, Statistics, affine, principal
+from .moments import FLOOR, Float, affine, principal
+from .statistics import Statistics
 
 COMPONENTS: Final = 8
+WIDE: Final = 256  # of a wider embedding, the numbers that vary most: its weights would outgrow a small net
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingConstants:
-    """z = e @ project + offset is PCA-k in standard deviations; u = z @ whiten has unit covariance within the classes,
-    whose means are `centres` in the space of u. Without classes the covariance is that of all rows."""
+    """z = e[chosen] @ project + offset is PCA-k in standard deviations; u = z @ whiten has unit covariance within the
+    classes, whose means are `centres` in the space of u. Without classes the covariance is that of all rows."""
 
+    chosen: npt.NDArray[np.int64] | None  # None: all d
     project: Float  # [d, k]
     offset: Float  # [k]
     whiten: Float  # [k, k]
     centres: Float | None  # [classes, k]
 
 
-def fit_embedding(embeddings: Float, labels: npt.NDArray[np.int64] | None) -> EmbeddingConstants:
+def fit_embedding(embeddings: npt.NDArray[np.floating], labels: npt.NDArray[np.int64] | None) -> EmbeddingConstants:
     """Constants from training rows: embeddings [n, d], classes [n] where the task has them. k is 8, or fewer where the
     embedding varies in fewer directions. Equal inputs give equal constants.
 
@@ -52,11 +55,16 @@ def fit_embedding(embeddings: Float, labels: npt.NDArray[np.int64] | None) -> Em
     if not np.isfinite(embeddings).all():
         row = int(np.argmin(np.isfinite(embeddings).all(axis=1)))
         raise RequestError(f"training row {row} has an embedding that is not finite: look at the data and the net")
+    chosen = None
+    if embeddings.shape[1] > WIDE:
+        chosen = np.sort(np.argsort(-embeddings.var(axis=0, dtype=np.float64), kind="stable")[:WIDE])
+        embeddings = embeddings[:, chosen]
+    e = embeddings.astype(np.float64)
     try:
-        project, offset = principal(embeddings, COMPONENTS)
+        project, offset = principal(e, COMPONENTS)
     except RequestError as error:
         raise RequestError(f"the embedding of the training rows: {error}") from None
-    z = embeddings @ project + offset
+    z = e @ project + offset
     within, means = z, None
     if labels is not None:
         classes = np.unique(labels)
@@ -64,7 +72,7 @@ def fit_embedding(embeddings: Float, labels: npt.NDArray[np.int64] | None) -> Em
         within = z - means[np.searchsorted(classes, labels)]
     tied = within.T @ within / len(z) + FLOOR * np.eye(z.shape[1])
     whiten = np.linalg.cholesky(np.linalg.inv(tied))
-    return EmbeddingConstants(project, offset, whiten, None if means is None else means @ whiten)
+    return EmbeddingConstants(chosen, project, offset, whiten, None if means is None else means @ whiten)
 
 
 class EmbeddingMonitor(nn.Module):
@@ -74,6 +82,7 @@ class EmbeddingMonitor(nn.Module):
     def __init__(self, constants: EmbeddingConstants) -> None:
         super().__init__()
         m = constants.centres
+        self.chosen = None if constants.chosen is None else nn.Buffer(torch.from_numpy(constants.chosen))
         self.project = affine(constants.project, constants.offset)
         self.whiten = affine(constants.whiten, np.zeros(constants.whiten.shape[1]))
         self.towards = None if m is None else affine(-2 * m.T, (m * m).sum(1))
@@ -81,6 +90,8 @@ class EmbeddingMonitor(nn.Module):
         self.names = (*components, *(() if m is None else ("distance-class",)), "distance-all")
 
     def forward(self, embedding: Tensor) -> Tensor:
+        if self.chosen is not None:
+            embedding = embedding.index_select(1, self.chosen)
         z = self.project(embedding)
         u = self.whiten(z)
         overall = (u * u).sum(1, keepdim=True)

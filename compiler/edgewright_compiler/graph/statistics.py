@@ -16,7 +16,6 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,12 +25,10 @@ from edgewright_contracts.manifest import TensorIn
 
 from ..recipe import Statistics as Kind
 from ..rows import Array
-
-Float = npt.NDArray[np.float64]
+from .moments import Float, affine, moments, principal
 
 GRID: Final = 16  # an image is looked at on about so many rows and columns
 ONE_BY_ONE: Final = 8  # channels of a series, values of a vector that get columns of their own
-FLOOR: Final = 1e-6
 FIT_ROWS: Final = 4096  # constants come from at most so many rows, evenly spread
 
 
@@ -111,7 +108,7 @@ class SeriesStatistics(Statistics):
         x = _spread(rows)
         if x.shape[1] < 2:
             raise RequestError("statistics of a series need at least 2 steps; a single one is a vector")
-        mean, deviation = _moments(x.astype(np.float64).reshape(len(x) * x.shape[1], -1))
+        mean, deviation = moments(x.astype(np.float64).reshape(len(x) * x.shape[1], -1))
         self.channels = len(mean)
         self.maps = nn.Conv1d(self.channels, 3 * self.channels, 2, groups=self.channels)
         kernels = np.array([[0, 1], [0, -1], [-1, 1]]) / deviation[:, None, None]  # the value, its negative, its step
@@ -149,7 +146,7 @@ class VectorStatistics(Statistics):
         super().__init__()
         x = _spread(rows).astype(np.float64).reshape(min(len(rows), FIT_ROWS), -1)
         size = x.shape[1]
-        mean, deviation = _moments(x)
+        mean, deviation = moments(x)
         self.single = size <= ONE_BY_ONE
         self.mean = nn.Buffer(torch.from_numpy(mean).to(torch.float32))
         self.factor = nn.Buffer(torch.from_numpy(1 / deviation).to(torch.float32))
@@ -238,31 +235,6 @@ def statistics(kind: Kind, tensor: TensorIn, rows: Array) -> Statistics:
     return ImageStatistics(shape, low=low, levels=(high - low) / step, step=step)
 
 
-def principal(x: Float, components: int = 8) -> tuple[Float, Float]:
-    """(project [d, k], offset [k]): x @ project + offset is PCA-k of rows [n, d] in standard deviations.
-
-    k is `components`, or fewer where rows vary in fewer directions. Equal inputs give equal constants. Raises
-    RequestError when no direction varies.
-    """
-    if len(x) < 2:
-        raise RequestError(f"expected at least 2 rows without gaps to find directions in, got {len(x)}")
-    mean = x.mean(axis=0)
-    centred = x - mean
-    if x.shape[1] <= len(x):
-        values, vectors = np.linalg.eigh(centred.T @ centred / (len(x) - 1))
-    else:  # the same directions out of the smaller matrix
-        values, rows = np.linalg.eigh(centred @ centred.T / (len(x) - 1))
-        vectors = centred.T @ rows / np.sqrt(np.maximum(values, np.finfo(float).tiny) * (len(x) - 1))
-    top = np.argsort(values)[::-1][:components]
-    top = top[values[top] > FLOOR * FLOOR + FLOOR * max(0.0, float(values[top[0]]))]
-    if top.size == 0:
-        raise RequestError(f"{len(x)} rows of {x.shape[1]} numbers never vary: there is nothing to monitor")
-    basis = vectors[:, top]
-    basis *= np.sign(basis[np.abs(basis).argmax(axis=0), range(len(top))])  # an eigenvector's sign is arbitrary
-    project = basis / np.sqrt(values[top])
-    return project, -mean @ project
-
-
 def _image(shape: tuple[int, ...]) -> tuple[bool, int, int, int]:
     """(channels first, height, width, colours): a dimension of 1, 3 or 4 is that of colours, the last one first."""
     if len(shape) == 2:
@@ -287,23 +259,5 @@ def _byte_kinds() -> tuple[Float, ...]:
     return tuple(np.asarray(kind, np.float64) for kind in (letter, capital, digit, space, sign, code >= 128))
 
 
-def _moments(x: Float) -> tuple[Float, Float]:
-    """Mean and standard deviation of each column, of finite values; 1 for one that never varies."""
-    finite = np.where(np.isfinite(x), x, np.nan)
-    if np.isnan(finite).all(axis=0).any():
-        raise RequestError("a channel of the training rows has no finite value: drop it, or repair the data")
-    mean, deviation = np.nanmean(finite, axis=0), np.nanstd(finite, axis=0)
-    return mean, np.where(deviation > FLOOR * np.maximum(1, np.abs(mean)), deviation, 1.0)
-
-
 def _spread(rows: Array) -> Array:
     return rows if len(rows) <= FIT_ROWS else rows[np.linspace(0, len(rows) - 1, FIT_ROWS).astype(np.int64)]
-
-
-def affine(weight: Float, bias: Float) -> nn.Linear:
-    """x @ weight + bias, with constants."""
-    layer = nn.Linear(*weight.shape)
-    with torch.no_grad():
-        layer.weight.copy_(torch.from_numpy(np.ascontiguousarray(weight.T)))
-        layer.bias.copy_(torch.from_numpy(bias))
-    return layer.requires_grad_(False)
