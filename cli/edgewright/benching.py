@@ -96,8 +96,8 @@ def show_bench(console: Console, found: Bench) -> None:
 def slim(words: Sequence[str], figures: Sequence[str]) -> Table:
     """A table that nine columns fit into on a narrow terminal: words to the left, figures to the right of them."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in words:
-        table.add_column(name)
+    for place, name in enumerate(words):
+        table.add_column(name, no_wrap=place == 0)
     for name in figures:
         table.add_column(name, justify="right", no_wrap=True)
     return table

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 import msgspec
@@ -27,6 +27,8 @@ from edgewright_contracts.package import Package, read_package
 from edgewright_devices import load
 
 from .benching import show_bench, slim
+
+SHOWN: Final = 5  # of the suspects: evidence.json has them all
 
 
 @click.command()
@@ -80,7 +82,9 @@ def show_evidence(console: Console, evidence: Evidence, benches: tuple[Bench, ..
     for warning in evidence.warnings:
         console.print(f"[yellow]warning[/yellow] {warning}", highlight=False)
     if evidence.suspects:
-        console.print(f"{len(evidence.suspects)} training rows look wrong: {', '.join(evidence.suspects[:5])}")
+        console.print(f"{len(evidence.suspects)} training rows look wrong:", highlight=False)
+        for one in evidence.suspects[:SHOWN]:
+            console.print(f"  {one}", highlight=False, markup=False)
 
 
 def _show_manifest(console: Console, package: Package) -> None:
@@ -151,8 +155,9 @@ def _show_loss(console: Console, evidence: Evidence) -> None:
         if (loss := v.loss) is None:
             continue
         seen = "" if loss.discordant is None else f", {loss.discordant} scored differently"
+        lost, most = _points(loss.estimate), _points(loss.bound)
         console.print(
-            f"{v.id}: loses {loss.estimate:.2f} points against {evidence.reference.name}, at most {loss.bound:.2f} "
+            f"{v.id}: loses {lost} points against {evidence.reference.name}, at most {most} "
             f"with {100 * loss.confidence:g} % confidence{limit} (n = {loss.n:,}{seen}; {loss.method})",
             highlight=False,
         )
@@ -268,6 +273,10 @@ def _between(scale: float, figure: Figure) -> str:
     if figure.low is None or figure.high is None:
         return "–"
     return f"{scale * figure.low:.1f}–{scale * figure.high:.1f}"
+
+
+def _points(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}"  # never -0.00
 
 
 def _times(time: Time) -> tuple[str, ...]:

@@ -150,7 +150,7 @@ def test_shifts_do_what_they_say() -> None:
     assert (of["late"][:, 5:] == series[:, :-5]).all()
     for row, channel in ((0, 0), (1, 1)):
         dead = of["dead sensor"][row]
-        assert (dead[:, channel] == series[:, :, channel].mean()).all()
+        assert (dead[:, channel] == np.median(series[:, :, channel])).all()
         assert (np.delete(dead, channel, 1) == np.delete(series[row], channel, 1)).all()
 
 
@@ -173,8 +173,10 @@ def test_the_adversarial_step_hurts_more_than_noise_of_its_size() -> None:
         nn.functional.cross_entropy(net(x), y).backward()
         optimiser.step()
     front = Scaled().eval()
-    moved = adversarial(front, net.eval(), IMAGE, rows, labels, "classification")
-    assert moved is not None
+    found = adversarial(front, net.eval(), IMAGE, rows, labels, "classification")
+    assert found is not None
+    detail, moved = found
+    assert detail == "5.1 of the input along the float model's gradient"
     assert (moved.shape, moved.dtype) == (rows.shape, rows.dtype)
     assert np.abs(moved.astype(int) - rows).max() <= round(STEP * 255)
     noisy = np.clip(rows + rng.choice([-5, 5], rows.shape), 0, 255).astype(np.uint8)
@@ -185,6 +187,24 @@ def test_the_adversarial_step_hurts_more_than_noise_of_its_size() -> None:
 
     assert right(moved) < right(noisy) - 0.3
     assert all(p.grad is None or p.grad.abs().sum() >= 0 for p in net.parameters())
+
+
+def test_a_step_of_whole_numbers_is_at_least_one() -> None:
+    few = TensorIn(name="image", dtype="uint8", shape=(8, 8), valid=(0.0, 16.0), unit="level")
+    rows = np.full((3, 8, 8), 8, np.uint8)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).eval()
+    found = adversarial(Scaled(), net, few, rows, np.zeros(3, np.int64), "classification")
+    assert found is not None
+    assert found[0].startswith("1 level along")
+    assert (np.abs(found[1].astype(int) - rows) == 1).all()
+
+
+def test_noise_goes_by_each_channels_middle_and_not_by_what_lies_far_outside() -> None:
+    rows = np.random.default_rng(1).standard_normal((2000, 6)).astype(np.float32)
+    rows[:20] = 1000.0
+    name, _, changed = next(iter(shifted("vector", VECTOR, rows, seed=1)))
+    assert name == "noise"
+    assert np.std(changed[20:] - rows[20:]) == pytest.approx(0.2, rel=0.1)
 
 
 def test_where_a_gradient_has_no_meaning_there_is_no_adversarial_step() -> None:

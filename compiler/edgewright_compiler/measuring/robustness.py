@@ -41,11 +41,12 @@ def shifted(statistics: Statistics, tensor: TensorIn, rows: Array, *, seed: int)
 
 def adversarial(
     front: nn.Module, net: nn.Module, tensor: TensorIn, rows: Array, labels: Array, task: Task
-) -> Array | None:
-    """Every row moved by `STEP` of the range along the sign of the gradient of the loss: FGSM (Goodfellow, Shlens and
-    Szegedy, ICLR 2015). None where it has no meaning: no labels to move away from, or an input of indices.
+) -> tuple[str, Array] | None:
+    """(what is done in words, moved rows): every value goes by `STEP` of the range, but by 1 at least in an input of
+    whole numbers, along the sign of the gradient of the loss: FGSM (Goodfellow, Shlens and Szegedy, ICLR 2015).
 
-    `net` and `front` are in eval mode and stay so. Computed on the float model; a quantized one is hit by transfer.
+    None where it has no meaning: no labels to move away from, or an input of indices. `net` and `front` are in eval
+    mode and stay so. Computed on the float model; a quantized one is hit by transfer.
     """
     import torch
     from torch.nn import functional
@@ -53,6 +54,7 @@ def adversarial(
     if task not in ("classification", "multilabel", "regression"):
         return None
     low, high = _range(tensor, rows)
+    step = max(STEP * (high - low), 1.0 if rows.dtype.kind in "iu" else 0.0)
     moved = []
     for start in range(0, len(rows), 256):
         x = torch.from_numpy(rows[start : start + 256].astype(np.float32)).requires_grad_()
@@ -70,8 +72,9 @@ def adversarial(
             (slope,) = torch.autograd.grad(loss, x, allow_unused=True)
         if slope is None:
             return None
-        moved.append((x.detach() + STEP * (high - low) * slope.sign()).numpy().astype(np.float64))
-    return _back(np.concatenate(moved), rows, low, high)
+        moved.append((x.detach() + step * slope.sign()).numpy().astype(np.float64))
+    detail = f"{step:.3g} {tensor.unit or 'of the input'} along the float model's gradient".replace("  ", " ")
+    return detail, _back(np.concatenate(moved), rows, low, high)
 
 
 def _range(tensor: TensorIn, rows: Array) -> tuple[float, float]:
@@ -85,8 +88,16 @@ def _back(changed: Floats, rows: Array, low: float, high: float) -> Array:
     return (np.rint(clipped) if rows.dtype.kind in "iub" else clipped).astype(rows.dtype)
 
 
-def _noise(share: float) -> Change:
-    return lambda rng, x, width: x + rng.standard_normal(x.shape) * (share * width)
+def _noise(rng: np.random.Generator, x: Floats, width: float) -> Floats:
+    return x + rng.standard_normal(x.shape) * (0.1 * width)
+
+
+def _noise_by_channel(rng: np.random.Generator, x: Floats, _width: float) -> Floats:
+    """By the quartiles of each channel (the last axis): what is far outside of them is what such a model looks for."""
+    flat = x.reshape(-1, x.shape[-1])
+    quarter, rest = np.quantile(flat, (0.25, 0.75), axis=0)
+    spread = (rest - quarter) / 1.349
+    return np.asarray(x + rng.standard_normal(x.shape) * (0.2 * np.where(spread > 0, spread, flat.std(axis=0))))
 
 
 def _brighter(_rng: np.random.Generator, x: Floats, width: float) -> Floats:
@@ -131,10 +142,10 @@ def _louder(_rng: np.random.Generator, x: Floats, _width: float) -> Floats:
 
 
 def _dead(_rng: np.random.Generator, x: Floats, _width: float) -> Floats:
-    """Of every row one channel, on the last axis, is its mean over all rows: row i loses channel i mod their number."""
+    """Of every row one channel, the last axis, is at its median over all rows: row i loses channel i mod their number."""
     out = x.reshape(len(x), -1, x.shape[-1]).copy()
     which = np.arange(len(x)) % x.shape[-1]
-    out[np.arange(len(x)), :, which] = out.mean(axis=(0, 1))[which, None]
+    out[np.arange(len(x)), :, which] = np.median(out, axis=(0, 1))[which, None]
     return out.reshape(x.shape)
 
 
@@ -153,22 +164,22 @@ def _swapped(rng: np.random.Generator, x: Floats, _width: float) -> Floats:
 
 _SHIFTS: Final[dict[str, tuple[tuple[str, str, Change], ...]]] = {
     "image": (
-        ("noise", "white noise, 10 % of the range", _noise(0.1)),
+        ("noise", "white noise, 10 % of the range", _noise),
         ("blur", "mean of 3 × 3 pixels", _blurred),
         ("contrast", "half the distance from each image's mean", _flatter),
         ("brightness", "20 % of the range brighter", _brighter),
         ("shift", "down and to the right by 7 % of the side", _aside),
     ),
     "series": (
-        ("noise", "white noise, 5 % of the range", _noise(0.05)),
+        ("noise", "white noise, a fifth of each channel's deviation", _noise_by_channel),
         ("gain", "every value × 1.25", _louder),
         ("late", "a tenth of the window later", _later),
-        ("dead sensor", "one channel at its mean", _dead),
+        ("dead sensor", "one channel at its median", _dead),
     ),
     "vector": (
-        ("noise", "white noise, 5 % of the range", _noise(0.05)),
+        ("noise", "white noise, a fifth of each channel's deviation", _noise_by_channel),
         ("gain", "every value × 1.25", _louder),
-        ("dead sensor", "one value at its mean", _dead),
+        ("dead sensor", "one value at its median", _dead),
     ),
     "tokens": (
         ("erased", "one token in ten is 0", _erased),

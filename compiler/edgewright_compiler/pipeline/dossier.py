@@ -250,8 +250,8 @@ def _robustness(bench: Workbench, taken: Chosen, part: Part) -> tuple[Shift, ...
         found.append(Shift(name=name, detail=detail, figure=_shifted(bench, session.run({tensor.name: changed}), rows)))
     moved = adversarial(bench.front, taken.built.net, tensor, raw, rows.labels, recipe.task)
     if moved is not None:
-        outputs = session.run({tensor.name: moved})
-        detail = "one signed gradient step of the float model, 2 % of the range"
+        detail, away = moved
+        outputs = session.run({tensor.name: away})
         found.append(Shift(name="fgsm", detail=detail, figure=_shifted(bench, outputs, rows), adversarial=True))
     return tuple(found)
 
