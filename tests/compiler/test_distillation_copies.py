@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from edgewright_compiler.recipe import Distil, Schedule
 from edgewright_compiler.rows import Labelled
 from edgewright_compiler.training.distill import Teaching, distillation, module_teacher, remembered
+from edgewright_compiler.training.draws import draws
 from edgewright_compiler.training.losses import task_loss
-from edgewright_compiler.training.train import Batch, History, bfloat16_here, draws, reproducible, train
+from edgewright_compiler.training.train import Batch, History, bfloat16_here, reproducible, train
 from sim.nets import Case, case
 
 ONE = case("cnn")

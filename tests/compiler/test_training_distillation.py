@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from edgewright_compiler.recipe import Distil, Schedule
 from edgewright_compiler.rows import Labelled
 from edgewright_compiler.training.distill import Teaching, distillation, file_teacher, module_teacher
+from edgewright_compiler.training.draws import draws
 from edgewright_compiler.training.losses import task_loss
-from edgewright_compiler.training.train import Batch, answers, draws, reproducible, train
+from edgewright_compiler.training.train import Batch, answers, reproducible, train
 from edgewright_contracts.errors import RequestError
 from edgewright_contracts.manifest import TensorIn, TensorOut
 from sim.nets import Case, Cnn, case, zoo

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from edgewright_compiler.recipe import Distil, Schedule
 from edgewright_compiler.rows import Labelled
 from edgewright_compiler.training.distill import distillation, module_teacher
+from edgewright_compiler.training.draws import Draw, draws
 from edgewright_compiler.training.finetune import last_layer_only
 from edgewright_compiler.training.losses import task_loss
-from edgewright_compiler.training.train import Batch, Draw, History, answers, draws, reproducible, train
+from edgewright_compiler.training.train import Batch, History, answers, reproducible, train
 from edgewright_contracts.errors import EdgewrightError, Refused, RequestError, Unavailable
 from sim.nets import Case, Cnn, case, zoo
 
@@ -251,6 +252,29 @@ def test_rows_that_may_not_be_written_are_taken_too() -> None:
     rows.setflags(write=False)
     answer, _ = answers(built(one, 1), nn.Identity(), rows)
     assert len(answer) == len(rows)
+
+
+class Viewed(Cnn):
+    """A view of activations, which memory in channels-last order does not have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.max_pool2d(torch.relu(self.bn1(self.conv1(x))), 2)
+        x = torch.max_pool2d(torch.relu(self.bn2(self.conv2(x))), 2)
+        return self.head(torch.relu(self.embed(x.view(len(x), -1))))
+
+
+@pytest.mark.parametrize(("build", "contiguous"), [(Cnn, False), (Viewed, True)])
+def test_images_are_trained_in_the_layout_that_the_net_can_stand(build: type[Cnn], contiguous: bool) -> None:
+    seen: list[bool] = []
+    net = build()
+
+    def loss(batch: Batch, answer: Tensor, _embedding: Tensor) -> Tensor:
+        seen.append(net.conv2.weight.is_contiguous())
+        return answer.square().mean()
+
+    trained(replace(case("cnn"), build=lambda: net), loss=loss)
+    assert set(seen) == {contiguous}
+    assert all(p.is_contiguous() for p in net.parameters()), "it is handed back as it came"
 
 
 def test_every_epoch_draws_anew_by_seed_and_epoch_alone() -> None:

@@ -17,10 +17,11 @@ from edgewright_compiler.measuring.counted import counted
 from edgewright_compiler.recipe import Prune, Schedule
 from edgewright_compiler.rows import Labelled
 from edgewright_compiler.training.channels import Cut, apply, survey
+from edgewright_compiler.training.draws import draws
 from edgewright_compiler.training.losses import task_loss
 from edgewright_compiler.training.prune import Pruned, cost_of, ladder, load_net, load_rounds, prune, save_net
 from edgewright_compiler.training.sensitivity import sensitivity
-from edgewright_compiler.training.train import answers, draws, reproducible, train
+from edgewright_compiler.training.train import answers, reproducible, train
 from edgewright_contracts.errors import Refused, RequestError
 from sim.nets import Case, Cnn, ConvGru, case, zoo
 

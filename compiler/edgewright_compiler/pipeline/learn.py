@@ -29,10 +29,11 @@ from ..quantization.qat import rounded
 from ..recipe import Schedule
 from ..rows import Array, Labelled
 from ..training.distill import Teaching, distillation, file_teacher, module_teacher, remembered
+from ..training.draws import Draw, draws
 from ..training.finetune import load_weights
 from ..training.losses import task_loss
 from ..training.prune import cost_of, ladder, load_net, load_rounds, prune, save_net
-from ..training.train import Draw, Loss, draws, train
+from ..training.train import Loss, train
 from .choice import Arch
 from .clocked import latency_of
 from .steps import CHECKPOINT, Step

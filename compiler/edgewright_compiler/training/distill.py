@@ -31,8 +31,9 @@ from edgewright_runtime.runtime import SUFFIXES, Session, open_session
 
 from ..graph.tap import Tapped
 from ..recipe import Distil
+from .draws import Draw, as_tensor
 from .losses import expect_answer
-from .train import Batch, Draw, Loss
+from .train import Batch, Loss
 
 _CHUNK: Final = 512  # rows that a teacher answers at once, ahead of an epoch
 
@@ -125,7 +126,7 @@ class _Remembered:
         return answers[batch.at].to(device), None if embeddings is None else embeddings[batch.at].to(device)
 
     def _answered(self, copy: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        raw, labels = (torch.from_numpy(np.ascontiguousarray(array)) for array in self._draw(copy))
+        raw, labels = map(as_tensor, self._draw(copy))
         answers, embeddings = [], []
         with torch.no_grad():
             for rows, of in zip(torch.split(raw, _CHUNK), torch.split(labels, _CHUNK), strict=True):

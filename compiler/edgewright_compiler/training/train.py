@@ -12,9 +12,8 @@ from __future__ import annotations
 import math
 import os
 import time
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -24,17 +23,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from edgewright_contracts.errors import EdgewrightError, Refused, RequestError
+from edgewright_contracts.errors import Refused, RequestError
 
 from ..graph.tap import Tapped
-from ..recipe import Augment, Schedule
-from ..rows import Array, Labelled, Rows
+from ..recipe import Schedule
+from ..rows import Array
 from .checkpoints import Checkpoint, discard, fingerprint, restore, store
+from .draws import Draw, as_tensor, generator
 from .finetune import last_layer_only
 from .schedules import check, optimiser_of, rates_of
 
 CHECKPOINT_S: Final = 30.0
 _CHUNK: Final = 512  # rows that a front or an evaluation takes at once
+_MISFITS: Final = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)  # what torch says to a wrong shape
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,7 +52,6 @@ class Batch:
 
 Progress = Callable[[float], None]  # the share of this step that is done, 0..1
 Loss = Callable[[Batch, Tensor, Tensor], Tensor]  # (batch, answer, embedding [n, d]) → scalar; may have parameters
-Draw = Callable[[int], tuple[Array, Array]]  # epoch → raw rows [n, *shape] and labels [n, …], of one n for all epochs
 Validate = Callable[[nn.Module], float]  # larger is better
 
 
@@ -83,34 +83,6 @@ def reproducible(seed: int) -> Iterator[None]:
         torch.set_rng_state(state)
 
 
-def draws(
-    train: Labelled, augment: Augment | None, seed: int, unlabelled: Rows | None = None, *, copies: int = 0
-) -> Draw:
-    """Every epoch all rows once, augmented anew by a generator that depends on (seed, epoch) alone; or, with `copies`,
-    one after the other of so many augmented copies.
-
-    Unlabelled rows join with labels -1 (classes) or NaN (values), which no loss counts.
-    """
-    name = next(iter(train.inputs))
-    raw, labels = np.asarray(train.inputs[name]), np.asarray(train.labels)
-    if unlabelled is not None and len(unlabelled[name]):
-        _same_rows("unlabelled rows", raw, unlabelled[name])
-        none = -1 if np.issubdtype(labels.dtype, np.integer) else np.nan
-        raw = np.concatenate([raw, unlabelled[name]])
-        labels = np.concatenate([labels, np.full((len(unlabelled[name]), *labels.shape[1:]), none, labels.dtype)])
-
-    def draw(epoch: int) -> tuple[Array, Array]:
-        if augment is None:
-            return raw, labels
-        seen = augment(_generator(seed, "augment", epoch % copies if copies else epoch), raw)
-        _same_rows("augmented rows", raw, seen)
-        if len(seen) != len(raw):
-            raise RequestError(f"augmented rows: expected {len(raw)} as there were before, got {len(seen)}")
-        return seen, labels
-
-    return draw
-
-
 def train(
     net: nn.Module,
     front: nn.Module,
@@ -140,8 +112,8 @@ def train(
     with reproducible(seed), torch.enable_grad():
         front, tapped = front.to(device).eval(), Tapped(net.to(device))
         raw, labels = draw(0)
-        _rehearse(tapped, front, loss, raw[:2], labels[:2], device)
-        run = _Run(tapped, front, loss, schedule, seed, len(labels), device)
+        layout = _rehearse(tapped, front, loss, raw[:2], labels[:2], device)
+        run = _Run(tapped, front, loss, schedule, seed, len(labels), device, layout)
         key = fingerprint(net, schedule, seed, len(labels))
         state = (
             Checkpoint.start() if checkpoint is None else restore(checkpoint, key, run.parts()) or Checkpoint.start()
@@ -163,7 +135,7 @@ def train(
             net.load_state_dict(state.weights)
         for parameter in run.learning:
             parameter.requires_grad_(True)
-        net.cpu().eval()
+        _laid_out(net.cpu().eval(), torch.contiguous_format)
         front.cpu()
     if checkpoint is not None:
         discard(checkpoint)
@@ -183,9 +155,10 @@ class _Run:
         seed: int,
         rows: int,
         device: torch.device,
+        layout: torch.memory_format,
     ) -> None:
         self.tapped, self.front, self.loss, self.schedule, self.seed = tapped, front, loss, schedule, seed
-        self.rows, self.device = rows, device
+        self.rows, self.device, self.layout = rows, device, layout
         self.net: nn.Module = tapped.net
         self.learning = [p for p in self.net.parameters() if p.requires_grad]
         if not self.learning:
@@ -210,15 +183,15 @@ class _Run:
         """One pass over a draw. Randomness depends on (seed, epoch) alone, so no generator needs to be saved."""
         if len(labels) != self.rows or len(raw) != self.rows:
             raise RequestError(f"draw {epoch}: expected {self.rows} rows as in draw 0, got {len(raw)}, {len(labels)}")
-        torch.manual_seed(int(_generator(self.seed, "torch", epoch).integers(2**62)))
-        whole = Batch(_tensor(raw), _fronted(self.front, raw, self.device), _tensor(labels))
-        order = torch.from_numpy(_generator(self.seed, "order", epoch).permutation(self.rows))
+        torch.manual_seed(int(generator(self.seed, "torch", epoch).integers(2**62)))
+        whole = Batch(as_tensor(raw), _fronted(self.front, raw, self.device), as_tensor(labels))
+        order = torch.from_numpy(generator(self.seed, "order", epoch).permutation(self.rows))
         self._mode(frozen=epoch < self.schedule.frozen_epochs, example=whole.x[:1])
         total, parts = 0.0, torch.tensor_split(order, self.cuts)
         for i, rows in enumerate(parts):
             progress((epoch + i / len(parts)) / self.schedule.epochs)
-            x, y = whole.x[rows].to(self.device), whole.labels[rows].to(self.device)
-            batch = Batch(whole.raw[rows], x, y, epoch, rows)
+            x = whole.x[rows].to(self.device, memory_format=self.layout)
+            batch = Batch(whole.raw[rows], x, whole.labels[rows].to(self.device), epoch, rows)
             total += self._step(batch, epoch, i) * len(rows)
         return total / self.rows
 
@@ -270,28 +243,10 @@ def answers(net: nn.Module, front: nn.Module, raw: Array) -> tuple[npt.NDArray[n
     )
 
 
-def _same_rows(what: str, expected: Array, got: Array) -> None:
-    if got.dtype != expected.dtype or got.shape[1:] != expected.shape[1:]:
-        raise RequestError(
-            f"{what}: expected {expected.dtype} {list(expected.shape[1:])} as the training rows are, got {got.dtype} "
-            f"{list(got.shape[1:])}"
-        )
-
-
-def _tensor(array: Array) -> Tensor:
-    """Shares memory where it may be written: torch has no tensors that may not."""
-    whole = np.ascontiguousarray(array)
-    return torch.from_numpy(whole if whole.flags.writeable else whole.copy())
-
-
-def _generator(seed: int, purpose: str, epoch: int) -> np.random.Generator:
-    return np.random.default_rng([seed, zlib.crc32(purpose.encode()), epoch])
-
-
 @torch.no_grad()
 def _fronted(front: nn.Module, raw: Array, device: torch.device) -> Tensor:
     """What the front makes of raw rows, on the CPU: all rows of a draw may not fit beside a net on its device."""
-    parts = torch.split(_tensor(raw), _CHUNK)
+    parts = torch.split(as_tensor(raw), _CHUNK)
     return torch.cat([front(part.to(device)).cpu() for part in parts])
 
 
@@ -301,23 +256,42 @@ def _cuts(rows: int, batch: int) -> list[int]:
     return [at for at in range(batch, rows, batch) if rows - at > 1]
 
 
+def _laid_out(net: nn.Module, layout: torch.memory_format) -> None:
+    net.to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs do not know it
+
+
 @torch.no_grad()
-def _rehearse(tapped: Tapped, front: nn.Module, loss: Loss, raw: Array, labels: Array, device: torch.device) -> None:
-    """Front, net and loss once, on two rows: what does not fit is said before anything is trained."""
+def _rehearse(
+    tapped: Tapped, front: nn.Module, loss: Loss, raw: Array, labels: Array, device: torch.device
+) -> torch.memory_format:
+    """Front, net and loss once, on two rows: what does not fit is said before anything is trained.
+
+    Gives the layout that the net is trained in: channels last for images (a fifth to a third faster on a CPU), unless
+    a view in the net or in the loss asks for rows as they are.
+    """
     if len(labels) < 2:
         raise RequestError(f"training: expected at least 2 rows, got {len(labels)}")
     tapped.eval()
+
+    def once(x: Tensor, layout: torch.memory_format) -> tuple[Batch, Tensor, Tensor]:
+        _laid_out(tapped, layout)
+        batch = Batch(as_tensor(raw), x.to(memory_format=layout), as_tensor(labels).to(device))
+        return batch, *tapped(batch.x)
+
     try:
-        x = _fronted(front, raw, device)
-        answer, embedding = tapped(x.to(device))
-    except EdgewrightError:
-        raise
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        x = _fronted(front, raw, device).to(device)
+        if x.ndim == 4:
+            with suppress(*_MISFITS):
+                loss(*once(x, torch.channels_last))
+                return torch.channels_last
+        rehearsed = once(x, torch.contiguous_format)
+    except _MISFITS as error:
         got = f"rows {raw.dtype} {list(raw.shape)}"
         raise RequestError(
             f"the front and the net do not take {got} (first two of the training rows): {error}"
         ) from error
-    loss(Batch(_tensor(raw), x.to(device), _tensor(labels).to(device)), answer, embedding)
+    loss(*rehearsed)
+    return torch.contiguous_format
 
 
 def _finite(figure: float, epoch: int) -> float:
