@@ -105,7 +105,7 @@ class Judge:
         if rows is None or self.metric is None:
             return None
         ours, theirs = (by_metric_name(self._declared, self.answers(p, rows.inputs)) for p in (path, self.form.path))
-        return loss_bound(self.metric, theirs, ours, rows.labels, seed=self.seed)
+        return loss_bound(self.metric, theirs, ours, rows.labels, seed=self.seed, groups=rows.groups)
 
     def loss(self, judged_: Judged, limits: Limits) -> Loss | None:
         """The bound on test rows, once, for what was chosen. Raises Refused when it misses --max-drop."""
@@ -167,9 +167,7 @@ def judged(
     plain = Scheme(format=form.format, precision="int8" if form.quantized else "fp32", method="none")
     same = compare(plain.id, judge.truth, judge.truth, "fp32")
     tried = {plain.id: Judged(plain, form.path, parity=_told(same, len(next(iter(judge.rows.values())))))}
-    worth = (
-        [] if form.quantized else [s for s in schemes(form.format, judge.device, _kinds(form)) if s.method != "none"]
-    )
+    worth = _worth(judge)
     if recorded is not None:
         worth = [s for s in worth if s.id == recorded.chosen.get(form.format)]
         if recorded.chosen.get(form.format) not in {plain.id, *(s.id for s in worth)}:
@@ -186,6 +184,15 @@ def judged(
     progress("judging forms", 1.0)
     made = choose(found, limits, (Arch(),))
     return _explained(made, plain.id), tried
+
+
+def _worth(judge: Judge) -> list[Scheme]:
+    """Of the schemes for the device those with plain ranges: histograms of a large net take minutes, and choose by an
+    error of weights that nobody here trained."""
+    if judge.form.quantized:
+        return []
+    known = schemes(judge.form.format, judge.device, _kinds(judge.form))
+    return [s for s in known if s.method != "none" and s.calibration in ("", "minmax")]
 
 
 def _kinds(form: Form) -> Kinds:
@@ -208,6 +215,8 @@ def _made(judge: Judge, scheme: Scheme) -> Judged:
         parity = judge.compared(scheme, target)
     except Refused as error:
         return Judged(scheme, None, str(error))
+    except (RuntimeError, ValueError) as error:  # what runtimes throw on a file that they had loaded
+        return Judged(scheme, None, f"does not answer: {next(iter(str(error).splitlines()), type(error).__name__)}")
     found = _told(parity, len(next(iter(judge.rows.values()))))
     return Judged(scheme, target, "" if parity.passed else f"answers differently: {parity.reason}", found)
 
@@ -249,9 +258,15 @@ def _explained(made: Choice, plain: str) -> Choice:
 
     (chosen,) = made.chosen.values()
     if chosen != plain:
-        return replace(made, why=f"{chosen} is smaller than the file as it came, not slower, and answers as it does")
-    against = [f"{c.scheme}: {c.refused or 'costs more'}" for c in made.candidates if c.scheme != plain]
-    return replace(made, why=f"packaged as it came. {'; '.join(against) or 'Nothing else is worth a try.'}")
+        return replace(made, why=f"{chosen} is smaller than the file as it came, not slower, and answers alike.")
+    reasons: dict[str, list[str]] = {}
+    for c in made.candidates:
+        if c.scheme != plain:
+            reasons.setdefault(c.refused or "costs more", []).append(c.scheme)
+    against = "; ".join(f"{', '.join(schemes_)}: {reason}" for reason, schemes_ in reasons.items())
+    return replace(
+        made, why=f"Packaged as it came. {against or 'It has no float32 weights that could be made smaller'}."
+    )
 
 
 def _told(parity: Parity, n: int) -> ParityEvidence:

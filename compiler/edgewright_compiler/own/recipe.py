@@ -122,7 +122,7 @@ def own_recipe(
         student=_scaled(build, kind, rows) if build.scales or teacher is not None else None,
         schedule=schedule,
         distil=Distil() if kind in ("classification", "multilabel", "regression") else None,
-        prune=Prune(shares=(0.7, 0.5, 0.35), tune=_schedule(rows, max(1, epochs // 2), metric, rate=1e-3)),
+        prune=Prune(shares=(0.7, 0.5), tune=_schedule(rows, max(1, epochs // 2), metric, rate=1e-3)),
         augment=build.augment,
         widths=WIDTHS if build.scales else (1.0,),
         metric=metric,
@@ -276,7 +276,7 @@ def _augmenting(build: Builder, rows: Data) -> None:
 
 
 def _schedule(rows: Data, epochs: int, metric: str, *, rate: float = 3e-3, frozen: int = 0) -> Schedule:
-    batch = int(np.clip(2 ** int(np.log2(max(1, len(rows.train) // 16))), 8, 64))
+    batch = int(np.clip(2 ** int(np.log2(max(1, len(rows.train) // 32))), 8, 64))
     tuned = frozen > 0
     return Schedule(
         epochs=epochs,
