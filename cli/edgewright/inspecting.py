@@ -208,16 +208,15 @@ def _show_parity(console: Console, evidence: Evidence) -> None:
 def _show_choice(console: Console, evidence: Evidence) -> None:
     if (choice := evidence.choice) is None:
         return
-    title = "candidates on validation rows that no other of their format beats in loss, bytes and time at once"
-    _heading(console, title)
-    table = slim(["candidate", "format", ""], ["loss", "±", "bytes", "p50 µs", "× kernel"])
+    _heading(console, "candidates on validation rows that no other of their format beats in everything")
+    table = slim(["candidate", ""], ["loss", "±", "bytes", "p50 µs", "× kernel"])
     chosen = {(choice.arch, form, scheme) for form, scheme in choice.chosen.items()}
     front = pareto(choice.candidates)
     rows = [*front, *(c for c in choice.candidates if (c.arch, c.format, c.scheme) in chosen and c not in front)]
     for c in rows:
         taken = (c.arch, c.format, c.scheme) in chosen
-        why = "chosen" if taken else "; ".join(misses(c, choice.limits))
-        table.add_row(c.id, c.format, why, f"{c.drop:+.2f}", f"{c.half_width:.2f}", f"{c.bytes:,}",
+        why = "chosen" if taken else "misses" if misses(c, choice.limits) else ""
+        table.add_row(c.id, why, f"{c.drop:+.2f}", f"{c.half_width:.2f}", f"{c.bytes:,}",
                       f"{c.p50_us:,.0f}", f"{c.relative:.2f}", style="bold" if taken else "")  # fmt: skip
     console.print(table)
     refused = [c for c in choice.candidates if c.refused]

@@ -142,7 +142,7 @@ def _louder(_rng: np.random.Generator, x: Floats, _width: float) -> Floats:
 
 
 def _dead(_rng: np.random.Generator, x: Floats, _width: float) -> Floats:
-    """Of every row one channel, the last axis, is at its median over all rows: row i loses channel i mod their number."""
+    """Of every row one channel (the last axis) is at its median over all rows: row i loses channel i % channels."""
     out = x.reshape(len(x), -1, x.shape[-1]).copy()
     which = np.arange(len(x)) % x.shape[-1]
     out[np.arange(len(x)), :, which] = np.median(out, axis=(0, 1))[which, None]
