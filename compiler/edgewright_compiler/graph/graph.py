@@ -93,8 +93,12 @@ class Assembled:
 
 
 def plain(recipe: Recipe, data: Data, net: nn.Module, *, temperature: float, seed: int) -> Plain:
-    """`net` as it is exported without a monitor. Raises as `assemble`."""
-    raw, labels = fitting_rows(recipe, data, seed)
+    """`net` as it is exported without a monitor. Raises as `assemble`. Two rows show its shapes; only an anomaly score
+    needs training rows to scale it."""
+    if recipe.task == "anomaly":
+        raw, labels = fitting_rows(recipe, data, seed)
+    else:
+        raw, labels = data.train.inputs[recipe.input.name][:2], data.train.labels
     front = recipe.front(data).eval()
     tapped = (net if isinstance(net, Tapped) else Tapped(net)).eval()
     ran = _run(front, tapped, raw)
