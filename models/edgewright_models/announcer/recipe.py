@@ -1,8 +1,8 @@
 """Announcer, from the sound to what the compiler packages. Read from top to bottom.
 
-A log-mel spectrum is part of the graph, so the package takes 16-bit samples. The teacher has full convolutions, the
-student separable ones (Howard et al. 2017, arXiv:1704.04861), as keyword spotters on microcontrollers do (Zhang et al.
-2017, arXiv:1711.07128).
+A log-mel spectrum is part of the graph, so the package takes 16-bit samples. Teacher and student are one convolutional
+net in two sizes. Separable convolutions, as keyword spotters on microcontrollers have them (Zhang et al. 2017,
+arXiv:1711.07128), were tried for the student: 93.1 % of the clips that choose instead of 95.5 %.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class Settings:
     version: str = "1.0.0"
     teacher: tuple[int, ...] = (24, 48, 64, 64)
     teacher_epochs: int = 20
-    student: tuple[int, ...] = (16, 32, 48, 64)
+    student: tuple[int, ...] = (16, 32, 32, 48)
     epochs: int = 40
     copies: int = 15  # augmented copies of the training rows that the teacher answers, once each
 
 
-QUICK: Final = Settings(teacher=(16, 24, 32), teacher_epochs=2, student=(16, 24, 32), epochs=2, copies=1)
+QUICK: Final = Settings(teacher=(16, 24, 32), teacher_epochs=2, student=(8, 16, 24), epochs=2, copies=1)
 
 
 def recipe(settings: Settings = Settings()) -> Recipe:
@@ -58,7 +58,7 @@ def recipe(settings: Settings = Settings()) -> Recipe:
         front=front,
         statistics="series",
         teacher=Teacher(
-            build=lambda: Teaching(settings.teacher),
+            build=lambda: Net(settings.teacher, dropout=0.3),
             schedule=Schedule(
                 epochs=settings.teacher_epochs,
                 rate=2e-3,
@@ -68,7 +68,7 @@ def recipe(settings: Settings = Settings()) -> Recipe:
                 smoothing=0.05,
             ),
         ),
-        student=lambda width: Student(tuple(max(8, 8 * round(c * width / 8)) for c in settings.student)),
+        student=lambda width: Net(tuple(max(8, 8 * round(c * width / 8)) for c in settings.student)),
         schedule=Schedule(epochs=settings.epochs, rate=4e-3, batch=32, optimiser="adamw", weight_decay=1e-3),
         distil=Distil(temperature=3.0, weight=0.9, copies=settings.copies),
         augment=data.augment,
@@ -89,13 +89,13 @@ def front(rows: Data) -> nn.Module:
     return nn.Sequential(spectrum, Normalise(float(powers.mean()), float(powers.std()), channels="new"))
 
 
-class Teaching(nn.Module):
+class Net(nn.Module):
     """[n, 1, bands, windows] → logits [n, 10]: a convolution over 5 x 5, then over 3 x 3; the first three halve."""
 
-    def __init__(self, channels: tuple[int, ...], dropout: float = 0.3) -> None:
+    def __init__(self, channels: tuple[int, ...], dropout: float = 0.0) -> None:
         super().__init__()
-        layers = [_conv(1, channels[0], 5, stride=2)]
-        layers += [_conv(a, b, 3, stride=2 if i < 2 else 1) for i, (a, b) in enumerate(pairwise(channels))]
+        layers = [_convolution(1, channels[0], 5, stride=2)]
+        layers += [_convolution(a, b, 3, stride=2 if i < 2 else 1) for i, (a, b) in enumerate(pairwise(channels))]
         self.body = nn.Sequential(*layers)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(channels[-1], len(data.LABELS))
@@ -105,22 +105,6 @@ class Teaching(nn.Module):
         return logits
 
 
-class Student(nn.Module):
-    """The same in little: all but the first convolution are separable, the first two halve."""
-
-    def __init__(self, channels: tuple[int, ...]) -> None:
-        super().__init__()
-        layers = [_conv(1, channels[0], 5, stride=2)]
-        for i, (a, b) in enumerate(pairwise(channels)):
-            layers += [_conv(a, a, 3, stride=1 if i else 2, groups=a), _conv(a, b, 1)]
-        self.body = nn.Sequential(*layers)
-        self.head = nn.Linear(channels[-1], len(data.LABELS))
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.body(x).mean((2, 3)))
-        return logits
-
-
-def _conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+def _convolution(inputs: int, outputs: int, kernel: int, *, stride: int) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
