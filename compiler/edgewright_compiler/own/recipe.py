@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from edgewright_contracts.errors import RequestError
 from edgewright_contracts.manifest import Task, TensorIn
@@ -102,9 +103,10 @@ def own_recipe(
     if build.augment is not None:
         _augmenting(build, rows)
 
-    schedule = _schedule(rows, epochs, metric, frozen=-(-epochs // 4) if finetune is not None else 0)
+    schedule = _schedule(rows, epochs, metric)
+    tuned = _schedule(rows, epochs, metric, frozen=-(-epochs // 4)) if finetune is not None else schedule
     if finetune is not None:
-        notes.append(_finetuned(_scaled(big, kind, rows)(1.0), finetune))
+        notes.append(_finetuned(_ready(big, kind, rows, prepared)(1.0), finetune))
     sources = tuple(dict.fromkeys(p for b in (build, big) for p in local_sources(b.file)))
     sources += tuple(p for p in _python(str(data), metric) if p not in sources)
     return Recipe(
@@ -118,8 +120,8 @@ def own_recipe(
         sources=sources,
         front=front,
         statistics=_STATISTICS[raw],
-        teacher=_teacher(teacher, big, kind, rows, schedule, finetune),
-        student=_scaled(build, kind, rows) if build.scales or teacher is not None else None,
+        teacher=_teacher(teacher, _ready(big, kind, rows, prepared), tuned, finetune),
+        student=_ready(build, kind, rows, prepared) if build.scales or teacher is not None else None,
         schedule=schedule,
         distil=Distil() if kind in ("classification", "multilabel", "regression") else None,
         prune=Prune(shares=(0.7, 0.5), tune=_schedule(rows, max(1, epochs // 2), metric, rate=1e-3)),
@@ -175,14 +177,19 @@ class InUnits:
         return answer * self.deviation.to(answer.device) + self.mean.to(answer.device)
 
 
-def _scaled(build: Builder, task: Task, rows: Data) -> Callable[[float], nn.Module]:
-    if task != "regression":
-        return build.make
-    hook = InUnits(rows.train.labels)  # type: ignore[arg-type]
+def _ready(build: Builder, task: Task, rows: Data, prepared: Tensor) -> Callable[[float], nn.Module]:
+    """The builder, with lazy layers given their sizes, and for a regression its answers put into their unit."""
+    hook = InUnits(rows.train.labels) if task == "regression" else None  # type: ignore[arg-type]
 
     def make(width: float) -> nn.Module:
         net = build.make(width)
-        net.register_forward_hook(hook)
+        if any(isinstance(p, UninitializedParameter) for p in net.parameters()):
+            net.eval()
+            with torch.no_grad():
+                net(prepared)
+            net.train()
+        if hook is not None:
+            net.register_forward_hook(hook)
         return net
 
     return make
@@ -299,14 +306,13 @@ def _finetuned(net: nn.Module, weights: Path) -> str:
 
 
 def _teacher(
-    place: str | None, big: Builder, task: Task, rows: Data, schedule: Schedule, weights: Path | None
+    place: str | None, make: Callable[[float], nn.Module], schedule: Schedule, weights: Path | None
 ) -> Teacher:
     file = None if place is None else finished(place)
     if file is not None:
         if file.suffix not in (".onnx", ".tflite"):
             raise RequestError(f"{file}: a teacher is FILE.py:FUNCTION, .onnx or .tflite")
         return Teacher(file=file)
-    make = _scaled(big, task, rows)
     return Teacher(build=lambda: make(1.0), schedule=schedule, weights=weights)
 
 

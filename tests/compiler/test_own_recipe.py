@@ -1,0 +1,178 @@
+"""A person's model and data become a recipe, or one message that says what is wrong with which file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgewright_compiler.own.recipe import local_sources, own_recipe
+from edgewright_contracts.errors import RequestError
+
+FAMILY = """
+from torch import nn
+def build(width=1.0, classes=3, shape=(4,)):
+    d = max(2, int(8 * width))
+    return nn.Sequential(nn.Linear(shape[0], d), nn.ReLU(), nn.Linear(d, classes))
+"""
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    y = np.arange(90) % 3
+    np.savez(tmp_path / "rows.npz", x=rng.normal(5, 2, (90, 4)), y=y)
+    return tmp_path / "rows.npz"
+
+
+def model(directory: Path, code: str, name: str = "mine.py") -> str:
+    (directory / name).write_text(code)
+    return f"{directory / name}:build"
+
+
+def test_a_builder_with_a_width_is_a_family_and_its_own_teacher(tmp_path, rows):
+    made = own_recipe(model(tmp_path, FAMILY), rows, task="classify")
+    assert (made.name, made.task, made.metric, made.statistics) == ("mine", "classification", "accuracy", "vector")
+    assert (made.input.name, made.input.dtype, made.input.shape) == ("row", "float32", (4,))
+    assert made.student is not None
+    assert [made.student(w)[0].out_features for w in made.widths] == [8, 4, 2]
+    assert made.teacher is not None
+    assert made.teacher.build is not None
+    assert made.teacher.build()[0].out_features == 8
+    assert made.sources == (tmp_path / "mine.py",)
+    assert made.data().labels == ("0", "1", "2")
+    x = torch.from_numpy(made.data().train.inputs["row"])
+    prepared = made.front(made.data())(x)
+    torch.testing.assert_close(prepared.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(prepared.std(0, correction=0), torch.ones(4), atol=1e-5, rtol=0)
+
+
+def test_a_builder_without_a_width_is_compressed_itself(tmp_path, rows):
+    code = (
+        "from torch import nn\ndef build(classes):\n    return nn.Sequential(nn.LazyLinear(6), nn.Linear(6, classes))"
+    )
+    made = own_recipe(model(tmp_path, code), rows, task="classify")
+    assert made.student is None
+    assert made.widths == (1.0,)
+    assert made.teacher is not None
+    assert made.teacher.build is not None
+    assert made.teacher.build()[0].weight.shape == (6, 4)  # lazy layers have their sizes
+
+
+def test_a_teacher_of_its_own_and_a_student_of_one_size(tmp_path, rows):
+    big = model(tmp_path, FAMILY.replace("8 *", "32 *"), "big.py")
+    small = model(tmp_path, FAMILY.replace("width=1.0, ", "").replace("* width", "* 1"), "small.py")
+    made = own_recipe(small, rows, task="classify", teacher=big)
+    assert made.teacher is not None
+    assert made.teacher.build is not None
+    assert made.teacher.build()[0].out_features == 32
+    assert made.student is not None
+    assert made.student(1.0)[0].out_features == 8
+    assert {p.name for p in made.sources} == {"big.py", "small.py"}
+    with pytest.raises(RequestError, match="no such model file"):
+        own_recipe(small, rows, task="classify", teacher="absent.onnx")
+
+
+def test_answers_of_a_regression_come_in_the_unit_of_the_targets(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 4))
+    np.savez(tmp_path / "r.npz", x=x, y=20_000 + 1000 * x[:, :2])
+    made = own_recipe(model(tmp_path, FAMILY), tmp_path / "r.npz", task="regress")
+    assert made.student is not None
+    net = made.student(1.0)
+    answer = net(torch.zeros(5, 4))
+    assert answer.shape == (5, 2)
+    assert (answer - 20_000).abs().max() < 3000
+    assert set(net.state_dict()) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+
+
+def test_finetuning_takes_what_fits_and_says_what_does_not(tmp_path, rows):
+    place = model(tmp_path, FAMILY)
+    trained = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 7))
+    torch.save(trained.state_dict(), tmp_path / "w.pt")
+    made = own_recipe(place, rows, task="classify", finetune=tmp_path / "w.pt", epochs=8)
+    assert made.teacher is not None
+    assert made.teacher.weights == tmp_path / "w.pt"
+    assert made.teacher.schedule is not None
+    assert (made.teacher.schedule.frozen_epochs, made.schedule.frozen_epochs) == (2, 0)
+    assert made.notes[-1] == "Fine-tuned from w.pt: 2 tensors taken; untrained: 2.weight, 2.bias."
+    with pytest.raises(RequestError, match=r"none.pt: no such file"):
+        own_recipe(place, rows, task="classify", finetune=tmp_path / "none.pt")
+
+
+def test_hooks_of_the_file_are_used_and_checked(tmp_path, rows):
+    hooks = FAMILY + (
+        "import torch\nclass Twice(nn.Module):\n    def forward(self, x):\n        return torch.cat([x, x], 1)\n"
+        "def front(data):\n    return Twice()\n"
+        "def augment(rng, rows):\n    return rows + rng.normal(size=rows.shape).astype(rows.dtype)\n"
+    )
+    made = own_recipe(model(tmp_path, hooks), rows, task="classify")
+    assert made.student is not None
+    assert made.student(1.0)[0].in_features == 8
+    assert made.augment is not None
+    bad = FAMILY + "def augment(rng, rows):\n    return rows[:, :2]\n"
+    with pytest.raises(RequestError, match=r"bad.py: augment\(rng, rows\) gave float32 \(4, 2\) for float32 \(4, 4\)"):
+        own_recipe(model(tmp_path, bad, "bad.py"), rows, task="classify")
+    rude = FAMILY + "def augment(rng, rows):\n    rows += 1\n    return rows\n"
+    with pytest.raises(RequestError, match="work on a copy"):
+        own_recipe(model(tmp_path, rude, "rude.py"), rows, task="classify")
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def build(depth):\n    return 1", "wants 'depth': a builder may take width, classes, shape"),
+        ("def build():\n    return 1", "expected an nn.Module, got int"),
+        ("from torch import nn\ndef build():\n    return nn.Linear(9, 3)", "does not take two samples of shape"),
+        (
+            "from torch import nn\ndef build():\n    return nn.Linear(4, 5)",
+            r"this one answers \[n, 5\]: change its last",
+        ),
+        ("import nowhere", "does not import: ModuleNotFoundError: No module named 'nowhere'"),
+        ("build = 3", "expected a function, got int"),
+        ("def other():\n    pass", "no 'build' in it; it defines other"),
+    ],
+)
+def test_a_builder_that_cannot_be_used_is_told_why(tmp_path, rows, code, message):
+    with pytest.raises(RequestError, match=message):
+        own_recipe(model(tmp_path, code), rows, task="classify")
+
+
+def test_wrong_requests_name_what_is_possible(tmp_path, rows):
+    place = model(tmp_path, FAMILY)
+    with pytest.raises(RequestError, match="expected a task among classify, multilabel, regress, detect, anomaly"):
+        own_recipe(place, rows, task="guess")
+    with pytest.raises(RequestError, match="metric map50 is for detection"):
+        own_recipe(place, rows, task="classify", metric="map50")
+    with pytest.raises(RequestError, match=r"expected FILE.py:FUNCTION that returns an nn.Module"):
+        own_recipe("resnet18", rows, task="classify")
+    with pytest.raises(RequestError, match="at least one epoch"):
+        own_recipe(place, rows, task="classify", epochs=0)
+
+
+def test_sources_are_the_file_and_the_modules_beside_it_that_it_imports(tmp_path):
+    (tmp_path / "layers.py").write_text("import numpy\nWIDTH = 3\ndef layer():\n    pass\n")
+    (tmp_path / "unused.py").write_text("")
+    (tmp_path / "net.py").write_text(
+        "from layers import layer\nfrom torch import nn\ndef build():\n    return nn.Linear(1, 2)"
+    )
+    assert local_sources_of(f"{tmp_path / 'net.py'}") == {"net.py", "layers.py"}
+
+
+def local_sources_of(path: str) -> set[str]:
+    return {p.name for p in local_sources(Path(path))}
+
+
+def test_an_image_comes_to_the_net_with_its_channels_first(tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "i.npz", x=rng.integers(0, 255, (40, 6, 5, 3), np.uint8), y=np.arange(40) % 2)
+    code = "from torch import nn\ndef build(classes, shape):\n    assert shape == (3, 6, 5)\n    return nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.LazyLinear(classes))"  # noqa: E501
+    made = own_recipe(model(tmp_path, code), tmp_path / "i.npz", task="classify")
+    assert (made.input.shape, made.input.valid, made.statistics) == ((6, 5, 3), (0.0, 255.0), "image")
+    raw = torch.from_numpy(made.data().train.inputs["image"])
+    prepared = made.front(made.data())(raw)
+    assert prepared.shape == (len(raw), 3, 6, 5)
+    torch.testing.assert_close(prepared.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
