@@ -180,7 +180,7 @@ def test_the_bootstrap_of_a_set_metric_holds_about_as_often_as_it_says() -> None
     truth = 100 * (one.score(reference, labels)(ones) - one.score(package, labels)(ones))  # type: ignore[operator]
     held = 0
     for seed in range(40):
-        found = loss_bound(one, *models(150), seed=seed)
+        found = loss_bound(one, *models(150), seed=seed, resamples=500)
         held += found.bound >= truth
     assert held >= 34, "of 40, 0.95 of which are 38; fewer than 34 would happen once in a hundred"
 

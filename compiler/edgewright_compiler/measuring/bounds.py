@@ -78,10 +78,12 @@ def loss_bound(
     seed: int,
     groups: Array | None = None,
     confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
 ) -> Bound:
     """By how many points the package is worse than the reference on the same rows, at most.
 
     `groups` [n] are keys of rows that belong together; None, or one group only: every row stands for itself.
+    `resamples` are those of a set metric; each costs it a pass over the rows.
     Raises RequestError: fewer than two rows, or outputs that the metric does not take.
     """
     if len(labels) < 2:
@@ -92,7 +94,7 @@ def loss_bound(
     if callable(ours) or callable(theirs):
         assert callable(ours)
         assert callable(theirs)
-        return _by_set(theirs, ours, len(labels), points, member, seed, confidence)
+        return _by_set(theirs, ours, len(labels), points, member, seed, confidence, resamples)
     both = np.concatenate([ours, theirs])
     loss = (theirs - ours) * points
     unit = Alone(len(loss), confidence) if member is None else Grouped(len(loss), confidence, loss, member)
@@ -198,6 +200,7 @@ def _by_set(
     member: npt.NDArray[np.int64] | None,
     seed: int,
     confidence: float,
+    resamples: int,
 ) -> Bound:
     rng = np.random.default_rng([seed, crc32(b"paired bootstrap")])
     drawable = n if member is None else int(member.max()) + 1
@@ -212,9 +215,9 @@ def _by_set(
     estimate = loss(np.ones(n))
     if not math.isfinite(estimate):
         raise RequestError(f"the metric is not defined on these {n} test rows: do they hold every class it compares?")
-    drawn = np.array([loss(draw()) for _ in range(RESAMPLES)])
+    drawn = np.array([loss(draw()) for _ in range(resamples)])
     drawn = drawn[np.isfinite(drawn)]
-    if len(drawn) < RESAMPLES / 2:
+    if len(drawn) < resamples / 2:
         raise RequestError(f"the metric is not defined on most resamples of {n} test rows: a class has too few of them")
     above = max(float(np.quantile(drawn, confidence)) - estimate, estimate - float(np.quantile(drawn, 1 - confidence)))
     varied = bool(np.ptp(drawn))

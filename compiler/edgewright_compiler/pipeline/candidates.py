@@ -37,6 +37,7 @@ from .steps import Step
 from .workbench import QUANTIZERS, QUANTIZING, RUNTIMES, Workbench
 
 ROUNDS: Final = 200  # of calls when candidates are compared; the chosen are measured longer
+RESAMPLES: Final = 200  # for the half-width of a set metric on validation rows: a guide, not the bound
 _REFUSED: Final = "refused.json"
 _TIMES: Final = "times.json"
 
@@ -172,7 +173,9 @@ def judged(bench: Workbench, truth: Outputs, found: Outputs) -> tuple[float, flo
     """(figure, drop in points, half-width at the size of the test set), on validation rows."""
     data = bench.data
     rows = data.validation
-    bound = loss_bound(bench.metric, truth, found, rows.labels, seed=bench.seed, groups=rows.groups)
+    bound = loss_bound(
+        bench.metric, truth, found, rows.labels, seed=bench.seed, groups=rows.groups, resamples=RESAMPLES
+    )
     half = (bound.bound - bound.estimate) * sqrt(bound.n / len(data.test))
     return value(bench.metric, found, data.validation.labels), bound.estimate, half
 
