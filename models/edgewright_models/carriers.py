@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -76,6 +76,17 @@ def deb_member(spec: str, sha256: str, member: str) -> bytes:
     return path.read_bytes()
 
 
+def derived(sha256: str, name: str, make: Callable[[], bytes]) -> bytes:
+    """What `make` gives, or gave earlier: for what takes long to get out of the carrier of this sha256. `name` changes
+    with the code that makes it; the bytes have a checksum of their own, which their reader checks."""
+    path = cache() / sha256 / name
+    if path.is_file():
+        return path.read_bytes()
+    content = make()
+    _keep(path, content)
+    return content
+
+
 def cache() -> Path:
     return Path(os.environ.get("EDGEWRIGHT_DATA") or Path.home() / ".cache/edgewright/data").expanduser().absolute()
 
@@ -111,7 +122,7 @@ def _inside(wheel: Path, member: str) -> bytes:
 
 def _archive(spec: str, sha256: str, scratch: Path) -> Path:
     package, _, version = spec.partition("=")
-    place = f"put {package}_{version}_all.deb (sha256 {sha256}) into {cache()}"
+    place = f"`apt-get update` may help, else put {package}_{version}_all.deb (sha256 {sha256}) into {cache()}"
     by_hand = sorted(cache().glob(f"{package}_*.deb"))
     if not any(_is(path.read_bytes(), sha256) for path in by_hand):
         # A file of root in a directory that `_apt` cannot enter is downloaded all the same, with a warning.

@@ -143,6 +143,18 @@ def test_without_apt_the_message_says_where_to_put_the_archive(cache: Path, monk
         carriers.deb_tree("some-data=2-1", "00")
 
 
+def test_what_took_long_to_get_out_is_made_once(cache: Path) -> None:
+    made: list[bytes] = []
+
+    def make() -> bytes:
+        made.append(b"decoded")
+        return b"decoded"
+
+    assert [carriers.derived("00", "clips.npz", make) for _ in range(3)] == [b"decoded"] * 3
+    assert len(made) == 1
+    assert carriers.derived("00", "other.npz", lambda: b"other") == b"other"
+
+
 def test_a_cache_that_cannot_be_made_names_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EDGEWRIGHT_DATA", str(tmp_path / "file"))
