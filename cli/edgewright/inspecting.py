@@ -219,6 +219,10 @@ def _show_choice(console: Console, evidence: Evidence) -> None:
         table.add_row(c.id, why, f"{c.drop:+.2f}", f"{c.half_width:.2f}", f"{c.bytes:,}",
                       f"{c.p50_us:,.0f}", f"{c.relative:.2f}", style="bold" if taken else "")  # fmt: skip
     console.print(table)
+    asked = {name: limit for name, limit in msgspec.structs.asdict(choice.limits).items() if limit is not None}
+    if asked:
+        said = ", ".join(f"--{name.replace('_', '-')} {limit:g}" for name, limit in asked.items())
+        console.print(f"limits: {said}", highlight=False)
     refused = [c for c in choice.candidates if c.refused]
     could = f"; {len(refused)} could not be made: {refused[0].refused}" if refused else ""
     console.print(f"{len(choice.candidates)} tried; {choice.why}{could}", highlight=False, markup=False)

@@ -354,6 +354,7 @@ def test_inspect_shows_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[s
         "100.00 %",
         "made twice: the same bytes",
         "chosen",
+        "limits: --max-drop 1",
         "4 tried; least bytes × time",
         "worst slice: site = kitchen at 81.00 (73.0–87.0)",
         "FGSM (adversarial)",

@@ -69,7 +69,7 @@ def footprint(
     )
     try:
         done = subprocess.run(
-            [sys.executable, "-m", __spec__.name],
+            [sys.executable, "-P", "-m", __spec__.name],
             input=msgspec.msgpack.encode(request),
             capture_output=True,
             timeout=timeout_s,

@@ -69,7 +69,7 @@ trap 'rm -rf "$folder"' EXIT
 trap 'exit 129' HUP INT TERM PIPE
 tar -xzf - -C "$folder" || exit {no_room}
 export PYTHONPATH="$folder/code" PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1 TMPDIR="$folder"
-"$fit" -m edgewright_compiler.measuring.bench "$folder/package" {calls}
+"$fit" -P -m edgewright_compiler.measuring.bench "$folder/package" {calls}
 """
 
 
