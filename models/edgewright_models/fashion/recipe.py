@@ -23,7 +23,7 @@ from edgewright_models.convolutions import Conv, ConvNet, widened
 from . import data
 
 TEACHER: Final = (Conv(32), Conv(64, pool=True), Conv(64), Conv(128, pool=True), Conv(128))
-STUDENT: Final = (Conv(24, pool=True), Conv(48), Conv(48, pool=True), Conv(80))
+STUDENT: Final = (Conv(24, pool=True), Conv(48), Conv(48, pool=True), Conv(96))
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class Settings:
 
     version: str = "1.0.0"
     rows: int | None = None  # so many training rows only, and at most as many of the other splits
-    teacher_epochs: int = 8
-    epochs: int = 16
-    copies: int = 4  # augmented copies of the training rows that the teacher answers, once each
+    teacher_epochs: int = 6
+    epochs: int = 28
+    copies: int = 5  # augmented copies of the training rows that the teacher answers, once each
 
 
 QUICK: Final = Settings(rows=1_000, teacher_epochs=2, epochs=4, copies=2)
