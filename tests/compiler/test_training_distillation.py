@@ -103,6 +103,12 @@ def test_features_pull_embeddings_of_another_width_to_the_teachers() -> None:
     assert history.losses[-1] < 0.4 * history.losses[0]
 
 
+@pytest.mark.parametrize("plan", [Distil(temperature=0.0), Distil(weight=1.5), Distil(features=-1.0)])
+def test_a_plan_out_of_range_is_named(plan: Distil) -> None:
+    with pytest.raises(RequestError, match=r"expected temperature > 0, weight in \[0, 1\]"):
+        distillation("classification", module_teacher(Cnn()), base(case("cnn")), plan)
+
+
 def test_answers_that_do_not_compare_are_named() -> None:
     one = case("cnn")
     loss = distillation(

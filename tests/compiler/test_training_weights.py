@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgewright_compiler.training.finetune import load_weights
 from edgewright_contracts.errors import RequestError
@@ -77,6 +78,35 @@ def test_a_file_of_anything_but_tensors_is_refused_and_nothing_in_it_runs(
     with pytest.raises(RequestError, match=said):
         load_weights(Mlp(), saved(content, tmp_path / "w.pt"))
     assert not (tmp_path / "ran").exists()
+
+
+def safetensors(tensors: dict[str, Tensor], path: Path) -> Path:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    data = b""
+    for name, tensor in tensors.items():
+        raw = tensor.numpy().tobytes()
+        dtype = {torch.float32: "F32", torch.int64: "I64"}[tensor.dtype]
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [len(data), len(data) + len(raw)]}
+        data += raw
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path
+
+
+def test_safetensors_are_read_like_a_state_dict(tmp_path: Path) -> None:
+    theirs, net = Cnn(), Cnn()
+    state = {f"model.{name}": value for name, value in theirs.state_dict().items()}
+    loaded = load_weights(net, safetensors(state, tmp_path / "w.safetensors"))
+    assert len(loaded.taken) == len(state)
+    assert all(torch.equal(p, q) for p, q in zip(net.state_dict().values(), theirs.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -1])
+def test_a_safetensors_file_that_is_cut_short_is_named(keep: int, tmp_path: Path) -> None:
+    path = safetensors(Mlp().state_dict(), tmp_path / "w.safetensors")
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(RequestError, match="expected a safetensors file of plain tensors, got"):
+        load_weights(Mlp(), path)
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:

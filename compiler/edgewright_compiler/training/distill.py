@@ -16,9 +16,10 @@ Embeddings are compared through a linear map that is learned with the student an
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -29,13 +30,12 @@ from edgewright_contracts.errors import RequestError
 from edgewright_contracts.manifest import Task, TensorIn, TensorOut
 from edgewright_runtime.runtime import SUFFIXES, Session, open_session
 
+from ..graph.reference import batch_size
 from ..graph.tap import Tapped
 from ..recipe import Distil
 from .draws import Draw, as_tensor
 from .losses import expect_answer
 from .train import Batch, Loss
-
-_CHUNK: Final = 512  # rows that a teacher answers at once, ahead of an epoch
 
 
 class Teaching(Protocol):
@@ -127,9 +127,9 @@ class _Remembered:
 
     def _answered(self, copy: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
         raw, labels = map(as_tensor, self._draw(copy))
-        answers, embeddings = [], []
+        answers, embeddings, size = [], [], batch_size(math.prod(raw.shape[1:]))
         with torch.no_grad():
-            for rows, of in zip(torch.split(raw, _CHUNK), torch.split(labels, _CHUNK), strict=True):
+            for rows, of in zip(torch.split(raw, size), torch.split(labels, size), strict=True):
                 answer, embedding = self._teacher.answer(Batch(rows, self._front(rows.to(device)), of))
                 answers.append(answer.cpu())
                 embeddings.append(None if embedding is None else embedding.cpu())
@@ -143,8 +143,10 @@ def remembered(teacher: Teaching, front: nn.Module, draw: Draw, *, copies: int) 
 
 
 def distillation(task: Task, teacher: Teaching, base: Loss, plan: Distil) -> Loss:
-    """The loss of a student; `base` is its loss on labels. Raises RequestError when an answer or an embedding of the
-    teacher does not fit, at the first call."""
+    """The loss of a student; `base` is its loss on labels. Raises RequestError for a plan out of range and, when
+    first called, for an answer or an embedding of the teacher that does not fit."""
+    if not (plan.temperature > 0 and 0 <= plan.weight <= 1 and plan.features >= 0):
+        raise RequestError(f"distil: expected temperature > 0, weight in [0, 1] and features >= 0, got {plan}")
     return _Distillation(task, teacher, base, plan)
 
 

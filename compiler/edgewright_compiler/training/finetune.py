@@ -5,6 +5,7 @@ Freezing covers statistics too: batch normalisation in a frozen layer keeps the 
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,10 @@ from edgewright_contracts.errors import RequestError
 from ..graph.tap import last_layer
 
 _NESTED: Final = ("state_dict", "model_state_dict", "model", "net", "weights")  # where training scripts put weights
+_DTYPES: Final = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
 _PREFIXES: Final = ("", "module.", "model.", "net.", "backbone.", "_orig_mod.")
 
 
@@ -46,8 +51,8 @@ def last_layer_only(net: nn.Module, example: Tensor) -> None:
 
 
 def load_weights(net: nn.Module, path: Path) -> Loaded:
-    """Copy into `net` every tensor of a state dict (.pt, .pth) whose name and shape fit; prefixes that wrappers add
-    (module., model., …) are seen through.
+    """Copy into `net` every tensor of a state dict (.pt, .pth) or a safetensors file whose name and shape fit; prefixes
+    that wrappers add (module., model., …) are seen through.
 
     Raises RequestError when the file cannot be read as tensors only (pickled objects run code), or nothing fits.
     """
@@ -74,6 +79,8 @@ def load_weights(net: nn.Module, path: Path) -> Loaded:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return _safetensors(path)
     try:
         found = torch.load(path, weights_only=True, map_location="cpu")
     except FileNotFoundError:
@@ -89,6 +96,26 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     tensors = {str(k): v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, Mapping) else {}
     if not tensors:
         raise RequestError(f"{path}: expected a state dict of tensors, got {type(found).__name__} without any")
+    return tensors
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    """A length, a JSON header and bytes (huggingface.co/docs/safetensors): simple enough to read without its wheel."""
+    try:
+        content = path.read_bytes()
+        end = 8 + int.from_bytes(content[:8], "little")
+        header, data = json.loads(content[8:end]), memoryview(content)[end:]
+        tensors = {}
+        for name, about in header.items():
+            if name == "__metadata__":
+                continue
+            low, high = about["data_offsets"]
+            flat = torch.frombuffer(bytearray(data[low:high]), dtype=_DTYPES[about["dtype"]])
+            tensors[name] = flat.reshape(about["shape"])
+    except FileNotFoundError:
+        raise RequestError(f"{path}: expected a file of weights, got nothing there") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise RequestError(f"{path}: expected a safetensors file of plain tensors, got: {error!r}") from error
     return tensors
 
 

@@ -2,9 +2,10 @@
 
 Guarantee: on one machine and one version of torch, equal (net, rows, schedule, seed) give equal weights, bit for bit,
 and so does a run that was killed and resumed from its checkpoint. On a CPU it uses one thread, which on small nets is
-a choice of speed too; where CUDA is, it trains there in mixed precision, and gives the net back to the CPU.
+a choice of speed too; where CUDA is, it trains there in mixed precision, and gives the net back to the CPU. Kernels of
+CUDA that have no deterministic form are used nevertheless, with torch's warning.
 
-Cost: the front runs over all rows once per draw, without gradient, and its output is held until the next draw.
+Cost: beside the rows of a draw, as they are, only one batch of what the front makes of them is held.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from edgewright_contracts.errors import Refused, RequestError
 
+from ..graph.reference import batch_size
 from ..graph.tap import Tapped
 from ..recipe import Schedule
 from ..rows import Array
@@ -34,7 +36,6 @@ from .finetune import last_layer_only
 from .schedules import check, optimiser_of, rates_of
 
 CHECKPOINT_S: Final = 30.0
-_CHUNK: Final = 512  # rows that a front or an evaluation takes at once
 _MISFITS: Final = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)  # what torch says to a wrong shape
 
 
@@ -73,7 +74,7 @@ def reproducible(seed: int) -> Iterator[None]:
     if torch.cuda.is_available():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     torch.manual_seed(seed)
     try:
         yield
@@ -184,16 +185,20 @@ class _Run:
         if len(labels) != self.rows or len(raw) != self.rows:
             raise RequestError(f"draw {epoch}: expected {self.rows} rows as in draw 0, got {len(raw)}, {len(labels)}")
         torch.manual_seed(int(generator(self.seed, "torch", epoch).integers(2**62)))
-        whole = Batch(as_tensor(raw), _fronted(self.front, raw, self.device), as_tensor(labels))
+        all_raw, all_labels = as_tensor(raw), as_tensor(labels)
         order = torch.from_numpy(generator(self.seed, "order", epoch).permutation(self.rows))
-        self._mode(frozen=epoch < self.schedule.frozen_epochs, example=whole.x[:1])
+        self._mode(frozen=epoch < self.schedule.frozen_epochs, example=self._fronted(all_raw[:1]))
         total, parts = 0.0, torch.tensor_split(order, self.cuts)
         for i, rows in enumerate(parts):
             progress((epoch + i / len(parts)) / self.schedule.epochs)
-            x = whole.x[rows].to(self.device, memory_format=self.layout)
-            batch = Batch(whole.raw[rows], x, whole.labels[rows].to(self.device), epoch, rows)
+            some = all_raw[rows]
+            batch = Batch(some, self._fronted(some), all_labels[rows].to(self.device), epoch, rows)
             total += self._step(batch, epoch, i) * len(rows)
         return total / self.rows
+
+    @torch.no_grad()
+    def _fronted(self, raw: Tensor) -> Tensor:
+        return self.front(raw.to(self.device)).to(memory_format=self.layout)  # type: ignore[no-any-return]
 
     def _step(self, batch: Batch, epoch: int, number: int) -> float:
         self.optimiser.zero_grad()
@@ -220,7 +225,7 @@ class _Run:
             parameter.requires_grad_(True)
         self.net.train()
         if frozen:
-            last_layer_only(self.net, example.to(self.device))
+            last_layer_only(self.net, example)
 
 
 def bfloat16_here() -> bool:
@@ -232,22 +237,14 @@ def answers(net: nn.Module, front: nn.Module, raw: Array) -> tuple[npt.NDArray[n
     """(answer, embedding [n, d]) of all raw rows, in eval mode, in chunks, on the device where the net is."""
     parameter = next(net.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
-    net.eval()
-    tapped = Tapped(net)
+    front, tapped = front.to(device).eval(), Tapped(net.eval())
     with reproducible(0), torch.no_grad():
-        x = _fronted(front.to(device).eval(), raw, torch.device("cpu"))
-        parts = [tapped(part.to(device)) for part in torch.split(x, _CHUNK)]
+        chunks = torch.split(as_tensor(raw), batch_size(math.prod(raw.shape[1:])))
+        parts = [tapped(front(chunk.to(device))) for chunk in chunks]
     return (
         torch.cat([part[0].float().cpu() for part in parts]).numpy(),
         torch.cat([part[1].float().cpu() for part in parts]).numpy(),
     )
-
-
-@torch.no_grad()
-def _fronted(front: nn.Module, raw: Array, device: torch.device) -> Tensor:
-    """What the front makes of raw rows, on the CPU: all rows of a draw may not fit beside a net on its device."""
-    parts = torch.split(as_tensor(raw), _CHUNK)
-    return torch.cat([front(part.to(device)).cpu() for part in parts])
 
 
 def _cuts(rows: int, batch: int) -> list[int]:
@@ -279,7 +276,7 @@ def _rehearse(
         return batch, *tapped(batch.x)
 
     try:
-        x = _fronted(front, raw, device).to(device)
+        x = front(as_tensor(raw).to(device))
         if x.ndim == 4:
             with suppress(*_MISFITS):
                 loss(*once(x, torch.channels_last))
