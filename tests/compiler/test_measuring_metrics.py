@@ -76,6 +76,46 @@ def test_mean_average_precision_by_hand() -> None:
     assert value(one, nothing, labels) == 0
 
 
+def test_average_precision_of_many_images_is_that_of_a_plain_count() -> None:
+    """Against the definition, written without any vector: thresholds one by one, over random boxes on a coarse grid."""
+    rng = np.random.default_rng(6)
+    n, k, m = 40, 6, 3
+    corner = rng.integers(0, 3, (n, m, 2)) / 4
+    labels = np.concatenate([rng.integers(-1, 2, (n, m, 1)), corner, corner + 0.25], axis=2)
+    place = rng.integers(0, 3, (n, k, 2)) / 4
+    boxes = np.concatenate([place, place + rng.choice([0.25, 0.2, 0.1], (n, k, 1))], axis=2)
+    scores, classes = rng.choice([0.2, 0.4, 0.6, 0.8], (n, k)), rng.integers(0, 2, (n, k))
+    found = value(metric("map50", "detection"), {"boxes": boxes, "scores": scores, "classes": classes}, labels)
+
+    def iou(a: np.ndarray, b: np.ndarray) -> float:
+        w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+        both = max(w, 0) * max(h, 0)
+        return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
+
+    areas = []
+    for c in (0, 1):
+        told, wanted = [], 0
+        for i in range(n):
+            free = [list(box[1:]) for box in labels[i] if box[0] == c]
+            wanted += len(free)
+            for d in sorted((d for d in range(k) if classes[i, d] == c), key=lambda d: -scores[i, d]):
+                best = max(free, key=lambda box: iou(boxes[i, d], np.array(box)), default=None)
+                hit = best is not None and iou(boxes[i, d], np.array(best)) >= 0.5
+                if hit:
+                    free.remove(best)
+                told.append((scores[i, d], hit))
+        points = []
+        for threshold in sorted({s for s, _ in told}, reverse=True):
+            kept = [hit for s, hit in told if s >= threshold]
+            points.append((sum(kept) / wanted, sum(kept) / len(kept)))
+        area, before = 0.0, 0.0
+        for at, (recall, _) in enumerate(points):
+            area += (recall - before) * max(precision for _, precision in points[at:])
+            before = recall
+        areas.append(area)
+    assert found == pytest.approx(np.mean(areas))
+
+
 def test_mae_is_in_the_labels_unit_and_its_points_in_per_cent_of_their_deviation() -> None:
     labels = np.array([[0.0], [2.0], [4.0]])
     one = metric("mae", "regression")

@@ -19,33 +19,27 @@ IOU: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Matched:
-    """All detections of all images, best score first; `given` counts labelled boxes, [n, classes]."""
+class Found:
+    """All detections of one class, best score first; `last` of a tie of scores is the only one that a threshold can
+    stop at. `given` counts the labelled boxes of each image, [n]."""
 
     image: npt.NDArray[np.int64]
-    kind: npt.NDArray[np.int64]
-    score: Floats
     right: npt.NDArray[np.bool_]
+    last: npt.NDArray[np.bool_]
     given: Floats
 
-    def average_precision(self, counts: Floats) -> float:
-        """Mean over classes with a labelled box of the area under the precision envelope; nan without any."""
-        wanted = counts @ self.given
-        found = [self._of(int(c), counts, float(wanted[c])) for c in np.flatnonzero(wanted)]
-        return float(np.mean(found)) if found else math.nan
 
-    def _of(self, kind: int, counts: Floats, wanted: float) -> float:
-        mine = self.kind == kind
-        if not mine.any():
-            return 0.0
-        w = counts[self.image[mine]]
-        hits, told = np.cumsum(w * self.right[mine]), np.cumsum(w)
-        # Equal scores cannot be told apart by any threshold, so only the last of a tie is an operating point.
-        last = np.append(np.diff(self.score[mine]) != 0, True)
-        hits, told = hits[last], told[last]
-        precision = np.divide(hits, told, out=np.zeros_like(hits), where=told > 0)
-        envelope = np.maximum.accumulate(precision[::-1])[::-1]
-        return float((np.diff(hits, prepend=0.0) / wanted * envelope).sum())
+@dataclass(frozen=True, slots=True, eq=False)
+class Matched:
+    """By class; classes without a labelled box are left out."""
+
+    classes: tuple[Found, ...]
+
+    def average_precision(self, counts: Floats) -> float:
+        """Mean over classes with a labelled box of the area under the precision envelope; nan without any. `counts`
+        [n] say how often each image counts."""
+        found = [_area(one, counts, wanted) for one in self.classes if (wanted := float(counts @ one.given)) > 0]
+        return float(np.mean(found)) if found else math.nan
 
 
 def match(boxes: Floats, scores: Floats, kinds: npt.NDArray[np.generic], labels: Floats) -> Matched:
@@ -55,19 +49,30 @@ def match(boxes: Floats, scores: Floats, kinds: npt.NDArray[np.generic], labels:
     """
     n = len(labels)
     scores, kinds = scores.reshape(n, -1), np.rint(np.asarray(kinds, np.float64)).reshape(n, -1).astype(np.int64)
-    classes = int(max(labels[..., 0].max(initial=-1), kinds.max(initial=-1))) + 1
-    given = np.zeros((n, classes))
+    present = np.unique(labels[..., 0][labels[..., 0] >= 0]).astype(np.int64)
     parts = []
     for i in range(n):
         truth = labels[i][labels[i, :, 0] >= 0]
-        np.add.at(given[i], truth[:, 0].astype(np.int64), 1.0)
-        at = np.flatnonzero((scores[i] > 0) & (kinds[i] >= 0))
+        at = np.flatnonzero((scores[i] > 0) & np.isin(kinds[i], present))
         at = at[np.argsort(-scores[i, at], kind="stable")]
-        right = _claims(boxes[i, at], kinds[i, at], truth)
-        parts.append((np.full(len(at), i), kinds[i, at], scores[i, at], right))
+        parts.append((np.full(len(at), i), kinds[i, at], scores[i, at], _claims(boxes[i, at], kinds[i, at], truth)))
     image, kind, score, right = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.argsort(-score, kind="stable")
-    return Matched(image[order], kind[order], score[order], right[order], given)
+    image, kind, score, right = image[order], kind[order], score[order], right[order]
+    classes = []
+    for c in present:
+        mine = kind == c
+        given = np.asarray((labels[..., 0] == c).sum(axis=1), np.float64)
+        classes.append(Found(image[mine], right[mine], np.append(np.diff(score[mine]) != 0, True)[: mine.sum()], given))
+    return Matched(tuple(classes))
+
+
+def _area(found: Found, counts: Floats, wanted: float) -> float:
+    w = counts[found.image]
+    hits, told = np.cumsum(w * found.right)[found.last], np.cumsum(w)[found.last]
+    precision = np.divide(hits, told, out=np.zeros_like(hits), where=told > 0)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float((np.diff(hits, prepend=0.0) / wanted * envelope).sum())
 
 
 def _claims(boxes: Floats, kinds: npt.NDArray[np.int64], truth: Floats) -> npt.NDArray[np.bool_]:
