@@ -46,7 +46,7 @@ OPSET: Final = 13  # the first whose QuantizeLinear takes a scale per channel
 _HISTOGRAM: Final[dict[str, dict[str, Any]]] = {
     "minmax": {},
     "percentile": {"num_bins": 2048, "percentile": 99.99, "symmetric": False},
-    "entropy": {"num_bins": 512, "num_quantized_bins": 255},
+    "entropy": {"num_bins": 256, "num_quantized_bins": 128},
 }
 
 _QUANTIZED_OPS: Final = frozenset(
@@ -335,7 +335,7 @@ def _session(path: Path) -> Any:
 
 
 def _write(model: onnx.ModelProto, path: Path) -> None:
-    """The canonical form: raw tensors and none that nobody reads, no remarks, only the opsets in use, inner names of one to three letters.
+    """The canonical form: raw tensors and none that nobody reads, no remarks, only the opsets in use, short names.
 
     Borders keep their names. With subgraphs, which see outer names, all names stay.
     """

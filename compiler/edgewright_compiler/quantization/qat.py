@@ -37,14 +37,17 @@ def rounded(net: nn.Module, example: Tensor, *, weight_bits: int = 8) -> Iterato
         raise Refused(f"{type(net).__name__} has no convolution or linear layer to train for int8; package it in float")
     ranges = _observe(net, layers, example)
     hooks = [layer.register_forward_pre_hook(_Reading(*ranges[layer])) for layer in layers if layer in ranges]
+    orders = [list(layer._parameters) for layer in layers]
     for layer in layers:
         axis = 1 if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d) else 0
         parametrize.register_parametrization(layer, "weight", _Weight(axis, weight_bits))
     try:
         yield net
     finally:
-        for layer in layers:
+        for layer, order in zip(layers, orders, strict=True):
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+            for name in order:  # it was put last
+                layer._parameters[name] = layer._parameters.pop(name)
         for hook in hooks:
             hook.remove()
 

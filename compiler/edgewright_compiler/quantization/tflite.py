@@ -43,7 +43,7 @@ _WEIGHTED: Final = {
     "BATCH_MATMUL": "attention",
     "EMBEDDING_LOOKUP": "embedding",
 }
-_CODES: Final = {v: k for k, v in vars(flatbuffer_utils.BuiltinOperator).items() if isinstance(v, int)}
+_CODES: Final[dict[int, str]] = {v: k for k, v in vars(flatbuffer_utils.BuiltinOperator).items() if isinstance(v, int)}
 _NAMES: Final = {"TRANSPOSE_CONV": "CONV_2D_TRANSPOSE"}  # where the quantizer calls them otherwise
 _FLOAT: Final = flatbuffer_utils.TensorType.FLOAT32
 
@@ -240,7 +240,7 @@ def _prepare(model: Any) -> None:
 
 def _code(operator: Any) -> str:
     """As the quantizer calls it. Before 2020 there was one byte for it, and it is still filled."""
-    code = max(operator.builtinCode, operator.deprecatedBuiltinCode)
+    code: int = max(operator.builtinCode, operator.deprecatedBuiltinCode)
     operator.builtinCode = code
     return _NAMES.get(_CODES.get(code, ""), _CODES.get(code, str(code)))
 
