@@ -101,14 +101,20 @@ def _by_input(place: str, names: set[str]) -> Mapping[str, Any] | None:
     """Arrays by the file's own input names; None when the place holds something else."""
     if ".py:" in place:
         found = function(place)()
-        return found if isinstance(found, dict) and names <= set(found) else None
+        return found if isinstance(found, dict) and _only_rows(names, set(found)) else None
     if not place.endswith(".npz") or not Path(place).is_file():
         return None
     try:
         with np.load(place, allow_pickle=False) as archive:
-            return {name: archive[name] for name in names} if names <= set(archive.files) else None
+            fits = _only_rows(names, set(archive.files))
+            return {name: archive[name] for name in names} if fits else None
     except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
         raise RequestError(f"{place}: not an archive of numpy.savez without pickles ({error})") from None
+
+
+def _only_rows(names: set[str], found: set[str]) -> bool:
+    """Every input is there, and nothing that says labels: an input may well be called x."""
+    return names <= found and "y" not in found - names
 
 
 def _fitting(array: Array, border: Border, place: str) -> Array:

@@ -170,7 +170,7 @@ def _run(source: Path, raw: Any, inputs: Sequence[Border], samples: Mapping[str,
     feed = {}
     for b in inputs:
         rows = np.asarray(samples[b.name][at])
-        feed[b.name] = rows[0] if b.axis is None else np.moveaxis(rows, 0, b.axis)
+        feed[b.name] = np.asarray(rows[0]) if b.axis is None else np.moveaxis(rows, 0, b.axis)
     try:
         found: list[Array] = raw.run(None, feed)
     except Exception as error:
