@@ -149,8 +149,8 @@ def spent(made: CompileResult, work: Path) -> float:
     return sum(json.loads((work / "steps" / name / "step.json").read_bytes())["seconds"] for name in steps)
 
 
-def write(name: str, result: Mapping[str, Any]) -> None:
-    """benchmarks/results/NAME.json, with machine, commit and date."""
+def write(name: str, result: Mapping[str, Any], readme: Path) -> None:
+    """benchmarks/results/NAME.json, with machine, commit and date; and in the recipe's README all behind the mark."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     machine = describe()
     full = {
@@ -166,18 +166,27 @@ def write(name: str, result: Mapping[str, Any]) -> None:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     (RESULTS / f"{name}.json").write_bytes(msgspec.json.format(msgspec.json.encode(full), indent=2) + b"\n")
+    mark = f"<!-- measured by benchmarks/{name}.py -->\n"
+    above = readme.read_text().partition(mark)[0]
+    about = f"Commit {full['commit'][:7]}, {full['date'][:10]}, {machine.cpu}, {machine.cores} cores."
+    readme.write_text(above + mark + "\n" + about + "\n\n" + "\n".join(f"- {line}" for line in lines(result)) + "\n")
 
 
 def show(result: Mapping[str, Any], *, as_json: bool) -> None:
-    for name, one in result["formats"].items():
-        lost = f"loss at most {one['bound_drop_points']:.2f} points (n = {one['n']})"
-        sizes = f"{one['teacher_bytes']} → {one['package_bytes']} bytes, x{one['size_ratio']:.1f}"
-        times = f"{one['teacher_us']:.0f} → {one['package_us']:.1f} µs, x{one['speed_ratio']:.1f}"
-        accuracies = f"teacher {100 * result['teacher_accuracy']:.2f} %, package {100 * one['package_accuracy']:.2f} %"
-        print(f"{name:7} {accuracies}, {lost}; {sizes}; {times} (by turns x{one['speed_ratio_by_turns']:.1f})")
-    print(f"{result['seconds']:.0f} s for all steps")
+    print("\n".join(lines(result)))
     if as_json:
         print(json.dumps(result))
+
+
+def lines(result: Mapping[str, Any]) -> list[str]:
+    found = []
+    for name, one in result["formats"].items():
+        lost = f"loss at most {one['bound_drop_points']:.2f} points (95 %, n = {one['n']:,})"
+        sizes = f"{one['teacher_bytes']:,} → {one['package_bytes']:,} bytes, x{one['size_ratio']:.1f}"
+        times = f"{one['teacher_us']:.0f} → {one['package_us']:.1f} µs, x{one['speed_ratio']:.1f}"
+        accuracies = f"teacher {100 * result['teacher_accuracy']:.2f} %, package {100 * one['package_accuracy']:.2f} %"
+        found.append(f"{name}: {accuracies}, {lost}; {sizes}; {times} (by turns x{one['speed_ratio_by_turns']:.1f})")
+    return [*found, f"{result['seconds']:.0f} s for all steps on one core"]
 
 
 class Told:

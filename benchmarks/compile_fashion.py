@@ -33,6 +33,7 @@ BARS = {"teacher_accuracy": 0.925, "bound_drop_points": 1.0, "size_ratio": 12.0,
 STORED = against_teacher.RESULTS / "fashion-1.0.0.ewp"
 RESULT = against_teacher.RESULTS / "compile_fashion.json"
 QUICK_CALLS = 600
+README = against_teacher.ROOT / "models" / "edgewright_models" / "fashion" / "README.md"
 
 
 def main() -> None:
@@ -45,7 +46,7 @@ def main() -> None:
             result = against_teacher.compiled(recipe(), told.work, package, quick=False)
             STORED.unlink(missing_ok=True)
             write_ewp(package, STORED)
-        against_teacher.write(RESULT.stem, {**result, "bars": BARS})
+        against_teacher.write(RESULT.stem, {**result, "bars": BARS}, README)
     against_teacher.show(result, as_json=told.json)
 
 

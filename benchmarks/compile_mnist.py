@@ -16,6 +16,7 @@ import against_teacher
 from edgewright_models.mnist.recipe import QUICK, recipe
 
 BARS = {"teacher_accuracy": 0.986, "bound_drop_points": 1.0, "size_ratio": 28.0, "speed_ratio": 11.0}
+README = against_teacher.ROOT / "models" / "edgewright_models" / "mnist" / "README.md"
 
 
 def main() -> None:
@@ -26,7 +27,7 @@ def main() -> None:
             result = against_teacher.compiled(recipe(QUICK), Path(scratch) / "work", package, quick=True)
         else:
             result = against_teacher.compiled(recipe(), told.work, package, quick=False)
-            against_teacher.write("compile_mnist", {**result, "bars": BARS})
+            against_teacher.write("compile_mnist", {**result, "bars": BARS}, README)
     against_teacher.show(result, as_json=told.json)
 
 
