@@ -371,6 +371,14 @@ def test_an_answer_of_the_wrong_shape_is_named_with_what_was_expected(
     refused(RequestError, said, replace(case(name), build=build))
 
 
+def test_a_loss_of_the_nets_own_that_fails_is_named_with_what_it_was_given() -> None:
+    class Wrong(Cnn):
+        def loss(self, answer: Tensor, labels: Tensor) -> Tensor:
+            return (answer - labels).square().mean()
+
+    refused(RequestError, r"the loss does not take an answer \[2, 3\] .* \[2\]: ", replace(case("cnn"), build=Wrong))
+
+
 def test_a_draw_that_changes_its_size_is_named() -> None:
     one = case("mlp")
 

@@ -16,7 +16,7 @@ import copy
 import json
 import os
 import zipfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -84,22 +84,18 @@ def prune(
     share: float,
     round_to: int = 8,
     rounds: Rounds = (),
-    keep: Collection[str] = (),
 ) -> Pruned:
     """Take channels out of `net`, in place, until its cost is at most `share` of `whole`.
 
-    `rounds` is the history of earlier calls on this net, `keep` names layers that lose nothing. Raises Refused, with
-    the net as it was, when the target is out of reach: the least cost, and the layers that stand in the way.
+    `rounds` is the history of earlier calls on this net. Raises Refused, with the net as it was, when the target is out
+    of reach: the least cost, and the layers that stand in the way.
     """
     groups, left = survey(net, example)
-    held = {g.root: next((name for name in g.layers if name in keep), None) for g in groups}
-    left |= {name: f"{held[g.root]} is to be kept" for g in groups if held[g.root] for name in g.layers}
-    free = tuple(g for g in groups if not held[g.root])
-    steps, before = _steps(free, round_to), cost(net)
+    steps, before = _steps(groups, round_to), cost(net)
 
     def after(count: int) -> float:
         trial = copy.deepcopy(net)
-        apply(trial, example, _cuts(free, steps[:count]))
+        apply(trial, example, _cuts(groups, steps[:count]))
         return cost(trial)
 
     low, high, reached = 0, len(steps), before
@@ -116,10 +112,10 @@ def prune(
                 low = middle
     else:
         high = 0
-    cuts = _cuts(free, steps[:high])
+    cuts = _cuts(groups, steps[:high])
     apply(net, example, cuts)
     gone = {cut.root: len(cut.channels) for cut in cuts}
-    channels = {name: (g.channels, g.channels - gone.get(g.root, 0)) for g in free for name in g.layers}
+    channels = {name: (g.channels, g.channels - gone.get(g.root, 0)) for g in groups for name in g.layers}
     return Pruned(channels, left, before, reached, (*rounds, *recorded(example, cuts)))
 
 

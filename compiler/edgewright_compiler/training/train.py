@@ -287,7 +287,13 @@ def _rehearse(
         raise RequestError(
             f"the front and the net do not take {got} (first two of the training rows): {error}"
         ) from error
-    loss(*rehearsed)
+    try:
+        loss(*rehearsed)
+    except _MISFITS as error:
+        answer, y = rehearsed[1], rehearsed[0].labels
+        raise RequestError(
+            f"the loss does not take an answer {list(answer.shape)} with labels {y.dtype} {list(y.shape)}: {error}"
+        ) from error
     return torch.contiguous_format
 
 
