@@ -73,7 +73,7 @@ def compiled(recipe: Recipe, work: Path, package: Path, *, quick: bool) -> dict[
             sys.exit(f"{recipe.name}: {error}")
         bench = Workbench(recipe, seed=SEED, store=Store(work / "steps", time.perf_counter), say=told)
         whole = Built(bench, original(bench, teacher(bench)))
-        found = {}
+        found: dict[str, dict[str, Any]] = {}
         for variant in int8(made.package.manifest):
             loss = made.variant(variant.id).loss
             assert loss is not None
@@ -146,7 +146,7 @@ def worst(teacher_accuracy: float, formats: Mapping[str, Mapping[str, Any]]) -> 
 def spent(made: CompileResult, work: Path) -> float:
     """Seconds of every step of the run, found finished or not."""
     steps = {step["name"] for step in json.loads((made.run / "run.json").read_bytes())["steps"]}
-    return sum(json.loads((work / "steps" / name / "step.json").read_bytes())["seconds"] for name in steps)
+    return float(sum(json.loads((work / "steps" / name / "step.json").read_bytes())["seconds"] for name in steps))
 
 
 def write(name: str, result: Mapping[str, Any], readme: Path) -> None:

@@ -54,7 +54,8 @@ def test_rows_are_what_a_device_hands_over(name: str) -> None:
     data = rows(name)
     for split in (data.train, data.validation, data.test):
         images = split.inputs["image"]
-        assert (images.dtype, images.shape[1:]) == (np.uint8, (28, 28))
+        assert images.dtype == np.uint8
+        assert images.shape[1:] == (28, 28)
         assert images.flags.writeable
         assert set(split.labels) == set(range(10))
         assert all(len(values) == len(split.origins) == len(split) for values in split.slices.values())
