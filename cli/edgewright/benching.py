@@ -81,12 +81,12 @@ def show_bench(console: Console, found: Bench) -> None:
         table.add_row(
             one.variant,
             one.runtime,
-            "passed" if one.selftest else "[red]failed[/red]",
+            "ok" if one.selftest else "[red]failed[/red]",
             *((f"{used.load_ms:.1f}", f"{used.growth_mb:.1f}") if used else ("–", "–")),
             *([f"{us:,.0f}" for us in (time.p50, time.p95, time.p99)] if time else ["–"] * 3),
             f"{time.per_reference:.2f}" if time else "–",
         )
-    console.print(table)
+    console.print(fitted(table))
     runtimes = ", ".join(f"{name} {version}" for name, version in sorted(machine.runtimes.items()))
     heat = f", processor at {found.celsius[0]:.0f} to {found.celsius[1]:.0f} °C" if found.celsius else ""
     console.print(f"one sample, one thread; reference kernel {found.reference_us:.0f} µs{heat}", highlight=False)
@@ -96,10 +96,18 @@ def show_bench(console: Console, found: Bench) -> None:
 def slim(words: Sequence[str], figures: Sequence[str]) -> Table:
     """A table that nine columns fit into on a narrow terminal: words to the left, figures to the right of them."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for place, name in enumerate(words):
-        table.add_column(name, no_wrap=place == 0)
+    for name in words:
+        table.add_column(name, overflow="fold")
     for name in figures:
         table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def fitted(table: Table) -> Table:
+    """Where the terminal is too narrow, words break into lines and figures stay whole."""
+    for column in table.columns:
+        if column.justify == "right":
+            column.min_width = max(len(str(cell)) for cell in (column.header, *column.cells))
     return table
 
 

@@ -26,7 +26,7 @@ from edgewright_contracts.errors import ContractError
 from edgewright_contracts.package import Package, read_package
 from edgewright_devices import load
 
-from .benching import show_bench, slim
+from .benching import fitted, show_bench, slim
 
 SHOWN: Final = 5  # of the suspects: evidence.json has them all
 
@@ -118,7 +118,7 @@ def _show_files(console: Console, package: Package) -> None:
         baseline = decode_baseline(package.read(v.baseline))
         size = package.manifest.files[v.model].size
         table.add_row(v.id, f"{size:,}", str(len(baseline.channels)), f"{baseline.n:,}")
-    console.print(table)
+    console.print(fitted(table))
 
 
 def _show_variants(console: Console, evidence: Evidence) -> None:
@@ -131,7 +131,7 @@ def _show_variants(console: Console, evidence: Evidence) -> None:
         table.add_row(f"{reference.name} ({form})", *cells, f"{size:,}", style="dim")
     for v in evidence.variants:
         table.add_row(v.id, *(_interval(evidence, v.metric.get(name)) for name in names), f"{v.bytes:,}")
-    console.print(table)
+    console.print(fitted(table))
 
     title = "one sample on one thread, where it was compiled; monitor is its part of p50"
     _heading(console, title)
@@ -142,7 +142,7 @@ def _show_variants(console: Console, evidence: Evidence) -> None:
         monitor = "–" if v.monitor_us is None else f"{v.monitor_us:+.0f}"
         used = (f"{v.memory.load_ms:.1f}", f"{v.memory.growth_mb:.1f}") if v.memory else ("–", "–")
         table.add_row(v.id, *_times(v.time_us), monitor, *used)
-    console.print(table)
+    console.print(fitted(table))
     if evidence.macs is not None and evidence.params is not None:
         both = reference.macs is not None and reference.params is not None
         of = f"; {reference.name} {reference.macs:,} and {reference.params:,}" if both else ""
@@ -182,7 +182,7 @@ def _show_estimates(console: Console, evidence: Evidence, benches: tuple[Bench, 
             known = replaced(e, bench, name)
             cells.append("–" if known is None else f"{known[0]:.2f} ms; estimate {known[1]:.2g} × that")
         table.add_row(name, f"{e.p50_ms:.2f} ms", f"{e.low_ms:.2f}–{e.high_ms:.2f} ms", f"{e.p95_ms:.2f} ms", *cells)
-    console.print(table)
+    console.print(fitted(table))
     first = next(iter(evidence.estimates.values()))
     console.print(f"it rests on: {first.basis}", highlight=False)
     if not benches:
@@ -200,7 +200,7 @@ def _show_parity(console: Console, evidence: Evidence) -> None:
         if (p := v.parity) is not None:
             shares = (f"{100 * p.within:.2f} %", f"{100 * p.agree:.2f} %")
             table.add_row(v.id, f"{p.max_error:.2g}", f"{p.mean_error:.2g}", *shares, str(p.n))
-    console.print(table)
+    console.print(fitted(table))
     if evidence.deterministic is not None:
         console.print(f"made twice: {'the same bytes' if evidence.deterministic else '[red]different bytes[/red]'}")
 
@@ -218,7 +218,7 @@ def _show_choice(console: Console, evidence: Evidence) -> None:
         why = "chosen" if taken else "misses" if misses(c, choice.limits) else ""
         table.add_row(c.id, why, f"{c.drop:+.2f}", f"{c.half_width:.2f}", f"{c.bytes:,}",
                       f"{c.p50_us:,.0f}", f"{c.relative:.2f}", style="bold" if taken else "")  # fmt: skip
-    console.print(table)
+    console.print(fitted(table))
     asked = {name: limit for name, limit in msgspec.structs.asdict(choice.limits).items() if limit is not None}
     if asked:
         said = ", ".join(f"--{name.replace('_', '-')} {limit:g}" for name, limit in asked.items())
@@ -236,7 +236,7 @@ def _show_weaknesses(console: Console, evidence: Evidence) -> None:
         table = slim(["slice"], ["rows", "value", "95 % interval"])
         for s in evidence.slices:
             table.add_row(*_slice(evidence, s), style="bold" if s == evidence.worst else "")
-        console.print(table)
+        console.print(fitted(table))
     if evidence.worst is not None:
         name, _, value, interval = _slice(evidence, evidence.worst)
         console.print(f"worst slice: {name} at {value} ({interval})", highlight=False, markup=False)
@@ -247,7 +247,7 @@ def _show_weaknesses(console: Console, evidence: Evidence) -> None:
             f = shift.figure
             name = f"{shift.name} (adversarial)" if shift.adversarial else shift.name
             table.add_row(name, shift.detail, f"{scale * f.value:.2f}", _between(scale, f))
-        console.print(table)
+        console.print(fitted(table))
 
 
 def _slice(evidence: Evidence, s: Slice) -> tuple[str, str, str, str]:
