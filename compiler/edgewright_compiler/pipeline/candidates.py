@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import sqrt
 from pathlib import Path
 from typing import Final
 
@@ -176,7 +175,7 @@ def judged(bench: Workbench, truth: Outputs, found: Outputs) -> tuple[float, flo
     bound = loss_bound(
         bench.metric, truth, found, rows.labels, seed=bench.seed, groups=rows.groups, resamples=RESAMPLES
     )
-    half = (bound.bound - bound.estimate) * sqrt(bound.n / len(data.test))
+    half = bound.at(len(data.test)) - bound.estimate
     return value(bench.metric, found, data.validation.labels), bound.estimate, half
 
 
