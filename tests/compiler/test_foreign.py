@@ -12,9 +12,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from edgewright_agent.agent import Agent
+from edgewright_compiler.foreign.borders import fixed_said, shapes_said
 from edgewright_compiler.foreign.compilation import ForeignResult, compile_foreign
 from edgewright_compiler.pipeline.choice import Limits, write_choice
 from edgewright_contracts.baseline import decode_baseline
@@ -230,6 +233,31 @@ def test_a_file_that_came_quantized_is_left_as_it_is(tmp_path):
     made = compiled(small, tmp_path / "p", "classification")
     assert [v.id for v in made.package.manifest.variants] == ["onnx-int8"]
     assert "The file came quantized and is packaged as it is." in made.notes
+
+
+def test_an_exported_program_becomes_onnx_where_the_device_runs_that(tmp_path):
+    net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2)).eval()
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(net, (torch.zeros(2, 6),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, tmp_path / "net.pt2")
+    made = compiled(tmp_path / "net.pt2", tmp_path / "p")
+    assert {v.format for v in made.package.manifest.variants} == {"onnx"}
+    assert made.package.manifest.inputs[0].shape == (6,)
+    assert made.package.manifest.variants[0].batch == 0
+    assert "Exported from net.pt2 to ONNX." in made.notes
+    (tmp_path / "text.pt2").write_text("no program")
+    with pytest.raises(RequestError, match=r"text.pt2: not an exported program"):
+        compiled(tmp_path / "text.pt2", tmp_path / "q")
+
+
+def test_sizes_and_constants_are_read_from_the_command_line():
+    assert shapes_said(["x=3,64,64", "a=b=7"]) == {"x": (3, 64, 64), "a=b": (7,)}
+    assert fixed_said(["sr=16000", "t=-0.5"]) == {"sr": 16000.0, "t": -0.5}
+    for wrong in ("x", "x=", "=3", "x=3,", "x=0", "x=a"):
+        with pytest.raises(RequestError, match="expected NAME=SIZES, as x=3,64,64"):
+            shapes_said([wrong])
+    with pytest.raises(RequestError, match="expected NAME=NUMBER, as sr=16000, got 'sr=fast'"):
+        fixed_said(["sr=fast"])
 
 
 def odd(path: Path) -> Path:

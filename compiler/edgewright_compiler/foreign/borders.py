@@ -7,7 +7,8 @@ place (recurrent states), fixed to 1, nowhere (scalars), or leave the sizes of a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,8 @@ Shapes = Mapping[str, tuple[int, ...]]  # sizes of one sample, by input
 
 PICKED: Final = 320  # pixels of an open image side when nobody says more: divisible by 32, as strides want
 MAX_ELEMENTS: Final = 2**26
+_SIZES: Final = re.compile(r"[1-9]\d{0,8}(,[1-9]\d{0,8})*")
+_NUMBER: Final = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")
 
 ONNX_DTYPES: Final = {
     "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16", "tensor(uint8)": "uint8",
@@ -35,6 +38,25 @@ class Border:
     shape: tuple[int, ...]
     axis: int | None
     open: bool = False  # the file takes any number of samples
+
+
+def shapes_said(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """What `--shape NAME=3,64,64` says, by name. Raises RequestError."""
+    return {name: tuple(int(size) for size in sizes.split(",")) for name, sizes in _pairs(texts, "shape", _SIZES)}
+
+
+def fixed_said(texts: Iterable[str]) -> dict[str, float]:
+    """What `--fix NAME=16000` says, by name. Raises RequestError."""
+    return {name: float(number) for name, number in _pairs(texts, "fix", _NUMBER)}
+
+
+def _pairs(texts: Iterable[str], option: str, form: re.Pattern[str]) -> Iterator[tuple[str, str]]:
+    for text in texts:
+        name, equals, value = text.rpartition("=")  # names of tensors may hold anything
+        if not name or not equals or not form.fullmatch(value):
+            wanted = "NAME=SIZES, as x=3,64,64" if option == "shape" else "NAME=NUMBER, as sr=16000"
+            raise RequestError(f"--{option}: expected {wanted}, got {text!r}")
+        yield name, value
 
 
 def onnx_inputs(path: Path, raw: Any, shapes: Shapes) -> tuple[tuple[Border, ...], tuple[str, ...]]:
