@@ -79,7 +79,7 @@ def header() -> list[str]:
 
 def variants(results: dict[str, CompileResult]) -> list[str]:
     lines = [
-        "| settings | variant | accuracy, sensor | accuracy, clean | loss, points (bound) | bytes | p50 µs | monitor µs |",
+        "| settings | variant | accuracy, sensor | accuracy, clean | loss (bound) | bytes | p50 µs | monitor µs |",
         "|---" * 8 + "|",
     ]
     for name, result in results.items():
