@@ -17,7 +17,6 @@ from typing import Any, Final
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import numpy_helper
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -28,18 +27,17 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.calibrate import create_calibrator, save_tensors_data
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
-from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgewright_contracts.errors import ContractError, Refused
 from edgewright_runtime.runtime import names_by_position
 
 from ..rows import Array, Rows, count
 from .islands import Node, Part, follow
+from .onnx_file import all_nodes, prepare, subgraphs, under, weighted, write
 from .schemes import Kinds, Scheme
 
 BATCH: Final = 32
 COMPARED: Final = 64  # rows on which an optimised file must answer as before
-OPSET: Final = 13  # the first whose QuantizeLinear takes a scale per channel
 
 # The library's own settings by entropy (as many bins as levels) leave nothing to choose and are min-max; its percentile
 # takes ranges around 0, which wastes half of the levels behind a rectifier, and cuts nothing off 100,000 values.
@@ -77,11 +75,11 @@ def make(
     model = onnx.load(str(source))
     _fresh(model, source)
     if scheme.method == "none":
-        _write(model, target)
+        write(model, target)
         return
     with tempfile.TemporaryDirectory() as scratch:
         prepared = Path(scratch) / "prepared.onnx"
-        _prepare(model, source, prepared, scope)
+        prepare(model, source, prepared, scope)
         model = onnx.load(str(prepared))
         nodes = _chosen(model, scheme, source, scope)
         made = Path(scratch) / "made.onnx"
@@ -107,9 +105,9 @@ def make(
                     calibration_cache_path=ranges,
                 )
         final, quantized = Path(scratch) / "final.onnx", onnx.load(str(made))
-        if not any(n.op_type in _QUANTIZED_OPS or "Quantize" in n.op_type for n in _all_nodes(quantized.graph)):
+        if not any(n.op_type in _QUANTIZED_OPS or "Quantize" in n.op_type for n in all_nodes(quantized.graph)):
             raise Refused(f"{scheme.id}: no layer of {source.name} has such a form in onnxruntime; package it in float")
-        _write(quantized, final)
+        write(quantized, final)
         if scheme.activations != "s8":  # on x86 the optimiser turns signed activations into unsigned ones
             _optimise(final, calibration)
         target.write_bytes(final.read_bytes())
@@ -125,7 +123,7 @@ def prove(target: Path, calibration: Rows) -> None:
 def layers(source: Path, scope: str | None) -> tuple[str, ...]:
     """Layers with weights that a static scheme quantizes, in order: module paths, or node names without a scope."""
     model = onnx.load(str(source))
-    weights = _weights(model)
+    weights = weighted(model)
     nodes = [n for n in model.graph.node if n.op_type in _WEIGHTED and any(w in weights for w in n.input)]
     if scope is None:
         return tuple(node.name for node in nodes if node.name)
@@ -135,9 +133,9 @@ def layers(source: Path, scope: str | None) -> tuple[str, ...]:
 def kinds(source: Path) -> Kinds:
     """Kinds of the layers of a file of others, by node name."""
     model = onnx.load(str(source))
-    weights = _weights(model)
+    weights = weighted(model)
     found: dict[str, list[str]] = {}
-    for node in _all_nodes(model.graph):
+    for node in all_nodes(model.graph):
         kind = _WEIGHTED.get(node.op_type)
         if node.op_type in _RECURRENT:
             kind = _RECURRENT[node.op_type]
@@ -152,11 +150,6 @@ def kinds(source: Path) -> Kinds:
         if kind:
             found.setdefault(kind, []).append(node.name)
     return Kinds(**{kind: tuple(names) for kind, names in found.items()})
-
-
-def under(name: str, path: str) -> bool:
-    """Whether a node's name is `path` or lies under that module path."""
-    return name == path or name.startswith((f"{path}/", f"{path}."))
 
 
 def batches(model: Path, rows: Rows) -> Iterator[dict[str, Any]]:
@@ -200,7 +193,7 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has n
 
 
 def _fresh(model: onnx.ModelProto, source: Path) -> None:
-    node = next((n for n in _all_nodes(model.graph) if n.op_type in _QUANTIZED_OPS), None)
+    node = next((n for n in all_nodes(model.graph) if n.op_type in _QUANTIZED_OPS), None)
     if node is not None:
         raise Refused(
             f"{source.name} is already quantized ({node.op_type} {node.name!r}); package it as it is, or give the "
@@ -208,49 +201,15 @@ def _fresh(model: onnx.ModelProto, source: Path) -> None:
         )
 
 
-def _prepare(model: onnx.ModelProto, source: Path, prepared: Path, scope: str | None) -> None:
-    """What onnxruntime's quantizer takes for granted: weights as initializers that nobody can override, names on all
-    nodes, an opset with scales per channel. Files of others are also simplified by it; ours are already."""
-    graph = model.graph
-    constants = [n for n in graph.node if n.op_type == "Constant" and n.attribute[0].name == "value"]
-    for node in constants:
-        tensor = graph.initializer.add()
-        tensor.CopyFrom(node.attribute[0].t)
-        tensor.name = node.output[0]
-        graph.node.remove(node)
-    weights = {w.name for w in graph.initializer}
-    for given in [i for i in graph.input if i.name in weights]:
-        graph.input.remove(given)
-    model.ir_version = max(model.ir_version, 4)
-    taken = {n.name for n in graph.node}
-    for i, node in enumerate(graph.node):
-        if not node.name:
-            node.name = f"{node.op_type}_{i}"
-            while node.name in taken:
-                node.name += "_"
-    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
-    if opset < OPSET:
-        try:
-            model = onnx.version_converter.convert_version(model, OPSET)
-        except Exception as error:  # the converter throws RuntimeError with text of its C++ side
-            raise Refused(
-                f"{source.name} is of opset {opset}, and int8 per channel needs {OPSET}: {error}; the way out: export "
-                f"it again with opset {OPSET} or later"
-            ) from None
-    onnx.save(model, str(prepared))
-    if scope is None and not any(_subgraphs(node) for node in model.graph.node):  # branches would copy shared weights
-        quant_pre_process(str(prepared), str(prepared), skip_symbolic_shape=True)
-
-
 def _chosen(model: onnx.ModelProto, scheme: Scheme, source: Path, scope: str | None) -> list[str]:
     """Names of the nodes to quantize."""
-    weights = _weights(model)
+    weights = weighted(model)
     nodes = list(model.graph.node)
     parts = [_part(node, weights, scheme, scope) for node in nodes]
     if "layer" in parts:
         graph = [Node(n.input, n.output, part) for n, part in zip(nodes, parts, strict=True)]
         return [nodes[i].name for i in follow(graph)]
-    inside = next((n for n in model.graph.node if _subgraphs(n)), None)
+    inside = next((n for n in model.graph.node if subgraphs(n)), None)
     if inside is not None:
         if scheme.method == "dynamic" and scope is None:
             return []  # the quantizer descends by itself when nobody lists nodes
@@ -271,8 +230,8 @@ def _part(node: onnx.NodeProto, weights: Mapping[str, Sequence[int]], scheme: Sc
         return "float"
     if any(under(node.name, layer) for layer in scheme.float_layers):
         return "float"
-    weighted = _DYNAMIC_OPS if scheme.method == "dynamic" else _WEIGHTED
-    if node.op_type in weighted and any(name in weights for name in node.input):
+    kinds_of_layer = _DYNAMIC_OPS if scheme.method == "dynamic" else _WEIGHTED
+    if node.op_type in kinds_of_layer and any(name in weights for name in node.input):
         return "layer"
     return "activation" if node.op_type in ("Relu", "Clip") else "between"
 
@@ -313,7 +272,7 @@ def _optimise(path: Path, calibration: Rows) -> None:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.optimized_model_filepath = str(optimised)
     onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    _write(onnx.load(str(optimised)), optimised)
+    write(onnx.load(str(optimised)), optimised)
     if optimised.stat().st_size < path.stat().st_size and _same(path, optimised, calibration):
         optimised.replace(path)
 
@@ -334,83 +293,6 @@ def _session(path: Path) -> Any:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def _write(model: onnx.ModelProto, path: Path) -> None:
-    """The canonical form: raw tensors and none that nobody reads, no remarks, only the opsets in use, short names.
-
-    Borders keep their names. With subgraphs, which see outer names, all names stay.
-    """
-    graph = model.graph
-    read = {name for node in _all_nodes(graph) for name in node.input} | {v.name for v in graph.output}
-    read |= {v.name for node in _all_nodes(graph) for inner in _subgraphs(node) for v in inner.output}
-    for tensor in [w for w in graph.initializer if w.name not in read]:
-        graph.initializer.remove(tensor)
-    for tensor in graph.initializer:
-        if not tensor.raw_data and tensor.data_type != onnx.TensorProto.STRING:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
-        tensor.doc_string = ""
-    for node in _all_nodes(graph):
-        node.doc_string = ""
-        del node.metadata_props[:]
-    del model.metadata_props[:], graph.metadata_props[:], graph.value_info[:], graph.quantization_annotation[:]
-    model.doc_string = graph.doc_string = ""
-    used = {n.domain for n in _all_nodes(graph)} | {n.domain for f in model.functions for n in f.node}
-    for opset in [o for o in model.opset_import if o.domain not in used | {"", "ai.onnx"}]:
-        model.opset_import.remove(opset)
-    if not any(_subgraphs(node) for node in graph.node) and not graph.sparse_initializer:
-        _shorten(graph)
-    path.write_bytes(model.SerializeToString(deterministic=True))
-
-
-def _shorten(graph: onnx.GraphProto) -> None:
-    short = {v.name: v.name for v in (*graph.input, *graph.output)}
-    fresh = (name for name in _letters() if name not in short)
-    short[""] = ""  # an optional input that is not there
-    for node in graph.node:
-        node.name = ""
-        for names in (node.input, node.output):
-            for i, name in enumerate(names):
-                if name not in short:
-                    short[name] = next(fresh)
-                names[i] = short[name]
-    for tensor in graph.initializer:
-        tensor.name = short.get(tensor.name, tensor.name)
-
-
-def _letters() -> Iterator[str]:
-    """a, b, .. z, aa, ba, .."""
-    n = 0
-    while True:
-        name, rest = "", n
-        while True:
-            name, rest = name + chr(97 + rest % 26), rest // 26 - 1
-            if rest < 0:
-                break
-        yield name
-        n += 1
-
-
-def _subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    return [g for a in node.attribute for g in ([a.g] if a.HasField("g") else a.graphs)]
-
-
-def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for inner in _subgraphs(node):
-            yield from _all_nodes(inner)
-
-
-def _weights(model: onnx.ModelProto) -> dict[str, Sequence[int]]:
-    """Shapes of float constants of two axes or more, of all subgraphs."""
-    found = {w.name: tuple(w.dims) for w in model.graph.initializer}
-    for node in _all_nodes(model.graph):
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            found[node.output[0]] = tuple(node.attribute[0].t.dims)
-        for inner in _subgraphs(node):
-            found.update({w.name: tuple(w.dims) for w in inner.initializer})
-    return {name: dims for name, dims in found.items() if len(dims) > 1}
-
-
 def _groups(node: onnx.NodeProto) -> int:
     return next((a.i for a in node.attribute if a.name == "group"), 1)
 
@@ -419,4 +301,4 @@ def _mixes(model: onnx.ModelProto, node: onnx.NodeProto) -> bool:
     """Whether a matrix product reads this output: softmax in front of one is attention, at the end it is the answer."""
     if node.op_type != "Softmax":
         return True
-    return any(n.op_type == "MatMul" and node.output[0] in n.input for n in _all_nodes(model.graph))
+    return any(n.op_type == "MatMul" and node.output[0] in n.input for n in all_nodes(model.graph))

@@ -1,9 +1,13 @@
 """Training for int8: the net learns while its weights, and what each layer reads, are rounded as int8 will round them.
 
 What comes out is a float net, which is exported and quantized like any other: onnxruntime and ai-edge-quantizer then
-make the graph that they run fastest, which a graph full of torch's own quantizers is not (measured: 119 µs against 79).
-Rounding weights per output channel is the same before and after batch normalisation is folded in, because folding
-multiplies whole channels; so normalisation stays what it is while training.
+make the graph that they run fastest. Rounding weights per output channel is the same before and after batch
+normalisation is folded in, because folding multiplies whole channels; so normalisation stays what it is while training.
+
+When it pays: where quantizing after training loses accuracy, which must be measured first. Of a depthwise net on digits
+(20,000 test rows, 88.4 %, six more epochs): more float epochs and then int8 gave 89.25 %, this 89.25 to 89.34 %, the
+quantizers of torchao (PT2E) 89.16 % in a file of twice the size at the same speed. Int8 had lost 0.1 points there, so
+there was nothing to win.
 
 Gradients pass straight through the rounding (Bengio et al. 2013, arXiv:1308.3432; Jacob et al. 2018, arXiv:1712.05877).
 Ranges of what layers read are the widest of `example`, set once; beyond them there is no gradient.

@@ -69,7 +69,8 @@ class Scheme:
     def keeping(self, layers: tuple[str, ...]) -> Scheme:
         """The same with these layers float too."""
         kept = tuple(sorted({*self.float_layers, *layers}))
-        return replace(self, precision="mixed", method="mixed", float_layers=kept) if kept else self
+        method: Method = "qat" if self.method == "qat" else "mixed"
+        return replace(self, precision="mixed", method=method, float_layers=kept) if kept else self
 
     @property
     def without_floats(self) -> Scheme:

@@ -15,16 +15,14 @@ import io
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from ai_edge_litert.tools import flatbuffer_utils
 from ai_edge_quantizer import algorithm_manager, calibrator, qtyping, quantizer, recipe_manager
-from ai_edge_quantizer.utils import qsv_utils, tfl_flatbuffer_utils
+from ai_edge_quantizer.utils import qsv_utils
 
 from edgewright_contracts.errors import ContractError, Refused
 from edgewright_runtime.runtime import names_by_position
@@ -32,6 +30,7 @@ from edgewright_runtime.runtime import names_by_position
 from ..rows import Array, Rows, count
 from .islands import Node, Part, follow
 from .schemes import Kinds, Scheme
+from .tflite_file import Operator, inside, is_layer, name_of, operators, own, prepare, under, write
 
 _Op = qtyping.TFLOperationName
 _OPERATIONS: Final = {op.value: op for op in _Op}
@@ -43,20 +42,6 @@ _WEIGHTED: Final = {
     "BATCH_MATMUL": "attention",
     "EMBEDDING_LOOKUP": "embedding",
 }
-_CODES: Final[dict[int, str]] = {v: k for k, v in vars(flatbuffer_utils.BuiltinOperator).items() if isinstance(v, int)}
-_NAMES: Final = {"TRANSPOSE_CONV": "CONV_2D_TRANSPOSE"}  # where the quantizer calls them otherwise
-_FLOAT: Final = flatbuffer_utils.TensorType.FLOAT32
-
-
-@dataclass(frozen=True, slots=True)
-class Operator:
-    kind: str  # as ai-edge-quantizer calls it
-    name: str  # of what it writes: its place for rules
-    modules: tuple[str, ...]  # names of modules that it was made from, as the converter writes them
-    weighted: bool
-    real: bool  # writes float32
-    inputs: tuple[tuple[int, int], ...]  # tensors, each with its subgraph
-    outputs: tuple[tuple[int, int], ...]
 
 
 def make(
@@ -66,9 +51,9 @@ def make(
     model = flatbuffer_utils.read_model(str(source))
     _fresh(model, source)
     if scheme.method == "none":
-        _write(model, target)
+        write(model, target)
         return
-    _prepare(model)
+    prepare(model)
     rules = _rules(scheme, _chosen(model, scheme, source, scope))
     with (
         tempfile.TemporaryDirectory() as scratch,
@@ -90,7 +75,7 @@ def make(
     # An output that a quantized operator reads as well was found replaced by its int8 form, against the signature.
     for before, after in zip(model.subgraphs, quantized.subgraphs, strict=True):
         after.inputs, after.outputs = before.inputs, before.outputs
-    _write(quantized, target)
+    write(quantized, target)
 
 
 def prove(target: Path, calibration: Rows) -> None:
@@ -106,79 +91,23 @@ def prove(target: Path, calibration: Rows) -> None:
 def layers(source: Path, scope: str | None) -> tuple[str, ...]:
     """Layers with weights that a static scheme quantizes, in order: module paths; without a scope, what they write."""
     model = flatbuffer_utils.read_model(str(source))
-    _prepare(model)
+    prepare(model)
     found = [o for o in operators(model) if o.weighted and o.kind in _WEIGHTED]
     if scope is None:
         return tuple(o.name for o in found)
-    return tuple(dict.fromkeys(_own(o) for o in found if inside(o, scope)))
+    return tuple(dict.fromkeys(own(o) for o in found if inside(o, scope)))
 
 
 def kinds(source: Path) -> Kinds:
     """Kinds of the layers of a file of others, by the name of what they write."""
     found: dict[str, list[str]] = {}
     model = flatbuffer_utils.read_model(str(source))
-    _prepare(model)
+    prepare(model)
     for o in operators(model):
         kind = _WEIGHTED.get(o.kind)
         if kind and (o.weighted or kind == "attention"):
             found.setdefault(kind, []).append(o.name)
     return Kinds(**{kind: tuple(names) for kind, names in found.items()})
-
-
-def operators(model: Any) -> tuple[Operator, ...]:
-    """All operators of all subgraphs, in order."""
-    found = []
-    codes = [_code(op) for op in model.operatorCodes]
-    for at, graph in enumerate(model.subgraphs):
-        constant = {i for i, t in enumerate(graph.tensors) if _size(model, t)}
-        borders = {*graph.inputs, *graph.outputs}
-        for op in graph.operators:
-            kind = codes[op.opcodeIndex]
-            outputs = [i for i in op.outputs if i >= 0]
-            # The last operator writes a border, whose name is the signature's: then its weights tell.
-            told = [i for i in outputs if i not in borders] or [i for i in op.inputs if i in constant]
-            names = [_name(graph.tensors[i]) for i in told]
-            found.append(
-                Operator(
-                    kind,
-                    tfl_flatbuffer_utils.get_op_scope(op, graph.tensors),
-                    tuple(dict.fromkeys(part for name in names for part in name.split(";") if "/" in part)),
-                    any(i in constant and len(graph.tensors[i].shape) > 1 for i in op.inputs),
-                    bool(outputs) and graph.tensors[outputs[0]].type == _FLOAT,
-                    tuple((at, i) for i in op.inputs if i >= 0),
-                    tuple((at, i) for i in outputs),
-                )
-            )
-    return tuple(found)
-
-
-def inside(operator: Operator, place: str) -> bool:
-    """Whether one of the operator's modules is, or lies under, the module at path `place` of the outermost module."""
-    return any(_under(module, place) for module in operator.modules)
-
-
-def path(module: str) -> str:
-    """Of "Graph/nets.Net_net/Conv2d_c1", "net.c1". A class with an underscore leaves a piece in front; it matches."""
-    return ".".join(part.rpartition(".")[2].partition("_")[2] for part in module.split("/")[1:])
-
-
-def _own(operator: Operator) -> str:
-    """The innermost of the modules that were fused into it; of a convolution and its normalisation, the convolution."""
-    return path(max(reversed(operator.modules), key=lambda module: module.count("/")))
-
-
-def _under(module: str, place: str) -> bool:
-    """ "Graph/Net_net/Conv2d_c1" lies under "net" and is "net.c1": a part is a class and an attribute, and either may
-    hold underscores, so a path is matched from its own side."""
-    parts, wanted = module.split("/")[1:], place.split(".")
-    return len(parts) >= len(wanted) and all(
-        part.endswith(f"_{name}") for part, name in zip(parts, wanted, strict=False)
-    )
-
-
-def _is(operator: Operator, layer: str) -> bool:
-    """Whether this is the layer of that name: a module path, or what a file of others calls its output."""
-    return layer == operator.name or inside(operator, layer)
 
 
 def _fresh(model: Any, source: Path) -> None:
@@ -187,8 +116,8 @@ def _fresh(model: Any, source: Path) -> None:
             q = tensor.quantization
             if q is not None and q.scale is not None and len(q.scale):
                 raise Refused(
-                    f"{source.name} is already quantized (tensor {_name(tensor)!r}); package it as it is, or give the "
-                    "float file that it was made from"
+                    f"{source.name} is already quantized (tensor {name_of(tensor)!r}); package it as it is, or give "
+                    "the float file that it was made from"
                 )
 
 
@@ -206,62 +135,17 @@ def _chosen(model: Any, scheme: Scheme, source: Path, scope: str | None) -> tupl
     return tuple(found[i] for i in chosen)
 
 
-def _prepare(model: Any) -> None:
-    """What the quantizer takes for granted, and files of others may lack: float32 weights (float16 ones stand behind an
-    operator that widens them), a name of its own for each tensor, a signature."""
-    for graph in model.subgraphs:
-        for op in list(graph.operators):
-            if _code(model.operatorCodes[op.opcodeIndex]) != "DEQUANTIZE":
-                continue
-            half, whole = graph.tensors[op.inputs[0]], graph.tensors[op.outputs[0]]
-            if half.type == flatbuffer_utils.TensorType.FLOAT16 and _size(model, half):
-                wide = np.frombuffer(bytes(model.buffers[half.buffer].data), np.float16).astype(np.float32)
-                buffer = flatbuffer_utils.BufferT()
-                buffer.data = wide.view(np.uint8)
-                model.buffers.append(buffer)
-                whole.buffer = len(model.buffers) - 1
-                graph.operators.remove(op)
-    main = model.subgraphs[0]
-    kept = {*main.inputs, *main.outputs}
-    taken = {_name(main.tensors[i]) for i in kept}
-    for at, graph in enumerate(model.subgraphs):
-        for i, tensor in enumerate(graph.tensors):
-            if at or i not in kept:
-                if not tensor.name or _name(tensor) in taken:
-                    tensor.name = f"{_name(tensor)}#{at}.{i}".encode()
-                taken.add(_name(tensor))
-    if not model.signatureDefs:
-        signature = schema.SignatureDefT()
-        signature.signatureKey, signature.subgraphIndex = b"serving_default", 0
-        signature.inputs = [_mapped(main, i) for i in main.inputs]
-        signature.outputs = [_mapped(main, i) for i in main.outputs]
-        model.signatureDefs = [signature]
-
-
-def _code(operator: Any) -> str:
-    """As the quantizer calls it. Before 2020 there was one byte for it, and it is still filled."""
-    code: int = max(operator.builtinCode, operator.deprecatedBuiltinCode)
-    operator.builtinCode = code
-    return _NAMES.get(_CODES.get(code, ""), _CODES.get(code, str(code)))
-
-
-def _mapped(graph: Any, tensor: int) -> Any:
-    pair = schema.TensorMapT()
-    pair.name, pair.tensorIndex = graph.tensors[tensor].name, tensor
-    return pair
-
-
 def _part(operator: Operator, scheme: Scheme, scope: str | None) -> Part:
     if not operator.real or (scope is not None and not _only(operator, scope)):
         return "float"
-    if any(_is(operator, layer) for layer in scheme.float_layers):
+    if any(is_layer(operator, layer) for layer in scheme.float_layers):
         return "float"
     return "layer" if operator.weighted and operator.kind in _WEIGHTED else "between"
 
 
 def _only(operator: Operator, scope: str) -> bool:
     """In the scope, and not also in a module beside it that the converter fused it with."""
-    beside = [m for m in operator.modules if not _under(m, scope)]
+    beside = [m for m in operator.modules if not under(m, scope)]
     return inside(operator, scope) and not beside
 
 
@@ -335,23 +219,3 @@ def _feeds(names: list[str], rows: Rows) -> Iterator[dict[str, Any]]:
     theirs = names_by_position(tuple(rows), names, what="inputs of the TFLite file")
     for at in range(count(rows)):
         yield {name: np.asarray(rows[ours][at : at + 1]) for name, ours in zip(theirs, rows, strict=True)}
-
-
-def _write(model: Any, target: Path) -> None:
-    """Without names inside; borders keep theirs, and signatures name tensors by number."""
-    model.description = None
-    for graph in model.subgraphs:
-        borders = {*graph.inputs, *graph.outputs}
-        for i, tensor in enumerate(graph.tensors):
-            if i not in borders:
-                tensor.name = None
-    flatbuffer_utils.write_model(model, str(target))
-
-
-def _name(tensor: Any) -> str:
-    return tensor.name.decode() if tensor.name else ""
-
-
-def _size(model: Any, tensor: Any) -> int:
-    data = model.buffers[tensor.buffer].data
-    return 0 if data is None else len(data)
