@@ -17,7 +17,6 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from edgewright_agent.agent import Agent
-from edgewright_compiler.foreign.borders import fixed_said, shapes_said
 from edgewright_compiler.foreign.compilation import ForeignResult, compile_foreign
 from edgewright_compiler.pipeline.choice import Limits, write_choice
 from edgewright_contracts.baseline import decode_baseline
@@ -223,6 +222,20 @@ def test_without_data_nothing_is_calibrated_and_the_reasons_are_kept(tmp_path):
         compiled(mlp(tmp_path / "mlp.onnx"), tmp_path / "q", "classification", limits=Limits(max_drop=1.0))
 
 
+@pytest.mark.parametrize(
+    ("limits", "binding"),
+    [
+        (Limits(max_size_kb=1.0), "kB > --max-size-kb 1"),
+        (Limits(max_p95_ms=1e-6), "ms > --max-p95-ms 1e-06"),
+        (Limits(max_rss_mb=1e-6), "MB > --max-rss-mb 1e-06"),
+    ],
+)
+def test_a_limit_that_no_form_keeps_is_a_refusal_that_names_it(tmp_path, limits, binding):
+    with pytest.raises(Refused, match=f"no candidate of . keeps every limit.*{binding}"):
+        compiled(mlp(tmp_path / "mlp.onnx"), tmp_path / "p", "classification", limits=limits)
+    assert not (tmp_path / "p").exists()
+
+
 def test_a_file_that_came_quantized_is_left_as_it_is(tmp_path):
     from edgewright_compiler.quantization.apply import quantize
     from edgewright_compiler.quantization.schemes import Scheme
@@ -235,6 +248,7 @@ def test_a_file_that_came_quantized_is_left_as_it_is(tmp_path):
     assert "The file came quantized and is packaged as it is." in made.notes
 
 
+@pytest.mark.slow
 def test_an_exported_program_becomes_onnx_where_the_device_runs_that(tmp_path):
     net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2)).eval()
     batch = torch.export.Dim("batch", min=1, max=64)
@@ -248,16 +262,6 @@ def test_an_exported_program_becomes_onnx_where_the_device_runs_that(tmp_path):
     (tmp_path / "text.pt2").write_text("no program")
     with pytest.raises(RequestError, match=r"text.pt2: not an exported program"):
         compiled(tmp_path / "text.pt2", tmp_path / "q")
-
-
-def test_sizes_and_constants_are_read_from_the_command_line():
-    assert shapes_said(["x=3,64,64", "a=b=7"]) == {"x": (3, 64, 64), "a=b": (7,)}
-    assert fixed_said(["sr=16000", "t=-0.5"]) == {"sr": 16000.0, "t": -0.5}
-    for wrong in ("x", "x=", "=3", "x=3,", "x=0", "x=a"):
-        with pytest.raises(RequestError, match="expected NAME=SIZES, as x=3,64,64"):
-            shapes_said([wrong])
-    with pytest.raises(RequestError, match="expected NAME=NUMBER, as sr=16000, got 'sr=fast'"):
-        fixed_said(["sr=fast"])
 
 
 def odd(path: Path) -> Path:

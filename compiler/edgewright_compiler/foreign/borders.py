@@ -7,8 +7,7 @@ place (recurrent states), fixed to 1, nowhere (scalars), or leave the sizes of a
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,8 +18,6 @@ Shapes = Mapping[str, tuple[int, ...]]  # sizes of one sample, by input
 
 PICKED: Final = 320  # pixels of an open image side when nobody says more: divisible by 32, as strides want
 MAX_ELEMENTS: Final = 2**26
-_SIZES: Final = re.compile(r"[1-9]\d{0,8}(,[1-9]\d{0,8})*")
-_NUMBER: Final = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")
 
 ONNX_DTYPES: Final = {
     "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16", "tensor(uint8)": "uint8",
@@ -38,25 +35,6 @@ class Border:
     shape: tuple[int, ...]
     axis: int | None
     open: bool = False  # the file takes any number of samples
-
-
-def shapes_said(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """What `--shape NAME=3,64,64` says, by name. Raises RequestError."""
-    return {name: tuple(int(size) for size in sizes.split(",")) for name, sizes in _pairs(texts, "shape", _SIZES)}
-
-
-def fixed_said(texts: Iterable[str]) -> dict[str, float]:
-    """What `--fix NAME=16000` says, by name. Raises RequestError."""
-    return {name: float(number) for name, number in _pairs(texts, "fix", _NUMBER)}
-
-
-def _pairs(texts: Iterable[str], option: str, form: re.Pattern[str]) -> Iterator[tuple[str, str]]:
-    for text in texts:
-        name, equals, value = text.rpartition("=")  # names of tensors may hold anything
-        if not name or not equals or not form.fullmatch(value):
-            wanted = "NAME=SIZES, as x=3,64,64" if option == "shape" else "NAME=NUMBER, as sr=16000"
-            raise RequestError(f"--{option}: expected {wanted}, got {text!r}")
-        yield name, value
 
 
 def onnx_inputs(path: Path, raw: Any, shapes: Shapes) -> tuple[tuple[Border, ...], tuple[str, ...]]:
@@ -84,7 +62,7 @@ def onnx_inputs(path: Path, raw: Any, shapes: Shapes) -> tuple[tuple[Border, ...
             if picked is None:
                 raise RequestError(
                     f"{path}: input {node.name!r} has open sizes {_told(sizes)}: say those of one sample with "
-                    f"--shape {node.name}={','.join(str(s) if isinstance(s, int) else 'SIZE' for s in rest)}"
+                    f"--shape {node.name}={'x'.join(str(s) if isinstance(s, int) else 'SIZE' for s in rest)}"
                 )
             said = picked
             notes.append(

@@ -38,8 +38,6 @@ from ..data.collection import fingerprint
 from ..graph.features import Columns
 from ..graph.reference import count, cut, run
 from ..measuring.evidence import Evidence, Reference, Time, VariantEvidence, encode
-from ..measuring.latency import interleaved
-from ..measuring.machine import describe
 from ..packaging import absent, npz, write_package
 from ..pipeline.choice import Choice, Limits, read_choice
 from ..pipeline.workbench import QUANTIZERS, code_hash, versions
@@ -50,7 +48,7 @@ from . import surgery
 from .borders import Shapes
 from .card import write_card
 from .forms import RUNTIME, Form, form_of
-from .judging import Judge, Judged, judged
+from .judging import Judge, Judged, judged, timed
 from .roles import declared_inputs, declared_outputs, features
 from .samples import Samples, given, synthetic
 
@@ -59,7 +57,6 @@ SELFTEST_ROWS: Final = 32
 _SELFTEST_BYTES: Final = 4 << 20
 _OUTPUT_BYTES: Final = 256 << 20  # of what is held of one variant's answers
 _CODE: Final = ("foreign", "quantization", "graph", "packaging.py", "data")
-_SECONDS: Final = 3.0  # of calls, when forms are compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +123,7 @@ def compile_foreign(
         outputs = declared_outputs(task, form.outputs, judge.truth, columns)
         sessions = {p.variant.id: _open(p, inputs, outputs) for p in parts}
         answers = {one: run(session, samples.reference) for one, session in sessions.items()}
-        times = _times(sessions, samples.reference)
+        times = timed(sessions, samples.reference)
         progress("measuring the package", 1.0)
         loss = judge.loss(promised, limits)
 
@@ -209,26 +206,6 @@ def _parts(form: Form, promised: Judged, scratch: Path) -> tuple[tuple[Part, ...
 
 def _open(part: Part, inputs: Any, outputs: Any) -> Session:
     return open_session(part.path, RUNTIME[part.variant.format], inputs=inputs, outputs=outputs)
-
-
-def _times(sessions: Mapping[str, Session], rows: Rows) -> dict[str, Time]:
-    """Of single samples, all sessions in turns, for about _SECONDS."""
-    first = next(iter(sessions.values()))
-    one = {name: array[:1] for name, array in rows.items()}
-    first.run(one)
-    began = time.perf_counter()
-    first.run(one)
-    calls = int(np.clip(_SECONDS / max(1e-6, (time.perf_counter() - began) * len(sessions)), 30, 1000))
-    return {
-        name: Time(
-            p50=round(t.p50_us, 3),
-            p95=round(t.p95_us, 3),
-            p99=round(t.p99_us, 3),
-            calls=t.calls,
-            per_reference=round(t.per_reference, 4),
-        )
-        for name, t in interleaved(sessions, rows, calls=calls).items()
-    }
 
 
 def _files(parts: tuple[Part, ...], rows: Rows, answers: Mapping[str, Any], counted: Any) -> dict[str, bytes]:
@@ -315,9 +292,15 @@ def _evidence(
         made="",
         seconds=0.0,
         device="",
-        machine=describe(),
+        machine=judge.machine,
         metric=judge.metric_name,
         reference=reference,
         variants=tuple(variants),
         choice=decision,
+        estimates={part.variant.id: judge.expected(_scheme(part, tried), times[part.variant.id]) for part in parts},
     )
+
+
+def _scheme(part: Part, tried: Mapping[str, Judged]) -> Scheme:
+    found = tried.get(part.scheme)
+    return Scheme(format=part.variant.format, precision="fp32", method="none") if found is None else found.scheme

@@ -6,6 +6,7 @@ does (`export.parity`, and the metric where there are labels). What speaks again
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -15,16 +16,19 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from edgewright_contracts.errors import Refused, RequestError
-from edgewright_contracts.manifest import Task
+from edgewright_contracts.manifest import Task, TensorIn, TensorOut
 from edgewright_devices import DeviceProfile
 from edgewright_runtime.runtime import Session, open_session
 
 from ..export.parity import Parity, compare
 from ..graph.reference import run
 from ..measuring.bounds import loss_bound
-from ..measuring.evidence import Figure, Loss
+from ..measuring.estimate import predict
+from ..measuring.evidence import Estimate, Figure, Loss, Machine, Time
 from ..measuring.evidence import Parity as ParityEvidence
+from ..measuring.footprint import footprint
 from ..measuring.latency import interleaved
+from ..measuring.machine import describe
 from ..measuring.metrics import Metric
 from ..measuring.metrics import metric as metric_of
 from ..measuring.slices import figure
@@ -39,8 +43,8 @@ from .samples import Samples
 
 SLOWER: Final = 1.05  # of the float file's p50; what is above is not taken
 PARITY_ROWS: Final = 256
-_CALLS: Final = (30, 300)
-_SECONDS: Final = 4.0
+_CALLS: Final = (30, 500)
+_SECONDS: Final = 3.0
 _DEFAULT: Final = {"classification": "accuracy", "multilabel": "accuracy", "regression": "mae", "anomaly": "auroc"}
 AGREEMENT: Final = "agreement"  # the metric when there are no labels: the share of elements that stay within tolerance
 
@@ -142,21 +146,56 @@ class Judge:
         outputs = by_metric_name(self._declared, self.answers(judged_.path, test.inputs))
         return {"test": figure(self.metric, outputs, test.labels, seed=self.seed)}
 
-    def times(self, paths: Mapping[str, Path]) -> dict[str, tuple[float, float]]:
-        """p50 in µs, and in reference kernels, all files in turns."""
-        sessions = {name: self._session(path) for name, path in paths.items()}
-        calls = int(np.clip(_SECONDS / (len(paths) * _seconds(next(iter(sessions.values())), self.rows)), *_CALLS))
-        found = interleaved(sessions, self.rows, calls=calls)
-        return {name: (t.p50_us, t.per_reference) for name, t in found.items()}
+    def times(self, paths: Mapping[str, Path]) -> dict[str, Time]:
+        return timed({name: self._session(path) for name, path in paths.items()}, self.rows)
+
+    def growth_mb(self, path: Path) -> float:
+        """What loading and running it adds to a process."""
+        inputs, outputs = self._borders
+        return footprint(path, RUNTIME[self.form.format], inputs, outputs, take(self.rows, slice(0, 8))).growth_mb
+
+    def expected(self, scheme: Scheme, time_: Time) -> Estimate:
+        """What the device may need for one sample."""
+        return predict(self.device, self.machine, time_, int8=scheme.precision in ("int8", "mixed"))
+
+    @cached_property
+    def machine(self) -> Machine:
+        return describe()
 
     @cached_property
     def _declared(self) -> Any:
         return declared_outputs(self.task, self.form.outputs, self.truth, ())
 
+    @cached_property
+    def _borders(self) -> tuple[tuple[TensorIn, ...], tuple[TensorOut, ...]]:
+        unseen = {b.name: np.zeros(0) for b in self.form.outputs}
+        return declared_inputs(self.form.inputs), declared_outputs("embedding", self.form.outputs, unseen, ())
+
     def _session(self, path: Path) -> Session:
-        inputs = declared_inputs(self.form.inputs)
-        outputs = declared_outputs("embedding", self.form.outputs, {b.name: np.zeros(0) for b in self.form.outputs}, ())
+        inputs, outputs = self._borders
         return open_session(path, RUNTIME[self.form.format], inputs=inputs, outputs=outputs)
+
+
+def timed(sessions: Mapping[str, Session], rows: Rows) -> dict[str, Time]:
+    """Of single samples, all sessions in turns, for about _SECONDS."""
+    one = {name: array[:1] for name, array in rows.items()}
+    took = 0.0
+    for session in sessions.values():
+        session.run(one)
+        began = time.perf_counter()
+        session.run(one)
+        took += time.perf_counter() - began
+    calls = int(np.clip(_SECONDS / max(1e-6, took), *_CALLS))
+    return {
+        name: Time(
+            p50=round(t.p50_us, 3),
+            p95=round(t.p95_us, 3),
+            p99=round(t.p99_us, 3),
+            calls=t.calls,
+            per_reference=round(t.per_reference, 4),
+        )
+        for name, t in interleaved(sessions, rows, calls=calls).items()
+    }
 
 
 def judged(
@@ -180,7 +219,7 @@ def judged(
         return recorded, tried
     progress("judging forms", 0.0)
     times = judge.times({t.scheme.id: t.path for t in tried.values() if t.path is not None})
-    found = [_candidate(judge, t, plain.id, tried, times) for t in tried.values()]
+    found = [_candidate(judge, t, plain.id, tried, times, limits) for t in tried.values()]
     progress("judging forms", 1.0)
     made = choose(found, limits, (Arch(),))
     return _explained(made, plain.id), tried
@@ -222,27 +261,34 @@ def _made(judge: Judge, scheme: Scheme) -> Judged:
 
 
 def _candidate(
-    judge: Judge, one: Judged, plain: str, tried: Mapping[str, Judged], times: Mapping[str, tuple[float, float]]
+    judge: Judge,
+    one: Judged,
+    plain: str,
+    tried: Mapping[str, Judged],
+    times: Mapping[str, Time],
+    limits: Limits,
 ) -> Candidate:
     scheme = one.scheme
     if one.path is None:
         return _entry(scheme, refused=one.refused)
     base = tried[plain].path
     assert base is not None
-    size, p50 = one.path.stat().st_size, times[scheme.id][0]
+    size, took = one.path.stat().st_size, times[scheme.id]
     bound = judge.drop(one.path, judge.samples.validation) if scheme.id != plain else None
     reasons = [one.refused] if one.refused else []
     if scheme.id != plain and size >= base.stat().st_size:
         reasons.append(f"not smaller: {size} bytes, float has {base.stat().st_size}")
-    if scheme.id != plain and p50 > SLOWER * times[plain][0]:
-        reasons.append(f"slower: {p50:.0f} µs, float takes {times[plain][0]:.0f}")
+    if scheme.id != plain and took.p50 > SLOWER * times[plain].p50:
+        reasons.append(f"slower: {took.p50:.0f} µs, float takes {times[plain].p50:.0f}")
     return _entry(
         scheme,
         drop=0.0 if bound is None else bound.estimate,
         half_width=0.0 if bound is None else bound.bound - bound.estimate,
         bytes=size,
-        p50_us=p50,
-        relative=times[scheme.id][1],
+        p50_us=took.p50,
+        relative=took.per_reference,
+        p95_ms=judge.expected(scheme, took).p95_ms,
+        rss_mb=None if limits.max_rss_mb is None else judge.growth_mb(one.path),
         refused="; ".join(reasons),
     )
 
@@ -277,13 +323,3 @@ def _told(parity: Parity, n: int) -> ParityEvidence:
         within=parity.within,
         agree=parity.agree,
     )
-
-
-def _seconds(session: Session, rows: Rows) -> float:
-    import time
-
-    one = {name: array[:1] for name, array in rows.items()}
-    session.run(one)
-    began = time.perf_counter()
-    session.run(one)
-    return max(1e-6, time.perf_counter() - began)
