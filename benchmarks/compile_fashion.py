@@ -21,7 +21,7 @@ import against_teacher
 
 from edgewright_compiler.graph.reference import run
 from edgewright_compiler.pipeline.build import Built
-from edgewright_compiler.pipeline.learn import Learned
+from edgewright_compiler.pipeline.learn import NET, Learned
 from edgewright_compiler.pipeline.steps import Store
 from edgewright_compiler.pipeline.workbench import Workbench
 from edgewright_compiler.quiet import quiet
@@ -81,7 +81,7 @@ def untrained(bench: Workbench, folder: Path) -> Learned:
     teacher = bench.recipe.teacher
     assert teacher is not None
     assert teacher.build is not None
-    save_net(folder / "net.pt", teacher.build(), ())
+    save_net(folder / NET, teacher.build(), ())
     return Learned("untrained", teacher.build, folder)
 
 
