@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Final
 from zlib import crc32
@@ -113,6 +113,7 @@ def shape_of(net: nn.Module) -> str:
     return hashlib.sha256(f"{net!r}\n{shapes!r}".encode()).hexdigest()[:16]
 
 
+@cache
 def code_hash(parts: tuple[str, ...]) -> str:
     """sha256 over these modules and packages of the compiler."""
     paths: list[Path] = []
@@ -131,6 +132,7 @@ def files_hash(paths: tuple[Path, ...], root: Path | None = None) -> str:
     return digest.hexdigest()
 
 
+@cache
 def versions(tools: tuple[str, ...]) -> dict[str, str]:
     """Of these distributions."""
     return {name: importlib.metadata.version(name) for name in tools}
