@@ -11,13 +11,13 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
-from ai_edge_litert.interpreter import Interpreter
 
 from edgewright_compiler.measuring.evidence import decode_evidence
 from edgewright_compiler.pipeline.choice import read_choice
 from edgewright_compiler.pipeline.runs import all_runs
 from edgewright_contracts.baseline import decode_baseline
 from edgewright_contracts.package import Package, read_package
+from edgewright_runtime.runtime import open_session
 
 pytestmark = [pytest.mark.slow, pytest.mark.process, pytest.mark.timeout(600)]
 
@@ -186,24 +186,22 @@ def test_channels_of_the_exported_network_are_multiples_of_eight(compiled: Compi
 
 
 def test_int8_reaches_the_network_and_stops_before_the_monitor(compiled: Compiled) -> None:
-    """In every static int8 file that was made, chosen or not."""
+    """In every static int8 file that was made, chosen or not: what the monitor says of the input is bit for bit float's,
+    and what the network answers is not."""
+    manifest = compiled.killed.manifest
+    with np.load(compiled.killed.root / manifest.variant("onnx-fp32").selftest, allow_pickle=False) as arrays:
+        rows, monitor, answer = arrays["input:image"], arrays["fp32:monitor"], arrays["fp32:probabilities"]
+    channels = decode_baseline(compiled.killed.read(manifest.variant("onnx-fp32").baseline)).channels
+    inputs = [c.source.column for c in channels if c.group == "input"]
+    assert len(inputs) > 5
     seen = set()
     for step in (compiled.work / "steps").glob("int8-*"):
         if msgspec.json.decode((step / "step.json").read_bytes())["facts"]["scheme"]["method"] != "static":
             continue
-        if (step / "model.onnx").is_file():
-            seen.add("onnx")
-            model = onnx.load(str(step / "model.onnx"))
-            assert any(w.data_type == onnx.TensorProto.INT8 for w in model.graph.initializer)
-            monitor = [w.data_type for w in model.graph.initializer if w.name.startswith("monitor.")]
-            assert monitor
-            assert set(monitor) == {onnx.TensorProto.FLOAT}
-        elif (step / "model.tflite").is_file():
-            seen.add("tflite")
-            interpreter = Interpreter(str(step / "model.tflite"))
-            named = {d["name"]: d["dtype"] for d in interpreter.get_tensor_details()}
-            assert any(dtype is np.int8 for dtype in named.values())
-            inside = {name: dtype for name, dtype in named.items() if "_monitor/" in name and "Tapped_net" not in name}
-            assert len(inside) > 20
-            assert not [name for name, dtype in inside.items() if dtype is np.int8]
-    assert seen == {"onnx", "tflite"}
+        (path,) = step.glob("model.*")
+        runtime = {".onnx": "onnxruntime", ".tflite": "litert"}[path.suffix]
+        found = open_session(path, runtime, inputs=manifest.inputs, outputs=manifest.outputs).run({"image": rows})
+        seen.add(runtime)
+        assert (found["monitor"][:, inputs] == monitor[:, inputs]).all()
+        assert (found["probabilities"] != answer).any()
+    assert seen == {"onnxruntime", "litert"}
