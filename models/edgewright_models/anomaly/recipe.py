@@ -2,8 +2,8 @@
 
 An autoencoder learns to repeat normal rows through a bottleneck of a few numbers; what it cannot repeat is odd. Teacher
 and student are one net in two sizes. A reading further than CLIP standard deviations from the middle counts as that
-far: some readings of the file are a hundred times further, and one of them would set the scale of every int8 tensor. With
-a wider clip, int8 rounds away enough of a normal row's error to move its score.
+far: some readings of the file are a hundred times further, and one of them would set the scale of every int8 tensor.
+With a wider clip, int8 rounds away enough of a normal row's error to move its score.
 """
 
 from __future__ import annotations
