@@ -54,6 +54,7 @@ from .samples import Samples, given, synthetic
 
 REQUIRES_AGENT: Final = "0.1"
 SELFTEST_ROWS: Final = 32
+_BARE: Final = " without monitor"
 _SELFTEST_BYTES: Final = 4 << 20
 _OUTPUT_BYTES: Final = 256 << 20  # of what is held of one variant's answers
 _CODE: Final = ("foreign", "quantization", "graph", "packaging.py", "data")
@@ -68,9 +69,12 @@ class ForeignResult:
 
 @dataclass(frozen=True, slots=True)
 class Part:
+    """`plain` is the file without its monitor; the same file where there is none."""
+
     variant: Variant
     scheme: str
     path: Path
+    plain: Path
 
 
 def compile_foreign(
@@ -123,7 +127,8 @@ def compile_foreign(
         outputs = declared_outputs(task, form.outputs, judge.truth, columns)
         sessions = {p.variant.id: _open(p, inputs, outputs) for p in parts}
         answers = {one: run(session, samples.reference) for one, session in sessions.items()}
-        times = timed(sessions, samples.reference)
+        bare = {f"{p.variant.id}{_BARE}": judge.session(p.plain) for p in parts}
+        times = timed({**sessions, **bare}, samples.reference)
         progress("measuring the package", 1.0)
         loss = judge.loss(promised, limits)
 
@@ -200,7 +205,7 @@ def _parts(form: Form, promised: Judged, scratch: Path) -> tuple[tuple[Part, ...
             watched = scratch / f"watched-{scheme.precision}.onnx"
             columns = surgery.watch(path, watched, form.inputs, form.outputs)
             final = watched if columns else path
-        parts.append(Part(variant, scheme.id, final))
+        parts.append(Part(variant, scheme.id, final, path))
     return tuple(parts), columns
 
 
@@ -278,6 +283,7 @@ def _evidence(
                 metric=judge.figures(found),
                 loss=loss if at == 0 else None,
                 time_us=times[part.variant.id],
+                monitor_us=_cost(part, times),
                 parity=found.parity,
             )
         )
@@ -286,7 +292,7 @@ def _evidence(
         name="the file as it came",
         bytes={judge.form.format: judge.form.path.stat().st_size},
         metric=judge.figures(tried[judge.plain]),
-        time_us={judge.form.format: times[plain.variant.id]},
+        time_us={judge.form.format: times[plain.variant.id + _BARE]},
     )
     return Evidence(
         made="",
@@ -299,6 +305,13 @@ def _evidence(
         choice=decision,
         estimates={part.variant.id: judge.expected(_scheme(part, tried), times[part.variant.id]) for part in parts},
     )
+
+
+def _cost(part: Part, times: Mapping[str, Time]) -> float | None:
+    """Of the monitor, in µs of p50; within the noise of a busy machine it may be negative."""
+    if part.path == part.plain:
+        return None
+    return round(times[part.variant.id].p50 - times[part.variant.id + _BARE].p50, 3)
 
 
 def _scheme(part: Part, tried: Mapping[str, Judged]) -> Scheme:

@@ -29,7 +29,7 @@ RUNTIME: Mapping[Format, str] = {"onnx": "onnxruntime", "tflite": "litert"}
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """`quantized`: it came so, and is left as it is. `stateful`: its answers depend on what it was asked before."""
+    """`quantized`: it came so, and is left as it is."""
 
     path: Path
     format: Format
@@ -59,7 +59,8 @@ def form_of(
             f"{device.name} runs {', '.join(device.runtimes)} only, and {model.name} is {fmt}: export the model to the "
             "other format"
         )
-    base = scratch / f"base.{fmt}"
+    base = scratch / "source" / f"{model.stem}.{fmt}"  # messages of others name it
+    base.parent.mkdir()
     if fmt == "onnx":
         raw = surgery.session(source)
         if fixed:

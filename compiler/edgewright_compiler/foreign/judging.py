@@ -89,7 +89,7 @@ class Judge:
     @cached_property
     def truth(self) -> dict[str, Array]:
         """What the file as it came answers to the rows that are compared."""
-        session = self._session(self.form.path)
+        session = self.session(self.form.path)
         try:
             return dict(run(session, self.rows))
         except Exception as error:
@@ -98,7 +98,7 @@ class Judge:
             raise RequestError(f"the file does not run on rows of {sizes}: {reason}") from error
 
     def answers(self, path: Path, rows: Rows) -> dict[str, Array]:
-        return dict(run(self._session(path), rows))
+        return dict(run(self.session(path), rows))
 
     def compared(self, scheme: Scheme, path: Path) -> Parity:
         classes = frozenset(t.name for t in self._declared if t.role == "probabilities")
@@ -147,7 +147,7 @@ class Judge:
         return {"test": figure(self.metric, outputs, test.labels, seed=self.seed)}
 
     def times(self, paths: Mapping[str, Path]) -> dict[str, Time]:
-        return timed({name: self._session(path) for name, path in paths.items()}, self.rows)
+        return timed({name: self.session(path) for name, path in paths.items()}, self.rows)
 
     def growth_mb(self, path: Path) -> float:
         """What loading and running it adds to a process."""
@@ -171,7 +171,7 @@ class Judge:
         unseen = {b.name: np.zeros(0) for b in self.form.outputs}
         return declared_inputs(self.form.inputs), declared_outputs("embedding", self.form.outputs, unseen, ())
 
-    def _session(self, path: Path) -> Session:
+    def session(self, path: Path) -> Session:
         inputs, outputs = self._borders
         return open_session(path, RUNTIME[self.form.format], inputs=inputs, outputs=outputs)
 
@@ -253,7 +253,7 @@ def _made(judge: Judge, scheme: Scheme) -> Judged:
         quantize(scheme, judge.form.path, target, rows if judge.samples.real else judge.rows, scope=None)
         parity = judge.compared(scheme, target)
     except Refused as error:
-        return Judged(scheme, None, str(error))
+        return Judged(scheme, None, str(error).removeprefix(f"{scheme.id}: "))
     except (RuntimeError, ValueError) as error:  # what runtimes throw on a file that they had loaded
         return Judged(scheme, None, f"does not answer: {next(iter(str(error).splitlines()), type(error).__name__)}")
     found = _told(parity, len(next(iter(judge.rows.values()))))

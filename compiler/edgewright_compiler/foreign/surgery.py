@@ -104,9 +104,10 @@ def watch(source: Path, target: Path, inputs: Sequence[Border], outputs: Sequenc
     columns: list[tuple[str, Any]] = []
     parts: list[str] = []
     made = _Maker(model.graph)
+    states = _states(inputs, outputs)
     for border, group in [*((b, "input") for b in inputs), *((b, "output") for b in outputs)]:
         size = int(np.prod(border.shape))
-        if border.dtype == "bool" or not border.shape or (group == "output" and size < 3):
+        if border.name in states or border.dtype == "bool" or not border.shape or (group == "output" and size < 3):
             continue  # few outputs are counted one by one
         name = slug(border.name)
         for what, tensor in _statistics(made, border.name, f"{_OWN}/{group}/{border.name}", size):
@@ -119,6 +120,13 @@ def watch(source: Path, target: Path, inputs: Sequence[Border], outputs: Sequenc
     model.graph.output.append(helper.make_tensor_value_info(MONITOR, TensorProto.FLOAT, ["n", len(parts)]))
     _save(model, target)
     return tuple(columns)
+
+
+def _states(inputs: Sequence[Border], outputs: Sequence[Border]) -> set[str]:
+    """What is fed back: an output of the sizes of an input whose name holds it, as `state` and `stateN`. It says little
+    that the sample and the answer do not say, at the same cost."""
+    pairs = [(i, o) for i in inputs for o in outputs if i.shape == o.shape and i.name in o.name]
+    return {b.name for pair in pairs for b in pair} if len(inputs) > 1 else set()
 
 
 def slug(name: str) -> str:
