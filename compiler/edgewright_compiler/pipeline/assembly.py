@@ -29,9 +29,10 @@ from ..measuring.metrics import Outputs
 from ..packaging import npz, write_package
 from ..quantization.schemes import Scheme
 from ..rows import Rows
-from .build import Built, File
-from .candidates import answers, made
+from .build import Built, float_of
+from .candidates import answers
 from .choice import Choice
+from .files import File, made
 from .learn import Learned, student
 from .workbench import EVERYTHING, TOOLS, Workbench, code_hash, files_hash, versions
 
@@ -67,11 +68,11 @@ def chosen(bench: Workbench, choice: Choice, taught_by: Learned | None) -> Chose
     parts = []
     for form in sorted(choice.chosen):
         scheme = Scheme(**_tuples(choice.candidate(form).how))
-        done = made(bench, built, scheme)
+        done = made(bench, built.source(scheme.format), scheme)
         if done.file is None:
             raise Refused(f"{scheme.id}, which choice.json asks for, cannot be made here: {done.refused}")
         if scheme.precision != FLOAT:
-            plain = Scheme(format=scheme.format, precision=FLOAT, method="none")
+            plain = float_of(scheme.format)
             parts.append(Part(_variant(plain), plain, built.file(scheme.format), promised=False))
         parts.append(Part(_variant(scheme), scheme, done.file, promised=True))
     return Chosen(choice, built, tuple(parts))

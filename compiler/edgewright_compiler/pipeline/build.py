@@ -6,7 +6,6 @@ files has to be made. What it declares is kept, so that a finished file can be u
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -15,21 +14,21 @@ import msgspec
 import torch
 from torch import nn
 
-from edgewright_contracts.manifest import Format, TensorIn, TensorOut
-from edgewright_runtime.runtime import Session, open_session
+from edgewright_contracts.errors import Refused
+from edgewright_contracts.manifest import Format, TensorOut
 
 from ..export.onnx import export_onnx
 from ..export.tflite import export_tflite
 from ..graph.features import Feature
 from ..graph.graph import Assembled, Plain, assemble, plain
 from ..measuring.calibration import temperature
-from ..quantization.schemes import Kinds, layer_kinds
+from ..quantization.schemes import Kinds, Scheme, layer_kinds
 from ..training.train import answers
+from .files import File, made
 from .learn import Learned
 from .steps import Step
 from .workbench import BUILDING, EXPORTERS, Workbench
 
-HOST_RUNTIME: Final[dict[Format, str]] = {"onnx": "onnxruntime", "tflite": "litert"}
 _META: Final = "graph.json"
 _NAMES: Final[dict[Format, str]] = {"onnx": "ONNX", "tflite": "TFLite"}
 
@@ -40,20 +39,6 @@ class Declared(msgspec.Struct, frozen=True):
     temperature: float
     outputs: tuple[TensorOut, ...]
     features: tuple[Feature, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """One model file: the step that made it, where it is, and what it declares."""
-
-    step: str
-    path: Path
-    input: TensorIn
-    outputs: tuple[TensorOut, ...]
-
-    def open(self) -> Session:
-        runtime = HOST_RUNTIME["onnx" if self.path.suffix == ".onnx" else "tflite"]
-        return open_session(self.path, runtime, inputs=(self.input,), outputs=self.outputs)
 
 
 class Built:
@@ -94,20 +79,33 @@ class Built:
 
         return bench.store.get(step, make)
 
-    def file(self, form: Format) -> File:
-        """The float file that is packaged, monitor included. Raises Refused for an operator that the format lacks."""
+    def source(self, form: Format) -> File:
+        """The export that schemes are made of. Raises Refused for an operator that the format lacks."""
         facts = self.bench.facts(BUILDING, EXPORTERS, net=self._declared_in.name)
         step = Step(form, facts)
         path = self.bench.store.get(step, lambda part: self._export(self.assembled.graph, form, part))
         return File(step.name, path / f"model.{form}", self.bench.recipe.input, self.declared.outputs)
 
-    def without_monitor(self, form: Format, heat: float = 1.0) -> File:
-        """The same without its monitor: what the monitor costs is measured against it, and a reference is one."""
+    def bare_source(self, form: Format, heat: float = 1.0) -> File:
+        """The same without a monitor: what the monitor costs is measured against it, and a reference is one."""
         bench = self.bench
         graph = plain(bench.recipe, bench.data, self.net, temperature=heat, seed=bench.seed)
         step = Step(form, bench.facts(BUILDING, EXPORTERS, net=self.learned.step, temperature=heat, monitor=False))
         path = bench.store.get(step, lambda part: self._export(graph, form, part))
         return File(step.name, path / f"model.{form}", bench.recipe.input, graph.outputs)
+
+    def file(self, form: Format) -> File:
+        """The float file that is packaged, monitor included."""
+        return self._float(self.source(form), form)
+
+    def without_monitor(self, form: Format, heat: float = 1.0) -> File:
+        return self._float(self.bare_source(form, heat), form)
+
+    def _float(self, source: File, form: Format) -> File:
+        done = made(self.bench, source, float_of(form))
+        if done.file is None:
+            raise Refused(f"the float file of {form} is not taken by its runtime: {done.refused}")
+        return done.file
 
     def _export(self, graph: Plain, form: Format, part: Path) -> None:
         tensor = self.bench.recipe.input
@@ -121,3 +119,7 @@ class Built:
         else:
             export_tflite(graph, example, target)
         say(1.0)
+
+
+def float_of(form: Format) -> Scheme:
+    return Scheme(format=form, precision="fp32", method="none")

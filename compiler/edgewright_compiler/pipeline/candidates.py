@@ -7,13 +7,12 @@ the times, because a resumed run must come to the choice that the first one woul
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from edgewright_contracts.errors import Refused
 from edgewright_contracts.manifest import Format
 from edgewright_devices import DeviceProfile
 
@@ -25,53 +24,19 @@ from ..measuring.footprint import footprint
 from ..measuring.latency import Latency, interleaved
 from ..measuring.metrics import Outputs, value
 from ..packaging import npz
-from ..quantization.apply import quantize
 from ..quantization.schemes import Scheme, schemes
 from ..rows import Labelled, Rows
-from .build import HOST_RUNTIME, Built, File
+from .build import Built
 from .choice import DEFAULT_DROP, Arch, Candidate, Limits, misses
+from .files import HOST_RUNTIME, File, Made, made
 from .learn import OUTPUTS, arrays
 from .refinement import refined
 from .steps import Step
-from .workbench import QUANTIZERS, QUANTIZING, RUNTIMES, Workbench
+from .workbench import RUNTIMES, Workbench
 
 ROUNDS: Final = 200  # of calls when candidates are compared; the chosen are measured longer
 RESAMPLES: Final = 200  # for the half-width of a set metric on validation rows: a guide, not the bound
-_REFUSED: Final = "refused.json"
 _TIMES: Final = "times.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """A scheme's file, or why there is none."""
-
-    scheme: Scheme
-    file: File | None
-    refused: str = ""
-
-
-def made(bench: Workbench, built: Built, scheme: Scheme, *, plain: bool = False) -> Made:
-    """What `scheme` makes of the float file of its format; a refusal is remembered like a file."""
-    heat = built.declared.temperature
-    source = built.without_monitor(scheme.format, heat) if plain else built.file(scheme.format)
-    if scheme.method == "none":
-        return Made(scheme, source)
-    facts = bench.facts(
-        QUANTIZING, QUANTIZERS, source=source.step, scheme=asdict(scheme), calibration=bench.recipe.calibration
-    )
-    step = Step(scheme.precision, facts)
-    bench.say(f"quantizing to {scheme.format}", 0.0)
-
-    def make(part: Path) -> None:
-        try:
-            quantize(scheme, source.path, part / source.path.name, bench.calibration)
-        except Refused as reason:
-            (part / _REFUSED).write_bytes(msgspec.json.encode(str(reason)))
-
-    directory = bench.store.get(step, make)
-    if (directory / _REFUSED).is_file():
-        return Made(scheme, None, msgspec.json.decode((directory / _REFUSED).read_bytes(), type=str))
-    return Made(scheme, File(step.name, directory / source.path.name, source.input, source.outputs))
 
 
 def answers(bench: Workbench, file: File, name: str, rows: Rows) -> Outputs:
@@ -99,10 +64,12 @@ def candidates(
     Where static int8 misses the limits and float keeps them, mixed precision is tried as well.
     """
     memory = limits.max_rss_mb is not None
-    tried = [made(bench, built, s) for form in formats for s in schemes(form, device, built.kinds)]
+    tried = [made(bench, built.source(form), s) for form in formats for s in schemes(form, device, built.kinds)]
     bench.say(f"quantizing to {formats[-1]}", 1.0)
     found = _judged(bench, device, machine, arch, tried, truth, memory=memory)
-    more = [made(bench, built, s) for form in formats for s in _mixed(bench, built, form, tried, found, limits)]
+    more = [
+        made(bench, built.source(form), s) for form in formats for s in _mixed(bench, built, form, tried, found, limits)
+    ]
     if more:
         found += _judged(bench, device, machine, arch, more, truth, memory=memory)
     bench.say("judging candidates", 1.0)
@@ -164,7 +131,7 @@ def _mixed(
         return ()
     scheme, best = min(static, key=lambda pair: (pair[1].drop, pair[0].id))
     aim = DEFAULT_DROP if limits.max_drop is None else limits.max_drop - best.half_width
-    found_layers = refined(bench, built.file(form), scheme, best.value, aim - whole.drop).float_layers
+    found_layers = refined(bench, built.source(form), scheme, best.value, aim - whole.drop).float_layers
     return (scheme.keeping(found_layers),) if found_layers else ()
 
 

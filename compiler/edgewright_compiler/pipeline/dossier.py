@@ -40,9 +40,10 @@ from ..quantization.apply import quantize
 from ..rows import Labelled, take
 from ..training.train import answers as learned_answers
 from .assembly import Chosen, Part
-from .build import Built, File
-from .candidates import answers, made, memory_of, timed
+from .build import Built
+from .candidates import answers, memory_of, timed
 from .choice import Choice
+from .files import File, made
 from .learn import Learned, answered, original
 from .workbench import Workbench
 
@@ -119,7 +120,8 @@ def _times(
     reference: Files = {}
     if thorough:
         for part in taken.parts:
-            bare = made(bench, taken.built, part.scheme, plain=True).file
+            source = taken.built.bare_source(part.scheme.format, taken.built.declared.temperature)
+            bare = made(bench, source, part.scheme).file
             if bare is not None:
                 plain[f"{part.variant.id} without monitor"] = bare
         reference = _reference_files(bench, taken, taught_by)
@@ -276,9 +278,7 @@ def _suspects(bench: Workbench, taken: Chosen) -> tuple[str, ...]:
 
 def _same_again(bench: Workbench, taken: Chosen, part: Part) -> bool:
     """Quantized once more, from the same float file, into the same bytes."""
-    if part.scheme.method == "none":
-        return True
-    source = taken.built.file(part.scheme.format).path
+    source = taken.built.source(part.scheme.format).path
     with tempfile.TemporaryDirectory() as scratch:
         again = Path(scratch) / source.name
         quantize(part.scheme, source, again, bench.calibration)

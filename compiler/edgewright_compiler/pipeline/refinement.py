@@ -21,7 +21,7 @@ from ..measuring.metrics import value
 from ..quantization.mixed import LayerHarm, layer_sensitivity, mixed
 from ..quantization.schemes import Scheme
 from ..rows import Rows, take
-from .build import File
+from .files import File
 from .steps import Step
 from .workbench import QUANTIZERS, QUANTIZING, Workbench
 
