@@ -9,27 +9,42 @@ from pathlib import Path
 import onnx
 from torch import nn
 
-from edgewright_compiler.graph.graph import Plain, plain
-from edgewright_compiler.pipeline.build import File
+from edgewright_compiler.graph.graph import Plain, assemble, plain
+from edgewright_compiler.measuring.counted import Counted
+from edgewright_compiler.pipeline.build import Built
+from edgewright_compiler.pipeline.files import File
 from edgewright_compiler.pipeline.workbench import Workbench
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A trained float net; `file` is the same as ONNX: raw rows in, probabilities out, without a monitor.
+    """A trained float net, as module and as ONNX file: raw rows in, probabilities at temperature `heat` out, and what
+    the monitor says if it is `monitored`.
 
-    `small_enough` says when pruning may stop, and `until` says it in words.
+    Who takes weights out of it aims at a `cost` of `goal`, which `until` says in words.
     """
 
-    bench: Workbench
-    net: nn.Module
-    file: File
-    small_enough: Callable[[nn.Module], bool]
+    built: Built
+    monitored: bool
+    heat: float
+    cost: Callable[[Counted], float]
+    goal: float
     until: str
 
+    @property
+    def bench(self) -> Workbench:
+        return self.built.bench
+
+    @property
+    def file(self) -> File:
+        return self.built.file("onnx") if self.monitored else self.built.without_monitor("onnx", self.heat)
+
     def graph(self, net: nn.Module) -> Plain:
-        """`net` between the recipe's own front and head, as `file` was exported."""
-        return plain(self.bench.recipe, self.bench.data, net, temperature=1.0, seed=self.bench.seed)
+        """`net` as `file` was exported: the recipe's own front before it, its head and monitor behind."""
+        recipe, data, seed = self.bench.recipe, self.bench.data, self.bench.seed
+        if self.monitored:
+            return assemble(recipe, data, net, temperature=self.heat, seed=seed).graph
+        return plain(recipe, data, net, temperature=self.heat, seed=seed)
 
 
 def tidied(path: Path) -> None:

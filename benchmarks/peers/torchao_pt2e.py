@@ -36,7 +36,7 @@ def static(given: Given, target: Path) -> dict[str, Any]:
     shapes = ({0: torch.export.Dim("batch", min=2, max=MAX_BATCH)},)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch deprecates its own internals
-        program = torch.export.export(given.graph(given.net).eval(), example, dynamic_shapes=shapes).module()
+        program = torch.export.export(given.graph(given.built.net).eval(), example, dynamic_shapes=shapes).module()
         quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config())
         observed = prepare_pt2e(program, quantizer)
         for batch in batches(rows):
