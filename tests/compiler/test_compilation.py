@@ -185,8 +185,8 @@ def test_channels_of_the_exported_network_are_multiples_of_eight(compiled: Compi
 
 
 def test_int8_reaches_the_network_and_stops_before_the_monitor(compiled: Compiled) -> None:
-    """In every static int8 file that was made, chosen or not: what the monitor says of the input is float's bit for bit,
-    and what the network answers is not."""
+    """In every static int8 file that was made: what the monitor says of the input is float's bit for bit, and what the
+    network answers is not."""
     manifest = compiled.killed.manifest
     with np.load(compiled.killed.root / manifest.variant("onnx-fp32").selftest, allow_pickle=False) as arrays:
         rows, monitor, answer = arrays["input:image"], arrays["fp32:monitor"], arrays["fp32:probabilities"]
