@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 
+from edgewright_compiler.measuring.evidence import decode_evidence
 from edgewright_compiler.packaging import facts_of, npz, write_package
 from edgewright_contracts.errors import ContractError, RequestError
 from edgewright_contracts.package import Package, read_package
@@ -71,6 +71,7 @@ def test_what_is_no_package_leaves_nothing_behind(
 
 
 def test_evidence_says_where_it_was_measured(tiny: Package) -> None:
-    evidence = msgspec.json.decode(tiny.evidence() or b"")
-    assert set(evidence["latency_us"]) == {v.id for v in tiny.manifest.variants}
-    assert evidence["machine"]["arch"]
+    evidence = decode_evidence(tiny.evidence() or b"")
+    assert evidence is not None
+    assert {v.id for v in evidence.variants} == {v.id for v in tiny.manifest.variants}
+    assert evidence.machine.arch

@@ -86,7 +86,7 @@ def recipe(settings: Settings = Settings()) -> Recipe:
         prune=Prune(shares=(LEFT,), tune=Schedule(epochs=settings.tune_epochs)),
         augment=sensor,
         notes=(
-            "Intended use: demonstration and tests of a fleet; reading handwritten digits on a sensor of 8x8, 17 levels.",
+            "Intended use: demonstration and tests of a fleet; reading handwritten digits on an 8x8 sensor.",
             "Limits: 13 writers, digits only, centred and upright; every input gets a class, a letter too.",
         ),
     )
@@ -134,7 +134,7 @@ def rows(settings: Settings) -> Data:
         labels=tuple(str(c) for c in range(CLASSES)),
         notes=(
             "Data: the digits of scikit-learn (UCI optdigits test part, CC BY 4.0).",
-            f"Split by seed {data.SPLIT_SEED}: {data.TRAIN} rows train, {data.VALIDATION} choose, {len(split.held_out)} test.",
+            f"Split by seed: {data.TRAIN} rows train, {data.VALIDATION} choose, {len(split.held_out)} test.",
             "Tests: `clean` is the held-out rows as they are, `sensor` draws of them with shift, gain and noise.",
             "Other draws of the held-out rows give the reference counts.",
         ),
