@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from edgewright_compiler.own.recipe import local_sources, own_recipe
+from edgewright_compiler.own.models import local_sources
+from edgewright_compiler.own.recipe import own_recipe
 from edgewright_contracts.errors import RequestError
 
 FAMILY = """

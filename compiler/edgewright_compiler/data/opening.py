@@ -27,12 +27,10 @@ from .tables import TABLES, npz, table
 def open_data(place: str | Path, task: Task, *, seed: int) -> Data:
     """Raises RequestError for a place that holds no data, and for whatever `examine` finds; Unavailable."""
     found = _read(str(place), task)
-    data = found if isinstance(found, Data) else _split(found, task, seed, str(place))
-    if not data.fingerprint or isinstance(found, Data):
-        data = replace(_narrowed(data), fingerprint="")
-        data = replace(data, fingerprint=fingerprint(_parts(data)))
-    warnings = examine(data, task).warnings
-    return replace(data, notes=(*data.notes, *(f"Warning: {w}." for w in warnings)))
+    data = _narrowed(found) if isinstance(found, Data) else _split(found, task, seed, str(place))
+    data = replace(data, fingerprint=fingerprint(_parts(data)))
+    examine(data, task)
+    return data
 
 
 def _read(place: str, task: Task) -> Data | Collection:
@@ -80,8 +78,7 @@ def _split(found: Collection, task: Task, seed: int, place: str) -> Data:
         how = f"Split as it came, but {' and '.join(lost)} taken from its training samples, seed {seed}"
     sizes = f"{len(train)} train, {len(validation)} validation, {len(test)} test"
     notes = (*found.notes, f"{how}: {sizes}.")
-    data = Data(train, validation, test, "", found.labels, unlabelled=found.unlabelled, notes=notes)
-    return replace(data, fingerprint=fingerprint(_parts(data)))
+    return Data(train, validation, test, "", found.labels, unlabelled=found.unlabelled, notes=notes)
 
 
 def _cut(

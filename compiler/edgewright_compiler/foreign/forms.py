@@ -11,15 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgewright_contracts.errors import Refused, RequestError
 from edgewright_contracts.manifest import Format
 from edgewright_devices import DeviceProfile
 
 from ..quantization.apply import quantize
 from ..quantization.schemes import Scheme
-from ..rows import Array
 from . import surgery
 from .borders import Border, Shapes, known, onnx_inputs, tflite_borders
 from .samples import synthetic
@@ -120,8 +117,3 @@ def _exported(model: Path, device: DeviceProfile, scratch: Path) -> Path:
         target = scratch / "exported.tflite"
         litert_torch.convert(program.module(), tuple(a[:1] for a in args)).export(str(target))
         return target
-
-
-def feed(form: Form, rows: Mapping[str, Array]) -> dict[str, Array]:
-    """Rows in the order of the file's inputs."""
-    return {b.name: np.asarray(rows[b.name]) for b in form.inputs}

@@ -18,6 +18,7 @@ import numpy as np
 from edgewright_contracts.errors import RequestError
 from edgewright_contracts.manifest import Task
 
+from ..data.checks import examine
 from ..data.collection import fingerprint
 from ..data.loaders import function
 from ..data.opening import open_data
@@ -94,7 +95,8 @@ def given(place: str, inputs: Sequence[Border], task: Task) -> Samples:
     train, validation, test = splits
     held = {border.name: np.concatenate([validation.inputs[border.name], test.inputs[border.name]])[:REFERENCE]}
     some = train.take(slice(0, len(train), max(1, len(train) // CALIBRATION))).take(slice(0, CALIBRATION))
-    return Samples(some.inputs, held, validation, test, True, data.labels, data.fingerprint, data.notes)
+    notes = (*data.notes, *(f"Noticed in the data: {warning}." for warning in examine(data, task).warnings))
+    return Samples(some.inputs, held, validation, test, True, data.labels, data.fingerprint, notes)
 
 
 def _by_input(place: str, names: set[str]) -> Mapping[str, Any] | None:

@@ -13,9 +13,11 @@ is exported with the net; both are optional.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 from torch import nn
@@ -39,6 +41,11 @@ class Builder:
     scales: bool
     augment: Callable[..., Any] | None
     front: Callable[..., Any] | None
+
+    @property
+    def said(self) -> str:
+        """How messages call it."""
+        return f"{self.file.name}:{self.name}"
 
 
 def finished(model: str) -> Path | None:
@@ -80,3 +87,19 @@ def builder(place: str, *, classes: int, shape: tuple[int, ...]) -> Builder:
 
     hooks = module_of(file)
     return Builder(place, file, name, make, scales, getattr(hooks, "augment", None), getattr(hooks, "front", None))
+
+
+def local_sources(file: Path) -> tuple[Path, ...]:
+    """The file, and the modules beside it that it imports, directly or not: what its behaviour depends on."""
+    folder, found, todo = file.resolve().parent, [file.resolve()], [module_of(file)]
+    while todo:
+        names = {value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+                 for value in vars(todo.pop()).values()}  # fmt: skip
+        for name in sorted(n for n in names if isinstance(n, str)):
+            module = sys.modules.get(name)
+            path = getattr(module, "__file__", None)
+            if module is None or not path or Path(path).parent != folder or Path(path) in found:
+                continue
+            found.append(Path(path))
+            todo.append(module)
+    return tuple(found)

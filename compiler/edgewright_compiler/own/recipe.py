@@ -12,10 +12,8 @@ recipe; the split of the data does not depend on the seed of the training.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Final
 
 import numpy as np
@@ -28,15 +26,14 @@ from edgewright_contracts.errors import RequestError
 from edgewright_contracts.manifest import Task, TensorIn
 
 from ..data.collection import RawKind, kind_of
-from ..data.loaders import module_of
 from ..data.opening import open_data
-from ..graph.heads import head
 from ..measuring.metrics import metric as metric_of
-from ..recipe import Augment, Distil, Prune, Recipe, Schedule, Statistics, Teacher
-from ..rows import Array, Data, take
+from ..recipe import Distil, Prune, Recipe, Schedule, Statistics, Teacher
+from ..rows import Data
 from ..training.finetune import load_weights
 from .fronts import front_of
-from .models import Builder, builder, finished
+from .models import Builder, builder, finished, local_sources
+from .trial import answering, augmenting, own_front, prepared_rows
 
 TASKS: Final[dict[str, Task]] = {
     "classify": "classification",
@@ -90,18 +87,18 @@ def own_recipe(
     input_, raw = _input(rows)
 
     def front(data: Data) -> nn.Module:
-        return front_of(raw, data) if hooks.front is None else _own_front(hooks, data)
+        return front_of(raw, data) if hooks.front is None else own_front(hooks, data)
 
     hooks = builder(model, classes=1, shape=())
-    prepared = _prepared(front(rows), rows, hooks)
+    prepared = prepared_rows(front(rows), rows, hooks)
     shape, classes = tuple(int(n) for n in prepared.shape[1:]), _answers(kind, rows)
     build = builder(model, classes=classes, shape=shape)
     big = build if teacher is None or finished(teacher) is not None else builder(teacher, classes=classes, shape=shape)
-    notes = [f"Model: {_place(build)}, {'a family of widths' if build.scales else 'of one size'}."]
+    notes = [f"Model: {build.said}, {'a family of widths' if build.scales else 'of one size'}."]
     for one in dict.fromkeys((build, big)):
-        _answering(one, kind, rows, prepared)
+        answering(one, kind, rows, prepared)
     if build.augment is not None:
-        _augmenting(build, rows)
+        augmenting(build, rows)
 
     schedule = _schedule(rows, epochs, metric)
     tuned = _schedule(rows, epochs, metric, frozen=-(-epochs // 4)) if finetune is not None else schedule
@@ -116,7 +113,7 @@ def own_recipe(
         input=input_,
         data=lambda: rows,
         source=rows.fingerprint,
-        settings=_settings(model=_place(build), teacher=teacher, finetune=finetune, epochs=epochs, metric=metric),
+        settings=_settings(model=build.said, teacher=teacher, finetune=finetune, epochs=epochs, metric=metric),
         sources=sources,
         front=front,
         statistics=_STATISTICS[raw],
@@ -144,22 +141,6 @@ def task_of(name: str) -> Task:
 def slug(name: str) -> str:
     """`name` as a package may be called."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:63] or "model"
-
-
-def local_sources(file: Path) -> tuple[Path, ...]:
-    """The file, and the modules beside it that it imports, directly or not: what its behaviour depends on."""
-    folder, found, todo = file.resolve().parent, [file.resolve()], [module_of(file)]
-    while todo:
-        names = {value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
-                 for value in vars(todo.pop()).values()}  # fmt: skip
-        for name in sorted(n for n in names if isinstance(n, str)):
-            module = sys.modules.get(name)
-            path = getattr(module, "__file__", None)
-            if module is None or not path or Path(path).parent != folder or Path(path) in found:
-                continue
-            found.append(Path(path))
-            todo.append(module)
-    return tuple(found)
 
 
 class InUnits:
@@ -212,76 +193,6 @@ def _answers(task: Task, rows: Data) -> int:
     return 1 if task == "anomaly" else len(rows.labels)
 
 
-def _two(rows: Data) -> Tensor:
-    (array,) = take(rows.train.inputs, slice(0, 2)).values()
-    return torch.from_numpy(np.ascontiguousarray(array))
-
-
-def _own_front(hooks: Builder, data: Data) -> nn.Module:
-    assert hooks.front is not None
-    made = hooks.front(data)
-    if not isinstance(made, nn.Module):
-        raise RequestError(f"{hooks.file}: front(data) gave {type(made).__name__}: expected an nn.Module")
-    return made
-
-
-def _prepared(front: nn.Module, rows: Data, hooks: Builder) -> Tensor:
-    try:
-        with torch.no_grad():
-            prepared = front.eval()(_two(rows))
-    except RequestError:
-        raise
-    except Exception as error:
-        raise RequestError(
-            f"{hooks.file}: its front does not take raw rows of shape {tuple(_two(rows).shape)}: {error}"
-        ) from error
-    if not isinstance(prepared, Tensor) or len(prepared) != 2:
-        raise RequestError(f"{hooks.file}: its front must give one tensor with the samples along the first axis")
-    return prepared
-
-
-def _answering(build: Builder, task: Task, rows: Data, prepared: Tensor) -> None:
-    """Does it answer two rows as its task needs? Raises RequestError with the net's own words."""
-    net = build.make(1.0).eval()
-    try:
-        with torch.no_grad():
-            answer = net(prepared)
-    except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise RequestError(
-            f"{_place(build)} does not take two samples of shape {tuple(prepared.shape[1:])}, which is what the front "
-            f"gives it: {reason[0]}; let the builder take `shape`, or define front(data) in {build.file.name}"
-        ) from error
-    if not isinstance(answer, Tensor):
-        raise RequestError(f"{_place(build)} answers {type(answer).__name__}: expected one tensor")
-    if not torch.isfinite(answer).all():
-        raise RequestError(f"{_place(build)}, untrained, answers NaN or infinity to the first two samples")
-    labels = len(rows.labels) if task in ("classification", "multilabel", "detection") else 0
-    head(task, answer, prepared, labels=labels, temperature=1.0, scale=1.0)
-    if task == "regression" and answer.shape[1] != rows.train.labels.shape[1]:
-        raise RequestError(
-            f"{_place(build)} gives {answer.shape[1]} values: the data have {rows.train.labels.shape[1]}"
-        )
-    if task == "detection" and not callable(getattr(net, "loss", None)):
-        raise RequestError(f"{_place(build)}: a detector needs a method loss(answer, labels) -> scalar of its own")
-
-
-def _augmenting(build: Builder, rows: Data) -> None:
-    assert build.augment is not None
-    hook: Augment = build.augment
-    (array,) = take(rows.train.inputs, slice(0, 4)).values()
-    before = array.copy()
-    made: Array = hook(np.random.default_rng(0), array)
-    if not isinstance(made, np.ndarray) or made.shape != array.shape or made.dtype != array.dtype:
-        got = f"{made.dtype} {made.shape}" if isinstance(made, np.ndarray) else type(made).__name__
-        raise RequestError(
-            f"{build.file}: augment(rng, rows) gave {got} for {array.dtype} {array.shape}: expected raw rows of the "
-            "same shape and dtype"
-        )
-    if not np.array_equal(before, array):
-        raise RequestError(f"{build.file}: augment(rng, rows) changed the rows that it was given: work on a copy")
-
-
 def _schedule(rows: Data, epochs: int, metric: str, *, rate: float = 3e-3, frozen: int = 0) -> Schedule:
     batch = int(np.clip(2 ** int(np.log2(max(1, len(rows.train) // 32))), 8, 64))
     tuned = frozen > 0
@@ -323,10 +234,6 @@ def _settings(*, model: str, teacher: str | None, finetune: Path | None, epochs:
     if finetune is not None:
         facts["finetune"] = finetune.name
     return ", ".join(f"{key}={value}" for key, value in facts.items())
-
-
-def _place(build: Builder) -> str:
-    return f"{build.file.name}:{build.name}"
 
 
 def _python(*places: str) -> list[Path]:
