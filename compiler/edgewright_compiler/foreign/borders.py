@@ -66,7 +66,7 @@ def onnx_inputs(path: Path, raw: Any, shapes: Shapes) -> tuple[tuple[Border, ...
                 )
             said = picked
             notes.append(
-                f"Input {node.name} has open sizes {_told(sizes)}: fixed to {_told(said)}; --shape sets others."
+                f"Input {node.name} has open sizes {_told(sizes)}: fixed to {_told(said)}; --shape says others."
             )
         shape = tuple(rest) if said is None else _agreed(path, node.name, rest, said)
         if math.prod(shape) > MAX_ELEMENTS:

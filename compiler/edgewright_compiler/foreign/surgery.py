@@ -185,7 +185,7 @@ def _run(source: Path, raw: Any, inputs: Sequence[Border], samples: Mapping[str,
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         sizes = ", ".join(f"{b.name} {list(b.shape)}" for b in inputs)
         raise RequestError(
-            f"{source}: does not run on samples of {sizes}: {reason}; --shape NAME=SIZES says others"
+            f"{source}: does not run on samples of {sizes}: {reason}; other sizes: --shape NAME=3x48x320"
         ) from None
     return found
 
