@@ -240,6 +240,12 @@ def _show_weaknesses(console: Console, evidence: Evidence) -> None:
     if evidence.worst is not None:
         name, _, value, interval = _slice(evidence, evidence.worst)
         console.print(f"worst slice: {name} at {value} ({interval})", highlight=False, markup=False)
+    if evidence.sensitivity:
+        _heading(console, "points lost when half of a layer's channels go, untrained")
+        table = slim(["layers"], ["channels", "left", "loss"])
+        for one in evidence.sensitivity:
+            table.add_row(", ".join(one.layers), f"{one.channels}", f"{one.kept}", f"{one.drop:.1f}")
+        console.print(fitted(table))
     if evidence.robustness:
         _heading(console, f"{evidence.metric} under shifts of the input")
         table = slim(["shift", "what it does"], ["value", "95 % interval"])

@@ -132,7 +132,10 @@ def _compiled(
     taught_by = teacher(bench)
     truth = {rows.name: reference_outputs(bench, taught_by, rows) for rows in _judged(bench)}
     validation = truth[bench.data.validation.name]
-    choice = recorded or search(bench, device, machine, formats, limits, minutes, taught_by, validation)
+    if recorded is not None:
+        choice = msgspec.structs.replace(recorded, limits=limits)
+    else:
+        choice = search(bench, device, machine, formats, limits, minutes, taught_by, validation)
     write_choice(choice, folder.path / "choice.json")
     taken = chosen(bench, choice, taught_by)
     bounds = judge(bench, choice, truth[bench.data.test.name], promised(bench, taken))

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import onnx
 import pytest
 
-from edgewright_compiler.measuring.evidence import decode_evidence
-from edgewright_compiler.pipeline.choice import read_choice
+from edgewright_compiler.compilation import CompileResult, compile_recipe
+from edgewright_compiler.measuring.evidence import Evidence, decode_evidence
+from edgewright_compiler.pipeline.choice import Limits, read_choice
 from edgewright_compiler.pipeline.runs import all_runs
 from edgewright_contracts.baseline import decode_baseline
+from edgewright_contracts.errors import Refused
 from edgewright_contracts.package import Package, read_package
+from edgewright_devices import load
+from edgewright_models.digits.recipe import Settings, recipe
 from edgewright_runtime.runtime import open_session
 
 pytestmark = [pytest.mark.slow, pytest.mark.process, pytest.mark.timeout(600)]
@@ -158,8 +164,7 @@ def test_the_package_is_whole_and_says_what_it_was_made_from(compiled: Compiled)
 
 
 def test_the_chosen_variants_carry_a_bound_on_their_loss_and_nothing_else_was_judged(compiled: Compiled) -> None:
-    evidence = decode_evidence(compiled.killed.evidence() or b"")
-    assert evidence is not None
+    evidence = evidence_of(compiled.killed)
     choice = read_choice(last_choice(compiled.work))
     judged = {v.scheme: v.loss for v in evidence.variants if v.loss is not None}
     assert set(judged) == set(choice.chosen.values())
@@ -204,3 +209,68 @@ def test_int8_reaches_the_network_and_stops_before_the_monitor(compiled: Compile
         assert (found["monitor"][:, inputs] == monitor[:, inputs]).all()
         assert (found["probabilities"] != answer).any()
     assert seen == {"onnxruntime", "litert"}
+
+
+@pytest.fixture
+def again(compiled: Compiled, tmp_path: Path) -> Callable[..., CompileResult]:
+    """Compile once more from the finished steps, with other wishes."""
+
+    def compile_(**wishes: Any) -> CompileResult:
+        settings = Settings(
+            version="0.1", epochs=2, tune_epochs=2, teacher_epochs=1, student=(16, 16, 16, 24), reference_rows=1000
+        )
+        return compile_recipe(
+            recipe(settings),
+            load("x86-gateway"),
+            tmp_path / "package",
+            seed=7,
+            now=datetime(2026, 3, 1, tzinfo=UTC),
+            progress=lambda _stage, _share: None,
+            work=compiled.work,
+            thorough=False,
+            **wishes,
+        )
+
+    return compile_
+
+
+def test_an_impossible_size_is_refused_with_the_nearest_candidates_and_nothing_is_written(
+    again: Callable[..., CompileResult], compiled: Compiled, tmp_path: Path
+) -> None:
+    before = len(all_runs(compiled.work))
+    with pytest.raises(Refused, match=r"no candidate of \d+ keeps every limit. Nearest: w1-p0.35/.* > --max-size-kb 1"):
+        again(limits=Limits(max_size_kb=1))
+    assert list(tmp_path.iterdir()) == []
+    assert len(all_runs(compiled.work)) == before + 1
+    run = next(r for r in all_runs(compiled.work) if r.state == "refused")
+    assert not [s for s in run.steps if s.seconds is not None], "finished steps are kept"
+
+
+def test_a_package_that_misses_its_bound_is_refused_with_the_number_of_rows_that_would_do(
+    again: Callable[..., CompileResult], compiled: Compiled, tmp_path: Path
+) -> None:
+    choice = read_choice(last_choice(compiled.work))
+    (loss,) = {v.loss for v in evidence_of(compiled.killed).variants if v.scheme == choice.chosen["onnx"]}
+    assert loss is not None
+    between = (max(loss.estimate, 0) + loss.bound) / 2
+    with pytest.raises(Refused) as refused:
+        again(recorded=choice, limits=Limits(max_drop=between))
+    said = str(refused.value)
+    assert f"at most {loss.bound:.2f} (95%, n = 597)" in said
+    assert "the number of test rows is the limit" in said
+    assert "Finished steps are kept" in said
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(Refused, match="the loss itself is the limit, more test rows would not help"):
+        again(recorded=choice, limits=Limits(max_drop=min(0.01, loss.estimate / 2) if loss.estimate > 0 else 1e-9))
+
+
+def test_one_format_can_be_left_out(again: Callable[..., CompileResult]) -> None:
+    made = again(formats=("tflite",))
+    assert {v.format for v in made.package.manifest.variants} == {"tflite"}
+    assert set(made.package.manifest.ranking) == {"*/litert", "*/tflite-runtime", "x86_64/tflite-runtime"}
+
+
+def evidence_of(package: Package) -> Evidence:
+    found = decode_evidence(package.evidence() or b"")
+    assert found is not None
+    return found

@@ -127,6 +127,15 @@ class Slice(msgspec.Struct, frozen=True, kw_only=True):
     figure: Figure
 
 
+class LayerDrop(msgspec.Struct, frozen=True, kw_only=True):
+    """Points that the student loses when of these layers' `channels` only `kept` remain, without training again."""
+
+    layers: tuple[str, ...]
+    channels: int
+    kept: int
+    drop: float
+
+
 class Shift(msgspec.Struct, frozen=True, kw_only=True):
     """The metric when every row is changed by `name`; `adversarial` shifts are computed against the model itself."""
 
@@ -169,6 +178,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     robustness: tuple[Shift, ...] = ()
     estimates: Mapping[str, Estimate] = {}  # for `device`, by variant
     deterministic: bool | None = None  # the same step, made twice, gave the same bytes
+    sensitivity: tuple[LayerDrop, ...] = ()  # to pruning, the most sensitive first
     suspects: tuple[str, ...] = ()  # training rows whose label looks wrong, or that look like no other
     warnings: tuple[str, ...] = ()
 

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from torch import nn
 
 from edgewright_devices import DeviceProfile
 
 from ..data.suspects import suspects
 from ..export.parity import compare
+from ..graph.graph import plain
 from ..measuring.bounds import Bound
 from ..measuring.calibration import ece
 from ..measuring.counted import counted
@@ -25,6 +27,7 @@ from ..measuring.evidence import (
     Calibration,
     Evidence,
     Figure,
+    LayerDrop,
     Loss,
     Machine,
     Parity,
@@ -33,24 +36,26 @@ from ..measuring.evidence import (
     Time,
     VariantEvidence,
 )
-from ..measuring.metrics import Outputs
+from ..measuring.metrics import Outputs, value
 from ..measuring.robustness import adversarial, shifted
 from ..measuring.slices import by_slice, figure, with_labels, worst
 from ..quantization.apply import quantize
 from ..rows import Labelled, take
+from ..training.sensitivity import sensitivity
 from ..training.train import answers as learned_answers
 from .assembly import Chosen, Part
 from .build import Built
 from .candidates import answers, memory_of, timed
-from .choice import Choice
+from .choice import Arch, Choice
 from .files import File, made
-from .learn import Learned, answered, original
+from .learn import Learned, answered, original, student
 from .workbench import Workbench
 
 CALLS: Final = 1000
 PARITY_ROWS: Final = 256
 SHIFTED_ROWS: Final = 2000  # of the test rows, for every shift
 SUSPECTED_ROWS: Final = 50  # training rows below which nothing stands out
+RANKED_ROWS: Final = 512  # validation rows that rank layers
 NAMED: Final = 20  # suspects of either kind
 
 
@@ -100,6 +105,7 @@ def dossier(
         robustness=_robustness(bench, taken, first) if thorough else (),
         estimates={v.id: predict(device, machine, v.time_us, int8="int8" in v.id or "mixed" in v.id) for v in variants},
         deterministic=_same_again(bench, taken, first) if thorough else None,
+        sensitivity=_sensitivity(bench, taken, taught_by) if thorough else (),
         suspects=_suspects(bench, taken) if thorough else (),
         warnings=tuple(warnings),
     )
@@ -260,6 +266,24 @@ def _robustness(bench: Workbench, taken: Chosen, part: Part) -> tuple[Shift, ...
 
 def _shifted(bench: Workbench, outputs: Outputs, rows: Labelled) -> Figure:
     return figure(bench.metric, outputs, rows.labels, seed=bench.seed)
+
+
+def _sensitivity(bench: Workbench, taken: Chosen, taught_by: Learned | None) -> tuple[LayerDrop, ...]:
+    """What half of each layer's channels is worth, in the net that pruning began with."""
+    if bench.recipe.prune is None:
+        return ()
+    whole = student(bench, Arch(width=taken.choice.arch.width), taught_by).net()
+    rows = bench.data.validation.take(slice(0, RANKED_ROWS))
+    points = bench.metric.points(bench.data.validation.labels) * (1 if bench.metric.higher else -1)
+
+    def score(net: nn.Module) -> float:
+        graph = plain(bench.recipe, bench.data, net, temperature=1.0, seed=bench.seed)
+        return points * value(bench.metric, answered(graph, rows), rows.labels)
+
+    table = sensitivity(whole, bench.example, score, round_to=bench.recipe.prune.round_to)
+    return tuple(
+        LayerDrop(layers=one.layers, channels=one.channels, kept=one.kept, drop=round(one.drop, 3)) for one in table
+    )
 
 
 def _suspects(bench: Workbench, taken: Chosen) -> tuple[str, ...]:
