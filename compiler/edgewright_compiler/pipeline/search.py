@@ -3,7 +3,8 @@
 Without a budget the recipe's own architecture is all, and where only int8 loses too much, the same trained for int8
 (which costs minutes, and is taken only where it measures better). With one, its other widths and shares follow, from
 the largest down, as long as the next is expected to end in time; time is what steps took when they were made, so that a
-resumed search ends where the first would have. An architecture whose float form is far outside is not exported.
+resumed search ends where the first would have. Once there are candidates, an architecture whose float form is far
+outside is not exported.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def search(
             break
         tried.append(arch)
         try:
-            more = _tried(bench, device, machine, arch, formats, limits, taught_by, truth, only=minutes is None)
+            more = _tried(bench, device, machine, arch, formats, limits, taught_by, truth, screen=bool(found))
             if not arch.qat and int8_costs(more, limits):
                 waiting.insert(0, for_int8(arch))
             found += more
@@ -89,10 +90,10 @@ def _tried(
     taught_by: Learned | None,
     truth: Outputs,
     *,
-    only: bool,
+    screen: bool,
 ) -> tuple[Candidate, ...]:
     learned = student(bench, arch, taught_by)
-    if not only:
+    if screen:
         graph = plain(bench.recipe, bench.data, learned.net(), temperature=1.0, seed=bench.seed)
         _, drop, half = judged(bench, truth, answered(graph, bench.data.validation))
         aim = limits.max_drop or DEFAULT_DROP
