@@ -39,9 +39,10 @@ class Settings:
     student: tuple[int, ...] = (16, 32, 32, 48)
     epochs: int = 40
     copies: int = 15  # augmented copies of the training rows that the teacher answers, once each
+    calibration: int = 256
 
 
-QUICK: Final = Settings(teacher=(16, 24, 32), teacher_epochs=2, student=(8, 16, 24), epochs=2, copies=1)
+QUICK: Final = Settings(teacher=(16, 24, 32), teacher_epochs=2, student=(8, 16, 24), epochs=2, copies=1, calibration=48)
 
 
 def recipe(settings: Settings = Settings()) -> Recipe:
@@ -72,6 +73,7 @@ def recipe(settings: Settings = Settings()) -> Recipe:
         schedule=Schedule(epochs=settings.epochs, rate=4e-3, batch=32, optimiser="adamw", weight_decay=1e-3),
         distil=Distil(temperature=3.0, weight=0.9, copies=settings.copies),
         augment=data.augment,
+        calibration=settings.calibration,
         widths=(1.0, 0.75),
         notes=(
             "Intended use: a demonstration of sound in the graph, on real recordings.",
