@@ -126,7 +126,7 @@ def compile_foreign(
         inputs = declared_inputs(form.inputs)
         outputs = declared_outputs(task, form.outputs, judge.truth, columns)
         sessions = {p.variant.id: _open(p, inputs, outputs) for p in parts}
-        answers = {one: run(session, samples.reference) for one, session in sessions.items()}
+        answers = {one: run(session, samples.reference, alone=True) for one, session in sessions.items()}
         bare = {f"{p.variant.id}{_BARE}": judge.session(p.plain) for p in parts}
         times = timed({**sessions, **bare}, samples.reference)
         progress("measuring the package", 1.0)
@@ -198,7 +198,7 @@ def _parts(form: Form, promised: Judged, scratch: Path) -> tuple[tuple[Part, ...
     columns: Columns = ()
     for scheme, path in schemes:
         fmt = form.format
-        batch = 0 if fmt == "onnx" and all(b.open for b in form.inputs) else 1
+        batch = 0 if fmt == "onnx" and scheme.method != "dynamic" and all(b.open for b in form.inputs) else 1
         variant = Variant(id=f"{fmt}-{scheme.precision}", format=fmt, precision=scheme.precision, batch=batch)
         final = path
         if fmt == "onnx":

@@ -91,14 +91,14 @@ class Judge:
         """What the file as it came answers to the rows that are compared."""
         session = self.session(self.form.path)
         try:
-            return dict(run(session, self.rows))
+            return dict(run(session, self.rows, alone=True))
         except Exception as error:
             sizes = ", ".join(f"{b.name} {b.dtype} {list(b.shape)}" for b in self.form.inputs)
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise RequestError(f"the file does not run on rows of {sizes}: {reason}") from error
 
     def answers(self, path: Path, rows: Rows) -> dict[str, Array]:
-        return dict(run(self.session(path), rows))
+        return dict(run(self.session(path), rows, alone=True))
 
     def compared(self, scheme: Scheme, path: Path) -> Parity:
         classes = frozenset(t.name for t in self._declared if t.role == "probabilities")

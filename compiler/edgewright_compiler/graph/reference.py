@@ -28,9 +28,10 @@ BATCH: Final = 512
 ELEMENTS: Final = 2**22  # of one batch of inputs: a net's maps take many times their room
 
 
-def run(session: Session, rows: Rows) -> Outputs:
-    """All outputs for all rows, in batches."""
-    parts = [session.run(batch) for batch in batches(rows)]
+def run(session: Session, rows: Rows, *, alone: bool = False) -> Outputs:
+    """All outputs for all rows, in batches, or each row alone as a device runs it: a file that finds its ranges when it
+    runs answers a row differently beside others."""
+    parts = [session.run(batch) for batch in batches(rows, alone=alone)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -60,9 +61,9 @@ def count(channels: tuple[Channel, ...], outputs: Outputs) -> Baseline:
     return make(channels, binner.take(), len(next(iter(outputs.values()))))
 
 
-def batches(rows: Rows) -> Iterator[dict[str, npt.NDArray[np.generic]]]:
+def batches(rows: Rows, *, alone: bool = False) -> Iterator[dict[str, npt.NDArray[np.generic]]]:
     n = len(next(iter(rows.values())))
-    size = batch_size(sum(math.prod(array.shape[1:]) for array in rows.values()))
+    size = 1 if alone else batch_size(sum(math.prod(array.shape[1:]) for array in rows.values()))
     for start in range(0, n, size):
         yield {name: array[start : start + size] for name, array in rows.items()}
 

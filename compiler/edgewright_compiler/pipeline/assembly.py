@@ -126,7 +126,7 @@ def reference_rows(bench: Workbench) -> Rows:
 
 def _variant(scheme: Scheme) -> Variant:
     form: Format = scheme.format
-    batch = 1 if form == "tflite" else 0
+    batch = 1 if form == "tflite" or scheme.method == "dynamic" else 0
     return Variant(id=f"{form}-{scheme.precision}", format=form, precision=scheme.precision, batch=batch)
 
 

@@ -41,10 +41,10 @@ _TIMES: Final = "times.json"
 
 def answers(bench: Workbench, file: File, name: str, rows: Rows) -> Outputs:
     """All outputs of a file for rows called `name`, as its runtime gives them here."""
-    step = Step("answers", bench.facts((), RUNTIMES, file=file.step, rows=name))
+    step = Step("answers", bench.facts((), RUNTIMES, file=file.step, rows=name, alone=file.alone))
 
     def make(part: Path) -> None:
-        (part / OUTPUTS).write_bytes(npz(run(file.open(), rows)))
+        (part / OUTPUTS).write_bytes(npz(run(file.open(), rows, alone=file.alone)))
 
     return arrays(bench.store.get(step, make) / OUTPUTS)
 

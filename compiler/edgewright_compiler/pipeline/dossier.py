@@ -19,6 +19,7 @@ from edgewright_devices import DeviceProfile
 from ..data.suspects import suspects
 from ..export.parity import compare
 from ..graph.graph import plain
+from ..graph.reference import run
 from ..measuring.bounds import Bound
 from ..measuring.calibration import ece
 from ..measuring.counted import counted
@@ -255,11 +256,17 @@ def _robustness(bench: Workbench, taken: Chosen, part: Part) -> tuple[Shift, ...
     session = part.file.open()
     found = []
     for name, detail, changed in shifted(recipe.statistics, tensor, raw, seed=bench.seed):
-        found.append(Shift(name=name, detail=detail, figure=_shifted(bench, session.run({tensor.name: changed}), rows)))
+        found.append(
+            Shift(
+                name=name,
+                detail=detail,
+                figure=_shifted(bench, run(session, {tensor.name: changed}, alone=part.file.alone), rows),
+            )
+        )
     moved = adversarial(bench.front, taken.built.net, tensor, raw, rows.labels, recipe.task)
     if moved is not None:
         detail, away = moved
-        outputs = session.run({tensor.name: away})
+        outputs = run(session, {tensor.name: away}, alone=part.file.alone)
         found.append(Shift(name="fgsm", detail=detail, figure=_shifted(bench, outputs, rows), adversarial=True))
     return tuple(found)
 

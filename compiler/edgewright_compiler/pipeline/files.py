@@ -29,6 +29,7 @@ class File:
     path: Path
     input: TensorIn
     outputs: tuple[TensorOut, ...]
+    alone: bool = False  # it finds ranges when it runs, so rows must not be run beside one another
 
     def open(self) -> Session:
         runtime = HOST_RUNTIME["onnx" if self.path.suffix == ".onnx" else "tflite"]
@@ -64,4 +65,5 @@ def made(bench: Workbench, source: File, scheme: Scheme) -> Made:
     directory = bench.store.get(step, make)
     if (directory / _REFUSED).is_file():
         return Made(scheme, None, msgspec.json.decode((directory / _REFUSED).read_bytes(), type=str))
-    return Made(scheme, File(step.name, directory / source.path.name, source.input, source.outputs))
+    alone = scheme.format == "onnx" and scheme.method == "dynamic"
+    return Made(scheme, File(step.name, directory / source.path.name, source.input, source.outputs, alone))
