@@ -2,7 +2,7 @@
 
 For each format, in its runtime, on one thread: bytes of the packaged int8 file, monitor included, and of the teacher's
 float file, which has none; p50 of single samples; and the loss on the test rows with its one-sided 95 % upper bound,
-paired by row. `speed_ratio` is taken in blocks of 25 calls by turns, as a device runs that does little else;
+paired by row. `speed_ratio` is taken in blocks of 100 calls by turns, as a device runs that does little else;
 `speed_ratio_by_turns` call by call, so that each model finds the caches filled by the other. Where formats differ, the
 worse figure is the headline.
 
@@ -49,7 +49,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 DEVICE = "x86-gateway-vnni"
 SEED = 1
 MAX_DROP = 1.0  # points, on the bound
-CALLS, BLOCK = 2000, 25
+CALLS, BLOCK = 4000, 100
 
 
 def arguments(text: str | None) -> argparse.Namespace:

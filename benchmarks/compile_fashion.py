@@ -32,7 +32,7 @@ from edgewright_models.fashion.recipe import recipe
 BARS = {"teacher_accuracy": 0.925, "bound_drop_points": 1.0, "size_ratio": 12.0, "speed_ratio": 4.0}
 STORED = against_teacher.RESULTS / "fashion-1.0.0.ewp"
 RESULT = against_teacher.RESULTS / "compile_fashion.json"
-QUICK_CALLS = 600
+QUICK_CALLS = 1600
 README = against_teacher.ROOT / "models" / "edgewright_models" / "fashion" / "README.md"
 
 
