@@ -42,7 +42,7 @@ lint: install
 	$(BIN)/lint-imports
 
 test: install legacy mosquitto lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 fuzz: install
 	EDGEWRIGHT_FUZZ=5000 $(BIN)/pytest tests/contracts/test_fuzz.py --timeout 0
