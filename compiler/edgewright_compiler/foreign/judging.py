@@ -27,7 +27,7 @@ from ..measuring.estimate import predict
 from ..measuring.evidence import Estimate, Figure, Loss, Machine, Time
 from ..measuring.evidence import Parity as ParityEvidence
 from ..measuring.footprint import footprint
-from ..measuring.latency import interleaved
+from ..measuring.latency import interleaved, time_of
 from ..measuring.machine import describe
 from ..measuring.metrics import Metric
 from ..measuring.metrics import metric as metric_of
@@ -186,16 +186,7 @@ def timed(sessions: Mapping[str, Session], rows: Rows) -> dict[str, Time]:
         session.run(one)
         took += time.perf_counter() - began
     calls = int(np.clip(_SECONDS / max(1e-6, took), *_CALLS))
-    return {
-        name: Time(
-            p50=round(t.p50_us, 3),
-            p95=round(t.p95_us, 3),
-            p99=round(t.p99_us, 3),
-            calls=t.calls,
-            per_reference=round(t.per_reference, 4),
-        )
-        for name, t in interleaved(sessions, rows, calls=calls).items()
-    }
+    return {name: time_of(t) for name, t in interleaved(sessions, rows, calls=calls).items()}
 
 
 def judged(

@@ -25,9 +25,9 @@ from edgewright_contracts.package import Package, read_package
 from edgewright_runtime.runtime import SUFFIXES, Array, Session, open_session
 from edgewright_runtime.selftest import run_selftest
 
-from .evidence import Bench, Benched, Machine, Time
+from .evidence import Bench, Benched, Machine
 from .footprint import footprint
-from .latency import Latency, interleaved
+from .latency import interleaved, time_of
 from .machine import celsius, describe
 
 CALLS: Final = 400
@@ -74,17 +74,6 @@ class Tried:
     @property
     def key(self) -> str:
         return f"{self.result.variant}/{self.result.runtime}"
-
-
-def time_of(latency: Latency) -> Time:
-    """Rounded to what a clock can tell."""
-    return Time(
-        p50=round(latency.p50_us, 2),
-        p95=round(latency.p95_us, 2),
-        p99=round(latency.p99_us, 2),
-        calls=latency.calls,
-        per_reference=round(latency.per_reference, 4),
-    )
 
 
 def _pairs(package: Package, machine: Machine) -> list[tuple[Variant, str]]:

@@ -20,6 +20,8 @@ import numpy.typing as npt
 from edgewright_contracts.errors import RequestError
 from edgewright_runtime.runtime import Array, Session
 
+from .evidence import Time
+
 Clock = Callable[[], int]  # ns, monotonic
 SECONDS: Final = 60.0  # after this long no more rounds begin: a slow model is measured by fewer calls
 LEAST: Final = 20  # rounds that are counted in any case
@@ -76,6 +78,17 @@ def interleaved(
         reference.append(clock() - start)
     unit = float(np.median(reference[warm:])) / 1000
     return {name: _summary(ns[warm:], unit) for name, ns in taken.items()}
+
+
+def time_of(latency: Latency) -> Time:
+    """What evidence keeps of it, rounded to what a clock can tell."""
+    return Time(
+        p50=round(latency.p50_us, 2),
+        p95=round(latency.p95_us, 2),
+        p99=round(latency.p99_us, 2),
+        calls=latency.calls,
+        per_reference=round(latency.per_reference, 4),
+    )
 
 
 def _summary(ns: list[int], reference_us: float) -> Latency:

@@ -21,7 +21,7 @@ from ..measuring.bounds import loss_bound
 from ..measuring.estimate import predict
 from ..measuring.evidence import Machine, Memory, Time
 from ..measuring.footprint import footprint
-from ..measuring.latency import Latency, interleaved
+from ..measuring.latency import interleaved, time_of
 from ..measuring.metrics import Outputs, value
 from ..packaging import npz
 from ..quantization.schemes import Scheme, schemes
@@ -162,19 +162,9 @@ def measured(bench: Workbench, files: Mapping[str, File], machine: Machine) -> d
 def timed(files: Mapping[str, File], rows: Labelled, calls: int) -> dict[str, Time]:
     """Times of single samples on one thread, all files in turns."""
     found = interleaved({name: file.open() for name, file in files.items()}, rows.inputs, calls=calls)
-    return {name: _time(latency) for name, latency in found.items()}
+    return {name: time_of(latency) for name, latency in found.items()}
 
 
 def memory_of(file: File, bench: Workbench) -> Memory:
     runtime = HOST_RUNTIME["onnx" if file.path.suffix == ".onnx" else "tflite"]
     return footprint(file.path, runtime, (file.input,), file.outputs, bench.data.validation.inputs)
-
-
-def _time(latency: Latency) -> Time:
-    return Time(
-        p50=round(latency.p50_us, 3),
-        p95=round(latency.p95_us, 3),
-        p99=round(latency.p99_us, 3),
-        calls=latency.calls,
-        per_reference=round(latency.per_reference, 4),
-    )
