@@ -27,7 +27,7 @@ from edgewright_runtime.selftest import run_selftest
 
 from .evidence import Bench, Benched, Machine
 from .footprint import footprint
-from .latency import interleaved, time_of
+from .latency import Latency, interleaved, time_of
 from .machine import celsius, describe
 
 CALLS: Final = 400
