@@ -1,7 +1,7 @@
 """MNIST, from the data to what the compiler packages. Read from top to bottom.
 
 1. A teacher of five convolutions, 241,642 weights, learns 3,000 digits and what other hands would have made of them.
-2. A student of a tenth of that learns the teacher's whole answers on the same draws, for long: being small, it
+2. A student of a fourteenth of that learns the teacher's whole answers on the same draws, for long: being small, it
    learns slowly, and it costs little.
 3. The compiler quantizes it and puts normalisation before and the monitor beside it.
 
@@ -23,7 +23,7 @@ from edgewright_models.convolutions import Conv, ConvNet, widened
 from . import data
 
 TEACHER: Final = (Conv(32), Conv(64, pool=True), Conv(64), Conv(128, pool=True), Conv(96))
-STUDENT: Final = (Conv(16, kernel=5, stride=2), Conv(32, stride=2), Conv(56))
+STUDENT: Final = (Conv(16, kernel=5, stride=2), Conv(32, stride=2), Conv(40))
 
 
 @dataclass(frozen=True, slots=True)
