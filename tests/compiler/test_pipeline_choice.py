@@ -39,6 +39,13 @@ def test_among_those_within_the_limits_the_smallest_and_fastest_is_taken() -> No
     assert choice.candidate("onnx") == INT8
 
 
+def test_what_a_clock_cannot_tell_apart_is_decided_by_the_loss() -> None:
+    lossy = candidate("onnx-int8-ent", drop=0.9, relative=0.97)
+    assert choose([FLOAT, lossy, INT8], Limits(), [WHOLE]).chosen == {"onnx": "onnx-int8"}
+    faster = candidate("onnx-int8-ent", drop=0.9, relative=0.8)
+    assert choose([FLOAT, faster, INT8], Limits(), [WHOLE]).chosen == {"onnx": "onnx-int8-ent"}
+
+
 def test_float_is_kept_where_int8_is_hardly_smaller_and_slower() -> None:
     gru = candidate("onnx-int8", bytes=3800, relative=4.0)
     assert choose([FLOAT, gru], Limits(), [WHOLE]).chosen == {"onnx": "onnx-fp32"}

@@ -24,13 +24,12 @@ from ..graph.graph import Assembled, Plain, assemble, plain
 from ..measuring.calibration import temperature
 from ..quantization.schemes import Kinds, Scheme, layer_kinds
 from ..training.train import answers
-from .files import File, made
+from .files import NAMES, File, made
 from .learn import Learned
 from .steps import Step
 from .workbench import BUILDING, EXPORTERS, Workbench
 
 _META: Final = "graph.json"
-_NAMES: Final[dict[Format, str]] = {"onnx": "ONNX", "tflite": "TFLite"}
 
 
 class Declared(msgspec.Struct, frozen=True):
@@ -109,7 +108,7 @@ class Built:
 
     def _export(self, graph: Plain, form: Format, part: Path) -> None:
         tensor = self.bench.recipe.input
-        say = self.bench.progress(f"exporting {_NAMES[form]}")
+        say = self.bench.progress(f"exporting {NAMES[form]}")
         say(0.0)
         example = torch.zeros(1, *tensor.shape, dtype=getattr(torch, tensor.dtype))
         target = part / f"model.{form}"

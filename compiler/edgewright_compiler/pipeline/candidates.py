@@ -28,7 +28,7 @@ from ..quantization.schemes import Scheme, schemes
 from ..rows import Labelled, Rows
 from .build import Built
 from .choice import DEFAULT_DROP, Arch, Candidate, Limits, misses
-from .files import HOST_RUNTIME, File, Made, made
+from .files import HOST_RUNTIME, NAMES, File, Made, made
 from .learn import OUTPUTS, arrays
 from .refinement import refined
 from .steps import Step
@@ -64,16 +64,26 @@ def candidates(
     Where static int8 misses the limits and float keeps them, mixed precision is tried as well.
     """
     memory = limits.max_rss_mb is not None
-    tried = [made(bench, built.source(form), s) for form in formats for s in schemes(form, device, built.kinds)]
-    bench.say(f"quantizing to {formats[-1]}", 1.0)
+    tried = [one for form in formats for one in _made(bench, built, form, schemes(form, device, built.kinds))]
     found = _judged(bench, device, machine, arch, tried, truth, memory=memory)
     more = [
-        made(bench, built.source(form), s) for form in formats for s in _mixed(bench, built, form, tried, found, limits)
+        one for form in formats for one in _made(bench, built, form, _mixed(bench, built, form, tried, found, limits))
     ]
     if more:
         found += _judged(bench, device, machine, arch, more, truth, memory=memory)
     bench.say("judging candidates", 1.0)
     return tuple(found)
+
+
+def _made(bench: Workbench, built: Built, form: Format, wanted: Sequence[Scheme]) -> list[Made]:
+    found = []
+    for done, scheme in enumerate(wanted):
+        source = built.source(form)
+        bench.say(f"quantizing {NAMES[form]}", done / len(wanted))
+        found.append(made(bench, source, scheme))
+    if wanted:
+        bench.say(f"quantizing {NAMES[form]}", 1.0)
+    return found
 
 
 def _judged(

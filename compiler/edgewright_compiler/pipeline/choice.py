@@ -6,7 +6,7 @@ can be handed in instead of measuring again, so that a package can be made anew,
 
 A candidate is *within* the limits when its expected bound is: its loss on validation rows plus the half-width that the
 test set will have. Among those, the one with the least bytes × time is taken, because a factor of two in either is
-worth the same.
+worth the same; where that differs by no more than times do, the one with the least loss.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from edgewright_contracts.manifest import Format
 
 DEFAULT_DROP: Final = 1.0  # points, what a choice aims at when nobody sets a limit
 NEAREST: Final = 3
+NOISE: Final = 0.1  # of the logarithm of a cost: what times of equal files differ by on a busy machine
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,7 +142,7 @@ def choose(candidates: Sequence[Candidate], limits: Limits, tried: Sequence[Arch
     best: list[tuple[float, Arch, dict[str, str]]] = []
     for arch in dict.fromkeys(c.arch for c in candidates):
         picked = [
-            min(within, key=lambda c: (c.cost, c.scheme))
+            _best(within)
             for form in formats
             if (within := [c for c in candidates if (c.arch, c.format) == (arch, form) and not misses(c, limits)])
         ]
@@ -167,6 +168,12 @@ def choose(candidates: Sequence[Candidate], limits: Limits, tried: Sequence[Arch
                 arch=arch, chosen=chosen, limits=limits, candidates=tuple(candidates), why=why, tried=tuple(tried)
             )
     raise Refused(f"no candidate of {len(candidates)} keeps every limit. {nearest(candidates, limits)}")
+
+
+def _best(within: Sequence[Candidate]) -> Candidate:
+    """The least cost; of those that a clock cannot tell from it, the least loss."""
+    least = min(c.cost for c in within)
+    return min((c for c in within if c.cost <= least + NOISE), key=lambda c: (c.drop, c.cost, c.scheme))
 
 
 def nearest(candidates: Sequence[Candidate], limits: Limits) -> str:

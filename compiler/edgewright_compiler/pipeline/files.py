@@ -18,6 +18,7 @@ from .steps import Step
 from .workbench import QUANTIZERS, QUANTIZING, Workbench
 
 HOST_RUNTIME: Final[dict[Format, str]] = {"onnx": "onnxruntime", "tflite": "litert"}
+NAMES: Final[dict[Format, str]] = {"onnx": "ONNX", "tflite": "TFLite"}
 _REFUSED: Final = "refused.json"
 
 
@@ -54,7 +55,6 @@ def made(bench: Workbench, source: File, scheme: Scheme) -> Made:
         QUANTIZING, QUANTIZERS, source=source.step, scheme=asdict(scheme), calibration=bench.recipe.calibration
     )
     step = Step(scheme.precision, facts)
-    bench.say(f"quantizing to {scheme.format}", 0.0)
 
     def make(part: Path) -> None:
         try:
