@@ -30,7 +30,7 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no
 def static(given: Given, target: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         prepared = Path(scratch) / "prepared.onnx"
-        quant_pre_process(str(given.file.path), str(prepared))
+        quant_pre_process(str(given.file.path), str(prepared), skip_symbolic_shape=True)  # for transformers
         quantize_static(
             str(prepared),
             str(target),
@@ -47,7 +47,7 @@ def static(given: Given, target: Path) -> dict[str, Any]:
 def dynamic(given: Given, target: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         prepared = Path(scratch) / "prepared.onnx"
-        quant_pre_process(str(given.file.path), str(prepared))
+        quant_pre_process(str(given.file.path), str(prepared), skip_symbolic_shape=True)  # for transformers
         quantize_dynamic(str(prepared), str(target))
     tidied(target)
     return {}
