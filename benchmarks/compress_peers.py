@@ -73,7 +73,7 @@ PEER_TOOLS = tuple(sorted({*TOOLS, "torchao"}))
 HERE = Path(__file__).parent
 QUICK = RECIPES[0]
 CALLS = 25  # in a row, as a device runs that does little else
-ROUNDS, QUICK_ROUNDS = 60, 20
+ROUNDS, QUICK_ROUNDS = 120, 40
 ROWS = 64  # that the calls go round
 Say = Callable[[str, float], None]
 
