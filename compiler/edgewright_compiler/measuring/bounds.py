@@ -89,7 +89,7 @@ def loss_bound(
     if len(labels) < 2:
         raise RequestError(f"a bound on the loss needs at least 2 test rows, got {len(labels)}")
     points = metric.points(labels) * (1 if metric.higher else -1)
-    member = _members(groups, len(labels))
+    member = members(groups, len(labels))
     ours, theirs = metric.score(package, labels), metric.score(reference, labels)
     if callable(ours) or callable(theirs):
         assert callable(ours)
@@ -230,7 +230,7 @@ def _by_set(
     return Bound(estimate, at(n), n, None, confidence, f"paired bootstrap, {len(drawn)} resamples{of}", at)
 
 
-def _members(groups: Array | None, n: int) -> npt.NDArray[np.int64] | None:
+def members(groups: Array | None, n: int) -> npt.NDArray[np.int64] | None:
     """The group of each row, from 0; None where groups tell nothing that rows do not."""
     if groups is None:
         return None
