@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -38,9 +39,13 @@ from edgewright_compiler.measuring.metrics import metric
 from edgewright_compiler.measuring.robustness import STEP, adversarial, shifted
 from edgewright_compiler.measuring.slices import by_slice, figure, with_labels, worst
 from edgewright_compiler.packaging import facts_of, write_package
+from edgewright_compiler.pipeline import dossier
 from edgewright_compiler.pipeline.choice import Arch, Candidate, Choice, Limits
+from edgewright_compiler.pipeline.dossier import SHIFTED_ROWS
+from edgewright_compiler.pipeline.refinement import drawn
+from edgewright_compiler.rows import Labelled
 from edgewright_contracts.errors import ContractError
-from edgewright_contracts.manifest import TensorIn
+from edgewright_contracts.manifest import Task, TensorIn
 from edgewright_contracts.package import read_package
 from edgewright_devices import load
 
@@ -173,7 +178,7 @@ def test_the_adversarial_step_hurts_more_than_noise_of_its_size() -> None:
         nn.functional.cross_entropy(net(x), y).backward()
         optimiser.step()
     front = Scaled().eval()
-    found = adversarial(front, net.eval(), IMAGE, rows, labels, "classification")
+    found = adversarial("image", front, net.eval(), IMAGE, rows, labels, "classification")
     assert found is not None
     detail, moved = found
     assert detail == "5.1 of the input along the float model's gradient"
@@ -193,7 +198,7 @@ def test_a_step_of_whole_numbers_is_at_least_one() -> None:
     few = TensorIn(name="image", dtype="uint8", shape=(8, 8), valid=(0.0, 16.0), unit="level")
     rows = np.full((3, 8, 8), 8, np.uint8)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).eval()
-    found = adversarial(Scaled(), net, few, rows, np.zeros(3, np.int64), "classification")
+    found = adversarial("image", Scaled(), net, few, rows, np.zeros(3, np.int64), "classification")
     assert found is not None
     assert found[0].startswith("1 level along")
     assert (np.abs(found[1].astype(int) - rows) == 1).all()
@@ -216,11 +221,114 @@ def test_where_a_gradient_has_no_meaning_there_is_no_adversarial_step() -> None:
         def forward(self, ids: Tensor) -> Tensor:
             return self.table(ids.long()).mean(1)
 
-    rows = np.ones((4, 16), np.int32)
-    assert adversarial(nn.Identity(), Looked().eval(), TOKENS, rows, np.zeros(4, np.int64), "classification") is None
-    assert (
-        adversarial(nn.Identity(), nn.Linear(6, 6), VECTOR, np.ones((4, 6), np.float32), np.zeros(4), "anomaly") is None
+    class Strict(Looked):
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.table(ids).mean(1)
+
+    rows, labels = np.ones((4, 16), np.int32), np.zeros(4, np.int64)
+    for net in (Looked().eval(), Strict().eval()):
+        assert adversarial("tokens", nn.Identity(), net, TOKENS, rows, labels, "classification") is None
+        assert adversarial("series", nn.Identity(), net, TOKENS, rows, labels, "classification") is None
+    numbers = np.ones((4, 6), np.float32)
+    assert adversarial("vector", nn.Identity(), nn.Linear(6, 6), VECTOR, numbers, labels, "anomaly") is None
+
+
+def test_evidence_is_measured_on_rows_from_all_over_a_sorted_split() -> None:
+    sorted_labels = np.repeat(np.arange(10), 500)
+    at = drawn(5000, 512, 1, b"ranked")
+    assert len(np.unique(at)) == 512
+    assert (np.diff(at) > 0).all()
+    assert np.bincount(sorted_labels[at], minlength=10).min() > 20
+    assert (drawn(5000, 512, 1, b"ranked") == at).all()
+    assert (drawn(5000, 512, 2, b"ranked") != at).any()
+    assert (drawn(5000, 512, 1, b"parity") != at).any()
+    assert drawn(3, 512, 1, b"ranked").tolist() == [0, 1, 2]
+
+
+class Summed:
+    """A session whose anomaly score is the sum of the row."""
+
+    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"score": inputs["readings"].sum(axis=1, keepdims=True)}
+
+
+@pytest.mark.parametrize(("classes", "shifts", "reasons"), [(2, 3, 0), (1, 0, 3)])
+def test_a_shift_without_a_figure_is_left_out_with_its_reason(classes: int, shifts: int, reasons: int) -> None:
+    """Of one class AUROC is not defined; sorted by class, of two classes it is."""
+    n = 2 * SHIFTED_ROWS
+    rng = np.random.default_rng(1)
+    labels = np.repeat(np.arange(classes), n // classes)
+    readings = (rng.standard_normal((n, 6)) + labels[:, None]).astype(np.float32)
+    bench = SimpleNamespace(
+        data=SimpleNamespace(test=Labelled("test", {"readings": readings}, labels)),
+        recipe=SimpleNamespace(input=VECTOR, statistics="vector", task="anomaly"),
+        front=nn.Identity(),
+        metric=metric("auroc", "anomaly"),
+        seed=1,
     )
+    part = SimpleNamespace(file=SimpleNamespace(open=Summed, alone=False))
+    left_out: list[str] = []
+    found = dossier._robustness(bench, SimpleNamespace(built=SimpleNamespace(net=None)), part, left_out)  # type: ignore[arg-type]
+    assert [one.figure.n for one in found] == [SHIFTED_ROWS] * shifts
+    assert len(left_out) == reasons
+    assert all("auroc is nan on these 2000 rows" in reason for reason in left_out)
+
+
+def windows(rng: np.random.Generator, people: int, each: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Outputs, labels (all 1) and the person of each window; of every person another share is right, 0.8 on average."""
+    share = np.repeat(rng.beta(8, 2, people), each)
+    right = rng.random(people * each) < share
+    outputs = {"probabilities": np.stack([~right, right], 1).astype(np.float32), "values": right[:, None] * 1.0}
+    return outputs, np.ones(len(right), np.int64), np.repeat(np.arange(people), each)
+
+
+@pytest.mark.parametrize("people", [2, 3, 10])
+def test_an_interval_of_grouped_rows_covers_as_often_as_it_says(people: int) -> None:
+    rng, covered, alone = np.random.default_rng(1), 0, 0
+    for _ in range(200):
+        outputs, labels, person = windows(rng, people, 100)
+        found, single = (
+            figure(ACCURACY, outputs, labels, seed=1, groups=person),
+            figure(ACCURACY, outputs, labels, seed=1),
+        )
+        assert (found.method, found.n, found.value) == ("Wilson, by groups", 100 * people, single.value)
+        assert found.low is not None
+        assert found.high is not None
+        assert single.low is not None
+        assert single.high is not None
+        covered += found.low <= 0.8 <= found.high
+        alone += single.low <= 0.8 <= single.high
+    assert covered >= 0.9 * 200
+    assert alone < 0.7 * 200
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "method"),
+    [
+        ("mae", "regression", "Student's t, by groups"),
+        ("macro_f1", "classification", "percentile bootstrap, by groups"),
+    ],
+)
+def test_groups_widen_every_kind_of_interval(name: str, task: Task, method: str) -> None:
+    outputs, labels, person = windows(np.random.default_rng(1), 10, 100)
+    truth = labels if task == "classification" else labels[:, None] * 1.0
+    found = figure(metric(name, task), outputs, truth, seed=1, groups=person)
+    single = figure(metric(name, task), outputs, truth, seed=1)
+    assert (found.method, found.n, found.value) == (method, 1000, single.value)
+    assert found.low is not None
+    assert found.high is not None
+    assert single.low is not None
+    assert single.high is not None
+    assert found.high - found.low > 2 * (single.high - single.low)
+
+
+def test_a_slice_has_the_groups_of_its_own_rows_and_one_group_is_rows() -> None:
+    outputs, labels, person = windows(np.random.default_rng(1), 4, 50)
+    slices = {"half": np.where(person < 2, "a", "b"), "person": person}
+    found = by_slice(ACCURACY, outputs, labels, slices, seed=1, groups=person)
+    assert [s.figure.method for s in found] == ["Wilson, by groups"] * 2 + ["Wilson"] * 4
+    assert [s.figure.n for s in found] == [100] * 2 + [50] * 4
+    assert figure(ACCURACY, outputs, labels, seed=1, groups=np.zeros(200)) == figure(ACCURACY, outputs, labels, seed=1)
 
 
 HERE = Machine(

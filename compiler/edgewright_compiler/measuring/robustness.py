@@ -40,19 +40,29 @@ def shifted(statistics: Statistics, tensor: TensorIn, rows: Array, *, seed: int)
 
 
 def adversarial(
-    front: nn.Module, net: nn.Module, tensor: TensorIn, rows: Array, labels: Array, task: Task
+    statistics: Statistics,
+    front: nn.Module,
+    net: nn.Module,
+    tensor: TensorIn,
+    rows: Array,
+    labels: Array,
+    task: Task,
 ) -> tuple[str, Array] | None:
     """(what is done in words, moved rows): every value goes by `STEP` of the range, but by 1 at least in an input of
     whole numbers, along the sign of the gradient of the loss: FGSM (Goodfellow, Shlens and Szegedy, ICLR 2015).
 
-    None where it has no meaning: no labels to move away from, or an input of indices. `net` and `front` are in eval
-    mode and stay so. Computed on the float model; a quantized one is hit by transfer.
+    None where it has no meaning: no labels to move away from, or an input of indices (tokens, or whole numbers that
+    reach the net as such). `net` and `front` are in eval mode and stay so. Computed on the float model; a quantized one
+    is hit by transfer.
     """
     import torch
     from torch.nn import functional
 
-    if task not in ("classification", "multilabel", "regression"):
+    if task not in ("classification", "multilabel", "regression") or statistics == "tokens":
         return None
+    with torch.no_grad():
+        if not front(torch.from_numpy(rows[:1])).is_floating_point():
+            return None
     low, high = _range(tensor, rows)
     step = max(STEP * (high - low), 1.0 if rows.dtype.kind in "iu" else 0.0)
     moved = []

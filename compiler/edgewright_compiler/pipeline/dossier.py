@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 from torch import nn
 
+from edgewright_contracts.errors import RequestError
 from edgewright_devices import DeviceProfile
 
 from ..data.suspects import suspects
@@ -50,6 +51,7 @@ from .candidates import answers, memory_of, timed
 from .choice import Arch, Choice
 from .files import File, made
 from .learn import Learned, answered, original, student
+from .refinement import drawn
 from .workbench import Workbench
 
 CALLS: Final = 1000
@@ -86,8 +88,11 @@ def dossier(
     first = next(part for part in taken.parts if part.promised)
     outputs = answers(bench, first.file, "test", data.test.inputs)
     named = with_labels(data.test.slices, data.test.labels, recipe.task, data.labels)
-    slices = by_slice(bench.metric, outputs, data.test.labels, named, seed=bench.seed)
+    slices = by_slice(bench.metric, outputs, data.test.labels, named, seed=bench.seed, groups=data.test.groups)
     size = counted(taken.built.net, bench.example)
+    left_out: list[str] = []  # figures that the package can do without; ends up in the warnings
+    robustness = _robustness(bench, taken, first, left_out) if thorough else ()
+    layers = _sensitivity(bench, taken, taught_by, left_out) if thorough else ()
     evidence = Evidence(
         made="",
         seconds=0.0,
@@ -103,12 +108,12 @@ def dossier(
         calibration=_calibration(bench, taken.built, outputs),
         slices=slices,
         worst=worst(bench.metric, slices),
-        robustness=_robustness(bench, taken, first) if thorough else (),
+        robustness=robustness,
         estimates={v.id: predict(device, machine, v.time_us, int8="int8" in v.id or "mixed" in v.id) for v in variants},
         deterministic=_same_again(bench, taken, first) if thorough else None,
-        sensitivity=_sensitivity(bench, taken, taught_by) if thorough else (),
+        sensitivity=layers,
         suspects=_suspects(bench, taken) if thorough else (),
-        warnings=tuple(warnings),
+        warnings=(*warnings, *left_out),
     )
     bench.say("measuring the package", 1.0)
     return evidence
@@ -163,10 +168,7 @@ def _variant(
         id=name,
         scheme=part.scheme.id,
         bytes=part.file.path.stat().st_size,
-        metric={
-            rows.name: figure(bench.metric, _answers(bench, part.file, rows), rows.labels, seed=bench.seed)
-            for rows in (data.test, *data.views)
-        },
+        metric={rows.name: _figure(bench, _answers(bench, part.file, rows), rows) for rows in (data.test, *data.views)},
         loss=None if bound is None else _loss(bound, choice.limits.max_drop),
         time_us=times[name],
         monitor_us=None if bare is None else round(times[name].p50 - bare.p50, 3),
@@ -194,10 +196,11 @@ def _loss(bound: Bound, limit: float | None) -> Loss:
 
 def _parity(bench: Workbench, part: Part, taken: Chosen) -> Parity:
     """Against torch on validation rows. Raises Refused for a float export that is another model."""
-    rows = bench.data.validation.take(slice(0, PARITY_ROWS))
+    at = drawn(len(bench.data.validation), PARITY_ROWS, bench.seed, b"parity")
+    rows = bench.data.validation.take(at)
     graph = taken.built.assembled.graph
     classes = frozenset({"probabilities"} if bench.recipe.task == "classification" else ())
-    found = take(answers(bench, part.file, "validation", bench.data.validation.inputs), slice(0, PARITY_ROWS))
+    found = take(answers(bench, part.file, "validation", bench.data.validation.inputs), at)
     told = compare(part.variant.id, answered(graph, rows), found, part.scheme.precision, classes=classes)
     if part.scheme.method == "none":
         told.required()
@@ -218,10 +221,7 @@ def _reference(
     times: Mapping[str, Time],
 ) -> Reference:
     data, teacher = bench.data, bench.recipe.teacher
-    named = {
-        rows.name: figure(bench.metric, truth[rows.name], rows.labels, seed=bench.seed)
-        for rows in (data.test, *data.views)
-    }
+    named = {rows.name: _figure(bench, truth[rows.name], rows) for rows in (data.test, *data.views)}
     size = None
     if teacher is None or teacher.file is None:
         size = counted(original(bench, taught_by).net(), bench.example)
@@ -249,45 +249,52 @@ def _calibration(bench: Workbench, built: Built, outputs: Outputs) -> Calibratio
     return Calibration(temperature=heat, ece_before=ece(before, labels), ece_after=ece(p, labels), n=len(labels))
 
 
-def _robustness(bench: Workbench, taken: Chosen, part: Part) -> tuple[Shift, ...]:
-    rows = bench.data.test.take(slice(0, SHIFTED_ROWS))
+def _robustness(bench: Workbench, taken: Chosen, part: Part, left_out: list[str]) -> tuple[Shift, ...]:
+    """A shift under which the metric is not defined goes to `left_out`, with the reason."""
+    rows = bench.data.test.take(drawn(len(bench.data.test), SHIFTED_ROWS, bench.seed, b"shifted"))
     tensor, recipe = bench.recipe.input, bench.recipe
     raw = rows.inputs[tensor.name]
     session = part.file.open()
-    found = []
-    for name, detail, changed in shifted(recipe.statistics, tensor, raw, seed=bench.seed):
-        found.append(
-            Shift(
-                name=name,
-                detail=detail,
-                figure=_shifted(bench, run(session, {tensor.name: changed}, alone=part.file.alone), rows),
-            )
-        )
-    moved = adversarial(bench.front, taken.built.net, tensor, raw, rows.labels, recipe.task)
+    changes = [(*one, False) for one in shifted(recipe.statistics, tensor, raw, seed=bench.seed)]
+    moved = adversarial(recipe.statistics, bench.front, taken.built.net, tensor, raw, rows.labels, recipe.task)
     if moved is not None:
-        detail, away = moved
-        outputs = run(session, {tensor.name: away}, alone=part.file.alone)
-        found.append(Shift(name="fgsm", detail=detail, figure=_shifted(bench, outputs, rows), adversarial=True))
+        changes.append(("fgsm", *moved, True))
+    found = []
+    for name, detail, changed, hostile in changes:
+        outputs = run(session, {tensor.name: changed}, alone=part.file.alone)
+        try:
+            reached = _figure(bench, outputs, rows)
+        except RequestError as reason:
+            left_out.append(f"robustness to {name} is left out: {reason}")
+        else:
+            found.append(Shift(name=name, detail=detail, figure=reached, adversarial=hostile))
     return tuple(found)
 
 
-def _shifted(bench: Workbench, outputs: Outputs, rows: Labelled) -> Figure:
-    return figure(bench.metric, outputs, rows.labels, seed=bench.seed)
+def _figure(bench: Workbench, outputs: Outputs, rows: Labelled) -> Figure:
+    return figure(bench.metric, outputs, rows.labels, seed=bench.seed, groups=rows.groups)
 
 
-def _sensitivity(bench: Workbench, taken: Chosen, taught_by: Learned | None) -> tuple[LayerDrop, ...]:
-    """What half of each layer's channels is worth, in the net that pruning began with."""
+def _sensitivity(
+    bench: Workbench, taken: Chosen, taught_by: Learned | None, left_out: list[str]
+) -> tuple[LayerDrop, ...]:
+    """What half of each layer's channels is worth, in the net that pruning began with; none, and a line in `left_out`,
+    where the metric is not defined."""
     if bench.recipe.prune is None:
         return ()
     whole = student(bench, Arch(width=taken.choice.arch.width), taught_by).net()
-    rows = bench.data.validation.take(slice(0, RANKED_ROWS))
+    rows = bench.data.validation.take(drawn(len(bench.data.validation), RANKED_ROWS, bench.seed, b"ranked"))
     points = bench.metric.points(bench.data.validation.labels) * (1 if bench.metric.higher else -1)
 
     def score(net: nn.Module) -> float:
         graph = plain(bench.recipe, bench.data, net, temperature=1.0, seed=bench.seed)
         return points * value(bench.metric, answered(graph, rows), rows.labels)
 
-    table = sensitivity(whole, bench.example, score, round_to=bench.recipe.prune.round_to)
+    try:
+        table = sensitivity(whole, bench.example, score, round_to=bench.recipe.prune.round_to)
+    except RequestError as reason:
+        left_out.append(f"the sensitivity of layers is left out: {reason}")
+        return ()
     return tuple(
         LayerDrop(layers=one.layers, channels=one.channels, kept=one.kept, drop=round(one.drop, 3)) for one in table
     )

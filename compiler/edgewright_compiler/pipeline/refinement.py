@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
+from zlib import crc32
 
 import msgspec
 import numpy as np
@@ -37,6 +38,13 @@ class Refinement(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
+def drawn(n: int, most: int, seed: int, purpose: bytes) -> npt.NDArray[np.int64]:
+    """Indices of at most `most` of n rows, ascending. Drawn, because the first rows of a split may be of one class."""
+    if n <= most:
+        return np.arange(n)
+    return np.sort(np.random.default_rng([seed, crc32(purpose)]).choice(n, most, replace=False))
+
+
 def refined(bench: Workbench, source: File, scheme: Scheme, int8: float, allowed: float) -> Refinement:
     """For a static scheme whose file has the figure `int8`, and may lose `allowed` points against the float file."""
     facts = bench.facts(
@@ -54,7 +62,7 @@ def refined(bench: Workbench, source: File, scheme: Scheme, int8: float, allowed
 
 def _find(bench: Workbench, source: File, scheme: Scheme, int8: float, allowed: float, part: Path) -> None:
     rows, metric = bench.data.validation, bench.metric
-    few = take(rows.inputs, slice(0, RANKING_ROWS))
+    few = take(rows.inputs, drawn(len(rows), RANKING_ROWS, bench.seed, b"ranking layers"))
     truth = _answers(source, few)
     points = metric.points(rows.labels) * (1 if metric.higher else -1)
 
