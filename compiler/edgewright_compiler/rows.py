@@ -61,7 +61,7 @@ class Labelled:
 
 
 def fingerprint(*splits: Labelled) -> str:
-    """sha256 over the names, inputs and labels of these splits, in order."""
+    """sha256 over the names, inputs and labels of these splits; their order says which is which, not their names."""
     digest = hashlib.sha256()
     for split in splits:
         for name, array in (*sorted(split.inputs.items()), ("labels", split.labels)):

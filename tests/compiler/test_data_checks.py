@@ -127,3 +127,49 @@ def test_splits_of_other_shapes_or_none_are_refused():
         examine(
             replace(found, test=replace(found.test, inputs={"row": found.test.inputs["row"][1:]})), "classification"
         )
+
+
+def test_two_splits_or_views_of_one_name_are_refused():
+    found = data()
+    with pytest.raises(
+        RequestError, match=r"two splits or views are called 'train' \(the names are train, train, test"
+    ):
+        examine(replace(found, validation=replace(found.validation, name="train")), "classification")
+    with pytest.raises(RequestError, match="two splits or views are called 'test'"):
+        examine(replace(found, views=(found.test.take(slice(0, 9)),)), "classification")
+
+
+def test_an_unlabelled_row_that_is_judged_on_is_a_leak():
+    found = data()
+    other = np.random.default_rng(9).normal(size=(8, 5)).astype(np.float32)
+    learned = {"row": np.concatenate([other, found.train.inputs["row"][:3]])}
+    examine(replace(found, unlabelled=learned), "classification")  # learned from in either case
+    for rows in (found.validation, found.test):
+        mixed = {"row": np.concatenate([other, rows.inputs["row"][4:5]])}
+        with pytest.raises(RequestError, match=f"leak: unlabelled sample 8 is the same sample as {rows.name}.csv:6 in"):
+            examine(replace(found, unlabelled=mixed), "classification")
+    with pytest.raises(RequestError, match="leak: unlabelled sample 2 is the same sample as reference sample 0"):
+        examine(replace(found, unlabelled={"row": other}, reference={"row": other[2:]}), "classification")
+
+
+def test_a_reference_row_that_was_learned_from_is_a_leak():
+    found = data()
+    held = np.concatenate([found.validation.inputs["row"], found.test.inputs["row"], found.test.inputs["row"] * 2])
+    examine(replace(found, reference={"row": held}), "classification")
+    held[7] = found.train.inputs["row"][11]
+    with pytest.raises(RequestError, match=r"leak: reference sample 7 is .* train.csv:13 in train: .* no weight was"):
+        examine(replace(found, reference={"row": held}), "classification")
+
+
+@pytest.mark.parametrize("role", ["unlabelled", "reference"])
+def test_rows_without_labels_are_checked_like_the_others(role):
+    found, rows = data(), np.random.default_rng(9).normal(size=(8, 5)).astype(np.float32)
+    for bad, message in (
+        ({"row": rows[:, :4]}, rf"{role}: samples 'row' of shape \(4,\)"),
+        ({"row": rows.astype(np.float64)}, f"{role}: 'row' is float64; training samples are float32"),
+        ({"row": rows[:0]}, f"{role}: no row in it"),
+        ({"row": np.where(rows > 0, np.float32(np.nan), rows)}, f"{role} sample 0: nan"),
+        ({"line": rows}, f"{role}: samples 'line'"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            examine(replace(found, **{role: bad}), "classification")

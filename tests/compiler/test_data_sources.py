@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgewright_compiler.data.opening import open_data
+from edgewright_compiler.data.collection import fingerprint
+from edgewright_compiler.data.opening import _parts, open_data
+from edgewright_compiler.rows import Data, Labelled
 from edgewright_contracts.errors import RequestError, Unavailable
 
 
@@ -230,3 +232,50 @@ def test_a_loader_gives_arrays_or_data(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(RequestError, match="no data in it: expected images"):
         open_data(tmp_path / "empty", "classification", seed=0)
+
+
+LOADER = """
+import numpy as np
+from dataclasses import replace
+from edgewright_compiler.rows import Data, Labelled
+def rows(name, n, seed):
+    rng = np.random.default_rng(seed)
+    return Labelled(name, {"row": rng.normal(size=(n, 3))}, np.arange(n) % 2)
+def load():
+    rng = np.random.default_rng(9)
+    names = ("train", "validation", "test", "field")
+    train, validation, test, view = (rows(name, 20, seed) for seed, name in enumerate(names))
+    aside = {"unlabelled": {"row": rng.normal(size=(5, 3))}, "reference": {"row": rng.normal(size=(5, 3))}}
+    data = Data(train, validation, test, "", ("a", "b"), (view,), **aside)
+    CHANGE
+    return data
+"""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "train.inputs['row'][3, 1] += 1",
+        "validation.inputs['row'][3, 1] += 1",
+        "test.labels[:] = 1 - test.labels",
+        "view.inputs['row'][3, 1] += 1",
+        "data.unlabelled['row'][3, 1] += 1",
+        "data.reference['row'][3, 1] += 1",
+    ],
+)
+def test_a_fingerprint_tells_any_change_of_any_rows(tmp_path, change):
+    before = open_data(f"{write(tmp_path / 'a.py', LOADER.replace('CHANGE', ''))}:load", "classification", seed=0)
+    after = open_data(f"{write(tmp_path / 'b.py', LOADER.replace('CHANGE', change))}:load", "classification", seed=0)
+    assert before.reference["row"].dtype == before.unlabelled["row"].dtype == np.float32
+    assert before.fingerprint != after.fingerprint
+
+
+def test_training_rows_are_in_the_fingerprint_though_another_split_has_their_name():
+    def parts(value: float):
+        x = {"row": np.full((2, 3), value, np.float32)}
+        same = {"row": np.zeros((2, 3), np.float32)}
+        y = np.arange(2)
+        train, validation, test = (Labelled("rows", rows, y) for rows in (x, same, same))
+        return fingerprint(_parts(Data(train, validation, test, "", ("a", "b"))))
+
+    assert parts(1.0) != parts(2.0)

@@ -15,7 +15,7 @@ import numpy as np
 from edgewright_contracts.errors import RequestError
 from edgewright_contracts.manifest import Task
 
-from ..rows import Array, Data, Labelled
+from ..rows import Array, Data, Labelled, Rows
 from .checks import examine
 from .collection import ALL, SPLITS, Collection, fingerprint, raw
 from .folders import IMAGES, SOUNDS, image_folder, samples, wav_folder
@@ -117,14 +117,28 @@ def _narrowed(data: Data) -> Data:
         inputs = {name: raw(array, f"{rows.name}: {name!r}") for name, array in rows.inputs.items()}
         return Labelled(rows.name, inputs, np.asarray(rows.labels), rows.groups, rows.slices, rows.origins)
 
-    views = tuple(one(v) for v in data.views)
-    return replace(data, train=one(data.train), validation=one(data.validation), test=one(data.test), views=views)
+    def aside(role: str, rows: Rows | None) -> Rows | None:
+        return None if rows is None else {name: raw(array, f"{role}: {name!r}") for name, array in rows.items()}
+
+    return replace(
+        data,
+        train=one(data.train),
+        validation=one(data.validation),
+        test=one(data.test),
+        views=tuple(one(view) for view in data.views),
+        unlabelled=aside("unlabelled", data.unlabelled),
+        reference=aside("reference", data.reference),
+    )
 
 
 def _parts(data: Data) -> Mapping[str, Array | None]:
+    """Every array by the role of its rows: names are the user's own, and two rows of one name would hide each other."""
+    roles = {"train": data.train, "validation": data.validation, "test": data.test}
+    roles |= {f"view {i}": view for i, view in enumerate(data.views)}
     parts: dict[str, Array | None] = {"labels": np.array(data.labels)}
-    for rows in (data.train, data.validation, data.test, *data.views):
-        parts |= {f"{rows.name}:x:{name}": array for name, array in sorted(rows.inputs.items())}
-        parts |= {f"{rows.name}:y": rows.labels, f"{rows.name}:groups": rows.groups}
-    parts |= {f"unlabelled:{name}": array for name, array in sorted((data.unlabelled or {}).items())}
+    for role, rows in roles.items():
+        parts |= {f"{role}:x:{name}": array for name, array in sorted(rows.inputs.items())}
+        parts |= {f"{role}:y": rows.labels, f"{role}:groups": rows.groups}
+    for role, aside in (("unlabelled", data.unlabelled), ("reference", data.reference)):
+        parts |= {f"{role}:{name}": array for name, array in sorted((aside or {}).items())}
     return parts
