@@ -274,6 +274,36 @@ def test_a_shift_without_a_figure_is_left_out_with_its_reason(classes: int, shif
     assert all("auroc is nan on these 2000 rows" in reason for reason in left_out)
 
 
+@pytest.mark.parametrize("classes", [1, 2])
+def test_the_sensitivity_of_layers_is_left_out_where_the_metric_is_not_defined(
+    classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 1)).eval()
+
+    def answers(graph: nn.Module, rows: Labelled) -> dict[str, np.ndarray]:
+        with torch.no_grad():
+            return {"score": graph(torch.from_numpy(rows.inputs["readings"])).numpy()}
+
+    monkeypatch.setattr(dossier, "student", lambda *_: SimpleNamespace(net=lambda: net))
+    monkeypatch.setattr(dossier, "plain", lambda _recipe, _data, trial, **_: trial)
+    monkeypatch.setattr(dossier, "answered", answers)
+    readings = np.random.default_rng(1).standard_normal((2000, 6)).astype(np.float32)
+    labels = np.repeat(np.arange(classes), 2000 // classes)
+    bench = SimpleNamespace(
+        data=SimpleNamespace(validation=Labelled("validation", {"readings": readings}, labels)),
+        recipe=SimpleNamespace(prune=SimpleNamespace(round_to=8)),
+        example=torch.zeros(1, 6),
+        metric=metric("auroc", "anomaly"),
+        seed=1,
+    )
+    taken = SimpleNamespace(choice=SimpleNamespace(arch=Arch()))
+    left_out: list[str] = []
+    found = dossier._sensitivity(bench, taken, None, left_out)  # type: ignore[arg-type]
+    assert len(found) == classes - 1
+    assert len(left_out) == 2 - classes
+    assert all("auroc is nan on these 512 rows" in reason for reason in left_out)
+
+
 def windows(rng: np.random.Generator, people: int, each: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """Outputs, labels (all 1) and the person of each window; of every person another share is right, 0.8 on average."""
     share = np.repeat(rng.beta(8, 2, people), each)
