@@ -144,7 +144,7 @@ class Judge:
             return {name: Figure(value=within, n=count_rows(self.rows), method="share of elements within tolerance")}
         test = self.samples.test
         outputs = by_metric_name(self._declared, self.answers(judged_.path, test.inputs))
-        return {"test": figure(self.metric, outputs, test.labels, seed=self.seed)}
+        return {"test": figure(self.metric, outputs, test.labels, seed=self.seed, groups=test.groups)}
 
     def times(self, paths: Mapping[str, Path]) -> dict[str, Time]:
         return timed({name: self.session(path) for name, path in paths.items()}, self.rows)
