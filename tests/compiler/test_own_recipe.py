@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgewright_compiler.own.models import local_sources
+from edgewright_compiler.own.models import builder, local_sources
 from edgewright_compiler.own.recipe import own_recipe
 from edgewright_contracts.errors import RequestError
 
@@ -154,17 +154,72 @@ def test_wrong_requests_name_what_is_possible(tmp_path, rows):
         own_recipe(place, rows, task="classify", epochs=0)
 
 
-def test_sources_are_the_file_and_the_modules_beside_it_that_it_imports(tmp_path):
-    (tmp_path / "layers.py").write_text("import numpy\nWIDTH = 3\ndef layer():\n    pass\n")
-    (tmp_path / "unused.py").write_text("")
-    (tmp_path / "net.py").write_text(
-        "from layers import layer\nfrom torch import nn\ndef build():\n    return nn.Linear(1, 2)"
+def test_sources_are_the_file_and_what_it_imports_from_below_its_folder(tmp_path):
+    for name, code in (
+        ("net_settings.py", "SCALE = 3\n"),
+        ("net_late.py", "WIDTH = 4\n"),
+        ("net_named.py", "DEPTH = 1\n"),
+        ("net_unused.py", ""),
+        ("nets/__init__.py", ""),
+        ("nets/blocks.py", "from torch import nn\nfrom .sizes import N\nclass B(nn.Linear):\n    pass\n"),
+        ("nets/sizes.py", "N = 2\n"),
+        ("nets/other.py", ""),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(code)
+    code = (
+        "import importlib\nfrom net_settings import SCALE\nfrom nets.blocks import B\n"
+        "def build():\n    from net_late import WIDTH\n    importlib.import_module('net_named')\n    return B(WIDTH, 3)"
     )
-    assert local_sources_of(f"{tmp_path / 'net.py'}") == {"net.py", "layers.py"}
+    wanted = {"net_settings.py", "net_late.py", "nets/__init__.py", "nets/blocks.py", "nets/sizes.py"}
+    for name in ("net.py", "net_again.py"):  # for the second one, the modules are loaded already
+        made = builder(model(tmp_path, code, name), classes=3, shape=(4,))
+        made.make(1.0)
+        found = local_sources(tmp_path / name)
+        assert {p.relative_to(tmp_path).as_posix() for p in found} - {"net_named.py"} == wanted | {name}
+        assert list(found) == sorted(found)
+    assert tmp_path / "net_named.py" in local_sources(tmp_path / "net.py")
 
 
-def local_sources_of(path: str) -> set[str]:
-    return {p.name for p in local_sources(Path(path))}
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def build():\n    raise ValueError('too deep')", r"own.py:2: build\(\) raised ValueError: too deep"),
+        (
+            "def build():\n    import own_absent",
+            r"own.py:2: build\(\) raised ModuleNotFoundError: No module named 'own_a",
+        ),
+        ("def build(:\n    pass", "own.py:1: does not import: SyntaxError"),
+        (FAMILY + "def front(data):\n    return data.nothing\n", r"own.py:7: front\(\) raised AttributeError"),
+        (FAMILY + "def augment(rng, rows):\n    return {}['x']\n", r"own.py:7: augment\(\) raised KeyError: 'x'"),
+        (FAMILY + "def augment(rng):\n    return 1\n", r"own.py: augment\(\) raised TypeError: augment\(\) takes 1"),
+        (FAMILY + "augment = 3\n", "own.py:augment: expected a function, got int"),
+    ],
+)
+def test_what_goes_wrong_in_ones_own_code_is_told_with_its_line(tmp_path, rows, code, message):
+    with pytest.raises(RequestError, match=message):
+        own_recipe(model(tmp_path, code, "own.py"), rows, task="classify")
+
+
+def test_a_loader_that_fails_is_told_with_its_line(tmp_path):
+    (tmp_path / "loader.py").write_text("def deep():\n    return {}['x']\ndef load():\n    return deep()\n")
+    with pytest.raises(RequestError, match=r"loader.py:2: load\(\) raised KeyError: 'x'"):
+        own_recipe(model(tmp_path, FAMILY), f"{tmp_path / 'loader.py'}:load", task="classify")
+
+
+def test_tokens_are_valid_up_to_the_largest_of_training(tmp_path):
+    x = np.random.default_rng(0).integers(0, 40, (90, 6), np.int64)
+    x[0, 0], held = 40, x[:30] + 10
+    y = np.arange(90) % 3
+    np.savez(tmp_path / "t.npz", x_train=x, y_train=y, x_test=held, y_test=y[:30], x_validation=held + 1,
+             y_validation=y[:30])  # fmt: skip
+    code = (
+        "from torch import nn\n"
+        "def build(classes):\n"
+        "    return nn.Sequential(nn.Embedding(60, 4), nn.Flatten(), nn.Linear(24, classes))"
+    )
+    made = own_recipe(model(tmp_path, code), tmp_path / "t.npz", task="classify")
+    assert made.input.valid == (0.0, 40.0)
 
 
 def test_an_image_comes_to_the_net_with_its_channels_first(tmp_path):

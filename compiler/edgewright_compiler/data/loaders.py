@@ -1,5 +1,8 @@
 """A function of the user's own that gives the rows: `FILE.py:FUNCTION`, called without arguments.
 
+Guarantee: whatever goes wrong in the user's code, at import or in a call, is a RequestError with the line of theirs;
+files beside theirs can be imported at any time, as if theirs were run.
+
 It returns `rows.Data`, or a pair (x, y), or a triple (x, y, groups), or a dict of arrays with the names of an npz.
 """
 
@@ -7,21 +10,28 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 from zlib import crc32
 
-from edgewright_contracts.errors import RequestError
+from edgewright_contracts.errors import EdgewrightError, RequestError
 from edgewright_contracts.manifest import Task
 
 from ..rows import Data
 from .collection import Collection
 from .tables import arrays_of
 
+_INSTALLED: Final = ("site-packages", "dist-packages")
+_imported: Final[dict[Path, set[Path]]] = {}  # by the user's file: what its code imported from its folder
+
 
 def load_rows(place: str, task: Task) -> Data | Collection:
-    """What the function returned. Raises RequestError for anything else; what it raises passes through."""
+    """What the function returned. Raises RequestError for anything else, and for what it raises."""
     found: Any = function(place)()
     if isinstance(found, Data):
         return found
@@ -35,7 +45,7 @@ def load_rows(place: str, task: Task) -> Data | Collection:
 
 
 def function(place: str) -> Any:
-    """The function that `FILE.py:NAME` names. Raises RequestError for no such file, no such name, or no function."""
+    """The function that `FILE.py:NAME` names, guarded. Raises RequestError for no such file, name or function."""
     path, name = file_and_name(place)
     module = module_of(path)
     if not hasattr(module, name):
@@ -44,7 +54,62 @@ def function(place: str) -> Any:
     found = getattr(module, name)
     if not callable(found):
         raise RequestError(f"{place}: expected a function, got {type(found).__name__}")
-    return found
+    return guarded(found, path)
+
+
+def guarded(call: Callable[..., Any], file: Path) -> Callable[..., Any]:
+    """`call` of the user's file, with the folder of the file on the path and its errors as RequestError."""
+
+    @wraps(call)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        with _in_code_of(file, f"{getattr(call, '__name__', 'its code')}() raised "):
+            return call(*args, **kwargs)
+
+    return called
+
+
+@contextmanager
+def _in_code_of(file: Path, what: str) -> Iterator[None]:
+    folder = str(file.resolve().parent)
+    before = set(sys.modules)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    except EdgewrightError:
+        raise  # says already what is wrong
+    except Exception as error:
+        said = str(error)
+        raise RequestError(
+            f"{_line_of(error, file)}: {what}{type(error).__name__}{': ' if said else ''}{said}"
+        ) from error
+    finally:
+        if folder in sys.path:  # the code may have taken it out
+            sys.path.remove(folder)
+        new = {name: sys.modules[name] for name in set(sys.modules) - before}
+        paths = (Path(module.__file__).resolve() for module in new.values() if getattr(module, "__file__", None))
+        _imported.setdefault(file.resolve(), set()).update(p for p in paths if _own(p, Path(folder)))
+
+
+def imported(file: Path) -> frozenset[Path]:
+    """Files below the folder of `file` that its code was the first to import, up to now."""
+    return frozenset(_imported.get(file.resolve(), ()))
+
+
+def _own(path: Path, folder: Path) -> bool:
+    if not path.is_relative_to(folder):
+        return False
+    return not any(part in _INSTALLED or part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def _line_of(error: Exception, file: Path) -> str:
+    """FILE:LINE of the innermost frame in the user's folder; the file when the error never reached one."""
+    folder = file.resolve().parent
+    if isinstance(error, SyntaxError) and error.filename and _own(Path(error.filename).resolve(), folder):
+        return f"{error.filename}:{error.lineno}"
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename.endswith(".py") and _own(Path(frame.filename).resolve(), folder):
+            return f"{frame.filename}:{frame.lineno}"
+    return str(file)
 
 
 def file_and_name(place: str) -> tuple[Path, str]:
@@ -67,12 +132,10 @@ def module_of(path: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    sys.path.insert(0, str(whole.parent))
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+        with _in_code_of(path, "does not import: "):
+            spec.loader.exec_module(module)
+    except Exception:
         del sys.modules[name]
-        raise RequestError(f"{path}: does not import: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(str(whole.parent))
+        raise
     return module

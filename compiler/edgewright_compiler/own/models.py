@@ -12,19 +12,18 @@ is exported with the net; both are optional.
 
 from __future__ import annotations
 
+import ast
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Final
 
 from torch import nn
 
 from edgewright_contracts.errors import RequestError
 
-from ..data.loaders import file_and_name, function, module_of
+from ..data.loaders import file_and_name, function, guarded, imported, module_of
 
 FILES: Final = (".onnx", ".tflite", ".pt2")  # finished models
 _OFFERED: Final = ("width", "classes", "shape")
@@ -85,21 +84,52 @@ def builder(place: str, *, classes: int, shape: tuple[int, ...]) -> Builder:
             raise RequestError(f"{place}: expected an nn.Module, got {type(net).__name__}")
         return net
 
-    hooks = module_of(file)
-    return Builder(place, file, name, make, scales, getattr(hooks, "augment", None), getattr(hooks, "front", None))
+    augment, front = (_hook(file, hook) for hook in ("augment", "front"))
+    return Builder(place, file, name, make, scales, augment, front)
+
+
+def _hook(file: Path, name: str) -> Callable[..., Any] | None:
+    found = getattr(module_of(file), name, None)
+    if found is None:
+        return None
+    if not callable(found):
+        raise RequestError(f"{file}:{name}: expected a function, got {type(found).__name__}")
+    return guarded(found, file)
 
 
 def local_sources(file: Path) -> tuple[Path, ...]:
-    """The file, and the modules beside it that it imports, directly or not: what its behaviour depends on."""
-    folder, found, todo = file.resolve().parent, [file.resolve()], [module_of(file)]
+    """The file and the modules below its folder that it imports, directly or not, sorted: what it depends on.
+
+    Imports are read off the sources, so that one of a number counts, and one that something else had loaded before;
+    what only running shows (a name made at run time) is taken from the imports seen up to now.
+    """
+    module_of(file)
+    folder = file.resolve().parent
+    found: set[Path] = set()
+    todo = {file.resolve(), *imported(file)}
     while todo:
-        names = {value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
-                 for value in vars(todo.pop()).values()}  # fmt: skip
-        for name in sorted(n for n in names if isinstance(n, str)):
-            module = sys.modules.get(name)
-            path = getattr(module, "__file__", None)
-            if module is None or not path or Path(path).parent != folder or Path(path) in found:
-                continue
-            found.append(Path(path))
-            todo.append(module)
-    return tuple(found)
+        path = todo.pop()
+        found.add(path)
+        todo |= _imports(path, folder) - found
+    return tuple(sorted(found))
+
+
+def _imports(path: Path, folder: Path) -> set[Path]:
+    """Files below `folder` that import statements anywhere in this source name, with the packages around them."""
+    if path.suffix != ".py":
+        return set()
+    try:
+        tree = ast.parse(path.read_bytes())
+    except SyntaxError:  # beside a `try`, or never reached: it is named by another source, and imports nothing itself
+        return set()
+    names: set[Path] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {folder.joinpath(*one.name.split(".")) for one in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            start = path.parents[node.level - 1] if node.level else folder
+            module = start.joinpath(*(node.module or "").split(".")) if node.module else start
+            names |= {module, *(module / one.name for one in node.names)}
+    around = {up for name in names for up in (name, *name.parents) if up.is_relative_to(folder) and up != folder}
+    files = {at for name in around for at in (name.with_name(f"{name.name}.py"), name / "__init__.py")}
+    return {at.resolve() for at in files if at.is_file()}
