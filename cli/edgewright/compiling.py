@@ -50,7 +50,9 @@ ONLY_FOR: Final[dict[str, tuple[Kind, ...]]] = {
     "shapes": ("file",),
     "fixed": ("file",),
     "quick": ("recipe",),
+    "formats": ("recipe", "own"),
 }
+OPTIONS: Final = {"shapes": "shape", "fixed": "fix", "formats": "format"}  # where the name of an option is another
 
 
 @click.command()
@@ -127,7 +129,7 @@ def compile_(
     """
     profile = load(device)
     limits = Limits(max_drop=max_drop, max_p95_ms=max_p95_ms, max_size_kb=max_size_kb, max_rss_mb=max_rss_mb)
-    kind = _kind(model, told)
+    kind = _kind(model, {**told, "formats": formats})
     notes: tuple[str, ...] = ()
     run: Path | None = None
     with _extras():
@@ -189,13 +191,16 @@ compile = compile_  # noqa: A001  the command's name is what the entry point loo
 
 def _kind(model: str, told: dict[str, Any]) -> Kind:
     """What MODEL is. Raises RequestError for options that it needs or that do not go with it."""
+    if model.endswith(".py"):
+        raise RequestError(f"expected FILE.py:FUNCTION that returns an nn.Module, as {model}:build, got {model!r}")
     kind: Kind = "own" if ".py:" in model else "file" if Path(model).suffix in FINISHED else "recipe"
     for name in NEEDED[kind]:
         if told[name] is None:
             raise RequestError(f"{WHAT[kind]} needs --{name}: see `edgewright compile --help`")
     for name, kinds in ONLY_FOR.items():
         if told[name] and kind not in kinds:
-            raise RequestError(f"--{name.rstrip('s')} is for {' and '.join(WHAT[k] for k in kinds)}, got {model!r}")
+            option = OPTIONS.get(name, name)
+            raise RequestError(f"--{option} is for {' and '.join(WHAT[k] for k in kinds)}, got {model!r}")
     return kind
 
 

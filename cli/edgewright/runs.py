@@ -41,12 +41,11 @@ def runs(context: click.Context, work: Path, as_json: bool) -> None:
     if not found:
         return click.echo(f"no runs under {work}: `edgewright compile` makes them")
     table = Table()
-    for name in ("run", "device", "state", "steps", "seconds", "package or reason"):
-        table.add_column(name, justify="right" if name in ("steps", "seconds") else "left")
+    for name in ("run", "state", "made", "found", "seconds"):
+        table.add_column(name, justify="left" if name in ("run", "state") else "right", no_wrap=True)
     for run in found:
         made = sum(step.seconds is not None for step in run.steps)
-        last = run.package or run.message
-        table.add_row(run.id, run.device, run.state, f"{made} of {len(run.steps)}", f"{run.seconds:.0f}", last)
+        table.add_row(run.id, run.state, f"{made}", f"{len(run.steps) - made}", f"{run.seconds:.0f}")
     return Console().print(table)
 
 
@@ -112,7 +111,8 @@ def candidates_table(choice: Choice) -> Table:
     """Every candidate: the chosen are marked, those on the Pareto front too."""
     table = Table(title="candidates, judged on validation rows; times of this machine", title_justify="left")
     for name in ("", "candidate", "loss", "± to the bound", "bytes", "p50", "misses"):
-        table.add_column(name, justify="left" if name in ("", "candidate", "misses") else "right")
+        left = name in ("", "candidate", "misses")
+        table.add_column(name, justify="left" if left else "right", no_wrap=name != "misses")
     front = set(map(id, pareto(choice.candidates)))
     for c in choice.candidates:
         if c.refused:

@@ -1,8 +1,8 @@
 """From recipe to package: learn, build, choose, judge, write.
 
-Guarantee: equal (recipe, settings, seed, data, code, tools, device, choice) give an equal digest; what a clock measured
-is kept outside of it, and what it decided is in choice.json. Nothing is left under `out` unless all of it is there.
-Finished steps are kept under `work` and found again, whatever ends a run.
+Guarantee: on processors of one capability, equal (recipe, settings, seed, data, code, tools, device, choice) give an
+equal digest; what a clock measured is kept outside of it, and what it decided is in choice.json. Nothing is left under
+`out` unless all of it is there. Finished steps are kept under `work` and found again, whatever ends a run.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -96,7 +97,9 @@ def compile_recipe(
         pid=os.getpid(),
     )
     folder = RunFolder(work, run)
-    bench = Workbench(recipe, seed=seed, store=Store(work / "steps", clock, folder.step), say=progress)
+    saturates = device.arch == "x86_64" and not device.int8_dot
+    store = Store(work / "steps", clock, folder.step)
+    bench = Workbench(recipe, seed=seed, store=store, say=progress, weight_bits=7 if saturates else 8)
     try:
         with reproducible(seed):
             made, evidence = _compiled(
@@ -106,7 +109,10 @@ def compile_recipe(
     except BaseException as error:
         state = {Refused: "refused", KeyboardInterrupt: "interrupted"}.get(type(error), "failed")
         said = str(error) if isinstance(error, EdgewrightError | OSError) else type(error).__name__
-        folder.change(state=state, message=said, seconds=round(clock() - start, 2))
+        if isinstance(error, KeyboardInterrupt):
+            said = "interrupted: compile again to go on"
+        with suppress(OSError):  # a full disk, perhaps, and then the first error is the one to tell
+            folder.change(state=state, message=said, seconds=round(clock() - start, 2))
         raise
     seconds = clock() - start
     folder.change(state="done", seconds=round(seconds, 2), package=str(out), digest=made.digest)
@@ -127,18 +133,23 @@ def _compiled(
     thorough: bool,
     since: Callable[[], float],
 ) -> tuple[Package, Evidence]:
-    warnings = examine(bench.data, bench.recipe.task).warnings
+    warnings = [*examine(bench.data, bench.recipe.task).warnings]
     machine = describe()
     taught_by = teacher(bench)
-    truth = {rows.name: reference_outputs(bench, taught_by, rows) for rows in _judged(bench)}
-    validation = truth[bench.data.validation.name]
+    truth = {role: reference_outputs(bench, taught_by, role, rows) for role, rows in _judged(bench).items()}
+    validation = truth["validation"]
     if recorded is not None:
-        choice = msgspec.structs.replace(recorded, limits=limits)
+        left = {form: scheme for form, scheme in recorded.chosen.items() if form in formats}
+        if not left:
+            raise RequestError(f"the choice has {', '.join(recorded.chosen)}, none of {', '.join(formats)}")
+        choice = msgspec.structs.replace(recorded, limits=limits, chosen=left)
     else:
         choice = search(bench, device, machine, formats, limits, minutes, taught_by, validation)
     write_choice(choice, folder.path / "choice.json")
+    if choice.poor:
+        warnings.append(choice.why)
     taken = chosen(bench, choice, taught_by)
-    bounds = judge(bench, choice, truth[bench.data.test.name], promised(bench, taken))
+    bounds = judge(bench, choice, truth["test"], promised(bench, taken))
     evidence = dossier(
         bench, device, machine, choice, taken, bounds, taught_by, truth, warnings=warnings, thorough=thorough
     )
@@ -147,8 +158,10 @@ def _compiled(
     return package(bench, device, out, taken, evidence), evidence
 
 
-def _judged(bench: Workbench) -> tuple[Labelled, ...]:
-    return bench.data.validation, bench.data.test, *bench.data.views
+def _judged(bench: Workbench) -> dict[str, Labelled]:
+    """Rows by their role, which is what outputs are kept under; names are the recipe's."""
+    data = bench.data
+    return {"validation": data.validation, "test": data.test, **{f"view {i}": v for i, v in enumerate(data.views)}}
 
 
 def _nameable(recipe: Recipe) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edgewright_compiler.pipeline.runs import Run, RunFolder, all_runs, find
+from edgewright_compiler.pipeline.runs import Run, RunFolder, all_runs, find, read_run
 from edgewright_compiler.pipeline.steps import CHECKPOINT, Step, Store
 from edgewright_contracts.errors import ContractError, RequestError
 
@@ -34,7 +34,10 @@ def test_a_step_is_made_once_and_found_afterwards(tmp_path: Path) -> None:
     assert (store.get(step, writing("a")) / "result").read_text() == "a"
     assert (store.get(step, writing("b")) / "result").read_text() == "a"
     assert told == [(step.name, 1.0), (step.name, None)]
-    assert store.spent == 2.0, "what a found step took once counts, so a budget ends where it ended before"
+    assert store.spent == 1.0, "asked for twice, and made once"
+    again = Store(tmp_path, ticking())
+    again.get(step, writing("c"))
+    assert again.spent == 1.0, "what a found step took counts, so a budget ends where it ended before"
 
 
 def test_whatever_decides_a_result_decides_its_name_and_the_order_of_facts_does_not() -> None:
@@ -120,6 +123,8 @@ def test_a_run_is_found_by_the_beginning_of_its_id(tmp_path: Path) -> None:
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, run())
+    RunFolder(tmp_path, run("fashion"))
     (folder.path / "run.json").write_text("{")
+    assert [r.state for r in all_runs(tmp_path)] == ["damaged", "running"]
     with pytest.raises(ContractError, match=r"run\.json"):
-        all_runs(tmp_path)
+        read_run(folder.path)

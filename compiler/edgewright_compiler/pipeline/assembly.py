@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from edgewright_contracts.baseline import encode_baseline
-from edgewright_contracts.errors import Refused
+from edgewright_contracts.errors import Refused, RequestError
 from edgewright_contracts.manifest import Budgets, FileRef, Format, Manifest, Provenance, Variant
 from edgewright_contracts.package import Package
 from edgewright_devices import DeviceProfile
@@ -67,7 +67,7 @@ def chosen(bench: Workbench, choice: Choice, taught_by: Learned | None) -> Chose
     built = Built(bench, student(bench, choice.arch, taught_by))
     parts = []
     for form in sorted(choice.chosen):
-        scheme = Scheme(**_tuples(choice.candidate(form).how))
+        scheme = _scheme(choice.candidate(form).how)
         done = made(bench, built.source(scheme.format), scheme)
         if done.file is None:
             raise Refused(f"{scheme.id}, which choice.json asks for, cannot be made here: {done.refused}")
@@ -171,6 +171,10 @@ def _ranking(device: DeviceProfile, taken: Chosen) -> dict[str, tuple[str, ...]]
     return ranking
 
 
-def _tuples(how: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no tuples."""
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in how.items()}
+def _scheme(how: Mapping[str, Any]) -> Scheme:
+    """From a recorded choice; JSON has no tuples. Raises RequestError for fields that are no scheme's."""
+    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in how.items()}
+    try:
+        return Scheme(**fields)
+    except TypeError as error:
+        raise RequestError(f"the choice holds a scheme that this version does not know: {error}") from None

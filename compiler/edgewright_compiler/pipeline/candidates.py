@@ -27,7 +27,7 @@ from ..packaging import npz
 from ..quantization.schemes import Scheme, schemes
 from ..rows import Labelled, Rows
 from .build import Built
-from .choice import DEFAULT_DROP, Arch, Candidate, Limits, misses
+from .choice import DEFAULT_DROP, Arch, Candidate, Limits, loss_only, misses
 from .files import HOST_RUNTIME, NAMES, File, Made, made
 from .learn import OUTPUTS, arrays
 from .refinement import refined
@@ -137,7 +137,8 @@ def _mixed(
         for one, c in zip(tried, found, strict=True)
         if one.scheme.format == form and one.scheme.method == "static" and not c.refused
     ]
-    if misses(whole, limits) or not static or any(not misses(c, limits) for _, c in static):
+    loss = loss_only(limits)  # what is too large or too slow in float is what int8 is wanted for
+    if misses(whole, loss) or not static or any(not misses(c, loss) for _, c in static):
         return ()
     scheme, best = min(static, key=lambda pair: (pair[1].drop, pair[0].id))
     aim = DEFAULT_DROP if limits.max_drop is None else limits.max_drop - best.half_width

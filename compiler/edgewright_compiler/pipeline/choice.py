@@ -2,7 +2,7 @@
 
 Guarantee: nothing here has seen the test set. Candidates are judged on validation rows; the bound on the test set is
 computed once, later, for what was chosen here. Equal candidates and limits give an equal choice, and a recorded choice
-can be handed in instead of measuring again, so that a package can be made anew, bit for bit, on another machine.
+can be handed in instead of measuring again, so that a package can be made anew, bit for bit, on a machine like it.
 
 A candidate is *within* the limits when its expected bound is: its loss on validation rows plus the half-width that the
 test set will have. Among those, the one with the least bytes × time is taken, because a factor of two in either is
@@ -96,6 +96,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     candidates: tuple[Candidate, ...]
     why: str
     tried: tuple[Arch, ...]
+    poor: bool = False  # nothing was within what is aimed at
 
     def candidate(self, form: str) -> Candidate:
         return next(
@@ -124,10 +125,14 @@ def misses(candidate: Candidate, limits: Limits) -> tuple[str, ...]:
     return tuple(found)
 
 
+def loss_only(limits: Limits) -> Limits:
+    return Limits(max_drop=limits.max_drop)
+
+
 def int8_costs(candidates: Sequence[Candidate], limits: Limits) -> bool:
-    """Whether some format keeps the limits in float and in no int8: what training for int8 may mend."""
+    """Whether some format keeps the loss within its limit in float and in no int8: what training for int8 may mend."""
     forms = {c.format for c in candidates}
-    within = {(c.format, c.precision) for c in candidates if not misses(c, limits)}
+    within = {(c.format, c.precision) for c in candidates if not misses(c, loss_only(limits))}
     quantized = {c.format for c in candidates if c.precision == "int8" and not c.refused}
     return any((f, "fp32") in within and (f, "int8") not in within and f in quantized for f in forms)
 
@@ -165,9 +170,26 @@ def choose(candidates: Sequence[Candidate], limits: Limits, tried: Sequence[Arch
             }
             why = f"the least loss: nothing comes within {DEFAULT_DROP:g} points of the reference on validation rows"
             return Choice(
-                arch=arch, chosen=chosen, limits=limits, candidates=tuple(candidates), why=why, tried=tuple(tried)
+                arch=arch,
+                chosen=chosen,
+                limits=limits,
+                candidates=tuple(candidates),
+                why=why,
+                tried=tuple(tried),
+                poor=True,
             )
-    raise Refused(f"no candidate of {len(candidates)} keeps every limit. {nearest(candidates, limits)}")
+    said = f"no candidate of {len(candidates)} keeps every limit. {nearest(candidates, limits)}"
+    raise Refused(said + _way_out(usable, limits))
+
+
+def _way_out(usable: Sequence[Candidate], limits: Limits) -> str:
+    """What would help, where it is the width of the interval that stands in the way."""
+    if limits.max_drop is None:
+        return ""
+    least = min((c.drop for c in usable), default=limits.max_drop)
+    if least >= limits.max_drop:
+        return ""
+    return f". The least loss is {least:.2f} points by estimate: more test rows would narrow the bound"
 
 
 def _best(within: Sequence[Candidate]) -> Candidate:
@@ -209,8 +231,13 @@ def write_choice(choice: Choice, path: Path) -> None:
 def read_choice(path: Path) -> Choice:
     """Raises RequestError for a file that is not there or is no choice."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Choice)
+        choice = msgspec.json.decode(path.read_bytes(), type=Choice)
     except OSError as error:
         raise RequestError(f"{path}: expected a choice.json of an earlier run: {error.strerror}") from None
     except msgspec.MsgspecError as error:
         raise RequestError(f"{path} is no choice.json of an earlier run: {error}") from None
+    there = {(c.arch, c.format, c.scheme) for c in choice.candidates}
+    for form, scheme in choice.chosen.items():
+        if (choice.arch, form, scheme) not in there:
+            raise RequestError(f"{path} chooses {choice.arch.id}/{scheme}, which is not among its candidates")
+    return choice

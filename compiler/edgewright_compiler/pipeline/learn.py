@@ -37,7 +37,7 @@ from ..training.train import Loss, train
 from .choice import Arch
 from .clocked import latency_of
 from .steps import CHECKPOINT, Step
-from .workbench import LEARNERS, LEARNING, Workbench, files_hash, shape_of
+from .workbench import LEARNERS, LEARNING, RUNTIMES, Workbench, files_hash, shape_of
 
 NET: Final = "net.npz"
 OUTPUTS: Final = "outputs.npz"
@@ -90,13 +90,13 @@ def student(bench: Workbench, arch: Arch, taught_by: Learned | None) -> Learned:
     plan = bench.recipe.prune
     if arch.share == 1.0:
         return learned
-    assert plan is not None
-    for target, shares in ladder(plan).items():
+    for target, shares in ({} if plan is None else ladder(plan)).items():
         for share in shares:
             learned = _pruned(bench, learned, share, taught_by)
         if target == arch.share:
             return learned
-    raise RequestError(f"no share {arch.share} among the recipe's {', '.join(map(str, plan.shares))}")
+    known = "none" if plan is None else ", ".join(map(str, plan.shares))
+    raise RequestError(f"expected a share that {bench.recipe.name} prunes to ({known}), got {arch.share}")
 
 
 def original(bench: Workbench, taught_by: Learned | None) -> Learned:
@@ -188,6 +188,7 @@ def _for_int8(bench: Workbench, before: Learned, taught_by: Learned | None) -> L
         schedule=asdict(schedule),
         distil=None if recipe.distil is None else asdict(recipe.distil),
         teacher=_taught_by(bench, taught_by),
+        weight_bits=bench.weight_bits,
     )
     step = Step("qat", facts)
 
@@ -198,19 +199,22 @@ def _for_int8(bench: Workbench, before: Learned, taught_by: Learned | None) -> L
             example = bench.front(torch.from_numpy(bench.calibration[recipe.input.name]))
         draw = _draw(bench, seed)
         loss = _loss(bench, net, draw, schedule, taught_by)
-        with rounded(net, example):
+        with rounded(net, example, weight_bits=bench.weight_bits):
             _train(bench, net, draw, loss, schedule, seed, part, "training for int8")
         save_net(part / NET, net, load_rounds(before.path / NET))
 
     return Learned(step.name, before.build, bench.store.get(step, make))
 
 
-def reference_outputs(bench: Workbench, taught_by: Learned | None, rows: Labelled) -> Outputs:
-    """What the float model that the package is compared with answers, by declared output. Kept, as a step."""
+def reference_outputs(bench: Workbench, taught_by: Learned | None, role: str, rows: Labelled) -> Outputs:
+    """What the float model that the package is compared with answers, by declared output; kept, as a step.
+
+    `role` is what the rows are for: test, validation, view 0.. (names are the recipe's, and need not differ).
+    """
     plan = bench.recipe.teacher
     file = None if plan is None else plan.file
     by = files_hash((file,)) if file is not None else original(bench, taught_by).step
-    step = Step("truth", bench.facts(("graph", "pipeline/learn.py"), LEARNERS, rows=rows.name, by=by))
+    step = Step("truth", bench.facts(("graph", "pipeline/learn.py"), (*LEARNERS, *RUNTIMES), rows=role, by=by))
 
     def make(part: Path) -> None:
         if file is not None:

@@ -7,7 +7,7 @@ run.json is rewritten, atomically, at every step, so that a run that was killed 
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,7 @@ from edgewright_contracts.errors import ContractError, RequestError
 
 from .choice import Limits
 
-State = Literal["running", "done", "refused", "failed", "interrupted"]
+State = Literal["running", "done", "refused", "failed", "interrupted", "damaged"]
 
 
 class StepDone(msgspec.Struct, frozen=True):
@@ -78,8 +78,24 @@ def identifier(now: datetime, name: str, version: str) -> str:
 
 
 def all_runs(work: Path) -> tuple[Run, ...]:
-    """Every run under `work`, oldest first."""
-    return tuple(read_run(path.parent) for path in sorted((work / "runs").glob("*/run.json")))
+    """Every run under `work`, oldest first; one whose record cannot be read is listed as damaged."""
+    return tuple(_listed(path.parent) for path in sorted((work / "runs").glob("*/run.json")))
+
+
+def _listed(path: Path) -> Run:
+    try:
+        return read_run(path)
+    except ContractError as error:
+        return Run(
+            id=path.name,
+            name="",
+            version="",
+            device="",
+            seed=0,
+            started=datetime.fromtimestamp(0, UTC),
+            state="damaged",
+            message=str(error),
+        )
 
 
 def find(work: Path, identifier: str) -> Path:

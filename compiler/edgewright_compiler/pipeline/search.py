@@ -32,13 +32,12 @@ FAR: Final = 3.0  # times the points aimed at, from which a float net is not wor
 
 
 def archs(recipe: Recipe, *, all_of_them: bool) -> tuple[Arch, ...]:
-    """The recipe's own first: its first width, pruned to its last share."""
+    """The recipe's own: its first width, pruned to its last share. All of them: from the largest down."""
     shares = recipe.prune.shares if recipe.prune is not None else ()
     widths = recipe.widths if recipe.student is not None else (1.0,)
-    own = Arch(width=widths[0], share=shares[-1] if shares else 1.0)
     if not all_of_them:
-        return (own,)
-    return tuple(dict.fromkeys([own, *(Arch(width=w, share=s) for w in widths for s in (1.0, *shares))]))
+        return (Arch(width=widths[0], share=shares[-1] if shares else 1.0),)
+    return tuple(Arch(width=w, share=s) for w in widths for s in (1.0, *shares))
 
 
 def for_int8(arch: Arch) -> Arch:

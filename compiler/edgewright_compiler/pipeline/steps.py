@@ -15,7 +15,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -42,8 +42,8 @@ class Step:
 class Store:
     """`told` hears of every step, once it is there: its name, and the seconds that it took (None: found finished).
 
-    `spent` is what all steps that were asked for took when they were made, wherever that was: a budget that is counted
-    in it ends a resumed run where the first one would have ended.
+    `spent` is what all steps that were asked for took when they were made, each once: a budget that is counted in it
+    ends a resumed run about where the first one would have ended.
     """
 
     def __init__(
@@ -53,9 +53,13 @@ class Store:
         told: Callable[[str, float | None], None] = lambda _name, _seconds: None,
     ) -> None:
         self.root = root
-        self.spent = 0.0
+        self._seconds: dict[str, float] = {}
         self._clock = clock
         self._told = told
+
+    @property
+    def spent(self) -> float:
+        return sum(self._seconds.values())
 
     def get(self, step: Step, make: Callable[[Path], None]) -> Path:
         """The directory of `step`; `make` fills it when it is not there yet.
@@ -66,7 +70,6 @@ class Store:
         if (done / _FACTS).is_file():
             return self._found(step, done)
         part = self.root / f".{step.name}.part"
-        part.mkdir(parents=True, exist_ok=True)
         with _alone(part):
             if (done / _FACTS).is_file():  # made by another process while this one waited
                 if part.is_dir():
@@ -81,12 +84,13 @@ class Store:
             (part / _FACTS).write_bytes(msgspec.json.encode(written, order="deterministic"))
             _synced(part)
             part.rename(done)
-        self.spent += seconds
+        self._seconds[step.name] = seconds
         self._told(step.name, seconds)
         return done
 
     def _found(self, step: Step, done: Path) -> Path:
-        self.spent += float(msgspec.json.decode((done / _FACTS).read_bytes())["seconds"])
+        if step.name not in self._seconds:
+            self._seconds[step.name] = float(msgspec.json.decode((done / _FACTS).read_bytes())["seconds"])
         self._told(step.name, None)
         return done
 
@@ -94,7 +98,11 @@ class Store:
 @contextmanager
 def _alone(directory: Path) -> Iterator[None]:
     """One maker at a time. The lock is the kernel's, on the directory itself: a killed process leaves none behind."""
-    descriptor = os.open(directory, os.O_RDONLY)
+    while True:
+        directory.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # another process finished the step between these two lines
+            descriptor = os.open(directory, os.O_RDONLY)
+            break
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -114,7 +122,9 @@ def _clear(part: Path) -> None:
 
 def _synced(part: Path) -> None:
     """A name must not outlive a power cut without its content."""
-    for path in sorted(part.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+    for path in (*sorted(part.rglob("*")), part):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import platform
 from collections.abc import Callable
 from functools import cache, cached_property
 from pathlib import Path
@@ -26,12 +27,14 @@ from ..rows import Array, Data
 from .steps import Store
 
 _HERE: Final = Path(__file__).parent.parent
-LEARNING: Final = ("rows.py", "recipe.py", "training", "graph/tap.py")
+LEARNING: Final = (
+    "rows.py", "recipe.py", "training", "graph/tap.py", "graph/blocks", "own", "measuring/metrics.py",
+)  # fmt: skip
 BUILDING: Final = ("rows.py", "recipe.py", "graph", "export")
 QUANTIZING: Final = ("quantization",)
 EVERYTHING: Final = (
     "rows.py", "recipe.py", "packaging.py", "card.py", "compilation.py", "training", "graph", "export", "quantization",
-    "measuring", "pipeline",
+    "measuring", "pipeline", "own", "data",
 )  # fmt: skip
 
 LEARNERS: Final = ("torch", "torch-pruning", "numpy")
@@ -42,8 +45,12 @@ TOOLS: Final = tuple(sorted({*LEARNERS, *EXPORTERS, *QUANTIZERS}))
 
 
 class Workbench:
-    def __init__(self, recipe: Recipe, *, seed: int, store: Store, say: Callable[[str, float], None]) -> None:
+    def __init__(
+        self, recipe: Recipe, *, seed: int, store: Store, say: Callable[[str, float], None], weight_bits: int = 8
+    ) -> None:
+        """`weight_bits` are those that int8 weights will have on the device."""
         self.recipe = recipe
+        self.weight_bits = weight_bits
         self.seed = seed
         self.store = store
         self.say = say
@@ -87,6 +94,12 @@ class Workbench:
         seen = rows[drawn] if self.recipe.augment is None else self.recipe.augment(rng, rows[drawn])
         return {self.recipe.input.name: seen}
 
+    @cached_property
+    def _metric(self) -> str:
+        """Its name, and the content of its file when it is one's own."""
+        file, colon, _ = self.recipe.metric.rpartition(":")
+        return self.recipe.metric + (files_hash((Path(file),)) if colon and Path(file).is_file() else "")
+
     def progress(self, stage: str) -> Callable[[float], None]:
         return lambda share: self.say(stage, share)
 
@@ -99,6 +112,9 @@ class Workbench:
         return {
             "task": self.recipe.task,
             "data": self.recipe.source,
+            "metric": self._metric,
+            "calibration": self.recipe.calibration,
+            "platform": platform_of(),
             "recipe": files_hash(self.recipe.sources),
             "code": code_hash(code),
             "tools": versions(tools),
@@ -130,6 +146,12 @@ def files_hash(paths: tuple[Path, ...], root: Path | None = None) -> str:
         name = path.name if root is None else path.relative_to(root).as_posix()
         digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+@cache
+def platform_of() -> str:
+    """What the last bits of a sum depend on: processors of one capability give equal weights, others need not."""
+    return "cuda" if torch.cuda.is_available() else f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 @cache

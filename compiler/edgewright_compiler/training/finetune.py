@@ -85,7 +85,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         found = torch.load(path, weights_only=True, map_location="cpu")
     except FileNotFoundError:
         raise RequestError(f"{path}: expected a file of weights, got nothing there") from None
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, LookupError, TypeError) as error:
         said = str(error).splitlines()[0][:200]
         raise RequestError(
             f"{path}: expected a state dict of tensors, as torch.save(net.state_dict(), path) writes it, got: {said}"
