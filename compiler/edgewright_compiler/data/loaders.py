@@ -85,8 +85,8 @@ def _in_code_of(file: Path, what: str) -> Iterator[None]:
     finally:
         if folder in sys.path:  # the code may have taken it out
             sys.path.remove(folder)
-        new = {name: sys.modules[name] for name in set(sys.modules) - before}
-        paths = (Path(module.__file__).resolve() for module in new.values() if getattr(module, "__file__", None))
+        places = (getattr(sys.modules[name], "__file__", None) for name in set(sys.modules) - before)
+        paths = (Path(place).resolve() for place in places if place)
         _imported.setdefault(file.resolve(), set()).update(p for p in paths if _own(p, Path(folder)))
 
 
