@@ -31,7 +31,7 @@ from .measuring.machine import describe
 from .packaging import absent
 from .pipeline.assembly import chosen, package, promised
 from .pipeline.choice import Choice, Limits, write_choice
-from .pipeline.dossier import dossier
+from .pipeline.dossier import dossier, reported
 from .pipeline.judgement import judge
 from .pipeline.learn import reference_outputs, teacher
 from .pipeline.runs import Run, RunFolder, identifier
@@ -39,7 +39,6 @@ from .pipeline.search import search
 from .pipeline.steps import Store
 from .pipeline.workbench import Workbench
 from .recipe import Recipe
-from .rows import Labelled
 from .training.train import reproducible
 
 NO_LIMITS: Final = Limits()
@@ -136,7 +135,8 @@ def _compiled(
     warnings = [*examine(bench.data, bench.recipe.task).warnings]
     machine = describe()
     taught_by = teacher(bench)
-    truth = {role: reference_outputs(bench, taught_by, role, rows) for role, rows in _judged(bench).items()}
+    judged = {"validation": bench.data.validation, **reported(bench.data)}
+    truth = {role: reference_outputs(bench, taught_by, role, rows) for role, rows in judged.items()}
     validation = truth["validation"]
     if recorded is not None:
         left = {form: scheme for form, scheme in recorded.chosen.items() if form in formats}
@@ -156,12 +156,6 @@ def _compiled(
     evidence = msgspec.structs.replace(evidence, made=now.isoformat(timespec="seconds"), seconds=round(since(), 2))
     (folder.path / "evidence.json").write_bytes(encode_evidence(evidence))
     return package(bench, device, out, taken, evidence), evidence
-
-
-def _judged(bench: Workbench) -> dict[str, Labelled]:
-    """Rows by their role, which is what outputs are kept under; names are the recipe's."""
-    data = bench.data
-    return {"validation": data.validation, "test": data.test, **{f"view {i}": v for i, v in enumerate(data.views)}}
 
 
 def _nameable(recipe: Recipe) -> None:

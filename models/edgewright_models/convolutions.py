@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 
@@ -38,7 +37,6 @@ class ConvNet(nn.Module):
             channels = conv.channels
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(channels, classes)
-        self.to(memory_format=torch.channels_last)  # trains a quarter faster on CPUs
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.features(x).mean((2, 3)))

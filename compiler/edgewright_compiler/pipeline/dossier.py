@@ -42,7 +42,7 @@ from ..measuring.metrics import Outputs, value
 from ..measuring.robustness import adversarial, shifted
 from ..measuring.slices import by_slice, figure, with_labels, worst
 from ..quantization.apply import quantize
-from ..rows import Labelled, take
+from ..rows import Data, Labelled, take
 from ..training.sensitivity import sensitivity
 from ..training.train import answers as learned_answers
 from .assembly import Chosen, Part
@@ -168,7 +168,10 @@ def _variant(
         id=name,
         scheme=part.scheme.id,
         bytes=part.file.path.stat().st_size,
-        metric={rows.name: _figure(bench, _answers(bench, part.file, rows), rows) for rows in (data.test, *data.views)},
+        metric={
+            rows.name: _figure(bench, answers(bench, part.file, role, rows.inputs), rows)
+            for role, rows in reported(data).items()
+        },
         loss=None if bound is None else _loss(bound, choice.limits.max_drop),
         time_us=times[name],
         monitor_us=None if bare is None else round(times[name].p50 - bare.p50, 3),
@@ -177,9 +180,9 @@ def _variant(
     )
 
 
-def _answers(bench: Workbench, file: File, rows: Labelled) -> Outputs:
-    name = "test" if rows is bench.data.test else f"view {rows.name}"
-    return answers(bench, file, name, rows.inputs)
+def reported(data: Data) -> dict[str, Labelled]:
+    """Test rows and views by their role, which is what outputs are kept under; names are the recipe's."""
+    return {"test": data.test, **{f"view {i}": view for i, view in enumerate(data.views)}}
 
 
 def _loss(bound: Bound, limit: float | None) -> Loss:
@@ -221,7 +224,7 @@ def _reference(
     times: Mapping[str, Time],
 ) -> Reference:
     data, teacher = bench.data, bench.recipe.teacher
-    named = {rows.name: _figure(bench, truth[rows.name], rows) for rows in (data.test, *data.views)}
+    named = {rows.name: _figure(bench, truth[role], rows) for role, rows in reported(data).items()}
     size = None
     if teacher is None or teacher.file is None:
         size = counted(original(bench, taught_by).net(), bench.example)
