@@ -258,7 +258,7 @@ def test_an_exported_program_becomes_onnx_where_the_device_runs_that(tmp_path):
     made = compiled(tmp_path / "net.pt2", tmp_path / "p")
     assert {v.format for v in made.package.manifest.variants} == {"onnx"}
     assert made.package.manifest.inputs[0].shape == (6,)
-    assert made.package.manifest.variants[0].batch == 0
+    assert made.package.manifest.variants[0].batch == 1
     assert "Exported from net.pt2 to ONNX." in made.notes
     (tmp_path / "text.pt2").write_text("no program")
     with pytest.raises(RequestError, match=r"text.pt2: not an exported program"):
