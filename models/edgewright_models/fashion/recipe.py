@@ -23,7 +23,7 @@ from edgewright_models.convolutions import Conv, ConvNet, widened
 from . import data
 
 TEACHER: Final = (Conv(32), Conv(64, pool=True), Conv(64), Conv(128, pool=True), Conv(128))
-STUDENT: Final = (Conv(24, pool=True), Conv(48), Conv(48, pool=True), Conv(88))
+STUDENT: Final = (Conv(24, pool=True), Conv(48), Conv(48, pool=True), Conv(96))
 
 
 @dataclass(frozen=True, slots=True)
