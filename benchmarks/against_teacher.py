@@ -31,8 +31,8 @@ import numpy as np
 from edgewright_compiler.compilation import CompileResult, compile_recipe
 from edgewright_compiler.measuring.machine import describe
 from edgewright_compiler.pipeline.build import Built
-from edgewright_compiler.pipeline.files import HOST_RUNTIME, File
 from edgewright_compiler.pipeline.choice import Limits
+from edgewright_compiler.pipeline.files import HOST_RUNTIME, File
 from edgewright_compiler.pipeline.learn import original, teacher
 from edgewright_compiler.pipeline.steps import Store
 from edgewright_compiler.pipeline.workbench import Workbench
