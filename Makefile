@@ -42,7 +42,8 @@ lint: install
 	$(BIN)/lint-imports
 
 test: install legacy mosquitto lint
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --ignore tests/integration
+	$(BIN)/pytest tests/integration
 
 fuzz: install
 	EDGEWRIGHT_FUZZ=5000 $(BIN)/pytest tests/contracts/test_fuzz.py --timeout 0

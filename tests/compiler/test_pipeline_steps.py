@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +17,20 @@ from edgewright_compiler.pipeline.steps import CHECKPOINT, Step, Store
 from edgewright_contracts.errors import ContractError, RequestError
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from edgewright_compiler.pipeline.steps import Step, Store
+
+def slow(part):
+    print("inside", flush=True)
+    sys.stdin.readline()
+    (part / "result").write_text("child")
+
+Store(Path(sys.argv[1]), time.monotonic).get(Step("student", {}), slow)
+"""
 
 
 def ticking() -> Callable[[], float]:
@@ -76,22 +92,18 @@ def test_a_checkpoint_of_an_unfinished_step_is_there_when_it_is_made_again(tmp_p
 
 def test_two_processes_make_a_step_once(tmp_path: Path) -> None:
     step = Step("student", {})
-    inside_r, inside_w = os.pipe()
-    go_r, go_w = os.pipe()
-    child = os.fork()
-    if child == 0:
-
-        def slow(part: Path) -> None:
-            os.write(inside_w, b"!")
-            os.read(go_r, 1)
-            (part / "result").write_text("child")
-
-        Store(tmp_path, ticking()).get(step, slow)
-        os._exit(0)
-    os.read(inside_r, 1)
-    os.write(go_w, b"!")
+    child = subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    assert child.stdout.readline() == "inside\n"
+    child.stdin.write("go\n")
+    child.stdin.flush()
     made = Store(tmp_path, ticking()).get(step, writing("parent"))
-    assert os.waitpid(child, 0)[1] == 0
+    assert child.wait(30) == 0
+    child.stdin.close()
+    child.stdout.close()
     assert (made / "result").read_text() == "child"
     assert [p.name for p in tmp_path.iterdir()] == [step.name]
 

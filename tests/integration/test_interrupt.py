@@ -26,7 +26,7 @@ def test_ctrl_c_leaves_nothing_behind(moment: str, tmp_path: Path) -> None:
     )
     reached: dict[str, Callable[[], bool]] = {
         "before the hub": lambda: any(tmp_path.glob("edgewright-demo-*/logs/hub.log")),
-        "compiling": lambda: any(tmp_path.glob("edgewright-demo-*/tmp/edgewright-*")),
+        "compiling": lambda: any(tmp_path.glob("edgewright-demo-*/**/work/steps")),
         "devices run": lambda: any(tmp_path.glob("edgewright-demo-*/devices/edge-8/tally")),
     }
     until(reached[moment], 60)
