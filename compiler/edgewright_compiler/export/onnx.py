@@ -20,6 +20,7 @@ import onnxslim
 import torch
 from torch import Tensor, nn
 
+from .onnx_rewrites import scaled_products, square_sums
 from .unsupported import refusal
 
 MAX_BATCH: Final = 1024
@@ -52,6 +53,8 @@ def export_onnx(
         scopes = {node.name: _scope(node) for node in raw.graph.node}
         model = onnxslim.slim(raw)
     _name_nodes(model, scopes)
+    square_sums(model)
+    scaled_products(model)
     for node in model.graph.node:
         del node.metadata_props[:]
     del model.metadata_props[:], model.graph.metadata_props[:], model.graph.value_info[:]

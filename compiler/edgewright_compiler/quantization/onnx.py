@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,12 +32,14 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from edgewright_contracts.errors import ContractError, Refused
 from edgewright_runtime.runtime import names_by_position
 
+from ..export.onnx_rewrites import scaled_inputs, unrounded
 from ..rows import Array, Rows, count
 from .islands import Node, Part, follow
 from .onnx_file import all_nodes, prepare, subgraphs, under, weighted, write
 from .schemes import Kinds, Scheme
 
 BATCH: Final = 32
+LONELY: Final = 1024  # weights of a product that is not worth two conversions
 COMPARED: Final = 64  # rows on which an optimised file must answer as before
 
 # The library's own settings by entropy (as many bins as levels) leave nothing to choose and are min-max; its percentile
@@ -107,6 +110,7 @@ def make(
         final, quantized = Path(scratch) / "final.onnx", onnx.load(str(made))
         if not any(n.op_type in _QUANTIZED_OPS or "Quantize" in n.op_type for n in all_nodes(quantized.graph)):
             raise Refused(f"{scheme.id}: no layer of {source.name} has such a form in onnxruntime; package it in float")
+        scaled_inputs(quantized)
         write(quantized, final)
         if scheme.activations != "s8":  # on x86 the optimiser turns signed activations into unsigned ones
             _optimise(final, calibration)
@@ -208,7 +212,9 @@ def _chosen(model: onnx.ModelProto, scheme: Scheme, source: Path, scope: str | N
     parts = [_part(node, weights, scheme, scope) for node in nodes]
     if "layer" in parts:
         graph = [Node(n.input, n.output, part) for n, part in zip(nodes, parts, strict=True)]
-        return [nodes[i].name for i in follow(graph)]
+        chosen = [nodes[i] for i in follow(graph)]
+        lonely = set() if scheme.method == "dynamic" else _lonely(chosen, weights)
+        return [n.name for n in chosen if n.name not in lonely or len(lonely) == parts.count("layer")]
     inside = next((n for n in model.graph.node if subgraphs(n)), None)
     if inside is not None:
         if scheme.method == "dynamic" and scope is None:
@@ -223,6 +229,21 @@ def _chosen(model: onnx.ModelProto, scheme: Scheme, source: Path, scope: str | N
         f"{scheme.id}: {source.name} has no convolution, matrix product or embedding{where}{kept_float}; package it in "
         "float"
     )
+
+
+def _lonely(chosen: list[onnx.NodeProto], weights: Mapping[str, Sequence[int]]) -> set[str]:
+    """Names of small products that no int8 operator feeds or reads: the two conversions cost more than they save."""
+    kept = [n for n in chosen if n.op_type in _STATIC_OPS]
+    made = {name for n in kept for name in n.output}
+    read = {name for n in kept for name in n.input}
+    return {
+        n.name
+        for n in kept
+        if n.op_type in ("Gemm", "MatMul")
+        and made.isdisjoint(n.input)
+        and read.isdisjoint(n.output)
+        and sum(math.prod(weights[name]) for name in n.input if name in weights) <= LONELY
+    }
 
 
 def _part(node: onnx.NodeProto, weights: Mapping[str, Sequence[int]], scheme: Scheme, scope: str | None) -> Part:
@@ -274,7 +295,9 @@ def _optimise(path: Path, calibration: Rows) -> None:
     onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     write(onnx.load(str(optimised)), optimised)
     if optimised.stat().st_size < path.stat().st_size and _same(path, optimised, calibration):
-        optimised.replace(path)
+        model = onnx.load(str(optimised))
+        unrounded(model)
+        write(model, path)
 
 
 def _same(a: Path, b: Path, rows: Rows) -> bool:

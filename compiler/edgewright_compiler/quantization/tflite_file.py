@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
@@ -21,6 +22,7 @@ _NAMES: Final = {"TRANSPOSE_CONV": "CONV_2D_TRANSPOSE"}  # where the quantizer c
 
 
 _FLOAT: Final = flatbuffer_utils.TensorType.FLOAT32
+_ALIGNED: Final = 16  # bytes: what the schema asks for weights, and its own writer forgets
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,26 @@ def _mapped(graph: Any, tensor: int) -> Any:
     return pair
 
 
+class _Writer(flatbuffers.Builder):  # type: ignore[misc]
+    """Writes equal vectors once: each channel of a layer has a zero point of eight bytes, and all of them are 0."""
+
+    def __init__(self) -> None:
+        super().__init__(2**16)
+        self._written: dict[tuple[str, bytes], int] = {}
+
+    def CreateNumpyVector(self, x: np.ndarray) -> int:  # noqa: N802
+        payload = x.tobytes()
+        key = x.dtype.str, payload
+        if key not in self._written:
+            weights = x.dtype == np.uint8 and len(payload) >= _ALIGNED
+            self.StartVector(x.itemsize, x.size, _ALIGNED if weights else x.itemsize)
+            self.head -= len(payload)
+            self.Bytes[self.head : self.head + len(payload)] = payload
+            self.vectorNumElems = x.size
+            self._written[key] = self.EndVector()
+        return self._written[key]
+
+
 def write(model: Any, target: Path) -> None:
     """Without names inside; borders keep theirs, and signatures name tensors by number."""
     model.description = None
@@ -143,7 +165,9 @@ def write(model: Any, target: Path) -> None:
         for i, tensor in enumerate(graph.tensors):
             if i not in borders:
                 tensor.name = None
-    flatbuffer_utils.write_model(model, str(target))
+    writer = _Writer()
+    writer.Finish(model.Pack(writer), file_identifier=b"TFL3")
+    target.write_bytes(writer.Output())
 
 
 def name_of(tensor: Any) -> str:
