@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
 import wave
 from pathlib import Path
 
@@ -182,11 +182,96 @@ def test_a_broken_table_names_line_and_column(tmp_path, text, message):
         open_data(write(tmp_path / "w.csv", text), "classification", seed=0)
 
 
-def test_parquet_without_pyarrow_says_what_to_install(tmp_path):
-    if importlib.util.find_spec("pyarrow") is not None:
-        pytest.skip("pyarrow is installed")
-    with pytest.raises(Unavailable, match="pip install pyarrow, or save the table as CSV"):
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(Unavailable, match=r"pip install 'edgewright\[parquet\]', or save the table as CSV"):
         open_data(write(tmp_path / "t.parquet", "x"), "regression", seed=0)
+
+
+def parquet(path: Path, columns) -> Path:
+    """Written by pyarrow; the test is skipped where it is not."""
+    pyarrow = pytest.importorskip("pyarrow")
+    writer = pytest.importorskip("pyarrow.parquet")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer.write_table(pyarrow.table(columns), str(path))
+    return path
+
+
+def test_a_parquet_table_is_read_like_a_csv_of_the_same_cells(tmp_path):
+    rng = np.random.default_rng(3)
+    ax, ay = (rng.normal(size=40).astype(np.float32) for _ in range(2))
+    label, group = [("walk", "run")[i % 2] for i in range(40)], [f"p{i % 8}" for i in range(40)]
+    lines = [f"{lab},{g},{float(a)!r},{float(b)!r}" for lab, g, a, b in zip(label, group, ax, ay, strict=True)]
+    told = open_data(write(tmp_path / "t.csv", "label,group,ax,ay\n" + "\n".join(lines)), "classification", seed=0)
+    # a folder called like a column is no column, and what pandas writes of its index is no measurement
+    place = tmp_path / "ay=7" / "t.parquet"
+    columns = {"label": label, "group": group, "ax": ax, "ay": ay, "__index_level_0__": np.arange(40)}
+    found = open_data(parquet(place, columns), "classification", seed=0)
+    assert found.fingerprint == told.fingerprint
+    assert found.labels == ("run", "walk")
+    np.testing.assert_array_equal(found.test.groups, told.test.groups)
+    at = int(found.train.origins[0].removeprefix(f"{place} row ").removesuffix(" (from 0)"))
+    assert found.train.inputs["row"][0].tolist() == [ax[at], ay[at]]
+
+
+def test_parquet_of_whole_numbers_and_of_yes_and_no_and_with_gaps(tmp_path):
+    columns = {"a": list(range(40)), "on": [i % 3 == 0 for i in range(40)], "label:x": [i % 2 == 0 for i in range(40)]}
+    found = open_data(parquet(tmp_path / "t.parquet", columns), "multilabel", seed=0)
+    rows = np.concatenate([s.inputs["row"] for s in (found.train, found.validation, found.test)])
+    labels = np.concatenate([s.labels for s in (found.train, found.validation, found.test)])[:, 0]
+    order = rows[:, 0].argsort()
+    np.testing.assert_array_equal(rows[order], [[i, i % 3 == 0] for i in range(40)])
+    np.testing.assert_array_equal(labels[order], [i % 2 == 0 for i in range(40)])
+    gap = parquet(tmp_path / "g.parquet", {**columns, "a": [*range(17), None, *range(22)]})
+    with pytest.raises(RequestError, match=r"g.parquet row 17 \(from 0\), column 'a': .* got 'an empty cell'"):
+        open_data(gap, "multilabel", seed=0)
+
+
+def test_what_is_no_parquet_is_told(tmp_path):
+    pytest.importorskip("pyarrow")
+    with pytest.raises(RequestError, match=r"t.parquet: not a table of Parquet \(.+\)$"):
+        open_data(write(tmp_path / "t.parquet", "a,b\n1,2\n"), "regression", seed=0)
+
+
+def brought(folder: Path, form: str, arrays: dict[str, np.ndarray]) -> str:
+    """The same arrays as an archive and as a function of one's own."""
+    np.savez(folder / "d.npz", **arrays)
+    if form == "npz":
+        return str(folder / "d.npz")
+    code = f"import numpy as np\ndef load():\n    return dict(np.load({str(folder / 'd.npz')!r}))\n"
+    return f"{write(folder / 'mine.py', code)}:load"
+
+
+@pytest.mark.parametrize("form", ["npz", "function"])
+def test_a_row_of_arrays_is_named_by_its_index_before_the_split(tmp_path, form):
+    x, y = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32), np.arange(200) % 2
+    place = brought(tmp_path, form, {"x": x, "y": y})
+    found = open_data(place, "classification", seed=0)
+    for split in (found.train, found.validation, found.test):
+        for row, said in zip(split.inputs["row"], split.origins, strict=True):
+            name, at = said.rstrip("]").rsplit("[", 1)
+            assert name == f"{place} x"
+            np.testing.assert_array_equal(row, x[int(at)])
+    x[123, 1] = np.nan
+    place = brought(tmp_path, form, {"x": x, "y": y})
+    with pytest.raises(RequestError, match=r"(d.npz|load) x\[123\]: nan in 'row' at \(1,\)"):
+        open_data(place, "classification", seed=0)
+    x[123] = 0
+    place = brought(tmp_path, form, {"x": x[:80], "y": y[:80], "x_val": x[80:], "y_val": y[80:]})
+    assert open_data(place, "classification", seed=0).validation.origins[3] == f"{place} x_val[3]"
+    place = brought(tmp_path, form, {"x": x[:80], "y": y[:80], "x_test": x[79:], "y_test": y[79:]})
+    with pytest.raises(RequestError, match=r"leak: .* x_test\[0\] in test is the same sample as .* x\[79\] in train"):
+        open_data(place, "classification", seed=0)
+
+
+@pytest.mark.parametrize("second", [{"x_train": 0, "y_train": 0}, {"x_val": 0, "x_validation": 0, "y_val": 0}])
+def test_arrays_of_one_split_by_two_names_are_refused(tmp_path, second):
+    x, y = np.arange(80, dtype=np.float32).reshape(40, 2), np.arange(40) % 2
+    np.savez(tmp_path / "d.npz", x=x, y=y, **{name: x if name[0] == "x" else y for name in second})
+    with pytest.raises(
+        RequestError, match=r"d.npz: (arrays of training rows by two names|both 'x_val' and 'x_validat)"
+    ):
+        open_data(tmp_path / "d.npz", "classification", seed=0)
 
 
 def test_an_npz_may_hold_splits_names_and_unlabelled_rows(tmp_path):

@@ -88,8 +88,11 @@ def raw(array: Array, where: str) -> Array:
 
 
 def origin(rows: Labelled, i: int) -> str:
-    """How messages call one row."""
-    return rows.origins[i] if rows.origins else f"{rows.name} sample {i}"
+    """How messages call one row: by its place in what the user brought, arrays as they are indexed, from 0.
+
+    Where the maker of the rows said nothing, they are indexed as he gave them: `train[3]` is the fourth of his split.
+    """
+    return rows.origins[i] if rows.origins else f"{rows.name}[{i}]"
 
 
 def fingerprint(parts: Mapping[str, Array | None]) -> str:

@@ -5,13 +5,17 @@ to one sample [steps, columns], in the order of the lines, all windows equally l
 Every other column is measured: a number in every line. A directory of tables is one table, file after file; windows do
 not reach across files.
 
-An npz has `x` (or `x_NAME` for each of several inputs) and `y`, and may have `groups`, `labels` (names),
-`unlabelled`, and for a split of one's own `x_train`, `y_train`, `groups_train`, `x_validation` ...
+An npz has `x` and `y`, and may have `groups`, `labels` (names), `unlabelled`, and for a split of one's own `x_train`,
+`y_train`, `groups_train`, `x_validation` ...
+
+Messages name rows as the user finds them: a line of a CSV as editors count (from 1, with the header), a row of Parquet
+and an index of an array from 0.
 """
 
 from __future__ import annotations
 
 import csv
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +32,7 @@ from .targets import NORMAL, Said, collection, natural, numbers, reserved
 
 TABLES: Final = (".csv", ".parquet")
 _WINDOW: Final = "window"
+_PANDAS_INDEX: Final = re.compile(r"__index_level_\d+__")  # the numbers of lines that it writes beside the columns
 
 
 def table(files: Sequence[Path], task: Task) -> Collection:
@@ -116,17 +121,38 @@ def _csv(file: Path) -> tuple[list[str], dict[str, list[str]], list[str]]:
 
 def _parquet(file: Path) -> tuple[list[str], dict[str, list[str]], list[str]]:
     try:
-        from pyarrow import parquet  # type: ignore[import-not-found, unused-ignore]
+        import pyarrow
+        from pyarrow import parquet
     except ModuleNotFoundError:
         raise Unavailable(
-            f"{file}: reading Parquet needs pyarrow: pip install pyarrow, or save the table as CSV"
+            f"{file}: reading Parquet needs pyarrow: pip install 'edgewright[parquet]', or save the table as CSV"
         ) from None
-    found: Any = parquet.read_table(str(file))
+    try:
+        found: Any = parquet.ParquetFile(str(file)).read()  # read_table would take columns from names of folders
+    except (pyarrow.ArrowException, OSError) as error:
+        raise RequestError(f"{file}: not a table of Parquet ({_line(error)})") from None
+    header = [name.strip() for name in found.column_names]
+    if len(set(header)) < len(header):
+        raise RequestError(f"{file}: expected distinct column names, got {', '.join(header)}")
     columns = {
-        name: ["" if v is None else repr(v) if isinstance(v, float) else str(v) for v in found[name].to_pylist()]
-        for name in found.column_names
+        name: [_cell(v) for v in column.to_pylist()]
+        for name, column in zip(header, found.columns, strict=True)
+        if not _PANDAS_INDEX.fullmatch(name)
     }
-    return list(found.column_names), columns, [f"{file} row {i}" for i in range(found.num_rows)]
+    return list(columns), columns, [f"{file} row {i} (from 0)" for i in range(found.num_rows)]
+
+
+def _cell(value: object) -> str:
+    """As a CSV would have it, with every digit; yes and no as 1 and 0."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(int(value))
+    return repr(value) if isinstance(value, float) else str(value).strip()
+
+
+def _line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def npz(file: Path, task: Task) -> Collection:
@@ -142,23 +168,28 @@ def npz(file: Path, task: Task) -> Collection:
 def arrays_of(arrays: Mapping[str, Any], task: Task, where: str) -> Collection:
     """A collection out of the names that an npz may have."""
     splits: dict[str, dict[str, Any]] = {}
+    called: dict[tuple[str, str], str] = {}  # the user's name of an array, by split and what it is
     rest: dict[str, Any] = {}
     for name, array in arrays.items():
         head, _, tail = name.partition("_")
         if head not in ("x", "y", "groups"):
             rest[name] = array
-        elif not tail:
-            splits.setdefault(ALL, {})[head] = array
-        else:
-            splits.setdefault(split_name(tail, f"{where}: the array {name!r}"), {})[head] = array
+            continue
+        split = split_name(tail, f"{where}: the array {name!r}") if tail else ALL
+        other = called.setdefault((split, head), name)
+        if other != name:
+            raise RequestError(f"{where}: both {other!r} and {name!r} are the {head} of {split}: expected one of them")
+        splits.setdefault(split, {})[head] = array
     unknown = [name for name in rest if name not in ("labels", "unlabelled")]
     if unknown or not splits:
         raise RequestError(
             f"{where}: expected the arrays x and y (and groups, labels, unlabelled, x_train, x_validation, ...), got "
             f"{', '.join(arrays) or 'none'}"
         )
-    if ALL in splits and len(splits) > 1:  # x beside x_test: x is what is learned from
-        splits = {"train" if name == ALL else name: part for name, part in splits.items()}
+    if ALL in splits and "train" in splits:
+        raise RequestError(
+            f"{where}: arrays of training rows by two names, x or y and those of `train`: expected one pair"
+        )
     said = rest.get("labels")
     names = None if said is None else tuple(str(name) for name in np.asarray(said).tolist())
     made: dict[str, Labelled] = {}
@@ -171,7 +202,10 @@ def arrays_of(arrays: Mapping[str, Any], task: Task, where: str) -> Collection:
             raise RequestError(
                 f"{where}: {len(x)} samples and {y.size} labels in {name!r}: expected one label a sample"
             )
-        made[name] = Labelled(name, {_input_name(x, where): x}, y, part.get("groups"))
+        origins = tuple(f"{where} {called[name, 'x']}[{i}]" for i in range(len(x)))
+        # x beside x_test: x is what is learned from
+        role = "train" if name == ALL and len(splits) > 1 else name
+        made[role] = Labelled(role, {_input_name(x, where): x}, y, part.get("groups"), origins=origins)
     made, names = _numbered(made, names, task, where)
     unlabelled = rest.get("unlabelled")
     more = None

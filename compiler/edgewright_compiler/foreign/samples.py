@@ -131,5 +131,5 @@ def _fitting(array: Array, border: Border, place: str) -> Array:
         )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         at = int(np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))[0])
-        raise RequestError(f"{place}: row {at} of {border.name!r} holds NaN or infinity: expected finite numbers")
+        raise RequestError(f"{place} {border.name}[{at}]: NaN or infinity in it: expected finite numbers")
     return np.ascontiguousarray(array.astype(border.dtype, copy=False))

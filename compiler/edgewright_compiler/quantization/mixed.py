@@ -109,7 +109,7 @@ def mixed(
             raise Refused(
                 f"{table.scheme.id}: expected a drop of at most {max_drop:g}, and with all but one of "
                 f"{len(table.layers)} layers float it is still {table.float_score - reached:g}; package it in "
-                "float, or train for int8 (qat)"
+                "float, or train for int8"
             )
         for layer in kept[:-1]:  # the last one is needed: without it, it was not enough
             without = tuple(other for other in kept if other != layer)
@@ -139,7 +139,7 @@ class _Bench:
 
 
 def _layers(scheme: Scheme, source: Path, scope: str | None) -> tuple[str, ...]:
-    if scheme.method not in ("static", "mixed", "qat"):
+    if not scheme.calibrated:
         raise RequestError(f"{scheme.id}: expected a scheme with calibrated ranges, got {scheme.method}")
     found: tuple[str, ...] = importlib.import_module(f".{scheme.format}", __package__).layers(source, scope)
     whole = [

@@ -26,11 +26,11 @@ from edgewright_contracts.manifest import Format
 from edgewright_devices import DeviceProfile
 
 Precision = Literal["fp32", "fp16", "int8", "mixed"]
-Method = Literal["none", "static", "dynamic", "fp16", "mixed", "qat"]
+Method = Literal["none", "static", "dynamic", "fp16", "mixed"]
 Calibration = Literal["minmax", "percentile", "entropy", ""]
 Activations = Literal["u8", "s8", ""]
 
-CALIBRATED: Final = frozenset({"static", "mixed", "qat"})
+CALIBRATED: Final = frozenset({"static", "mixed"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +38,9 @@ class Scheme:
     """One way from a float file to another.
 
     `static` sets the ranges of activations by calibration, `dynamic` when it runs; `mixed` is static with the layers
-    in `float_layers` left out because that was measured to be worth it, `qat` is static on weights that were trained
-    for it (the source is another). A layer is a module path ("net.conv1"), or in files of others a node's name.
+    in `float_layers` left out because that was measured to be worth it. Whether the weights were trained for int8 is
+    the architecture's (`pipeline.choice.Arch.qat`): the source is another, the way from it is the same. A layer is a
+    module path ("net.conv1"), or in files of others a node's name.
     """
 
     format: Format
@@ -54,7 +55,7 @@ class Scheme:
     def id(self) -> str:
         """Unique among schemes of all formats, at most 32 of [a-z0-9-]: a variant can be called so."""
         parts: list[str] = [self.format, self.precision]
-        if self.method in ("dynamic", "qat"):
+        if self.method == "dynamic":
             parts.append(self.method)
         if self.calibration and not (self.format == "tflite" and self.calibration == "minmax"):
             parts.append(_SHORT[self.calibration])
@@ -69,8 +70,7 @@ class Scheme:
     def keeping(self, layers: tuple[str, ...]) -> Scheme:
         """The same with these layers float too."""
         kept = tuple(sorted({*self.float_layers, *layers}))
-        method: Method = "qat" if self.method == "qat" else "mixed"
-        return replace(self, precision="mixed", method=method, float_layers=kept) if kept else self
+        return replace(self, precision="mixed", method="mixed", float_layers=kept) if kept else self
 
     @property
     def without_floats(self) -> Scheme:
