@@ -1,7 +1,7 @@
 """Writing a package: deterministic bytes, all or nothing.
 
 Guarantee: equal files and equal facts give an equal manifest, so an equal digest; the directory appears whole under its
-name or not at all. `evidence.json` is written beside the manifest and is no part of the digest.
+name or not at all, also after a power cut. `evidence.json` is written beside the manifest and is no part of the digest.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ from edgewright_contracts.errors import RequestError
 from edgewright_contracts.manifest import FileRef, Manifest, encode_manifest
 from edgewright_contracts.package import EVIDENCE, MANIFEST, Package, read_package
 
+from .disk import flush, flush_tree
+
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def write_package(out: Path, facts: Mapping[str, Any], files: Mapping[str, bytes], evidence: bytes | None) -> Package:
     """Make the directory `out` of `files` and a manifest of `facts` (every field of Manifest but `files`).
 
-    Raises RequestError when `out` exists, ContractError when the facts are no manifest, OSError from the disk.
+    Raises RequestError when `out` exists, ContractError when the facts are no manifest, OSError from the disk, with the
+    path that it did not take.
     """
     absent(out)
     refs = {name: FileRef(hashlib.sha256(data).hexdigest(), len(data)) for name, data in files.items()}
@@ -47,17 +50,38 @@ def write_package(out: Path, facts: Mapping[str, Any], files: Mapping[str, bytes
             path.write_bytes(data)
         read_package(stage).verify()
         stage.chmod(0o755)
+        flush_tree(stage)
         stage.rename(out)
-    except BaseException:
+        flush(out.parent)
+    except BaseException as error:
         shutil.rmtree(stage, ignore_errors=True)
+        if isinstance(error, OSError):
+            error.filename = str(out)  # the stage is gone, and nobody knows its name
         raise
     return read_package(out)
 
 
 def absent(out: Path) -> None:
-    """Raises RequestError when `out` exists: a package is never overwritten."""
-    if out.exists():
+    """Raises RequestError when `out` exists (a package is never overwritten), or cannot be made where it shall be."""
+    if out.exists() or out.is_symlink():
         raise RequestError(f"{out} exists already: remove it, or choose another --out or --version")
+    writable(out.parent)
+
+
+def writable(folder: Path) -> None:
+    """Raises RequestError unless files can be made in `folder`; folders that are missing on the way there will be made.
+
+    Found out by making a directory, because rights are not all that can be in the way, and taking it out again.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists() or place.is_symlink())
+    if not there.is_dir():
+        raise RequestError(f"{there} is a file: expected a folder to make the package in; choose another --out")
+    try:
+        Path(tempfile.mkdtemp(prefix=".edgewright-", dir=there)).rmdir()
+    except OSError as error:
+        raise RequestError(
+            f"{there}: expected a folder that files can be made in, got {error.strerror}; choose another --out"
+        ) from None
 
 
 def facts_of(manifest: Manifest) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -65,9 +66,28 @@ def test_what_is_no_package_leaves_nothing_behind(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="space"):
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/p'"):
         write_package(tmp_path / "p", facts_of(tiny.manifest), contents(tiny), None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_package_is_on_the_disk_before_it_has_its_name(
+    tiny: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut must not leave a package with empty files: everything is flushed, then renamed, then the name is."""
+    seen: list[tuple[str, bool]] = []
+    flushed = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        seen.append((path.name, (tmp_path / "p").exists()))
+        flushed(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    made = write_package(tmp_path / "p", facts_of(tiny.manifest), contents(tiny), None)
+    before = {name for name, there in seen if not there}
+    assert before >= {Path(name).name for name in (*made.manifest.files, "manifest.json")}
+    assert seen[-1] == (tmp_path.name, True)
 
 
 def test_evidence_says_where_it_was_measured(tiny: Package) -> None:

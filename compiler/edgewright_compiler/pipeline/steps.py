@@ -2,7 +2,8 @@
 
 Guarantee: a step's directory appears whole under its name or not at all, so whatever is found there is finished work; a
 run that is interrupted or killed goes on behind its last finished step. Two processes that share a store make a step
-once. What a step leaves unfinished stays in its `.part` directory, where a long one finds its own checkpoint.
+once. Of a step that fails nothing is left but its checkpoint, if it is a long one, in its `.part` directory; what a
+killed one leaves there is cleared when it is made anew.
 
     WORK/steps/<kind>-<16 hex digits>/            files of the step, and step.json: its facts and the seconds it took
     WORK/steps/.<kind>-<16 hex digits>.part/      a step that is being made
@@ -15,12 +16,14 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+
+from ..disk import flush_tree
 
 CHECKPOINT: Final = "checkpoint.pt"
 _FACTS: Final = "step.json"
@@ -64,7 +67,8 @@ class Store:
     def get(self, step: Step, make: Callable[[Path], None]) -> Path:
         """The directory of `step`; `make` fills it when it is not there yet.
 
-        `make` may find its own checkpoint.pt of an earlier try in the directory. What it raises passes through.
+        `make` may find its own checkpoint.pt of an earlier try in the directory. What it raises passes through; a full
+        disk with the path of the step.
         """
         done = self.root / step.name
         if (done / _FACTS).is_file():
@@ -72,17 +76,24 @@ class Store:
         part = self.root / f".{step.name}.part"
         with _alone(part):
             if (done / _FACTS).is_file():  # made by another process while this one waited
-                if part.is_dir():
-                    part.rmdir()
+                part.rmdir()
                 return self._found(step, done)
             _clear(part)
             start = self._clock()
-            make(part)
-            seconds = self._clock() - start
-            (part / CHECKPOINT).unlink(missing_ok=True)
-            written = {"kind": step.kind, "seconds": round(seconds, 3), "facts": step.facts}
-            (part / _FACTS).write_bytes(msgspec.json.encode(written, order="deterministic"))
-            _synced(part)
+            try:
+                make(part)
+                seconds = self._clock() - start
+                written = {"kind": step.kind, "seconds": round(seconds, 3), "facts": step.facts}
+                (part / _FACTS).write_bytes(msgspec.json.encode(written, order="deterministic"))
+                flush_tree(part)
+                (part / CHECKPOINT).unlink(missing_ok=True)  # last: until the disk has taken all, it is what is left
+            except BaseException as error:
+                _clear(part)
+                if not any(part.iterdir()):
+                    part.rmdir()
+                if isinstance(error, OSError) and error.filename is None:
+                    error.filename = str(part)
+                raise
             part.rename(done)
         self._seconds[step.name] = seconds
         self._told(step.name, seconds)
@@ -98,16 +109,29 @@ class Store:
 @contextmanager
 def _alone(directory: Path) -> Iterator[None]:
     """One maker at a time. The lock is the kernel's, on the directory itself: a killed process leaves none behind."""
-    while True:
-        directory.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # another process finished the step between these two lines
-            descriptor = os.open(directory, os.O_RDONLY)
-            break
+    descriptor = _locked(directory)
+    while descriptor is None:
+        descriptor = _locked(directory)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
+
+
+def _locked(directory: Path) -> int | None:
+    """None when another process, while this one waited, renamed or removed what it waited for."""
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = None
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.path.samestat(os.fstat(descriptor), directory.stat()):
+            return descriptor
+    except FileNotFoundError:
+        pass
+    if descriptor is not None:
+        os.close(descriptor)
+    return None
 
 
 def _clear(part: Path) -> None:
@@ -118,13 +142,3 @@ def _clear(part: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def _synced(part: Path) -> None:
-    """A name must not outlive a power cut without its content."""
-    for path in (*sorted(part.rglob("*")), part):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
