@@ -31,7 +31,8 @@ def choose(
     if manifest.preprocess == "host":
         raise Unsuited(
             f"expected preprocess: graph, {manifest.name} {manifest.version} has host, and this agent cannot check the "
-            f"application's own transform; export the package with its preprocessing in the graph"
+            f"application's own transform against golden.npz; make the package with its preprocessing in the graph, "
+            f"by front(data) instead of host(rows): docs/your-own-model.md"
         )
     for variant, runtime in manifest.ranked(arch, runtimes):
         if wanted.variant in (None, variant.id):

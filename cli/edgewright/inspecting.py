@@ -9,6 +9,7 @@ import click
 import msgspec
 from rich.console import Console
 
+from edgewright_compiler.data.loaders import function
 from edgewright_compiler.measuring.estimate import fits, replaced
 from edgewright_compiler.measuring.evidence import (
     Bench,
@@ -22,9 +23,10 @@ from edgewright_compiler.measuring.evidence import (
 from edgewright_compiler.measuring.remote import file_for
 from edgewright_compiler.pipeline.choice import misses, pareto
 from edgewright_contracts.baseline import decode_baseline
-from edgewright_contracts.errors import ContractError
+from edgewright_contracts.errors import ContractError, RequestError
 from edgewright_contracts.package import Package, read_package
 from edgewright_devices import load
+from edgewright_runtime.golden import GOLDEN_FILE, Golden, check, read_golden
 
 from .benching import fitted, show_bench, slim
 
@@ -33,14 +35,17 @@ SHOWN: Final = 5  # of the suspects: evidence.json has them all
 
 @click.command()
 @click.argument("package", type=click.Path(path_type=Path))
+@click.option("--transform", help="FILE.py:FUNCTION, your application's step before a package of `preprocess: host`.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def inspect(package: Path, as_json: bool) -> None:
+def inspect(package: Path, transform: str | None, as_json: bool) -> None:
     """Verify PACKAGE (a directory or an .ewp) and show what it holds and what was measured of it.
 
-    Figures come from evidence.json and from benches of devices beside it; they are not covered by the digest.
+    Figures come from evidence.json and from benches of devices beside it; they are not covered by the digest. With
+    --transform, exit 1 when the function makes of the package's raw samples anything else than the package expects.
     """
     found = read_package(package)
     found.verify()
+    golden = None if transform is None else _reproduced(found, transform)
     benches = _benches(package, found)
     if as_json:
         facts = {
@@ -48,12 +53,16 @@ def inspect(package: Path, as_json: bool) -> None:
             "manifest": msgspec.Raw(found.manifest_bytes),
             "evidence": _object(found),
             "benches": benches,
+            **({} if golden is None else {"transform": {"function": transform, "samples": len(golden.raw)}}),
         }
         return click.echo(msgspec.json.encode(facts).decode())
     data = found.evidence()
     evidence = None if data is None else decode_evidence(data)
     console = Console()
     _show_manifest(console, found)
+    if golden is not None:
+        said = f"before  {transform} makes of all {len(golden.raw)} golden samples what the package expects"
+        console.print(said, highlight=False, markup=False)
     if evidence is None:
         _show_files(console, found)
         lacks = "no evidence.json beside it" if data is None else "its evidence.json is of another version"
@@ -97,6 +106,12 @@ def _show_manifest(console: Console, package: Package) -> None:
         console.print(
             f"input   {tensor.name} {tensor.dtype}{shape}{valid} {tensor.unit}", highlight=False, markup=False
         )
+    if m.preprocess == "host":
+        said = (
+            "before  the application makes this of its raw samples (preprocess: host), at a cost that is in no figure "
+            "here; check yours with --transform FILE.py:FUNCTION"
+        )
+        console.print(said, highlight=False, markup=False)
     for out in m.outputs:
         console.print(f"output  {out.name} {out.dtype}{list(out.shape)}, {out.role}", highlight=False, markup=False)
     if m.labels:
@@ -110,6 +125,18 @@ def _show_manifest(console: Console, package: Package) -> None:
         console.print(f"budgets on the device: {', '.join(asked)}", highlight=False)
     for place, ids in sorted(m.ranking.items()):
         console.print(f"order   {place}: {' before '.join(ids)}", highlight=False)
+
+
+def _reproduced(package: Package, place: str) -> Golden:
+    """The golden vectors that the function makes. Raises Refused when it does not; RequestError, ContractError."""
+    m = package.manifest
+    if m.preprocess != "host":
+        raise RequestError(
+            f"--transform is for a package of preprocess: host; {m.name} {m.version} takes raw samples as they are"
+        )
+    golden = read_golden(package.read(GOLDEN_FILE), m)
+    check(golden, function(place))
+    return golden
 
 
 def _show_files(console: Console, package: Package) -> None:

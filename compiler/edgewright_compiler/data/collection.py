@@ -7,6 +7,7 @@ The kind is read off dtype and shape, n rows:
     series  float32 [n, steps, channels]
     vector  float32 [n, columns]
     tokens  int32 or int64 [n, length]
+    text    uint8 [n, length]: UTF-8, zeros behind it
 
 It is also the name that the input gets in the package.
 """
@@ -24,7 +25,7 @@ from edgewright_contracts.errors import RequestError
 
 from ..rows import Array, Labelled, Rows
 
-RawKind = Literal["image", "audio", "series", "vector", "tokens"]
+RawKind = Literal["image", "audio", "series", "vector", "tokens", "text"]
 SPLITS: Final = ("train", "validation", "test")
 ALL: Final = "all"
 MAX_BYTES: Final = 8 << 30  # of raw rows: all of them are held in memory
@@ -66,10 +67,12 @@ def kind_of(array: Array, where: str) -> RawKind:
         return "series" if axes == 2 else "vector"
     if dtype in ("int32", "int64") and axes == 1:
         return "tokens"
+    if dtype == "uint8" and axes == 1:
+        return "text"
     raise RequestError(
         f"{where}: {dtype} of shape {array.shape} is no kind of sample: expected images uint8 [n, h, w] or "
-        "[n, h, w, 3], audio int16 [n, samples], series float32 [n, steps, channels], rows float32 [n, columns], or "
-        "tokens int32 [n, length]"
+        "[n, h, w, 3], audio int16 [n, samples], series float32 [n, steps, channels], rows float32 [n, columns], "
+        "tokens int32 [n, length], or text as UTF-8 bytes uint8 [n, length]"
     )
 
 

@@ -26,11 +26,21 @@ from .tables import TABLES, npz, table
 
 def open_data(place: str | Path, task: Task, *, seed: int) -> Data:
     """Raises RequestError for a place that holds no data, and for whatever `examine` finds; Unavailable."""
-    found = _read(str(place), task)
-    data = _narrowed(found) if isinstance(found, Data) else _split(found, task, seed, str(place))
+    return in_splits(read(place, task), task, seed=seed, place=place)
+
+
+def in_splits(found: Data | Collection, task: Task, *, seed: int, place: str | Path) -> Data:
+    """What was read, split where it has no split, and checked. Raises RequestError for whatever `examine` finds."""
+    data = found if isinstance(found, Data) else _split(found, task, seed, str(place))
     data = replace(data, fingerprint=fingerprint(_parts(data)))
     examine(data, task)
     return data
+
+
+def read(place: str | Path, task: Task) -> Data | Collection:
+    """Rows as they came. Raises RequestError for a place that holds no data; Unavailable."""
+    found = _read(str(place), task)
+    return _narrowed(found) if isinstance(found, Data) else found
 
 
 def _read(place: str, task: Task) -> Data | Collection:

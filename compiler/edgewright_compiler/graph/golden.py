@@ -1,83 +1,47 @@
-"""Golden vectors of `preprocess: host`: what the application's own transform must make of given raw samples.
+"""Making the golden vectors of `preprocess: host`, which `edgewright_runtime.golden` holds an application to.
 
-A package whose preprocessing does not export carries this file, and a device commits to it only when its application
-reproduces every tensor. The file is an npz without pickles: `raw:NAME` are the raw samples (numbers, or UTF-8 text as
-bytes [n, length] with zeros behind it), `tensor:NAME` what the package's input NAME was given for them. Equal arrays
-give equal bytes.
+Equal samples and tensors give equal bytes.
 """
 
 from __future__ import annotations
 
-import io
-import zipfile
-from collections.abc import Callable, Mapping
 from typing import Final
 
 import numpy as np
 
-from edgewright_contracts.errors import ContractError, Refused, RequestError
+from edgewright_contracts.errors import RequestError
+from edgewright_runtime.golden import Golden, Transform, differing
 
 from ..packaging import npz
-from ..rows import Array, count
+from ..rows import Array
 
-GOLDEN_FILE: Final = "golden.npz"
 GOLDEN_ROWS: Final = 32
-ATOL: Final = 1e-5  # times the largest magnitude of a tensor of fractions; whole numbers must be the same
-
-Transform = Callable[[Mapping[str, Array]], Mapping[str, Array]]  # raw samples by name → tensors by input name
 
 
-def golden(transform: Transform, raw: Mapping[str, Array]) -> bytes:
-    """The file for the first GOLDEN_ROWS samples of `raw`.
+def golden(transform: Transform, raw: Array, *, raw_name: str, name: str) -> bytes:
+    """The file for the first GOLDEN_ROWS samples of `raw` [n, ...]; `name` is the package's input.
 
-    Raises RequestError for a transform that gives another answer the second time, or tensors of other rows.
+    Raises RequestError for a transform that gives other rows, another answer the second time, or another one for a
+    sample alone, which is how a device has it.
     """
-    rows = {name: np.asarray(array)[:GOLDEN_ROWS] for name, array in raw.items()}
-    if not rows or not count(rows):
+    rows = raw[:GOLDEN_ROWS]
+    if not len(rows):
         raise RequestError("golden vectors: expected at least one raw sample, got none")
-    tensors = {name: np.asarray(tensor) for name, tensor in transform(rows).items()}
-    again = transform(rows)
-    for name, array in [*rows.items(), *tensors.items()]:
-        if array.dtype.kind not in "fiub":
-            raise RequestError(f"golden vectors: {name!r} is {array.dtype}: expected numbers; give text as UTF-8 bytes")
-    for name, tensor in tensors.items():
-        if len(tensor) != count(rows):
-            raise RequestError(f"golden vectors: {count(rows)} samples gave {len(tensor)} rows of {name!r}")
-        if not np.array_equal(tensor, np.asarray(again[name]), equal_nan=tensor.dtype.kind == "f"):
-            raise RequestError(f"golden vectors: the transform makes {name!r} anew each time; take the randomness out")
-    return npz({**{f"raw:{k}": v for k, v in rows.items()}, **{f"tensor:{k}": v for k, v in tensors.items()}})
-
-
-def check(data: bytes, transform: Transform) -> None:
-    """Run `transform` on the file's raw samples. Raises Refused naming the first tensor and sample that differ,
-    ContractError for a file that holds no vectors."""
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError, KeyError) as error:
-        raise ContractError(GOLDEN_FILE, "an npz archive without pickles", str(error)) from None
-    raw = {name.partition(":")[2]: array for name, array in arrays.items() if name.startswith("raw:")}
-    expected = {name.partition(":")[2]: array for name, array in arrays.items() if name.startswith("tensor:")}
-    if not raw or not expected:
-        raise ContractError(GOLDEN_FILE, "raw:… and tensor:… arrays", ", ".join(sorted(arrays)) or "none")
-    found = transform(raw)
-    for name, tensor in expected.items():
-        if name not in found:
-            raise Refused(f"the transform makes no tensor {name!r}, only {', '.join(sorted(found)) or 'none'}")
-        _same(name, tensor, np.asarray(found[name]))
-
-
-def _same(name: str, expected: Array, found: Array) -> None:
-    if found.shape != expected.shape or found.dtype != expected.dtype:
-        raise Refused(f"{name}: expected {expected.shape} of {expected.dtype}, got {found.shape} of {found.dtype}")
-    a, b = expected.astype(np.float64).reshape(len(expected), -1), found.astype(np.float64).reshape(len(expected), -1)
-    tolerance = ATOL * max(1.0, float(np.abs(a[np.isfinite(a)]).max(initial=0))) if expected.dtype.kind == "f" else 0.0
-    with np.errstate(invalid="ignore"):
-        wrong = ~((np.abs(a - b) <= tolerance) | (a == b) | (np.isnan(a) & np.isnan(b)))
-    if wrong.any():
-        row, element = (int(i) for i in np.argwhere(wrong)[0])
-        raise Refused(
-            f"{name}: sample {row} differs at element {element}: expected {a[row, element]:g}, got "
-            f"{b[row, element]:g}; {int(wrong.any(axis=1).sum())} of {len(a)} samples differ. The application's "
-            "preprocessing is not the one that this package was made with"
+    tensor = transform(rows)
+    for what, array in ((raw_name, rows), (name, tensor)):
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+            got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+            raise RequestError(
+                f"golden vectors: {what!r} is {got}: expected an array of numbers; give text as UTF-8 bytes"
+            )
+    if tensor.ndim == 0 or len(tensor) != len(rows):
+        raise RequestError(f"golden vectors: {len(rows)} samples gave {tensor.shape} of {name!r}: expected a row each")
+    if not np.array_equal(tensor, transform(rows), equal_nan=tensor.dtype.kind == "f"):
+        raise RequestError(f"golden vectors: the transform makes {name!r} anew each time; take the randomness out")
+    alone = differing(Golden(name, rows, tensor), transform)
+    if alone:
+        raise RequestError(
+            f"golden vectors: a sample alone gives another {name!r} than among others: {alone[0]}; a device has one at "
+            "a time: let no row depend on another, and pad to a fixed length"
         )
+    return npz({f"raw:{raw_name}": rows, f"tensor:{name}": tensor})

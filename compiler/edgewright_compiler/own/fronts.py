@@ -6,6 +6,7 @@ over what its sensor gives. Channels come first, as torch's convolutions want th
     series  [n, steps, c]              →  [n, c, steps], each channel standardised by training rows
     vector  [n, c]                     →  [n, c], likewise
     tokens  [n, length]                →  the same
+    text    [n, length] uint8          →  nobody knows: hashed in a front of one's own, or split into words on the host
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from edgewright_contracts.errors import RequestError
+
 from ..data.collection import RawKind
 from ..rows import Array, Data
 
@@ -25,8 +28,14 @@ _FULL_SCALE: Final = 32768.0
 
 
 def front_of(kind: RawKind, data: Data) -> nn.Module:
-    """The front for these rows; its constants come from the training split."""
+    """The front for these rows; its constants come from the training split. Raises RequestError for text."""
     (rows,) = data.train.inputs.values()
+    if kind == "text":
+        raise RequestError(
+            f"samples uint8 {list(rows.shape[1:])} are taken for text in UTF-8, which no net reads as it is: define "
+            "front(data) that hashes it (edgewright_compiler.graph.blocks.text.HashedNgrams), or host(rows) that makes "
+            "ids of words; if they are no text, give them as float32"
+        )
     if kind == "tokens":
         return nn.Identity()
     if kind == "audio":

@@ -6,8 +6,8 @@ A builder is `FILE.py:FUNCTION`: it returns an untrained `nn.Module` and may tak
     classes  how many answers it gives: classes, labels or targets
     shape    of one sample as the net gets it, without the batch: (channels, h, w), (channels, steps), (columns,)
 
-In the same file, `augment(rng, rows)` makes the training rows of each epoch, and `front(data)` the preprocessing that
-is exported with the net; both are optional.
+In the same file, `augment(rng, rows)` makes the training rows of each epoch, `front(data)` the preprocessing that is
+exported with the net, and `host(rows)` what cannot be exported, see `host`; each is optional.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Builder:
     scales: bool
     augment: Callable[..., Any] | None
     front: Callable[..., Any] | None
+    host: Callable[..., Any] | None
 
     @property
     def said(self) -> str:
@@ -84,8 +85,8 @@ def builder(place: str, *, classes: int, shape: tuple[int, ...]) -> Builder:
             raise RequestError(f"{place}: expected an nn.Module, got {type(net).__name__}")
         return net
 
-    augment, front = (_hook(file, hook) for hook in ("augment", "front"))
-    return Builder(place, file, name, make, scales, augment, front)
+    augment, front, host = (_hook(file, hook) for hook in ("augment", "front", "host"))
+    return Builder(place, file, name, make, scales, augment, front, host)
 
 
 def _hook(file: Path, name: str) -> Callable[..., Any] | None:

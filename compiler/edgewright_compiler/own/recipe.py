@@ -32,6 +32,7 @@ from ..recipe import Distil, Prune, Recipe, Schedule, Statistics, Teacher
 from ..rows import Data
 from ..training.finetune import load_weights
 from .fronts import front_of
+from .host import open_hosted
 from .models import Builder, builder, finished, local_sources
 from .trial import answering, augmenting, own_front, prepared_rows
 
@@ -53,7 +54,7 @@ EPOCHS: Final = 20
 WIDTHS: Final = (1.0, 0.5, 0.25)
 SPLIT_SEED: Final = 0
 _STATISTICS: Final[dict[str, Statistics]] = {
-    "image": "image", "audio": "series", "series": "series", "vector": "vector", "tokens": "tokens",
+    "image": "image", "audio": "series", "series": "series", "vector": "vector", "tokens": "tokens", "text": "tokens",
 }  # fmt: skip
 
 
@@ -81,7 +82,9 @@ def own_recipe(
         raise RequestError(f"expected at least one epoch, got {epochs}")
     metric = metric or METRICS[kind]
     metric_of(metric, kind)
-    rows = open_data(data, kind, seed=SPLIT_SEED)
+    hooks = builder(model, classes=1, shape=())
+    hosted = None if hooks.host is None else open_hosted(data, kind, hooks, seed=SPLIT_SEED)
+    rows = open_data(data, kind, seed=SPLIT_SEED) if hosted is None else hosted.data
     if len(rows.train.inputs) != 1:
         raise RequestError(f"{data}: expected samples of one input, got {', '.join(rows.train.inputs)}")
     input_, raw = _input(rows)
@@ -89,12 +92,13 @@ def own_recipe(
     def front(data: Data) -> nn.Module:
         return front_of(raw, data) if hooks.front is None else own_front(hooks, data)
 
-    hooks = builder(model, classes=1, shape=())
     prepared = prepared_rows(front(rows), rows, hooks)
     shape, classes = tuple(int(n) for n in prepared.shape[1:]), _answers(kind, rows)
     build = builder(model, classes=classes, shape=shape)
     big = build if teacher is None or finished(teacher) is not None else builder(teacher, classes=classes, shape=shape)
     notes = [f"Model: {build.said}, {'a family of widths' if build.scales else 'of one size'}."]
+    if hosted is not None:
+        notes.append(hosted.note)
     for one in dict.fromkeys((build, big)):
         answering(one, kind, rows, prepared)
     if build.augment is not None:
@@ -106,7 +110,7 @@ def own_recipe(
         notes.append(_finetuned(_ready(big, kind, rows, prepared)(1.0), finetune))
     sources = tuple(dict.fromkeys(p for b in (build, big) for p in local_sources(b.file)))
     sources += tuple(p for p in _python(str(data), metric) if p not in sources)
-    return Recipe(
+    recipe = Recipe(
         name=name or slug(build.file.stem),
         version=version,
         task=kind,
@@ -128,6 +132,7 @@ def own_recipe(
         calibration=min(256, len(rows.train)),
         notes=tuple(notes),
     )
+    return recipe if hosted is None else hosted.recipe(recipe)
 
 
 def task_of(name: str) -> Task:

@@ -20,12 +20,14 @@ from edgewright_contracts.errors import Refused, RequestError
 from edgewright_contracts.manifest import Budgets, FileRef, Format, Manifest, Provenance, Variant
 from edgewright_contracts.package import Package
 from edgewright_devices import DeviceProfile
+from edgewright_runtime.golden import GOLDEN_FILE
 from edgewright_runtime.selftest import run_selftest
 
 from ..card import write_card
 from ..graph.reference import count, cut
 from ..measuring.evidence import Evidence, encode
 from ..measuring.metrics import Outputs
+from ..own.host import HostRecipe
 from ..packaging import npz, write_package
 from ..quantization.schemes import Scheme
 from ..rows import Rows
@@ -112,6 +114,9 @@ def package(bench: Workbench, device: DeviceProfile, out: Path, taken: Chosen, e
         "provenance": provenance,
     }
     card = write_card(recipe, data, evidence, provenance, reference_rows=len(next(iter(rows.values()))))
+    if isinstance(recipe, HostRecipe):
+        facts["preprocess"] = "host"
+        files[GOLDEN_FILE] = recipe.golden
     _check(facts, files, taken)
     return write_package(out, facts, {**files, "card.md": card.encode()}, encode(evidence))
 
