@@ -6,6 +6,7 @@ Reads the folders that `edgewright compile` leaves under its work directory; nee
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -13,8 +14,8 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from edgewright_compiler.pipeline.choice import Candidate, Choice, misses, pareto, read_choice
-from edgewright_compiler.pipeline.runs import Run, all_runs, find, read_run
+from edgewright_compiler.pipeline.choice import Candidate, Choice, Limits, misses, pareto, read_choice
+from edgewright_compiler.pipeline.runs import Run, all_runs, find, read_measured, read_run
 
 WORK = click.option(
     "--work",
@@ -54,11 +55,14 @@ def runs(context: click.Context, work: Path, as_json: bool) -> None:
 @WORK
 @JSON
 def show(run: str, work: Path, as_json: bool) -> None:
-    """Show one RUN (its id, or the beginning of it): every step, and every candidate with what it cost and lost."""
+    """Show one RUN (its id, or the beginning of it): every step, and every candidate with what it cost and lost.
+
+    A run that chose nothing shows its candidates, too, with the limits that they miss; in --json as `measured`.
+    """
     folder = find(work, run)
-    found, choice = _alive(read_run(folder)), _choice(folder)
+    found, choice, measured = _alive(read_run(folder)), _choice(folder), read_measured(folder)
     if as_json:
-        return click.echo(msgspec.json.encode({"run": found, "choice": choice}).decode())
+        return click.echo(msgspec.json.encode({"run": found, "choice": choice, "measured": measured}).decode())
     console = Console()
     console.print(f"[bold]{found.id}[/bold]  {found.state}, {found.device}, seed {found.seed}", highlight=False)
     if found.message:
@@ -67,8 +71,10 @@ def show(run: str, work: Path, as_json: bool) -> None:
         took = "found" if step.seconds is None else f"{step.seconds:.1f} s"
         console.print(f"  {step.name:<40} {took:>9}", highlight=False)
     if choice is not None:
-        console.print(candidates_table(choice))
+        console.print(_table(choice.candidates, choice.limits, choice))
         console.print(f"chosen because: {choice.why}", highlight=False)
+    elif measured is not None:
+        console.print(_table(measured.candidates, measured.limits, None))
     if found.package:
         console.print(f"package {found.package}", highlight=False, soft_wrap=True)
         console.print(f"digest  {found.digest}", highlight=False)
@@ -107,20 +113,20 @@ def compare(first: str, second: str, work: Path, as_json: bool) -> None:
     return Console().print(table)
 
 
-def candidates_table(choice: Choice) -> Table:
+def _table(candidates: Sequence[Candidate], limits: Limits, choice: Choice | None) -> Table:
     """Every candidate: the chosen are marked, those on the Pareto front too."""
     table = Table(title="candidates, judged on validation rows; times of this machine", title_justify="left")
     for name in ("", "candidate", "loss", "± to the bound", "bytes", "p50", "misses"):
         left = name in ("", "candidate", "misses")
         table.add_column(name, justify="left" if left else "right", no_wrap=name != "misses")
-    front = set(map(id, pareto(choice.candidates)))
-    for c in choice.candidates:
+    front = set(map(id, pareto(candidates)))
+    for c in candidates:
         if c.refused:
             table.add_row("", c.id, "", "", "", "", c.refused)
             continue
-        taken = c.arch == choice.arch and choice.chosen.get(c.format) == c.scheme
+        taken = choice is not None and c.arch == choice.arch and choice.chosen.get(c.format) == c.scheme
         mark = "chosen" if taken else "front" if id(c) in front else ""
-        table.add_row(mark, c.id, *_figures(c), "; ".join(misses(c, choice.limits)))
+        table.add_row(mark, c.id, *_figures(c), "; ".join(misses(c, limits)))
     return table
 
 

@@ -19,12 +19,13 @@ from typing import Final
 import msgspec
 
 from edgewright_contracts.codec import Name, Version
-from edgewright_contracts.errors import EdgewrightError, Refused, RequestError
+from edgewright_contracts.errors import EdgewrightError, Refused, RequestError, Unavailable
 from edgewright_contracts.manifest import Format
 from edgewright_contracts.package import Package
 from edgewright_devices import DeviceProfile
 
 from .data.checks import examine
+from .disk import FULL, write_whole
 from .measuring.evidence import Evidence, VariantEvidence
 from .measuring.evidence import encode as encode_evidence
 from .measuring.machine import describe
@@ -80,7 +81,7 @@ def compile_recipe(
     monitor's cost, memory, robustness.
 
     Raises RequestError when `out` exists, no package can have this name or version, or the data are wrong; Refused when
-    no candidate keeps the limits, or the bound on the test set misses; OSError.
+    no candidate keeps the limits, or the bound on the test set misses; Unavailable when the disk is full; OSError.
     """
     _nameable(recipe)
     absent(out)
@@ -110,11 +111,14 @@ def compile_recipe(
         said = str(error) if isinstance(error, EdgewrightError | OSError) else type(error).__name__
         if isinstance(error, KeyboardInterrupt):
             said = "interrupted: compile again to go on"
-        with suppress(OSError):  # a full disk, perhaps, and then the first error is the one to tell
-            folder.change(state=state, message=said, seconds=round(clock() - start, 2))
+        full = _full(error, work)
+        with suppress(OSError):  # the first error is the one to tell
+            folder.end(state=state, message=full or said, seconds=round(clock() - start, 2))
+        if full:
+            raise Unavailable(full) from error
         raise
     seconds = clock() - start
-    folder.change(state="done", seconds=round(seconds, 2), package=str(out), digest=made.digest)
+    folder.end(state="done", seconds=round(seconds, 2), package=str(out), digest=made.digest)
     return CompileResult(made, evidence, folder.path, seconds)
 
 
@@ -144,7 +148,7 @@ def _compiled(
             raise RequestError(f"the choice has {', '.join(recorded.chosen)}, none of {', '.join(formats)}")
         choice = msgspec.structs.replace(recorded, limits=limits, chosen=left)
     else:
-        choice = search(bench, device, machine, formats, limits, minutes, taught_by, validation)
+        choice = search(bench, device, machine, formats, limits, minutes, taught_by, validation, folder.measured)
     write_choice(choice, folder.path / "choice.json")
     if choice.poor:
         warnings.append(choice.why)
@@ -154,8 +158,18 @@ def _compiled(
         bench, device, machine, choice, taken, bounds, taught_by, truth, warnings=warnings, thorough=thorough
     )
     evidence = msgspec.structs.replace(evidence, made=now.isoformat(timespec="seconds"), seconds=round(since(), 2))
-    (folder.path / "evidence.json").write_bytes(encode_evidence(evidence))
+    write_whole(folder.path / "evidence.json", encode_evidence(evidence))
     return package(bench, device, out, taken, evidence), evidence
+
+
+def _full(error: BaseException, work: Path) -> str:
+    """What is said when the disk takes no more; empty for any other error."""
+    if not isinstance(error, OSError) or error.errno not in FULL:
+        return ""
+    return (
+        f"the disk is full: {error.filename} could not be written. Finished steps are kept in {work}: free space, or "
+        "name another disk with --work (steps) or --out (the package), and compile again"
+    )
 
 
 def _nameable(recipe: Recipe) -> None:

@@ -81,6 +81,20 @@ def test_a_refusal_names_the_nearest_candidates_and_the_limits_that_bind() -> No
     assert "1 kB > --max-size-kb 0.5" in said
 
 
+def test_a_refusal_for_want_of_test_rows_says_how_many_there_are_and_how_many_would_do() -> None:
+    near = candidate("onnx-int8", drop=0.1, half_width=0.4, rows=597, rows_needed=1234)
+    far = candidate("onnx-fp32", drop=0.0, half_width=0.4, rows=597, rows_needed=987, bytes=9000)
+    with pytest.raises(Refused) as refused:
+        choose([far, near], Limits(max_drop=0.3, max_size_kb=2), [WHOLE])
+    said = "w1-p1/onnx-int8 loses 0.10 points by estimate, and the number of test rows is the limit (n = 597): at these"
+    assert f"{said} rates 1,234 would do" in str(refused.value), "rows do not help what is too large"
+    with pytest.raises(Refused, match="The loss itself is the limit, more test rows would not help"):
+        choose([candidate("onnx-int8", drop=0.5, rows=597)], Limits(max_drop=0.3), [WHOLE])
+    with pytest.raises(Refused) as refused:
+        choose([near], Limits(max_drop=0.6, max_size_kb=0.5), [WHOLE])
+    assert "test rows" not in str(refused.value), "it is the size that binds"
+
+
 def test_a_candidate_that_could_not_be_made_is_never_taken_and_says_why() -> None:
     broken = msgspec.structs.replace(INT8, refused="nothing to quantize", bytes=0)
     assert choose([FLOAT, broken], Limits(), [WHOLE]).chosen == {"onnx": "onnx-fp32"}

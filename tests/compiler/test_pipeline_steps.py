@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from edgewright_compiler.pipeline.runs import Run, RunFolder, all_runs, find, read_run
+from edgewright_compiler.pipeline.choice import Arch, Candidate, Limits, misses
+from edgewright_compiler.pipeline.runs import Run, RunFolder, all_runs, find, read_measured, read_run
 from edgewright_compiler.pipeline.steps import CHECKPOINT, Step, Store
 from edgewright_contracts.errors import ContractError, RequestError
 
@@ -130,10 +131,62 @@ def test_runs_are_listed_as_far_as_they_came(tmp_path: Path) -> None:
     assert second.path.name == f"{first.path.name}-2", "two runs of one second are two runs"
     first.step("teacher-1", 2.504)
     first.step("student-1", None)
+    first.step("teacher-1", None)
     second.change(state="refused", message="too large")
     listed = all_runs(tmp_path)
     assert [(r.state, len(r.steps)) for r in listed] == [("running", 2), ("refused", 0)]
-    assert listed[0].steps[0].seconds == 2.5
+    assert [(s.name, s.seconds) for s in listed[0].steps] == [("teacher-1", 2.5), ("student-1", None)], (
+        "each once, in the order in which they were met: what this run made, it did not find"
+    )
+
+
+FULL = """
+import errno, resource, sys
+from datetime import UTC, datetime
+from pathlib import Path
+from edgewright_compiler.pipeline.runs import Run, RunFolder
+
+folder = RunFolder(Path(sys.argv[1]), Run(
+    id="r", name="n", version="1", device="d", seed=1, started=datetime(2026, 3, 1, tzinfo=UTC)))
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+try:
+    folder.step("teacher-1", 1.0)
+except OSError as error:
+    assert error.errno == errno.EFBIG, error
+    print(error.filename, end="")
+"""
+
+
+def test_a_disk_that_takes_no_more_leaves_the_last_record_and_names_its_path(tmp_path: Path) -> None:
+    """A real limit of the kernel, in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == str(tmp_path / "runs" / "r" / "run.json")
+    assert {p.name for p in (tmp_path / "runs" / "r").iterdir()} == {"run.json", ".reserve"}
+    assert read_run(tmp_path / "runs" / "r").steps == ()
+
+
+def test_a_run_that_ends_gives_back_the_space_that_it_reserved_for_its_last_words(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, run())
+    assert (folder.path / ".reserve").stat().st_size > 0
+    folder.end(state="failed", message="the disk is full")
+    assert [p.name for p in folder.path.iterdir()] == ["run.json"]
+    assert read_run(folder.path).message == "the disk is full"
+
+
+def test_a_run_without_a_choice_keeps_what_it_measured(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, run())
+    assert read_measured(folder.path) is None
+    folder.measured(Limits(max_size_kb=1), [])
+    assert read_measured(folder.path) is None, "there is nothing to show"
+    candidate = Candidate(arch=Arch(), scheme="onnx-fp32", format="onnx", precision="fp32", bytes=4000, relative=1.0)
+    folder.measured(Limits(max_size_kb=1), [candidate])
+    found = read_measured(folder.path)
+    assert found is not None
+    assert misses(found.candidates[0], found.limits) == ("4 kB > --max-size-kb 1",)
+    (folder.path / "measured.json").write_text("{")
+    with pytest.raises(ContractError, match=r"measured\.json"):
+        read_measured(folder.path)
 
 
 def test_a_run_is_found_by_the_beginning_of_its_id(tmp_path: Path) -> None:

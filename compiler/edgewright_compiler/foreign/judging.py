@@ -275,6 +275,8 @@ def _candidate(
         scheme,
         drop=0.0 if bound is None else bound.estimate,
         half_width=0.0 if bound is None else bound.bound - bound.estimate,
+        rows=0 if bound is None else bound.n,
+        rows_needed=None if bound is None or limits.max_drop is None else bound.needed(limits.max_drop),
         bytes=size,
         p50_us=took.p50,
         relative=took.per_reference,

@@ -7,7 +7,7 @@ the times, because a resumed run must come to the choice that the first one woul
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +17,7 @@ from edgewright_contracts.manifest import Format
 from edgewright_devices import DeviceProfile
 
 from ..graph.reference import run
-from ..measuring.bounds import loss_bound
+from ..measuring.bounds import Bound, loss_bound
 from ..measuring.estimate import predict
 from ..measuring.evidence import Machine, Memory, Time
 from ..measuring.footprint import footprint
@@ -63,14 +63,13 @@ def candidates(
 
     Where static int8 misses the limits and float keeps them, mixed precision is tried as well.
     """
-    memory = limits.max_rss_mb is not None
     tried = [one for form in formats for one in _made(bench, built, form, schemes(form, device, built.kinds))]
-    found = _judged(bench, device, machine, arch, tried, truth, memory=memory)
+    found = _judged(bench, device, machine, arch, tried, truth, limits)
     more = [
         one for form in formats for one in _made(bench, built, form, _mixed(bench, built, form, tried, found, limits))
     ]
     if more:
-        found += _judged(bench, device, machine, arch, more, truth, memory=memory)
+        found += _judged(bench, device, machine, arch, more, truth, limits)
     bench.say("judging candidates", 1.0)
     return tuple(found)
 
@@ -93,8 +92,7 @@ def _judged(
     arch: Arch,
     tried: Sequence[Made],
     truth: Outputs,
-    *,
-    memory: bool,
+    limits: Limits,
 ) -> list[Candidate]:
     files = {one.scheme.id: one.file for one in tried if one.file is not None}
     times = measured(bench, files, machine)
@@ -108,20 +106,22 @@ def _judged(
         if one.file is None:
             found.append(msgspec.structs.replace(blank, refused=one.refused))
             continue
-        figure, drop, half = judged(bench, truth, answers(bench, one.file, "validation", bench.data.validation.inputs))
+        figure, bound = judged(bench, truth, answers(bench, one.file, "validation", bench.data.validation.inputs))
         time = times[scheme.id]
         expected = predict(device, machine, time, int8=scheme.precision in ("int8", "mixed"))
         found.append(
             msgspec.structs.replace(
                 blank,
                 value=figure,
-                drop=drop,
-                half_width=half,
+                drop=bound.estimate,
+                half_width=bound.bound - bound.estimate,
+                rows=bound.n,
+                rows_needed=None if limits.max_drop is None else bound.needed(limits.max_drop),
                 bytes=one.file.path.stat().st_size,
                 p50_us=time.p50,
                 relative=time.per_reference,
                 p95_ms=expected.p95_ms,
-                rss_mb=memory_of(one.file, bench).growth_mb if memory else None,
+                rss_mb=None if limits.max_rss_mb is None else memory_of(one.file, bench).growth_mb,
             )
         )
     return found
@@ -146,15 +146,13 @@ def _mixed(
     return (scheme.keeping(found_layers),) if found_layers else ()
 
 
-def judged(bench: Workbench, truth: Outputs, found: Outputs) -> tuple[float, float, float]:
-    """(figure, drop in points, half-width at the size of the test set), on validation rows."""
-    data = bench.data
-    rows = data.validation
+def judged(bench: Workbench, truth: Outputs, found: Outputs) -> tuple[float, Bound]:
+    """The figure on validation rows, and the bound on the loss as it is expected at the size of the test set."""
+    rows, n = bench.data.validation, len(bench.data.test)
     bound = loss_bound(
         bench.metric, truth, found, rows.labels, seed=bench.seed, groups=rows.groups, resamples=RESAMPLES
     )
-    half = bound.at(len(data.test)) - bound.estimate
-    return value(bench.metric, found, data.validation.labels), bound.estimate, half
+    return value(bench.metric, found, rows.labels), replace(bound, n=n, bound=bound.at(n))
 
 
 def measured(bench: Workbench, files: Mapping[str, File], machine: Machine) -> dict[str, Time]:

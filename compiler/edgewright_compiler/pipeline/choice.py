@@ -21,6 +21,8 @@ import msgspec
 from edgewright_contracts.errors import Refused, RequestError
 from edgewright_contracts.manifest import Format
 
+from ..disk import write_whole
+
 DEFAULT_DROP: Final = 1.0  # points, what a choice aims at when nobody sets a limit
 NEAREST: Final = 3
 NOISE: Final = 0.1  # of the logarithm of a cost: what times of equal files differ by on a busy machine
@@ -58,7 +60,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """One file that could be packaged, as it was measured on validation rows and on this machine.
 
     `how` are the fields of its scheme, so that it can be made again from a recorded choice. `drop` and `half_width` in
-    points: the estimate against the float reference, and that of a one-sided 95 % interval at the size of the test set.
+    points: the estimate against the float reference, and that of a one-sided 95 % interval at the size of the test set,
+    which is `rows`; `rows_needed` would bring the bound under the `max_drop` that was asked for (None: none would).
     `relative` is p50 over the reference kernel's, which compares across runs. `p95_ms` is
     for the device: an estimate until it has measured. A candidate that could not be made says so in `refused`.
     """
@@ -80,6 +83,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def id(self) -> str:
+    rows: int = 0
+    rows_needed: int | None = None
         return f"{self.arch.id}/{self.scheme}"
 
     @property
@@ -183,13 +188,19 @@ def choose(candidates: Sequence[Candidate], limits: Limits, tried: Sequence[Arch
 
 
 def _way_out(usable: Sequence[Candidate], limits: Limits) -> str:
-    """What would help, where it is the width of the interval that stands in the way."""
-    if limits.max_drop is None:
+    """What would help: more test rows, where the width of the interval is all that stands in the way."""
+    if limits.max_drop is None or not all(misses(c, loss_only(limits)) for c in usable):
         return ""
-    least = min((c.drop for c in usable), default=limits.max_drop)
-    if least >= limits.max_drop:
+    near = [c for c in usable if c.drop < limits.max_drop and len(misses(c, limits)) == 1 and c.rows_needed]
+    if usable and all(c.drop >= limits.max_drop for c in usable):
+        return ". The loss itself is the limit, more test rows would not help"
+    if not near:
         return ""
-    return f". The least loss is {least:.2f} points by estimate: more test rows would narrow the bound"
+    best = min(near, key=lambda c: (c.rows_needed, c.id))
+    return (
+        f". {best.id} loses {best.drop:.2f} points by estimate, and the number of test rows is the limit "
+        f"(n = {best.rows:,}): at these rates {best.rows_needed:,} would do"
+    )
 
 
 def _best(within: Sequence[Candidate]) -> Candidate:
@@ -223,9 +234,7 @@ def _dominates(a: Candidate, b: Candidate) -> bool:
 
 
 def write_choice(choice: Choice, path: Path) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(msgspec.json.format(msgspec.json.encode(choice, order="deterministic"), indent=1) + b"\n")
-    part.replace(path)
+    write_whole(path, msgspec.json.format(msgspec.json.encode(choice, order="deterministic"), indent=1) + b"\n")
 
 
 def read_choice(path: Path) -> Choice:

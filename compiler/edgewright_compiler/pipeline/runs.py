@@ -2,21 +2,27 @@
 
     WORK/runs/<YYYYmmdd-HHMMSS>-<name>-<version>[-n]/   run.json, choice.json, evidence.json
 
-run.json is rewritten, atomically, at every step, so that a run that was killed still says how far it came.
+run.json is rewritten, atomically, at every step, so that a run that was killed still says how far it came. A run that
+ended without a choice has measured.json instead of choice.json, when it had candidates.
 """
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from edgewright_contracts.errors import ContractError, RequestError
 
-from .choice import Limits
+from ..disk import write_whole
+from .choice import Candidate, Limits
 
+_RESERVE: Final = ".reserve"  # space that is given back at the end, so that a full disk takes a run's last words
+_RESERVED: Final = 16 * 1024
 State = Literal["running", "done", "refused", "failed", "interrupted", "damaged"]
 
 
@@ -42,11 +48,19 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     message: str = ""
 
 
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """The candidates of a run that chose none of them."""
+
+    limits: Limits
+    candidates: tuple[Candidate, ...]
+
+
 class RunFolder:
     """The folder of one run, written from the process that compiles."""
 
     def __init__(self, work: Path, run: Run) -> None:
         self.run = run
+        self._met: set[str] = set()
         base = work / "runs"
         base.mkdir(parents=True, exist_ok=True)
         for n in range(1, 1000):
@@ -58,19 +72,40 @@ class RunFolder:
                 continue
             self.run = msgspec.structs.replace(run, id=identifier)
             break
-        self._write()
+        try:
+            self._write()
+            write_whole(self.path / _RESERVE, bytes(_RESERVED))
+        except OSError:
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise
 
     def step(self, name: str, seconds: float | None) -> None:
+        """Told of a step whenever it is asked for, records the first time: what this run made it finds later."""
+        if name in self._met:
+            return
+        self._met.add(name)
         self.change(steps=(*self.run.steps, StepDone(name, None if seconds is None else round(seconds, 2))))
 
     def change(self, **facts: object) -> None:
         self.run = msgspec.structs.replace(self.run, **facts)
         self._write()
 
+    def end(self, **facts: object) -> None:
+        (self.path / _RESERVE).unlink(missing_ok=True)
+        self.change(**facts)
+
+    def measured(self, limits: Limits, candidates: Sequence[Candidate]) -> None:
+        """Keep what was measured before the run ended without a choice."""
+        if candidates:
+            found = Measured(limits=limits, candidates=tuple(candidates))
+            write_whole(self.path / "measured.json", _readable(found))
+
     def _write(self) -> None:
-        part = self.path / ".run.json.part"
-        part.write_bytes(msgspec.json.format(msgspec.json.encode(self.run, order="deterministic"), indent=1))
-        part.replace(self.path / "run.json")
+        write_whole(self.path / "run.json", _readable(self.run))
+
+
+def _readable(record: msgspec.Struct) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(record, order="deterministic"), indent=1) + b"\n"
 
 
 def identifier(now: datetime, name: str, version: str) -> str:
@@ -116,3 +151,14 @@ def read_run(path: Path) -> Run:
         return msgspec.json.decode((path / "run.json").read_bytes(), type=Run)
     except msgspec.MsgspecError as error:
         raise ContractError(str(path / "run.json"), "the record of a run", str(error)) from None
+
+
+def read_measured(path: Path) -> Measured | None:
+    """None when the run made a choice, or came to no candidate. Raises ContractError when measured.json is damaged."""
+    file = path / "measured.json"
+    if not file.is_file():
+        return None
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Measured)
+    except msgspec.MsgspecError as error:
+        raise ContractError(str(file), "the candidates of a run", str(error)) from None

@@ -9,7 +9,7 @@ outside is not exported.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -54,9 +54,34 @@ def search(
     minutes: float | None,
     taught_by: Learned | None,
     truth: Outputs,
+    kept: Callable[[Limits, Sequence[Candidate]], None] = lambda _limits, _found: None,
 ) -> Choice:
-    """Raises Refused when nothing keeps the limits, or nothing could be made."""
+    """`kept` is given what was measured when it ends without a choice, whatever ends it.
+
+    Raises Refused when nothing keeps the limits, or nothing could be made.
+    """
     found: list[Candidate] = []
+    try:
+        tried = _explored(bench, device, machine, formats, limits, minutes, taught_by, truth, found)
+        choice = choose(found, limits, tried)
+    except BaseException:
+        kept(limits, found)
+        raise
+    return choice
+
+
+def _explored(
+    bench: Workbench,
+    device: DeviceProfile,
+    machine: Machine,
+    formats: Sequence[Format],
+    limits: Limits,
+    minutes: float | None,
+    taught_by: Learned | None,
+    truth: Outputs,
+    found: list[Candidate],
+) -> tuple[Arch, ...]:
+    """Adds to `found` as it goes, and gives the architectures that were tried."""
     tried: list[Arch] = []
     longest, before = 0.0, bench.store.spent
     waiting = list(archs(bench.recipe, all_of_them=minutes is not None))
@@ -76,7 +101,7 @@ def search(
                 raise
             found += _none(arch, formats, str(reason))
         longest = max(longest, bench.store.spent - start)
-    return choose(found, limits, tried)
+    return tuple(tried)
 
 
 def _tried(
@@ -94,10 +119,10 @@ def _tried(
     learned = student(bench, arch, taught_by)
     if screen:
         graph = plain(bench.recipe, bench.data, learned.net(), temperature=1.0, seed=bench.seed)
-        _, drop, half = judged(bench, truth, answered(graph, bench.data.validation))
+        _, bound = judged(bench, truth, answered(graph, bench.data.validation))
         aim = limits.max_drop or DEFAULT_DROP
-        if drop - half > FAR * aim:
-            return _none(arch, formats, f"its float form loses {drop:.2f} points already")
+        if 2 * bound.estimate - bound.bound > FAR * aim:  # the estimate less the half-width
+            return _none(arch, formats, f"its float form loses {bound.estimate:.2f} points already")
     return candidates(bench, device, machine, arch, Built(bench, learned), formats, truth, limits)
 
 
