@@ -89,6 +89,14 @@ def test_duplicates_in_one_split_and_their_disagreements_are_warnings():
     )
 
 
+def test_few_groups_to_be_judged_on_are_a_warning():
+    found = data()
+    for count, said in ((9, "9 groups in the test samples: what befalls one group in seven"), (10, None)):
+        test = replace(found.test, groups=np.array([f"p{i % count}" for i in range(20)]))
+        warnings = [w for w in examine(replace(found, test=test), "classification").warnings if "groups" in w]
+        assert [w.startswith(said) for w in warnings] == ([True] if said else [])
+
+
 def test_uneven_classes_and_constant_columns_are_warnings():
     found = data()
     found.train.labels[:] = 0

@@ -23,6 +23,7 @@ from .collection import origin, row_digests
 
 IMBALANCE: Final = 20.0  # the largest class over the smallest, from which on accuracy says little
 FEW: Final = 100  # test rows under which no useful bound can be shown
+FEW_GROUPS: Final = 10  # in the test set, below which what befalls one group in seven is often in none
 _BATCH: Final = 4096
 
 
@@ -284,6 +285,11 @@ def _spread(data: Data, task: Task) -> list[str]:
             found.append(f"no test sample of class {', '.join(absent[:5])}: nothing is known about it")
     if len(data.test) < FEW:
         found.append(f"{len(data.test)} test samples: a bound on the loss is wide below {FEW}")
+    if data.test.groups is not None and (groups := len(np.unique(data.test.groups))) < FEW_GROUPS:
+        found.append(
+            f"{groups} {'group' if groups == 1 else 'groups'} in the test samples: what befalls one group in seven may "
+            f"be in none of them, and no bound on the loss shows it; collect {FEW_GROUPS} or more"
+        )
     return found
 
 

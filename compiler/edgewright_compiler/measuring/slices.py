@@ -1,9 +1,9 @@
 """Figures with their intervals, over all rows and slice by slice; and the slice that is served worst.
 
 Intervals are 95 %, two-sided. By what the metric gives: 0 or 1 a row, Wilson's score interval (JASA 22, 1927); any
-number a row, Student's t; one a set, the percentile bootstrap. Rows that come in groups tell less than as many single
-ones: then n shrinks by the design effect, quantiles are Student's for the groups, and the bootstrap draws groups
-(bounds.py, which has the sources). `n` stays the number of rows.
+number a row, Student's t; one a set, the percentile bootstrap, widened where it draws few. Rows that come in groups
+tell less than as many single ones: then n shrinks by the design effect, quantiles are Student's for the groups, and the
+bootstrap draws groups (bounds.py, which has the sources). `n` stays the number of rows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from scipy.stats import t as student
 from edgewright_contracts.manifest import Task
 
 from ..rows import Array, take
-from .bounds import Alone, Grouped, members
+from .bounds import Alone, Grouped, members, widening
 from .evidence import Figure, Slice
 from .metrics import Floats, Metric, Outputs, value
 
@@ -44,8 +44,9 @@ def figure(metric: Metric, outputs: Outputs, labels: Array, *, seed: int, groups
         draws = (np.bincount(rng.integers(0, size, size), minlength=size).astype(np.float64) for _ in range(RESAMPLES))
         drawn = np.array([score(counts if member is None else counts[member]) for counts in draws])
         drawn = drawn[np.isfinite(drawn)]
-        low, high = np.quantile(drawn, ((1 - LEVEL) / 2, (1 + LEVEL) / 2)) if len(drawn) else (math.nan, math.nan)
-        return _figure(found, n, float(low), float(high), f"percentile bootstrap{said}")
+        ends = np.quantile(drawn, ((1 - LEVEL) / 2, (1 + LEVEL) / 2)) if len(drawn) else np.full(2, math.nan)
+        low, high = (float(found + widening(size, (1 + LEVEL) / 2) * (end - found)) for end in ends)
+        return _figure(found, n, low, high, f"percentile bootstrap{said}")
     level = (1 + LEVEL) / 2
     unit = Alone(n, level) if member is None else Grouped(n, level, score, member)
     if metric.higher and np.isin(score, (0.0, 1.0)).all():
