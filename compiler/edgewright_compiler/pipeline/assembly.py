@@ -66,7 +66,7 @@ class Chosen:
 
 def chosen(bench: Workbench, choice: Choice, taught_by: Learned | None) -> Chosen:
     """The files of a choice, found or made anew. Raises Refused when one cannot be made here."""
-    built = Built(bench, student(bench, choice.arch, taught_by))
+    built = Built(bench, student(bench, choice.arch, taught_by, choice.sizes))
     parts = []
     for form in sorted(choice.chosen):
         scheme = _scheme(choice.candidate(form).how)

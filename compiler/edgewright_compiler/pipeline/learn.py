@@ -28,7 +28,6 @@ from ..packaging import npz
 from ..quantization.qat import rounded
 from ..recipe import Schedule
 from ..rows import Array, Labelled
-from ..training.distill import Teaching, distillation, file_teacher, module_teacher, remembered
 from ..training.draws import Draw, draws
 from ..training.finetune import load_weights
 from ..training.losses import task_loss
@@ -37,6 +36,7 @@ from ..training.train import Loss, train
 from .choice import Arch
 from .clocked import latency_of
 from .steps import CHECKPOINT, Step
+from .teaching import lesson_loss, lesson_rows, teacher_name
 from .workbench import LEARNERS, LEARNING, RUNTIMES, Workbench, files_hash, shape_of
 
 NET: Final = "net.npz"
@@ -47,11 +47,17 @@ PRUNED: Final = "pruned.json"
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """A trained net: the step that made it, its untrained form, and where its weights are."""
+    """A trained net: the step that made it, its untrained form, and where its weights are. `measured` is the name that
+    the step had in the run whose recorded choice it is made from: seeds hang on it, and must be those of that run."""
 
     step: str
     build: Callable[[], nn.Module]
     path: Path
+    measured: str = ""
+
+    @property
+    def origin(self) -> str:
+        return self.measured or self.step
 
     def net(self) -> nn.Module:
         return load_net(self.path / NET, self.build)
@@ -82,21 +88,44 @@ def teacher(bench: Workbench) -> Learned | None:
     return Learned(step.name, build, bench.store.get(step, make))
 
 
-def student(bench: Workbench, arch: Arch, taught_by: Learned | None) -> Learned:
-    """The net of this architecture: trained at its width, pruned share by share down to its own, at last for int8."""
+def student(bench: Workbench, arch: Arch, taught_by: Learned | None, sizes: tuple[int, ...] = ()) -> Learned:
+    """The net of this architecture: trained at its width, pruned share by share down to its own, at last for int8.
+
+    `sizes` are those of a recorded choice, see `pruned_sizes`.
+    """
     if arch.qat:
-        return _for_int8(bench, student(bench, msgspec.structs.replace(arch, qat=False), taught_by), taught_by)
-    learned = _wide(bench, arch.width, taught_by)
+        return _for_int8(bench, student(bench, msgspec.structs.replace(arch, qat=False), taught_by, sizes), taught_by)
+    return _rounds(bench, arch, taught_by, sizes)[-1]
+
+
+def pruned_sizes(bench: Workbench, arch: Arch, taught_by: Learned | None) -> tuple[int, ...]:
+    """Bytes of weights after each round down to `arch`, where a clock decided them; otherwise none. Each round takes
+    the fewest channels that do, and every channel has its bytes: the size says which are gone."""
+    plan = bench.recipe.prune
+    if plan is None or plan.target != "latency":
+        return ()
+    rounds = _rounds(bench, msgspec.structs.replace(arch, qat=False), taught_by, ())
+    return tuple(_bytes(bench, one) for one in rounds[1:])
+
+
+def _rounds(bench: Workbench, arch: Arch, taught_by: Learned | None, sizes: tuple[int, ...]) -> list[Learned]:
+    """The net at its width, and what each round of pruning left of it."""
+    found = [_wide(bench, arch.width, taught_by)]
     plan = bench.recipe.prune
     if arch.share == 1.0:
-        return learned
+        return found
+    recorded = iter(sizes)
     for target, shares in ({} if plan is None else ladder(plan)).items():
         for share in shares:
-            learned = _pruned(bench, learned, share, taught_by)
+            found.append(_pruned(bench, found[-1], share, taught_by, next(recorded, None)))
         if target == arch.share:
-            return learned
+            return found
     known = "none" if plan is None else ", ".join(map(str, plan.shares))
     raise RequestError(f"expected a share that {bench.recipe.name} prunes to ({known}), got {arch.share}")
+
+
+def _bytes(bench: Workbench, learned: Learned) -> int:
+    return int(cost_of("size", bench.example)(learned.net()))
 
 
 def original(bench: Workbench, taught_by: Learned | None) -> Learned:
@@ -118,7 +147,7 @@ def _wide(bench: Workbench, width: float, taught_by: Learned | None) -> Learned:
         net=shape_of(_untrained(build, 0)),
         schedule=asdict(schedule),
         distil=None if recipe.distil is None else asdict(recipe.distil),
-        teacher=_taught_by(bench, taught_by),
+        teacher=teacher_name(bench, taught_by),
         width=width,
     )
     step = Step("student", facts)
@@ -127,50 +156,63 @@ def _wide(bench: Workbench, width: float, taught_by: Learned | None) -> Learned:
         seed = bench.seed_for(f"student {width}")
         net = _untrained(build, seed)
         name = "training the student" if width == 1.0 else f"training the student at width {width:g}"
-        draw = _draw(bench, seed)
-        _train(bench, net, draw, _loss(bench, net, draw, schedule, taught_by), schedule, seed, part, name)
+        draw = lesson_rows(bench, seed)
+        _train(bench, net, draw, lesson_loss(bench, net, draw, schedule, taught_by), schedule, seed, part, name)
         save_net(part / NET, net, ())
 
     return Learned(step.name, build, bench.store.get(step, make))
 
 
-def _pruned(bench: Workbench, before: Learned, share: float, taught_by: Learned | None) -> Learned:
-    """One round: channels go until `share` of the whole net's cost is left, then it is trained again."""
+def _pruned(bench: Workbench, before: Learned, share: float, taught_by: Learned | None, size: int | None) -> Learned:
+    """One round: channels go until `share` of the whole net's cost is left, then it is trained again.
+
+    `size` in bytes is what an earlier run came to by its clock; then as many channels go, and no clock is asked.
+    """
     plan = bench.recipe.prune
     assert plan is not None
     facts = bench.facts(
         LEARNING,
         LEARNERS,
-        before=before.step,
+        before=before.origin,
         share=share,
         plan={**asdict(plan), "shares": None},
         distil=None if bench.recipe.distil is None else asdict(bench.recipe.distil),
-        teacher=_taught_by(bench, taught_by),
+        teacher=teacher_name(bench, taught_by),
     )
-    step = Step("pruned", facts)
+    measured = Step("pruned", facts)
+    there = before.step == before.origin and bench.store.has(measured)
+    made = Learned(measured.name, before.build, bench.store.root / measured.name)
+    if size is None or (there and _bytes(bench, made) == size):
+        step = measured
+    else:
+        step = Step("pruned", {**facts, "before": before.step, "bytes": size})
 
     def make(part: Path) -> None:
         net = before.net()
         example = bench.example
-        cost = latency_of(bench) if plan.target == "latency" else cost_of(plan.target, example)
+        if size is not None:
+            cost, whole, left = cost_of("size", example), float(size), 1.0
+        else:
+            cost = latency_of(bench) if plan.target == "latency" else cost_of(plan.target, example)
+            whole, left = cost(_untrained(before.build, 0)), share
         pruned = prune(
             net,
             example,
             cost=cost,
-            whole=cost(_untrained(before.build, 0)),
-            share=share,
+            whole=whole,
+            share=left,
             round_to=plan.round_to,
             rounds=load_rounds(before.path / NET),
         )
-        seed = bench.seed_for(f"pruned {before.step} {share}")
-        draw = _draw(bench, seed)
-        loss = _loss(bench, net, draw, plan.tune, taught_by)
+        seed = bench.seed_for(f"pruned {before.origin} {share}")
+        draw = lesson_rows(bench, seed)
+        loss = lesson_loss(bench, net, draw, plan.tune, taught_by)
         _train(bench, net, draw, loss, plan.tune, seed, part, f"training what {share:.0%} leaves")
         save_net(part / NET, net, pruned.rounds)
         told = {"channels": pruned.channels, "left": pruned.left, "before": pruned.before, "after": pruned.after}
         (part / PRUNED).write_bytes(msgspec.json.encode(told))
 
-    return Learned(step.name, before.build, bench.store.get(step, make))
+    return Learned(step.name, before.build, bench.store.get(step, make), measured.name)
 
 
 def _for_int8(bench: Workbench, before: Learned, taught_by: Learned | None) -> Learned:
@@ -187,18 +229,18 @@ def _for_int8(bench: Workbench, before: Learned, taught_by: Learned | None) -> L
         before=before.step,
         schedule=asdict(schedule),
         distil=None if recipe.distil is None else asdict(recipe.distil),
-        teacher=_taught_by(bench, taught_by),
+        teacher=teacher_name(bench, taught_by),
         weight_bits=bench.weight_bits,
     )
     step = Step("qat", facts)
 
     def make(part: Path) -> None:
         net = before.net()
-        seed = bench.seed_for(f"qat {before.step}")
+        seed = bench.seed_for(f"qat {before.origin}")
         with torch.no_grad():
             example = bench.front(torch.from_numpy(bench.calibration[recipe.input.name]))
-        draw = _draw(bench, seed)
-        loss = _loss(bench, net, draw, schedule, taught_by)
+        draw = lesson_rows(bench, seed)
+        loss = lesson_loss(bench, net, draw, schedule, taught_by)
         with rounded(net, example, weight_bits=bench.weight_bits):
             _train(bench, net, draw, loss, schedule, seed, part, "training for int8")
         save_net(part / NET, net, load_rounds(before.path / NET))
@@ -274,41 +316,6 @@ def _train(
         checkpoint=part / CHECKPOINT,
     )
     (part / HISTORY).write_bytes(msgspec.json.encode(asdict(history)))
-
-
-def _draw(bench: Workbench, seed: int) -> Draw:
-    """What a student learns from."""
-    data, recipe = bench.data, bench.recipe
-    copies = 0 if recipe.distil is None else recipe.distil.copies
-    return draws(data.train, recipe.augment, seed, data.unlabelled, copies=copies)
-
-
-def _loss(bench: Workbench, net: nn.Module, draw: Draw, schedule: Schedule, taught_by: Learned | None) -> Loss:
-    recipe = bench.recipe
-    base = task_loss(recipe.task, schedule=schedule, labels=bench.data.train.labels, net=net)
-    teaching = _teaching(bench, taught_by)
-    if recipe.distil is None or teaching is None:
-        return base
-    if recipe.distil.copies:
-        teaching = remembered(teaching, bench.front, draw, copies=recipe.distil.copies)
-    return distillation(recipe.task, teaching, base, recipe.distil)
-
-
-def _teaching(bench: Workbench, taught_by: Learned | None) -> Teaching | None:
-    if taught_by is not None:
-        return module_teacher(taught_by.net())
-    plan = bench.recipe.teacher
-    if plan is None or plan.file is None:
-        return None
-    return file_teacher(plan.file, bench.recipe.task, reads=bench.recipe.input, gives=bench.declared)
-
-
-def _taught_by(bench: Workbench, taught_by: Learned | None) -> str | None:
-    """What the teacher is, for the facts of a step."""
-    plan = bench.recipe.teacher
-    if taught_by is not None:
-        return taught_by.step
-    return files_hash((plan.file,)) if plan is not None and plan.file is not None else None
 
 
 def _untrained(build: Callable[[], nn.Module], seed: int) -> nn.Module:

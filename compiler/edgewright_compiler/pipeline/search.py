@@ -25,7 +25,7 @@ from ..recipe import Recipe
 from .build import Built
 from .candidates import candidates, judged
 from .choice import DEFAULT_DROP, Arch, Candidate, Choice, Limits, choose, int8_costs
-from .learn import Learned, answered, student
+from .learn import Learned, answered, pruned_sizes, student
 from .workbench import Workbench
 
 FAR: Final = 3.0  # times the points aimed at, from which a float net is not worth exporting
@@ -67,7 +67,7 @@ def search(
     except BaseException:
         kept(limits, found)
         raise
-    return choice
+    return msgspec.structs.replace(choice, sizes=pruned_sizes(bench, choice.arch, taught_by))
 
 
 def _explored(

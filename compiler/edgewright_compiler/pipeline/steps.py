@@ -64,6 +64,9 @@ class Store:
     def spent(self) -> float:
         return sum(self._seconds.values())
 
+    def has(self, step: Step) -> bool:
+        return (self.root / step.name / _FACTS).is_file()
+
     def get(self, step: Step, make: Callable[[Path], None]) -> Path:
         """The directory of `step`; `make` fills it when it is not there yet.
 
@@ -71,11 +74,11 @@ class Store:
         disk with the path of the step.
         """
         done = self.root / step.name
-        if (done / _FACTS).is_file():
+        if self.has(step):
             return self._found(step, done)
         part = self.root / f".{step.name}.part"
         with _alone(part):
-            if (done / _FACTS).is_file():  # made by another process while this one waited
+            if self.has(step):  # made by another process while this one waited
                 part.rmdir()
                 return self._found(step, done)
             _clear(part)
