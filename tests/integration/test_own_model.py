@@ -18,9 +18,13 @@ PORTS = (8443, 8080, 8883, 8500)  # the page uses the defaults
 
 
 def script() -> str:
-    """One shell script of all blocks: a Python block becomes the file that its first line names."""
+    """One shell script of all blocks: a Python block becomes the file that its first line names.
+
+    Those under "Preprocessing" need no hub and no agent: compiler/test_own_preprocessing.py runs them in its process.
+    """
     lines = ["set -eu -o pipefail"]
-    for language, body in re.findall(r"^```(\w+)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL):
+    page = re.sub(r"^## Preprocessing\n.*?(?=^## )", "", PAGE.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for language, body in re.findall(r"^```(\w+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
         if language == "sh":
             lines.append(body)
         else:
