@@ -74,6 +74,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     value: float = 0.0
     drop: float = 0.0
     half_width: float = 0.0
+    rows: int = 0
+    rows_needed: int | None = None
     bytes: int = 0
     p50_us: float = 0.0
     relative: float = 0.0
@@ -83,8 +85,6 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def id(self) -> str:
-    rows: int = 0
-    rows_needed: int | None = None
         return f"{self.arch.id}/{self.scheme}"
 
     @property
@@ -102,6 +102,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     why: str
     tried: tuple[Arch, ...]
     poor: bool = False  # nothing was within what is aimed at
+    sizes: tuple[int, ...] = ()  # bytes of weights after each round of pruning, where a clock decided them
 
     def candidate(self, form: str) -> Candidate:
         return next(
