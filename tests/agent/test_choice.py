@@ -54,7 +54,9 @@ def test_a_package_for_a_later_agent_is_refused_with_both_versions(manifest, nee
 
 def test_a_package_whose_preprocessing_is_the_applications_is_refused_with_the_way_out(manifest):
     host = msgspec.structs.replace(manifest, preprocess="host")
-    with pytest.raises(Unsuited, match=r"expected preprocess: graph, digits .* has host, .*in the graph, by front\(data\) instead"):
+    with pytest.raises(
+        Unsuited, match=r"expected preprocess: graph, digits .* has host, .*in the graph, by front\(data\) instead"
+    ):
         choose(host, WANTED, **HERE)
 
 

@@ -152,7 +152,7 @@ def test_text_needs_a_front_or_a_host(tmp_path):
 
 def test_samples_of_unequal_splits_are_told(tmp_path):
     data = texts(tmp_path, x_test=encoded(["up 900", "down 901"], 9), y_test=np.array(["u", "d"]))
-    with pytest.raises(RequestError, match=r"raw samples 'text' uint8 \(9,\) differ from the first"):
+    with pytest.raises(RequestError, match=r"expected uint8\[8\] as in the first split, got uint8\[9\]"):
         made(tmp_path, LETTERS, data)
 
 

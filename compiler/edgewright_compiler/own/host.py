@@ -72,26 +72,32 @@ def _each(found: Data | Collection, of: Callable[[Rows], Rows]) -> Data | Collec
     def rows(one: Labelled) -> Labelled:
         return replace(one, inputs=of(one.inputs))
 
-    unlabelled = None if found.unlabelled is None else of(found.unlabelled)
+    def aside(inputs: Rows | None) -> Rows | None:
+        return None if inputs is None else of(inputs)
+
     if isinstance(found, Collection):
-        return replace(found, splits={name: rows(one) for name, one in found.splits.items()}, unlabelled=unlabelled)
+        splits = {name: rows(one) for name, one in found.splits.items()}
+        return replace(found, splits=splits, unlabelled=aside(found.unlabelled))
     return replace(
         found,
         train=rows(found.train),
         validation=rows(found.validation),
         test=rows(found.test),
         views=tuple(rows(view) for view in found.views),
-        unlabelled=unlabelled,
-        reference=None if found.reference is None else of(found.reference),
+        unlabelled=aside(found.unlabelled),
+        reference=aside(found.reference),
     )
 
 
 def _made(hooks: Builder, inputs: Rows, first: Rows) -> Rows:
     if len(inputs) != 1:
         raise RequestError(f"host(rows) takes samples of one input: the data have {', '.join(inputs)}")
-    ((name, array),) = inputs.items()
-    if [(k, a.shape[1:], a.dtype) for k, a in first.items()] != [(name, array.shape[1:], array.dtype)]:
-        raise RequestError(f"host(rows): raw samples {name!r} {array.dtype} {array.shape[1:]} differ from the first")
+    (array,), (one,) = inputs.values(), first.values()
+    if (array.shape[1:], array.dtype) != (one.shape[1:], one.dtype):
+        raise RequestError(
+            f"host(rows) takes raw samples of one shape and dtype: expected {one.dtype}{list(one.shape[1:])} as in the "
+            f"first split, got {array.dtype}{list(array.shape[1:])}; bring all splits to one"
+        )
     tensor = _called(hooks, array)
     return {kind_of(tensor, f"{hooks.file}: host(rows) gave"): tensor}
 
