@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from edgewright_compiler.measuring.dearer import dearer
 from edgewright_compiler.measuring.evidence import Evidence
 from edgewright_contracts.package import Package
 
@@ -29,6 +30,7 @@ def summary(package: Package, evidence: Evidence, run: Path | None) -> dict[str,
             "bytes": evidence.reference.bytes,
             "p50_us": {form: time.p50 for form, time in evidence.reference.time_us.items()},
         },
+        "dearer": dearer(evidence),  # than the reference, in words; empty where the package costs less
         "variants": [
             {
                 "id": v.id,
@@ -71,7 +73,7 @@ def show(console: Console, package: Package, evidence: Evidence, notes: tuple[st
     console.print(table)
     for note in notes:
         console.print(note, highlight=False)
-    for warning in evidence.warnings:
+    for warning in (*dearer(evidence), *evidence.warnings):
         console.print(f"[yellow]warning[/yellow] {warning}", highlight=False)
     console.print(f"digest {package.digest}", highlight=False)
     console.print(f"{package.root} in {evidence.seconds:.1f} s; all that was measured: ", end="", highlight=False)

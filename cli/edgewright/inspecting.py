@@ -10,6 +10,7 @@ import msgspec
 from rich.console import Console
 
 from edgewright_compiler.data.loaders import function
+from edgewright_compiler.measuring.dearer import dearer
 from edgewright_compiler.measuring.estimate import fits, replaced
 from edgewright_compiler.measuring.evidence import (
     Bench,
@@ -88,10 +89,12 @@ def show_evidence(console: Console, evidence: Evidence, benches: tuple[Bench, ..
         f"compiled for {evidence.device}",
         highlight=False,
     )
-    for warning in evidence.warnings:
+    for warning in (*dearer(evidence), *evidence.warnings):
         console.print(f"[yellow]warning[/yellow] {warning}", highlight=False)
     if evidence.suspects:
-        console.print(f"{len(evidence.suspects)} training rows look wrong:", highlight=False)
+        console.print(
+            f"{len(evidence.suspects)} training rows look wrong (by their place in your data):", highlight=False
+        )
         for one in evidence.suspects[:SHOWN]:
             console.print(f"  {one}", highlight=False, markup=False)
 
@@ -200,7 +203,7 @@ def _show_estimates(console: Console, evidence: Evidence, benches: tuple[Bench, 
     if not evidence.estimates:
         return
     benches = tuple(bench for bench in benches if fits(load(evidence.device), bench))
-    columns = ["estimate of p50", "from–to", "p95", *(f"measured by {bench.host}" for bench in benches)]
+    columns = ["estimate of p50", "from–to", "p95, assumed", *(f"measured by {bench.host}" for bench in benches)]
     _heading(console, f"on {evidence.device}: an estimate, until it has measured")
     table = slim(["variant"], columns)
     for name, e in evidence.estimates.items():
@@ -212,6 +215,7 @@ def _show_estimates(console: Console, evidence: Evidence, benches: tuple[Bench, 
     console.print(fitted(table))
     first = next(iter(evidence.estimates.values()))
     console.print(f"it rests on: {first.basis}", highlight=False)
+    console.print(f"p95: {first.p95_basis or 'the tail of the machine that compiled, scaled'}", highlight=False)
     if not benches:
         console.print(f"its error is {first.error}; `edgewright bench PACKAGE --ssh HOST` measures", highlight=False)
 
@@ -220,12 +224,14 @@ def _show_parity(console: Console, evidence: Evidence) -> None:
     checked = [v for v in evidence.variants if v.parity is not None]
     if not checked:
         return
-    title = "every variant against torch, in units of each output's range"
-    _heading(console, title)
-    table = slim(["variant"], ["largest", "mean", "within", "same class", "rows"])
+    against = " or ".join(dict.fromkeys(v.parity.reference or "the reference" for v in checked if v.parity is not None))
+    _heading(console, f"answers of every variant against {against}, errors in units of each output's range")
+    table = slim(["variant"], ["largest", "mean", "tolerance", "within it", "asked", "same class", "rows"])
     for v in checked:
         if (p := v.parity) is not None:
-            shares = (f"{100 * p.within:.2f} %", f"{100 * p.agree:.2f} %")
+            limit = "–" if p.tolerance is None else f"{p.tolerance:g}"
+            asked = "–" if p.asked is None else f"{100 * p.asked:g} %"
+            shares = (limit, f"{100 * p.within:.2f} %", asked, f"{100 * p.agree:.2f} %")
             table.add_row(v.id, f"{p.max_error:.2g}", f"{p.mean_error:.2g}", *shares, str(p.n))
     console.print(fitted(table))
     if evidence.deterministic is not None:

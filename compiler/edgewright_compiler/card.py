@@ -23,6 +23,8 @@ def write_card(recipe: Recipe, data: Data, evidence: Evidence, provenance: Prove
     reference = [f"{evidence.reference.name} (float)", *_cells(evidence.reference.metric.get(t) for t in tests)]
     rows = [[v.id, *_cells(v.metric[t] for t in tests), _loss(v.loss), f"{v.bytes}"] for v in evidence.variants]
     lines += _table(["variant", *tests, "loss against the reference, points", "bytes"], [[*reference, "", ""], *rows])
+    lines += ["", "What it takes beside the reference, with the monitor and without, is in evidence.json: a clock"]
+    lines += ["measured it. `edgewright inspect` shows it, and warns where the package is larger or slower."]
     if evidence.calibration is not None:
         c = evidence.calibration
         lines += ["", "## Confidence", ""]

@@ -11,10 +11,13 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
+from edgewright.compiled import show, summary
 from edgewright.main import run
+from edgewright_compiler.measuring.dearer import dearer
 from edgewright_compiler.measuring.estimate import fits, predict, replaced
 from edgewright_compiler.measuring.evidence import (
     Bench,
@@ -371,7 +374,10 @@ def test_an_estimate_says_what_it_rests_on_and_that_its_error_is_unknown() -> No
     pi = load("raspberry-pi-4")
     found = predict(pi, HERE, TIME, int8=False)
     assert found.low_ms < found.p50_ms < found.high_ms
-    assert found.p95_ms == pytest.approx(1.5 * found.p50_ms)
+    noisy = msgspec.structs.replace(TIME, p95=900.0)
+    assert predict(pi, HERE, noisy, int8=False) == found, "the tail of the machine that compiles is its own"
+    assert found.p95_ms == pytest.approx(1.2 * found.p50_ms)
+    assert found.p95_basis.startswith("1.2 × p50, assumed of a device")
     assert "a workstation" in found.basis
     assert "the device is aarch64" in found.basis
     assert found.error.startswith("unknown")
@@ -437,7 +443,8 @@ def all_evidence() -> Evidence:
                 monitor_us=4.0,
                 loss=Loss(estimate=0.3, bound=0.8, n=1000, discordant=11, confidence=0.95, method="paired score"),
                 memory=Memory(load_ms=7.0, peak_rss_mb=66.0, growth_mb=2.5),
-                parity=Parity(n=256, max_error=0.04, mean_error=0.003, within=0.99, agree=1.0),
+                parity=Parity(n=256, max_error=0.04, mean_error=0.003, within=0.99, agree=1.0, tolerance=0.1,
+                              asked=0.9, reference="torch"),
             ),
         ),
         macs=400_000,
@@ -472,6 +479,38 @@ def test_evidence_comes_back_as_it_was_and_other_things_are_told_from_it() -> No
         decode_bench(b"{}", "bench-pi.json")
 
 
+def test_what_costs_more_than_the_reference_is_told_with_and_without_monitor() -> None:
+    evidence = all_evidence()
+    assert dearer(evidence) == (), "as fast as the reference within what timing tells"
+    (v,) = evidence.variants
+    slow = msgspec.structs.replace(v, time_us=msgspec.structs.replace(TIME, p50=130.0), monitor_us=40.0,
+                                   bytes=961_000, monitor_bytes=5_000)  # fmt: skip
+    assert dearer(msgspec.structs.replace(evidence, variants=(slow,))) == (
+        "onnx-int8 is larger than teacher (onnx): 961,000 bytes (956,000 without its monitor), not 960,000",
+        "onnx-int8 is slower than teacher (onnx): p50 130 µs (90 without its monitor) here, not 100",
+    )
+    other = msgspec.structs.replace(slow, scheme="none")
+    assert dearer(msgspec.structs.replace(evidence, variants=(other,))) == (), "what is shipped beside the chosen one"
+    assert dearer(msgspec.structs.replace(evidence, variants=(other,), choice=None))
+
+
+def test_a_package_that_costs_more_is_warned_of_in_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = read_package(TINY)
+    evidence = all_evidence()
+    (v,) = evidence.variants
+    large = msgspec.structs.replace(evidence, variants=(msgspec.structs.replace(v, bytes=960_001),))
+    files = {name: tiny.read(name) for name in tiny.manifest.files}
+    package = write_package(tmp_path / "tiny", facts_of(tiny.manifest), files, encode(large))
+    said = "warning onnx-int8 is larger than teacher (onnx): 960,001 bytes, not 960,000"
+    assert run(["inspect", str(package.root)]) == 0
+    assert said in " ".join(capsys.readouterr().out.split())
+    show(Console(width=200), package, large)
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert summary(package, large, None)["dearer"] == dearer(large)
+
+
 def test_inspect_shows_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny = read_package(TINY)
     files = {name: tiny.read(name) for name in tiny.manifest.files}
@@ -489,7 +528,11 @@ def test_inspect_shows_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[s
         "an estimate, until it has measured",
         "measured by pi",
         "0.40 ms",
-        "100.00 %",
+        "answers of every variant against torch, errors in units of each output's range",
+        "tolerance within it asked same class rows",
+        "0.1 99.00 % 90 % 100.00 % 256",
+        "p95, assumed",
+        "p95: 1.2 × p50, assumed",
         "made twice: the same bytes",
         "chosen",
         "limits: --max-drop 1",
@@ -497,7 +540,7 @@ def test_inspect_shows_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[s
         "worst slice: site = kitchen at 81.00 (73.0–87.0)",
         "FGSM (adversarial)",
         "two classes have fewer than 50 rows",
-        "1 training rows look wrong: train/17.png",
+        "1 training rows look wrong (by their place in your data): train/17.png",
         "tiny 1.0.0 on pi",
     ):
         assert shown in out, shown

@@ -76,12 +76,12 @@ def compare(
             continue
         error = _error(reference, answer)
         worst[output], mean[output] = float(error.max(initial=0)), float(error.mean()) if error.size else 0.0
-        share = float((error <= _tolerance(precision)).mean()) if error.size else 1.0
+        share = float((error <= tolerance(precision)).mean()) if error.size else 1.0
         within = min(within, share)
         if share < WITHIN[precision]:
             row = int(error.reshape(len(reference), -1).max(axis=1).argmax())
             reasons.append(
-                f"{output}: expected {WITHIN[precision]:.1%} of elements within {_tolerance(precision):g} of the "
+                f"{output}: expected {WITHIN[precision]:.1%} of elements within {tolerance(precision):g} of the "
                 f"range, got {share:.1%}; worst in sample {row}, off by {worst[output]:.3g}"
             )
         if output in classes:
@@ -92,7 +92,8 @@ def compare(
     return Parity(name, precision, worst, mean, within, agree, not reasons, "; ".join(reasons))
 
 
-def _tolerance(precision: Precision) -> float:
+def tolerance(precision: Precision) -> float:
+    """How far an element may be off, in units of the reference's range."""
     return {"fp32": FLOAT, "fp16": HALF}.get(precision, QUANTIZED)
 
 

@@ -66,13 +66,16 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Parity(msgspec.Struct, frozen=True, kw_only=True):
-    """Against torch on `n` real rows, in units of each output's range."""
+    """Against `reference` on `n` rows, in units of each output's range."""
 
     n: int
     max_error: float
     mean_error: float
     within: float  # share of elements inside the tolerance of this precision
     agree: float  # share of sure rows with the same class; 1 where there are no classes
+    tolerance: float | None = None  # of this precision; None in evidence of earlier versions
+    asked: float | None = None  # the share that must be inside it, or the file is refused or not chosen
+    reference: str = ""  # what answered before; "" in evidence of earlier versions
 
 
 class Loss(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +100,7 @@ class VariantEvidence(msgspec.Struct, frozen=True, kw_only=True):
     loss: Loss | None = None
     time_us: Time
     monitor_us: float | None = None  # what the monitor output adds to p50
+    monitor_bytes: int | None = None  # and to the file
     memory: Memory | None = None
     parity: Parity | None = None
 
@@ -148,7 +152,8 @@ class Shift(msgspec.Struct, frozen=True, kw_only=True):
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     """What a device that has not measured may need for one sample: an estimate between `low_ms` and `high_ms`.
 
-    `error` says what is known of its error: unknown until a bench of the device lies beside the package.
+    `error` says what is known of its error: unknown until a bench of the device lies beside the package. `p95_basis`
+    says what p95 rests on; "" in evidence of earlier versions, which scaled the tail of the machine that compiled.
     """
 
     p50_ms: float
@@ -156,6 +161,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     high_ms: float
     p95_ms: float
     basis: str
+    p95_basis: str = ""
     error: str = "unknown: no such device has measured it"
 
 

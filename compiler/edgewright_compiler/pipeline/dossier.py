@@ -21,6 +21,7 @@ from ..data.suspects import suspects
 from ..export.parity import compare
 from ..graph.graph import plain
 from ..graph.reference import run
+from ..measuring.agreement import agreement
 from ..measuring.bounds import Bound
 from ..measuring.calibration import ece
 from ..measuring.counted import counted
@@ -60,6 +61,7 @@ SHIFTED_ROWS: Final = 2000  # of the test rows, for every shift
 SUSPECTED_ROWS: Final = 50  # training rows below which nothing stands out
 RANKED_ROWS: Final = 512  # validation rows that rank layers
 NAMED: Final = 20  # suspects of either kind
+BARE: Final = " without monitor"  # behind the name of a variant
 
 
 def dossier(
@@ -78,10 +80,10 @@ def dossier(
     """Evidence without its clock: `made` and `seconds` are the caller's."""
     bench.say("measuring the package", 0.0)
     data, recipe = bench.data, bench.recipe
-    times, reference = _times(bench, taken, taught_by, thorough=thorough)
+    times, reference, bare = _times(bench, taken, taught_by, thorough=thorough)
     bench.say("measuring the package", 0.4)
     variants = tuple(
-        _variant(bench, part, times, bounds.get(part.variant.id), choice, taken, thorough=thorough)
+        _variant(bench, part, times, bare, bounds.get(part.variant.id), choice, taken, thorough=thorough)
         for part in taken.parts
     )
     bench.say("measuring the package", 0.7)
@@ -124,9 +126,9 @@ Files = dict[str, File]
 
 def _times(
     bench: Workbench, taken: Chosen, taught_by: Learned | None, *, thorough: bool
-) -> tuple[dict[str, Time], Files]:
+) -> tuple[dict[str, Time], Files, Files]:
     """Everything that is compared in time, in turns (the variants, each without its monitor, the reference in each
-    format); and the files of the reference."""
+    format); the files of the reference, and those of the variants without their monitor."""
     own = {part.variant.id: part.file for part in taken.parts}
     plain: Files = {}
     reference: Files = {}
@@ -135,10 +137,10 @@ def _times(
             source = taken.built.bare_source(part.scheme.format, taken.built.declared.temperature)
             bare = made(bench, source, part.scheme).file
             if bare is not None:
-                plain[f"{part.variant.id} without monitor"] = bare
+                plain[f"{part.variant.id}{BARE}"] = bare
         reference = _reference_files(bench, taken, taught_by)
     calls = CALLS if thorough else CALLS // 4
-    return timed({**own, **plain, **reference}, bench.data.validation, calls), reference
+    return timed({**own, **plain, **reference}, bench.data.validation, calls), reference, plain
 
 
 def _reference_files(bench: Workbench, taken: Chosen, taught_by: Learned | None) -> Files:
@@ -156,25 +158,27 @@ def _variant(
     bench: Workbench,
     part: Part,
     times: Mapping[str, Time],
+    bare: Files,
     bound: Bound | None,
     choice: Choice,
     taken: Chosen,
     *,
     thorough: bool,
 ) -> VariantEvidence:
-    name, data = part.variant.id, bench.data
-    bare = times.get(f"{name} without monitor")
+    name, data, size = part.variant.id, bench.data, part.file.path.stat().st_size
+    plain = f"{name}{BARE}"
     return VariantEvidence(
         id=name,
         scheme=part.scheme.id,
-        bytes=part.file.path.stat().st_size,
+        bytes=size,
         metric={
             rows.name: _figure(bench, answers(bench, part.file, role, rows.inputs), rows)
             for role, rows in reported(data).items()
         },
         loss=None if bound is None else _loss(bound, choice.limits.max_drop),
         time_us=times[name],
-        monitor_us=None if bare is None else round(times[name].p50 - bare.p50, 3),
+        monitor_us=round(times[name].p50 - times[plain].p50, 3) if plain in bare else None,
+        monitor_bytes=size - bare[plain].path.stat().st_size if plain in bare else None,
         memory=memory_of(part.file, bench) if thorough else None,
         parity=_parity(bench, part, taken),
     )
@@ -207,13 +211,7 @@ def _parity(bench: Workbench, part: Part, taken: Chosen) -> Parity:
     told = compare(part.variant.id, answered(graph, rows), found, part.scheme.precision, classes=classes)
     if part.scheme.method == "none":
         told.required()
-    return Parity(
-        n=len(rows),
-        max_error=max(told.max_error.values(), default=0.0),
-        mean_error=max(told.mean_error.values(), default=0.0),
-        within=told.within,
-        agree=told.agree,
-    )
+    return agreement(told, n=len(rows), reference="torch")
 
 
 def _reference(
