@@ -17,6 +17,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from edgewright_compiler.packaging import absent, writable
 from edgewright_compiler.pipeline.choice import Limits, read_choice
 from edgewright_contracts.errors import RequestError
 from edgewright_devices import load
@@ -128,6 +129,8 @@ def compile_(
     Finished steps are kept: what was interrupted goes on where it was. See `edgewright runs`.
     """
     profile = load(device)
+    writable(out)
+    recorded = None if choice is None else read_choice(choice)
     limits = Limits(max_drop=max_drop, max_p95_ms=max_p95_ms, max_size_kb=max_size_kb, max_rss_mb=max_rss_mb)
     kind = _kind(model, {**told, "formats": formats})
     notes: tuple[str, ...] = ()
@@ -140,10 +143,9 @@ def compile_(
             if kind == "file":
                 from edgewright_compiler.foreign.compilation import compile_foreign
                 from edgewright_compiler.own.recipe import TASKS as NAMES
-                from edgewright_compiler.own.recipe import slug
 
                 say("loading the tools", 1.0)
-                name, version = told["name"] or slug(Path(model).stem), told["version"] or "1.0.0"
+                name, version = _named(model, told)
                 packed = compile_foreign(
                     Path(model),
                     profile,
@@ -164,22 +166,26 @@ def compile_(
                 package, evidence, notes = packed.package, packed.evidence, packed.notes
             else:
                 from edgewright_compiler.compilation import compile_recipe
+                from edgewright_compiler.data.loaders import blamed
 
                 say("loading the tools", 1.0)
+                if kind == "own":
+                    absent(out / "-".join(_named(model, told)))  # before any rows are read
                 recipe = _own(model, told) if kind == "own" else reference(model, told)
-                result = compile_recipe(
-                    recipe,
-                    profile,
-                    out / f"{recipe.name}-{recipe.version}",
-                    seed=seed,
-                    now=datetime.now(UTC),
-                    progress=say,
-                    work=work,
-                    limits=limits,
-                    formats=tuple(dict.fromkeys(formats)) or FORMATS,  # type: ignore[arg-type]  # click checked them
-                    minutes=OWN_MINUTES if kind == "own" and minutes is None else minutes,
-                    recorded=None if choice is None else read_choice(choice),
-                )
+                with blamed(() if model in RECIPES else recipe.sources):
+                    result = compile_recipe(
+                        recipe,
+                        profile,
+                        out / f"{recipe.name}-{recipe.version}",
+                        seed=seed,
+                        now=datetime.now(UTC),
+                        progress=say,
+                        work=work,
+                        limits=limits,
+                        formats=tuple(dict.fromkeys(formats)) or FORMATS,  # type: ignore[arg-type]  # click checked them
+                        minutes=OWN_MINUTES if kind == "own" and minutes is None else minutes,
+                        recorded=recorded,
+                    )
                 package, evidence, run = result.package, result.evidence, result.run
     if as_json:
         return click.echo(msgspec.json.encode(summary(package, evidence, run)).decode())
@@ -221,16 +227,24 @@ def _fixed(text: str) -> tuple[str, float]:
         raise RequestError(f"--fix: expected NAME=NUMBER as sr=16000, got {text!r}") from None
 
 
+def _named(model: str, told: dict[str, Any]) -> tuple[str, str]:
+    """Name and version of the package of a model of one's own, or of a file."""
+    from edgewright_compiler.own.recipe import slug
+
+    return told["name"] or slug(Path(model.partition(".py:")[0]).stem), told["version"] or "1.0.0"
+
+
 def _own(model: str, told: dict[str, Any]) -> Recipe:
     from edgewright_compiler.own.recipe import EPOCHS, own_recipe
 
+    name, version = _named(model, told)
     return own_recipe(
         model,
         told["data"],
         task=told["task"],
         metric=told["metric"],
-        name=told["name"],
-        version=told["version"] or "1.0.0",
+        name=name,
+        version=version,
         teacher=told["teacher"],
         finetune=told["finetune"],
         epochs=told["epochs"] or EPOCHS,

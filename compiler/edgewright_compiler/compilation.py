@@ -7,6 +7,7 @@ equal digest; what a clock measured is kept outside of it, and what it decided i
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -31,14 +32,15 @@ from .measuring.evidence import encode as encode_evidence
 from .measuring.machine import describe
 from .packaging import absent
 from .pipeline.assembly import chosen, package, promised
-from .pipeline.choice import Choice, Limits, write_choice
+from .pipeline.choice import Choice, Limits, Purpose, recalled, write_choice
 from .pipeline.dossier import dossier, reported
 from .pipeline.judgement import judge
 from .pipeline.learn import reference_outputs, teacher
 from .pipeline.runs import Run, RunFolder, identifier
-from .pipeline.search import search
+from .pipeline.search import archs, search
 from .pipeline.steps import Store
-from .pipeline.workbench import Workbench
+from .pipeline.trial import tried
+from .pipeline.workbench import Workbench, files_hash
 from .recipe import Recipe
 from .training.train import reproducible
 
@@ -80,8 +82,9 @@ def compile_recipe(
     is then made again instead of chosen anew. Not `thorough` leaves out what is evidence only: the reference's and the
     monitor's cost, memory, robustness.
 
-    Raises RequestError when `out` exists, no package can have this name or version, or the data are wrong; Refused when
-    no candidate keeps the limits, or the bound on the test set misses; Unavailable when the disk is full; OSError.
+    Raises RequestError when `out` cannot be made, no package can have this name or version, the data are wrong, or the
+    trial finds what does not fit, all before anything is trained; Refused when a format lacks an operator, no candidate
+    keeps the limits, or the bound on the test set misses; Unavailable when the disk is full; OSError.
     """
     _nameable(recipe)
     absent(out)
@@ -137,18 +140,20 @@ def _compiled(
     since: Callable[[], float],
 ) -> tuple[Package, Evidence]:
     warnings = [*examine(bench.data, bench.recipe.task).warnings]
+    purpose = _purpose(bench, device)
+    if recorded is not None:
+        recorded = recalled(recorded, purpose, archs(bench.recipe, all_of_them=True), formats)
+    tried(bench, device, formats, thorough=thorough)
     machine = describe()
     taught_by = teacher(bench)
     judged = {"validation": bench.data.validation, **reported(bench.data)}
     truth = {role: reference_outputs(bench, taught_by, role, rows) for role, rows in judged.items()}
     validation = truth["validation"]
     if recorded is not None:
-        left = {form: scheme for form, scheme in recorded.chosen.items() if form in formats}
-        if not left:
-            raise RequestError(f"the choice has {', '.join(recorded.chosen)}, none of {', '.join(formats)}")
-        choice = msgspec.structs.replace(recorded, limits=limits, chosen=left)
+        choice = msgspec.structs.replace(recorded, limits=limits)
     else:
         choice = search(bench, device, machine, formats, limits, minutes, taught_by, validation, folder.measured)
+    choice = msgspec.structs.replace(choice, purpose=purpose)
     write_choice(choice, folder.path / "choice.json")
     if choice.poor:
         warnings.append(choice.why)
@@ -160,6 +165,12 @@ def _compiled(
     evidence = msgspec.structs.replace(evidence, made=now.isoformat(timespec="seconds"), seconds=round(since(), 2))
     write_whole(folder.path / "evidence.json", encode_evidence(evidence))
     return package(bench, device, out, taken, evidence), evidence
+
+
+def _purpose(bench: Workbench, device: DeviceProfile) -> Purpose:
+    recipe = bench.recipe
+    code = hashlib.sha256(f"{files_hash(recipe.sources)} {recipe.settings}".encode()).hexdigest()
+    return Purpose(recipe=code, data=recipe.source, device=device.name, seed=bench.seed)
 
 
 def _full(error: BaseException, work: Path) -> str:

@@ -131,7 +131,7 @@ def test_mae_is_in_the_labels_unit_and_its_points_in_per_cent_of_their_deviation
         ("precision", "classification", "unknown metric 'precision': expected one of accuracy, macro_f1, auroc"),
         ("map50", "classification", "map50 is for detection, this task is classification: expected accuracy or"),
         ("accuracy", "anomaly", "expected auroc or file.py:function"),
-        ("nothing.py:f", "regression", "expected a Python file at nothing.py"),
+        ("nothing.py:f", "regression", "nothing.py: no such file; expected the Python file that defines 'f'"),
     ],
 )
 def test_a_metric_that_does_not_fit_names_those_that_do(name: str, task: str, message: str) -> None:
@@ -187,9 +187,9 @@ def test_a_function_of_ones_own_is_per_row_or_per_set_by_what_it_returns(mine: P
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("absent", "has no function 'absent'; expected absent"),
-        ("wrong", r"an array of 300 numbers \(one a row\) or one number, got shape \(300, 2\)"),
-        ("broken", "failed with KeyError: 'logits'"),
+        ("absent", r"mine\.py: no 'absent' in it; it defines"),
+        ("wrong", r"an array of 300 numbers \(one a row\) or one number, got ndarray of shape \(300, 2\)"),
+        ("broken", r":\d+: broken\(\) raised KeyError: 'logits'; it is given outputs 'probabilities' float64 \[300, "),
         ("hole", "expected finite numbers, got nan for row"),
     ],
 )
@@ -201,7 +201,7 @@ def test_a_function_that_is_none_is_told_with_its_name(mine: Path, function: str
 
 def test_a_file_that_does_not_load_is_told(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text("import nothing_of_this_name\n")
-    with pytest.raises(RequestError, match=r"bad\.py does not load: ModuleNotFoundError"):
+    with pytest.raises(RequestError, match=r"metric .*bad\.py:1: does not import: ModuleNotFoundError"):
         metric(f"{tmp_path}/bad.py:f", "classification")
 
 

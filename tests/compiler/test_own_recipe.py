@@ -201,6 +201,42 @@ def test_what_goes_wrong_in_ones_own_code_is_told_with_its_line(tmp_path, rows, 
         own_recipe(model(tmp_path, code, "own.py"), rows, task="classify")
 
 
+LOSING = """
+from torch import nn
+class Net(nn.Linear):
+    def loss(self, answer, labels):
+        return {}
+def build(classes):
+    return Net(4, classes)
+"""
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (
+            "answer[:, 9].mean()",
+            r"own.py:5: loss\(\) raised IndexError.* answer \[2, 3\] and labels int64 \[2\] of two tr",
+        ),
+        ("answer.detach().mean()", r"a scalar tensor that depends on the answer, got shape \[\] without a gradient"),
+        ("answer", r"got shape \[2, 3\]; it is given answer \[2, 3\]"),
+        ("0.5", "to return a scalar tensor that depends on the answer, got float"),
+    ],
+)
+def test_a_loss_of_ones_own_is_tried_before_training(tmp_path, rows, returned, message):
+    with pytest.raises(RequestError, match=message):
+        own_recipe(model(tmp_path, LOSING.format(returned), "own.py"), rows, task="classify")
+
+
+def test_a_net_that_fails_inside_is_told_with_its_line(tmp_path, rows):
+    code = LOSING.format("answer.mean()") + "class Bad(Net):\n    def forward(self, x):\n        return x @ x\n"
+    place = model(tmp_path, code + "def build():\n    return Bad(4, 3)\n", "own.py")
+    with pytest.raises(
+        RequestError, match=r"does not take two samples of shape \(4,\).*\(.*own.py:10\); let the builder"
+    ):
+        own_recipe(place, rows, task="classify")
+
+
 def test_a_loader_that_fails_is_told_with_its_line(tmp_path):
     (tmp_path / "loader.py").write_text("def deep():\n    return {}['x']\ndef load():\n    return deep()\n")
     with pytest.raises(RequestError, match=r"loader.py:2: load\(\) raised KeyError: 'x'"):

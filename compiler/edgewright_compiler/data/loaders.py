@@ -1,9 +1,10 @@
-"""A function of the user's own that gives the rows: `FILE.py:FUNCTION`, called without arguments.
+"""Functions of the user's own, `FILE.py:FUNCTION`: builders, metrics, and loaders, which give the rows.
 
 Guarantee: whatever goes wrong in the user's code, at import or in a call, is a RequestError with the line of theirs;
 files beside theirs can be imported at any time, as if theirs were run.
 
-It returns `rows.Data`, or a pair (x, y), or a triple (x, y, groups), or a dict of arrays with the names of an npz.
+A loader is called without arguments. It returns `rows.Data`, or a pair (x, y), or a triple (x, y, groups), or a dict of
+arrays with the names of an npz.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -69,6 +70,24 @@ def guarded(call: Callable[..., Any], file: Path) -> Callable[..., Any]:
 
 
 @contextmanager
+def blamed(files: Iterable[Path]) -> Iterator[None]:
+    """What is raised in one of these files of the user, or in what it calls, as RequestError with the line of theirs.
+
+    For code that runs deep inside of other work, a loss or a forward, where `guarded` does not reach.
+    """
+    known = {str(file.resolve()) for file in files}
+    try:
+        yield
+    except EdgewrightError:
+        raise
+    except Exception as error:
+        for frame in reversed(traceback.extract_tb(error.__traceback__)):
+            if str(Path(frame.filename).resolve()) in known:
+                raise RequestError(f"{frame.filename}:{frame.lineno}: {frame.name}() raised {_said(error)}") from error
+        raise
+
+
+@contextmanager
 def _in_code_of(file: Path, what: str) -> Iterator[None]:
     folder = str(file.resolve().parent)
     before = set(sys.modules)
@@ -78,10 +97,7 @@ def _in_code_of(file: Path, what: str) -> Iterator[None]:
     except EdgewrightError:
         raise  # says already what is wrong
     except Exception as error:
-        said = str(error)
-        raise RequestError(
-            f"{_line_of(error, file)}: {what}{type(error).__name__}{': ' if said else ''}{said}"
-        ) from error
+        raise RequestError(f"{line_of(error, file)}: {what}{_said(error)}") from error
     finally:
         if folder in sys.path:  # the code may have taken it out
             sys.path.remove(folder)
@@ -101,7 +117,12 @@ def _own(path: Path, folder: Path) -> bool:
     return not any(part in _INSTALLED or part.startswith(".") for part in path.relative_to(folder).parts)
 
 
-def _line_of(error: Exception, file: Path) -> str:
+def _said(error: Exception) -> str:
+    said = str(error)
+    return f"{type(error).__name__}{': ' if said else ''}{said}"
+
+
+def line_of(error: Exception, file: Path) -> str:
     """FILE:LINE of the innermost frame in the user's folder; the file when the error never reached one."""
     folder = file.resolve().parent
     if isinstance(error, SyntaxError) and error.filename and _own(Path(error.filename).resolve(), folder):

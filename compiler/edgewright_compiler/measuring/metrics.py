@@ -10,12 +10,9 @@ Figures are in the metric's own unit. `points` turns them into what tables, boun
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -24,6 +21,7 @@ import numpy.typing as npt
 from edgewright_contracts.errors import RequestError
 from edgewright_contracts.manifest import Task
 
+from ..data.loaders import function
 from ..rows import Array
 from .detections import match
 
@@ -179,13 +177,10 @@ def _map50(outputs: Outputs, labels: Array) -> Weighted:
 
 
 def _own(name: str) -> Metric:
-    file, _, function = name.rpartition(":")
-    path = Path(file)
-    if not path.is_file():
-        raise RequestError(f"metric {name}: expected a Python file at {file}, got nothing there")
-    loaded = getattr(_module(path, name), function, None)
-    if not callable(loaded):
-        raise RequestError(f"metric {name}: {file} has no function {function!r}; expected {function}(outputs, labels)")
+    try:
+        loaded = function(name)
+    except RequestError as error:
+        raise RequestError(f"metric {name}: {error}") from error
 
     def score(outputs: Outputs, labels: Array) -> Floats | Weighted:
         first = _called(name, loaded, outputs, labels)
@@ -203,33 +198,44 @@ def _own(name: str) -> Metric:
     return Metric(name, bool(getattr(loaded, "higher", True)), score)
 
 
-def _called(name: str, function: Callable[..., Any], outputs: Outputs, labels: Array) -> Floats:
+def _called(name: str, loaded: Callable[..., Any], outputs: Outputs, labels: Array) -> Floats:
     """What it returned, [n] or []. Raises RequestError with its own error, or with what it returned instead."""
-    wanted = f"expected it to return an array of {len(labels)} numbers (one a row) or one number"
     try:
-        result = function(dict(outputs), labels)
-        found = np.asarray(result, np.float64)
-    except Exception as error:
-        raise RequestError(f"metric {name} failed with {type(error).__name__}: {error}; {wanted}") from error
-    if found.shape not in ((len(labels),), ()):
-        raise RequestError(f"metric {name}: {wanted}, got shape {found.shape}")
+        result = loaded(dict(outputs), labels)
+    except RequestError as error:
+        raise RequestError(f"metric {name}: {error}; {_given(outputs, labels)}") from error
+    found = _numbers(result)
+    if found is None or found.shape not in ((len(labels),), ()):
+        raise RequestError(
+            f"metric {name}: expected it to return an array of {len(labels)} numbers (one a row) or one number, got "
+            f"{_shown(result)}; {_given(outputs, labels)}"
+        )
     if found.ndim and not np.isfinite(found).all():
         row = int(np.flatnonzero(~np.isfinite(found))[0])
         raise RequestError(f"metric {name}: expected finite numbers, got {found[row]} for row {row}")
     return found
 
 
-def _module(path: Path, name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"edgewright_metric_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise RequestError(f"metric {name}: expected a file that ends in .py, got {path.name}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and pickles look their module up there
+def _numbers(result: object) -> Floats | None:
+    """None for what is no array of numbers: numpy would take None for nan, and text for a number."""
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise RequestError(f"metric {name}: {path} does not load: {type(error).__name__}: {error}") from error
-    return module
+        found = np.asarray(result)
+    except (TypeError, ValueError, RuntimeError):  # lists of unequal lengths; tensors that need a gradient
+        return None
+    return found.astype(np.float64) if found.dtype.kind in "fiub" else None
+
+
+def _shown(result: object) -> str:
+    shape = getattr(result, "shape", None)
+    if shape is not None:
+        return f"{type(result).__name__} of shape {tuple(shape)} and {getattr(result, 'dtype', 'no dtype')}"
+    return f"{type(result).__name__} {result!r:.80}" if result is not None else "None"
+
+
+def _given(outputs: Outputs, labels: Array) -> str:
+    """What a function of one's own may read."""
+    arrays = ", ".join(f"{key!r} {a.dtype} {[*a.shape]}" for key, a in outputs.items() if key != "monitor")
+    return f"it is given outputs {arrays} and labels {labels.dtype} {[*labels.shape]}"
 
 
 _METRICS: Final[dict[str, tuple[tuple[Task, ...], Metric]]] = {

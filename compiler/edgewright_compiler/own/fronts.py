@@ -15,12 +15,12 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from edgewright_contracts.errors import RequestError
 
 from ..data.collection import RawKind
+from ..graph.blocks.scaling import Normalise
 from ..rows import Array, Data
 
 _BATCH: Final = 1024
@@ -39,35 +39,12 @@ def front_of(kind: RawKind, data: Data) -> nn.Module:
     if kind == "tokens":
         return nn.Identity()
     if kind == "audio":
-        return Standardised(np.zeros(1), np.full(1, _FULL_SCALE), lift=True, last=False)
+        return Normalise(0.0, _FULL_SCALE, channels="new")
     lift = kind == "image" and rows.ndim == 3
     mean, deviation = _moments(rows[..., None] if lift else rows)
-    return Standardised(mean, deviation, lift=lift, last=not lift and rows.ndim > 2)
-
-
-class Standardised(nn.Module):
-    """(x - mean) / deviation for each channel. `lift` puts a channel axis in, `last` takes it from the end."""
-
-    means: Tensor
-    scales: Tensor
-
-    def __init__(
-        self, mean: npt.NDArray[np.float64], deviation: npt.NDArray[np.float64], *, lift: bool, last: bool
-    ) -> None:
-        super().__init__()
-        self.lift, self.last = lift, last
-        self.single = mean.size == 1  # a number in the graph is cheaper than a tensor
-        self.mean, self.scale = float(mean[0]), float(1 / deviation[0])
-        if not self.single:
-            self.register_buffer("means", torch.tensor(mean, dtype=torch.float32))
-            self.register_buffer("scales", torch.tensor(1 / deviation, dtype=torch.float32))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.to(torch.float32)
-        x = (x - self.mean) * self.scale if self.single else (x - self.means) * self.scales
-        if self.lift:
-            return x.unsqueeze(1)
-        return x.movedim(-1, 1) if self.last else x
+    if mean.size == 1:  # a number in the graph is cheaper than a tensor
+        mean, deviation = mean[0], deviation[0]
+    return Normalise(mean, deviation, channels="new" if lift else "last" if rows.ndim > 2 else "as they are")
 
 
 def _moments(rows: Array) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

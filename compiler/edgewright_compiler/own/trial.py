@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -9,9 +11,11 @@ from torch import Tensor, nn
 from edgewright_contracts.errors import RequestError
 from edgewright_contracts.manifest import Task
 
+from ..data.loaders import guarded, line_of
 from ..graph.heads import head
 from ..recipe import Augment
 from ..rows import Array, Data, take
+from ..training.draws import as_tensor
 from .models import Builder
 
 
@@ -42,13 +46,13 @@ def answering(build: Builder, task: Task, rows: Data, prepared: Tensor) -> None:
     """Does it answer two rows as its task needs? Raises RequestError with the net's own words."""
     net = build.make(1.0).eval()
     try:
-        with torch.no_grad():
-            answer = net(prepared)
+        answer = net(prepared)
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise RequestError(
             f"{build.said} does not take two samples of shape {tuple(prepared.shape[1:])}, which is what the front "
-            f"gives it: {reason[0]}; let the builder take `shape`, or define front(data) in {build.file.name}"
+            f"gives it: {reason[0]} ({line_of(error, build.file)}); let the builder take `shape`, or define "
+            f"front(data) in {build.file.name}"
         ) from error
     if not isinstance(answer, Tensor):
         raise RequestError(f"{build.said} answers {type(answer).__name__}: expected one tensor")
@@ -58,8 +62,28 @@ def answering(build: Builder, task: Task, rows: Data, prepared: Tensor) -> None:
     head(task, answer, prepared, labels=labels, temperature=1.0, scale=1.0)
     if task == "regression" and answer.shape[1] != rows.train.labels.shape[1]:
         raise RequestError(f"{build.said} gives {answer.shape[1]} values: the data have {rows.train.labels.shape[1]}")
-    if task == "detection" and not callable(getattr(net, "loss", None)):
+    own = getattr(net, "loss", None)
+    if callable(own):
+        _losing(build, own, answer, as_tensor(rows.train.labels[:2]))
+    elif task == "detection":
         raise RequestError(f"{build.said}: a detector needs a method loss(answer, labels) -> scalar of its own")
+
+
+def _losing(build: Builder, own: Callable[..., object], answer: Tensor, labels: Tensor) -> None:
+    """Its own loss, which training would call only after the teacher's, perhaps hours later."""
+    given = f"answer {list(answer.shape)} and labels {str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}"
+    try:
+        loss = guarded(own, build.file)(answer, labels)
+    except RequestError as error:
+        raise RequestError(f"{error}; it is given {given} of two training rows") from error
+    if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
+        got = type(loss).__name__
+        if isinstance(loss, Tensor):
+            got = f"shape {list(loss.shape)}" + ("" if loss.requires_grad else " without a gradient")
+        raise RequestError(
+            f"{build.said}: expected loss(answer, labels) to return a scalar tensor that depends on the answer, got "
+            f"{got}; it is given {given}"
+        )
 
 
 def augmenting(build: Builder, rows: Data) -> None:

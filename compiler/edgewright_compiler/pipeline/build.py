@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from edgewright_contracts.errors import Refused
-from edgewright_contracts.manifest import Format, TensorOut
+from edgewright_contracts.manifest import Format, TensorIn, TensorOut
 
 from ..export.onnx import export_onnx
 from ..export.tflite import export_tflite
@@ -107,17 +107,22 @@ class Built:
         return done.file
 
     def _export(self, graph: Plain, form: Format, part: Path) -> None:
-        tensor = self.bench.recipe.input
         say = self.bench.progress(f"exporting {NAMES[form]}")
         say(0.0)
-        example = torch.zeros(1, *tensor.shape, dtype=getattr(torch, tensor.dtype))
-        target = part / f"model.{form}"
-        if form == "onnx":
-            names = [output.name for output in graph.outputs]
-            export_onnx(graph, example, target, inputs=[tensor.name], outputs=names)
-        else:
-            export_tflite(graph, example, target)
+        export(graph, self.bench.recipe.input, form, part)
         say(1.0)
+
+
+def export(graph: Plain, tensor: TensorIn, form: Format, directory: Path) -> Path:
+    """The file that was written. Raises Refused for an operator that the format lacks."""
+    example = torch.zeros(1, *tensor.shape, dtype=getattr(torch, tensor.dtype))
+    target = directory / f"model.{form}"
+    if form == "onnx":
+        names = [output.name for output in graph.outputs]
+        export_onnx(graph, example, target, inputs=[tensor.name], outputs=names)
+    else:
+        export_tflite(graph, example, target)
+    return target
 
 
 def float_of(form: Format) -> Scheme:

@@ -56,6 +56,15 @@ class Arch(msgspec.Struct, frozen=True, kw_only=True):
         return f"w{self.width:g}-p{self.share:g}{'-qat' if self.qat else ''}"
 
 
+class Purpose(msgspec.Struct, frozen=True, kw_only=True):
+    """What a choice was made for. `recipe` is a digest of its files and settings, `data` their fingerprint."""
+
+    recipe: str
+    data: str
+    device: str
+    seed: int
+
+
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """One file that could be packaged, as it was measured on validation rows and on this machine.
 
@@ -103,6 +112,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     tried: tuple[Arch, ...]
     poor: bool = False  # nothing was within what is aimed at
     sizes: tuple[int, ...] = ()  # bytes of weights after each round of pruning, where a clock decided them
+    purpose: Purpose | None = None  # None: of a finished file, or written before purposes were
 
     def candidate(self, form: str) -> Candidate:
         return next(
@@ -232,6 +242,40 @@ def pareto(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
 def _dominates(a: Candidate, b: Candidate) -> bool:
     x, y = (a.drop, a.bytes, a.relative), (b.drop, b.bytes, b.relative)
     return all(p <= q for p, q in zip(x, y, strict=True)) and x != y
+
+
+_ANEW: Final = "or leave the recorded choice out (--choice), and it is made anew"
+_PURPOSES: Final = {
+    "recipe": ("another recipe, or other settings of it", "compile the one that it was made for"),
+    "data": ("other data", "compile with those"),
+    "device": ("another device", "name that one (--device)"),
+    "seed": ("another seed", "give that one (--seed)"),
+}
+
+
+def recalled(choice: Choice, purpose: Purpose, archs: Sequence[Arch], formats: Sequence[Format]) -> Choice:
+    """A recorded choice, for `formats` alone. `archs` are all that the recipe can make.
+
+    Raises RequestError when it was made for another recipe, device, seed or data, or chooses what cannot be made.
+    """
+    for name, (what, way_out) in _PURPOSES.items():
+        expected, got = (str(getattr(one, name)) for one in (purpose, choice.purpose or purpose))
+        if expected != got:
+            raise RequestError(
+                f"the recorded choice was made for {what}: expected {expected:.16}, got {got:.16}; {way_out}, {_ANEW}"
+            )
+    if msgspec.structs.replace(choice.arch, qat=False) not in archs:
+        known = ", ".join(arch.id for arch in archs)
+        raise RequestError(
+            f"the recorded choice is {choice.arch.id}: expected one of {known}; compile what it was made for, {_ANEW}"
+        )
+    left = {form: scheme for form, scheme in choice.chosen.items() if form in formats}
+    if not left:
+        has = ", ".join(choice.chosen) or "no format"
+        raise RequestError(
+            f"the recorded choice has {has}: expected {' or '.join(formats)}; name another --format, {_ANEW}"
+        )
+    return msgspec.structs.replace(choice, chosen=left)
 
 
 def write_choice(choice: Choice, path: Path) -> None:
