@@ -6,7 +6,7 @@ over what its sensor gives. Channels come first, as torch's convolutions want th
     series  [n, steps, c]              →  [n, c, steps], each channel standardised by training rows
     vector  [n, c]                     →  [n, c], likewise
     tokens  [n, length]                →  the same
-    text    [n, length] uint8          →  nobody knows: hashed in a front of one's own, or split into words on the host
+    text    [n, length] uint8          →  refused: hashed in a front of one's own, or made ids of words by the host
 """
 
 from __future__ import annotations
