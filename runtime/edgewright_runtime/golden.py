@@ -65,7 +65,7 @@ def check(golden: Golden, transform: Transform) -> None:
     if wrong:
         raise Refused(
             f"{golden.name}: {wrong[0]}; {len(wrong)} of {len(golden.raw)} samples differ. This is not the "
-            "preprocessing that the package was made with"
+            "preprocessing that the package was made with: bring it into line, or compile the package with this one"
         )
 
 
