@@ -31,7 +31,7 @@ from .measuring.evidence import Evidence, VariantEvidence
 from .measuring.evidence import encode as encode_evidence
 from .measuring.machine import describe
 from .packaging import absent
-from .pipeline.assembly import chosen, package, promised
+from .pipeline.assembly import chosen, package, promised, scheme_of
 from .pipeline.choice import Choice, Limits, Purpose, recalled, write_choice
 from .pipeline.dossier import dossier, reported
 from .pipeline.judgement import judge
@@ -143,6 +143,8 @@ def _compiled(
     purpose = _purpose(bench, device)
     if recorded is not None:
         recorded = recalled(recorded, purpose, archs(bench.recipe, all_of_them=True), formats)
+        for form in recorded.chosen:
+            scheme_of(recorded.candidate(form).how)  # raises now what would be raised after the training
     tried(bench, device, formats, thorough=thorough)
     machine = describe()
     taught_by = teacher(bench)

@@ -69,7 +69,7 @@ def chosen(bench: Workbench, choice: Choice, taught_by: Learned | None) -> Chose
     built = Built(bench, student(bench, choice.arch, taught_by, choice.sizes))
     parts = []
     for form in sorted(choice.chosen):
-        scheme = _scheme(choice.candidate(form).how)
+        scheme = scheme_of(choice.candidate(form).how)
         done = made(bench, built.source(scheme.format), scheme)
         if done.file is None:
             raise Refused(f"{scheme.id}, which choice.json asks for, cannot be made here: {done.refused}")
@@ -176,7 +176,7 @@ def _ranking(device: DeviceProfile, taken: Chosen) -> dict[str, tuple[str, ...]]
     return ranking
 
 
-def _scheme(how: Mapping[str, Any]) -> Scheme:
+def scheme_of(how: Mapping[str, Any]) -> Scheme:
     """From a recorded choice; JSON has no tuples. Raises RequestError for fields that are no scheme's."""
     fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in how.items()}
     try:

@@ -32,6 +32,7 @@ from .steps import Step
 from .workbench import BUILDING, EXPORTERS, Workbench, shape_of
 
 ROWS: Final = 32  # validation rows that a metric is tried on, and one of each class (of so many) besides
+STAGE: Final = "trying the export"
 
 
 def tried(bench: Workbench, device: DeviceProfile, formats: Sequence[Format], *, thorough: bool) -> None:
@@ -46,11 +47,10 @@ def tried(bench: Workbench, device: DeviceProfile, formats: Sequence[Format], *,
         _calibration(bench)
     graphs = [_graph(bench, net) for net in nets]
     _metric(bench, graphs[0])
-    for done, form in enumerate(formats):
-        bench.say("trying the export", done / len(formats))
-        for net, graph in zip(nets, graphs, strict=True):
-            _export(bench, net, graph, form, formats)
-    bench.say("trying the export", 1.0)
+    asked = [(form, net, graph) for form in formats for net, graph in zip(nets, graphs, strict=True)]
+    made = [_exported(bench, *one, formats, at / len(asked)) for at, one in enumerate(asked)]
+    if any(made):
+        bench.say(STAGE, 1.0)
 
 
 def _untrained(bench: Workbench, *, thorough: bool) -> list[nn.Module]:
@@ -118,10 +118,17 @@ def _spread(labels: Array) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     return np.union1d(even, np.unique(labels, return_index=True)[1][:ROWS])
 
 
-def _export(bench: Workbench, net: nn.Module, graph: Plain, form: Format, formats: Sequence[Format]) -> None:
+def _exported(
+    bench: Workbench, form: Format, net: nn.Module, graph: Plain, formats: Sequence[Format], share: float
+) -> bool:
+    """Whether it was exported now, and not found tried."""
     step = Step("trial", bench.facts((*BUILDING, "pipeline/trial.py"), EXPORTERS, net=shape_of(net), form=form))
+    now = False
 
     def make(part: Path) -> None:
+        nonlocal now
+        now = True
+        bench.say(STAGE, share)
         export(graph, bench.recipe.input, form, part).unlink()
 
     try:
@@ -129,3 +136,4 @@ def _export(bench: Workbench, net: nn.Module, graph: Plain, form: Format, format
     except Refused as reason:
         other = next((f"; --format {one} makes {NAMES[one]} alone" for one in formats if one != form), "")
         raise Refused(f"{reason}{other}. Nothing was trained yet") from reason
+    return now
