@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import click
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from edgewright_compiler.packaging import absent, writable
 from edgewright_compiler.pipeline.choice import Limits, read_choice
@@ -24,16 +23,19 @@ from edgewright_devices import load
 from edgewright_models import RECIPES
 
 from .compiled import show, summary
+from .progress import shown
 from .recipes import file_of, module_name, reference
 from .runs import WORK
 
 if TYPE_CHECKING:
     from edgewright_compiler.recipe import Recipe
+    from edgewright_contracts.manifest import Format
 
 TASKS: Final = ("classify", "multilabel", "regress", "detect", "anomaly")
-FORMATS: Final = ("onnx", "tflite")
+FORMATS: Final[tuple[Format, ...]] = ("onnx", "tflite")
 OWN_MINUTES: Final = 10.0  # for a model of one's own, whose best size nobody knows yet
 FINISHED: Final = (".onnx", ".tflite", ".pt2")
+OF_A_FILE: Final = ("reading the model", "quantizing", "measuring the package")  # stages that are sure to come
 
 Kind = Literal["recipe", "own", "file"]
 WHAT: Final[dict[Kind, str]] = {
@@ -110,7 +112,7 @@ def init(directory: Path, recipe: str, as_json: bool) -> None:
 def compile_(
     model: str,
     device: str,
-    formats: tuple[str, ...],
+    formats: tuple[Format, ...],
     choice: Path | None,
     minutes: float | None,
     out: Path,
@@ -138,7 +140,7 @@ def compile_(
     with _extras():
         from edgewright_compiler.quiet import quiet
 
-        with quiet() as streams, _bars(Console(file=streams.err, quiet=as_json)) as say:
+        with quiet() as streams, shown(Console(file=streams.err, quiet=as_json)) as say:
             say("loading the tools", 0.0)
             if kind == "file":
                 from edgewright_compiler.foreign.compilation import compile_foreign
@@ -146,6 +148,7 @@ def compile_(
 
                 say("loading the tools", 1.0)
                 name, version = _named(model, told)
+                say.plan(OF_A_FILE, more=False)
                 packed = compile_foreign(
                     Path(model),
                     profile,
@@ -167,11 +170,15 @@ def compile_(
             else:
                 from edgewright_compiler.compilation import compile_recipe
                 from edgewright_compiler.data.loaders import blamed
+                from edgewright_compiler.pipeline.stages import planned
 
                 say("loading the tools", 1.0)
                 if kind == "own":
                     absent(out / "-".join(_named(model, told)))  # before any rows are read
                 recipe = _own(model, told) if kind == "own" else reference(model, told)
+                wanted = tuple(dict.fromkeys(formats)) or FORMATS
+                searched = OWN_MINUTES if kind == "own" and minutes is None else minutes
+                say.plan(planned(recipe, wanted, recorded), more=searched is not None and recorded is None)
                 with blamed(() if model in RECIPES else recipe.sources):
                     result = compile_recipe(
                         recipe,
@@ -182,8 +189,8 @@ def compile_(
                         progress=say,
                         work=work,
                         limits=limits,
-                        formats=tuple(dict.fromkeys(formats)) or FORMATS,  # type: ignore[arg-type]  # click checked them
-                        minutes=OWN_MINUTES if kind == "own" and minutes is None else minutes,
+                        formats=wanted,
+                        minutes=searched,
                         recorded=recorded,
                     )
                 package, evidence, run = result.package, result.evidence, result.run
@@ -263,18 +270,3 @@ def _extras() -> Iterator[None]:
             f"compiling needs the package {error.name!r}, which is not installed. "
             "Install it with: pip install 'edgewright[compiler,recipes]'"
         ) from None
-
-
-@contextmanager
-def _bars(console: Console) -> Iterator[Any]:
-    """One bar per stage, in the order in which the stages are told, each with what it will still take."""
-    columns = TextColumn("{task.description:<32}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, disable=console.quiet) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def told(stage: str, share: float) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=1.0)
-            bars.update(tasks[stage], completed=share)
-
-        yield told

@@ -128,6 +128,15 @@ def _bytes(bench: Workbench, learned: Learned) -> int:
     return int(cost_of("size", bench.example)(learned.net()))
 
 
+def training(width: float) -> str:
+    """The name of a stage."""
+    return "training the student" if width == 1.0 else f"training the student at width {width:g}"
+
+
+def tuning(share: float) -> str:
+    return f"training what {share:.0%} leaves"
+
+
 def original(bench: Workbench, taught_by: Learned | None) -> Learned:
     """The net that the package is compared with: the teacher, or else the student before it is pruned."""
     return taught_by or _wide(bench, bench.recipe.widths[0], None)
@@ -155,9 +164,10 @@ def _wide(bench: Workbench, width: float, taught_by: Learned | None) -> Learned:
     def make(part: Path) -> None:
         seed = bench.seed_for(f"student {width}")
         net = _untrained(build, seed)
-        name = "training the student" if width == 1.0 else f"training the student at width {width:g}"
         draw = lesson_rows(bench, seed)
-        _train(bench, net, draw, lesson_loss(bench, net, draw, schedule, taught_by), schedule, seed, part, name)
+        _train(
+            bench, net, draw, lesson_loss(bench, net, draw, schedule, taught_by), schedule, seed, part, training(width)
+        )
         save_net(part / NET, net, ())
 
     return Learned(step.name, build, bench.store.get(step, make))
@@ -207,7 +217,7 @@ def _pruned(bench: Workbench, before: Learned, share: float, taught_by: Learned 
         seed = bench.seed_for(f"pruned {before.origin} {share}")
         draw = lesson_rows(bench, seed)
         loss = lesson_loss(bench, net, draw, plan.tune, taught_by)
-        _train(bench, net, draw, loss, plan.tune, seed, part, f"training what {share:.0%} leaves")
+        _train(bench, net, draw, loss, plan.tune, seed, part, tuning(share))
         save_net(part / NET, net, pruned.rounds)
         told = {"channels": pruned.channels, "left": pruned.left, "before": pruned.before, "after": pruned.after}
         (part / PRUNED).write_bytes(msgspec.json.encode(told))
