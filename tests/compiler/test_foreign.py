@@ -18,6 +18,7 @@ from torch import nn
 
 from edgewright_agent.agent import Agent
 from edgewright_compiler.foreign.compilation import ForeignResult, compile_foreign
+from edgewright_compiler.measuring.dearer import dearer
 from edgewright_compiler.pipeline.choice import Limits, write_choice
 from edgewright_contracts.baseline import decode_baseline
 from edgewright_contracts.desired import Config, Desired, DesiredModel, Probation
@@ -210,6 +211,27 @@ def test_with_labelled_data_a_smaller_form_is_chosen_on_validation_and_bounded_o
     assert again.package.digest == made.package.digest
 
 
+def test_what_is_shipped_is_what_is_judged_and_its_monitor_is_told_beside_it(tmp_path):
+    file = mlp(tmp_path / "mlp.onnx", hidden=8)  # so small that any monitor costs more than int8 can win
+    made = compiled(file, tmp_path / "p", "classification", data=str(labelled(tmp_path / "d.npz", file)))
+    evidence, choice = made.evidence, made.evidence.choice
+    first, size = evidence.variants[0], evidence.reference.bytes["onnx"]
+    shipped = made.package.manifest.files[f"variants/{first.id}/model.onnx"].size
+    bare = shipped - first.monitor_bytes
+    assert {c.scheme: c.bytes for c in choice.candidates}[first.scheme] == first.bytes == shipped > size
+    assert f"{shipped:,} bytes" in choice.why
+    assert f"{bare:,} without its monitor" in choice.why
+    assert choice.why.endswith("larger than the file as it came.")
+    card = made.package.read("card.md").decode()
+    assert choice.why in card
+    assert f"| {shipped} | {bare} |" in card
+    assert f"| {size} | {size} |" in card
+    larger = f"{first.id} is larger than the file as it came (onnx): {shipped:,} bytes ({bare:,} without its monitor)"
+    assert any(said.startswith(larger) for said in dearer(evidence))
+    assert first.parity.reference == "the file as it came"
+    assert first.parity.tolerance is not None
+
+
 def test_without_data_nothing_is_calibrated_and_the_reasons_are_kept(tmp_path):
     made = compiled(mlp(tmp_path / "mlp.onnx"), tmp_path / "p", "classification")
     assert made.evidence.choice is not None
@@ -334,7 +356,7 @@ def test_files_and_rows_that_do_not_fit_are_told_by_name(tmp_path):
     rows = np.zeros((50, 64), np.float32)
     rows[7, 3] = np.nan
     np.savez(tmp_path / "nan.npz", x=rows)
-    with pytest.raises(RequestError, match=r"nan.npz: row 7 of 'x' holds NaN"):
+    with pytest.raises(RequestError, match=r"nan.npz x\[7\]: NaN or infinity in it"):
         compiled(file, tmp_path / "p", data=str(tmp_path / "nan.npz"))
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(RequestError, match=r"text.onnx: onnxruntime does not load it"):

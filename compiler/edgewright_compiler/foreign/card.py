@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from edgewright_contracts.manifest import Provenance, Task
 
 from ..measuring.evidence import Evidence
-from .judging import AGREEMENT
+from .judge import AGREEMENT
 
 
 def write_card(
@@ -35,11 +35,19 @@ def write_card(
             "Accuracy was not measured. Agreement is the share of output elements that stay within the tolerance of"
         ]
         lines += ["their precision against the file as it came.", ""]
-    lines += [f"| variant | {evidence.metric} | on | loss, points | bytes |", "|---|---|---|---|---|"]
+    lines += [
+        f"| variant | {evidence.metric} | on | loss, points | bytes | without monitor |",
+        "|---|---|---|---|---|---|",
+    ]
+    reference = evidence.reference
+    for rows, figure in reference.metric.items():
+        size = ", ".join(str(n) for n in reference.bytes.values())
+        lines.append(f"| {reference.name} | {figure.value:.4f} | {figure.n} {rows} | | {size} | {size} |")
     for v in evidence.variants:
         loss = "" if v.loss is None else f"{v.loss.estimate:.2f}, at most {v.loss.bound:.2f}"
+        bare = v.bytes - (v.monitor_bytes or 0)
         for rows, figure in v.metric.items():
-            lines.append(f"| {v.id} | {figure.value:.4f} | {figure.n} {rows} | {loss} | {v.bytes} |")
+            lines.append(f"| {v.id} | {figure.value:.4f} | {figure.n} {rows} | {loss} | {v.bytes} | {bare} |")
     lines += ["", "## Made from", "", f"- {provenance.recipe}, seed {provenance.seed}"]
     lines += [f"- data: sha256 {provenance.data}", f"- code: sha256 {provenance.code}"]
     lines += [f"- reference counts: {reference_rows} rows"]

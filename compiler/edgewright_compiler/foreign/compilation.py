@@ -1,5 +1,5 @@
-"""From a finished file to a package: quantized where that is smaller, not slower and answers the same; tested; signed
-by nobody yet.
+"""From a finished file to a package: quantized where that is smaller than the float form, not slower and answers the
+same; tested; signed by nobody yet.
 
 What is known about accuracy depends on what the user brings, and the card says which it was:
 
@@ -31,7 +31,7 @@ from edgewright_contracts.errors import Refused, RequestError
 from edgewright_contracts.manifest import Budgets, FileRef, Manifest, Provenance, Task, Variant
 from edgewright_contracts.package import Package
 from edgewright_devices import DeviceProfile
-from edgewright_runtime.runtime import Session, open_session
+from edgewright_runtime.runtime import Session
 from edgewright_runtime.selftest import run_selftest
 
 from ..data.collection import fingerprint
@@ -44,17 +44,16 @@ from ..pipeline.workbench import QUANTIZERS, code_hash, versions
 from ..quantization.schemes import Scheme
 from ..rows import Rows, take
 from ..rows import count as count_rows
-from . import surgery
 from .borders import Shapes
 from .card import write_card
-from .forms import RUNTIME, Form, form_of
-from .judging import Judge, Judged, judged, timed
-from .roles import declared_inputs, declared_outputs, features
+from .forms import Form, form_of
+from .judge import BARE, CAME, Judge, Judged
+from .judging import judged
+from .roles import declared_inputs, features
 from .samples import Samples, given, synthetic
 
 REQUIRES_AGENT: Final = "0.1"
 SELFTEST_ROWS: Final = 32
-_BARE: Final = " without monitor"
 _SELFTEST_BYTES: Final = 4 << 20
 _OUTPUT_BYTES: Final = 256 << 20  # of what is held of one variant's answers
 _CODE: Final = ("foreign", "quantization", "graph", "packaging.py", "data")
@@ -121,14 +120,12 @@ def compile_foreign(
         judge = Judge(form, samples, task, metric, seed, device, scratch)
         decision, tried = judged(judge, limits, recorded, progress)
         promised = tried[decision.chosen[form.format]]
-        parts, columns = _parts(form, promised, scratch)
+        parts, columns = _parts(judge, promised)
         progress("measuring the package", 0.0)
-        inputs = declared_inputs(form.inputs)
-        outputs = declared_outputs(task, form.outputs, judge.truth, columns)
-        sessions = {p.variant.id: _open(p, inputs, outputs) for p in parts}
+        inputs, outputs = declared_inputs(form.inputs), judge.outputs(columns)
+        sessions = {p.variant.id: judge.packaged(p.plain) for p in parts}
         answers = {one: run(session, samples.reference, alone=True) for one, session in sessions.items()}
-        bare = {f"{p.variant.id}{_BARE}": judge.session(p.plain) for p in parts}
-        times = timed({**sessions, **bare}, samples.reference)
+        times = judge.times({p.variant.id: p.plain for p in parts}, samples.reference)
         progress("measuring the package", 1.0)
         loss = judge.loss(promised, limits)
 
@@ -188,9 +185,10 @@ def _bounded(samples: Samples, form: Form) -> Samples:
     return replace(samples, reference=take(samples.reference, slice(0, rows)))
 
 
-def _parts(form: Form, promised: Judged, scratch: Path) -> tuple[tuple[Part, ...], Columns]:
+def _parts(judge: Judge, promised: Judged) -> tuple[tuple[Part, ...], Columns]:
     """The chosen form first, then the float one, both with the monitor where the format takes one."""
     assert promised.path is not None
+    form = judge.form
     schemes = [(promised.scheme, promised.path)]
     if promised.scheme.precision != "fp32" and not form.quantized:
         schemes.append((Scheme(format=form.format, precision="fp32", method="none"), form.path))
@@ -200,17 +198,9 @@ def _parts(form: Form, promised: Judged, scratch: Path) -> tuple[tuple[Part, ...
         fmt = form.format
         # One at a time: whether rows of somebody else's file answer alike beside one another is not known.
         variant = Variant(id=f"{fmt}-{scheme.precision}", format=fmt, precision=scheme.precision, batch=1)
-        final = path
-        if fmt == "onnx":
-            watched = scratch / f"watched-{scheme.precision}.onnx"
-            columns = surgery.watch(path, watched, form.inputs, form.outputs)
-            final = watched if columns else path
+        final, columns = judge.shipped(path)
         parts.append(Part(variant, scheme.id, final, path))
     return tuple(parts), columns
-
-
-def _open(part: Part, inputs: Any, outputs: Any) -> Session:
-    return open_session(part.path, RUNTIME[part.variant.format], inputs=inputs, outputs=outputs)
 
 
 def _files(parts: tuple[Part, ...], rows: Rows, answers: Mapping[str, Any], counted: Any) -> dict[str, bytes]:
@@ -284,15 +274,16 @@ def _evidence(
                 loss=loss if at == 0 else None,
                 time_us=times[part.variant.id],
                 monitor_us=_cost(part, times),
+                monitor_bytes=None if part.path == part.plain else part.path.stat().st_size - part.plain.stat().st_size,
                 parity=found.parity,
             )
         )
     plain = parts[-1]
     reference = Reference(
-        name="the file as it came",
+        name=CAME,
         bytes={judge.form.format: judge.form.path.stat().st_size},
         metric=judge.figures(tried[judge.plain]),
-        time_us={judge.form.format: times[plain.variant.id + _BARE]},
+        time_us={judge.form.format: times[plain.variant.id + BARE]},
     )
     return Evidence(
         made="",
@@ -311,7 +302,7 @@ def _cost(part: Part, times: Mapping[str, Time]) -> float | None:
     """Of the monitor, in µs of p50; within the noise of a busy machine it may be negative."""
     if part.path == part.plain:
         return None
-    return round(times[part.variant.id].p50 - times[part.variant.id + _BARE].p50, 3)
+    return round(times[part.variant.id].p50 - times[part.variant.id + BARE].p50, 3)
 
 
 def _scheme(part: Part, tried: Mapping[str, Judged]) -> Scheme:

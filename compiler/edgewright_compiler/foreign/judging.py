@@ -1,192 +1,29 @@
 """Which form of a finished file is packaged: every scheme that may help is made, run and compared with the float file.
 
-A smaller form is taken when it is really smaller, not slower by more than a twentieth, and answers as the float file
-does (`export.parity`, and the metric where there are labels). What speaks against each other one is kept in the choice.
+A smaller form is taken when it is really smaller and not slower by more than a twentieth than the float one, both as
+they would be shipped, with their monitor; and when it answers as the float file does (`export.parity`, and the metric
+where there are labels). What speaks against each other one is kept in the choice, and what the chosen one costs beside
+the file as it came, with its monitor and without.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any, Final, Literal
-
-import numpy as np
+from dataclasses import asdict
+from typing import Any
 
 from edgewright_contracts.errors import Refused, RequestError
-from edgewright_contracts.manifest import Task, TensorIn, TensorOut
-from edgewright_devices import DeviceProfile
-from edgewright_runtime.runtime import Session, open_session
 
-from ..export.parity import Parity, compare
-from ..graph.reference import run
-from ..measuring.bounds import loss_bound
-from ..measuring.estimate import predict
-from ..measuring.evidence import Estimate, Figure, Loss, Machine, Time
-from ..measuring.evidence import Parity as ParityEvidence
-from ..measuring.footprint import footprint
-from ..measuring.latency import interleaved, time_of
-from ..measuring.machine import describe
-from ..measuring.metrics import Metric
-from ..measuring.metrics import metric as metric_of
-from ..measuring.slices import figure
+from ..export.parity import compare
+from ..measuring.agreement import agreement
+from ..measuring.dearer import SLOWER, microseconds
+from ..measuring.evidence import Time
 from ..pipeline.choice import Arch, Candidate, Choice, Limits, choose
 from ..quantization.apply import MIN_ROWS, quantize
 from ..quantization.schemes import Kinds, Scheme, schemes
-from ..rows import Array, Labelled, Rows, take
 from ..rows import count as count_rows
-from .forms import RUNTIME, Form
-from .roles import by_metric_name, declared_inputs, declared_outputs
-from .samples import Samples
-
-SLOWER: Final = 1.05  # of the float file's p50; what is above is not taken
-PARITY_ROWS: Final = 256
-_CALLS: Final = (30, 500)
-_SECONDS: Final = 3.0
-_DEFAULT: Final = {"classification": "accuracy", "multilabel": "accuracy", "regression": "mae", "anomaly": "auroc"}
-AGREEMENT: Final = "agreement"  # the metric when there are no labels: the share of elements that stay within tolerance
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """A scheme's file, or why there is none, and how it compares with the float file."""
-
-    scheme: Scheme
-    path: Path | None
-    refused: str = ""
-    parity: ParityEvidence | None = None
-
-
-class Judge:
-    """What all forms are compared by."""
-
-    def __init__(
-        self,
-        form: Form,
-        samples: Samples,
-        task: Task,
-        metric: str | None,
-        seed: int,
-        device: DeviceProfile,
-        scratch: Path,
-    ) -> None:
-        self.form, self.samples, self.task, self.seed = form, samples, task, seed
-        self.device, self.scratch = device, scratch
-        self.metric: Metric | None = None
-        if samples.test is not None:
-            chosen = metric or _DEFAULT.get(task)
-            self.metric = None if chosen is None else metric_of(chosen, task)
-        self.rows = take(samples.reference, slice(0, PARITY_ROWS))
-        precision: Literal["int8", "fp32"] = "int8" if form.quantized else "fp32"
-        self.plain = Scheme(format=form.format, precision=precision, method="none").id
-
-    @property
-    def metric_name(self) -> str:
-        return self.metric.name if self.metric is not None else AGREEMENT
-
-    @cached_property
-    def truth(self) -> dict[str, Array]:
-        """What the file as it came answers to the rows that are compared."""
-        session = self.session(self.form.path)
-        try:
-            return dict(run(session, self.rows, alone=True))
-        except Exception as error:
-            sizes = ", ".join(f"{b.name} {b.dtype} {list(b.shape)}" for b in self.form.inputs)
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise RequestError(f"the file does not run on rows of {sizes}: {reason}") from error
-
-    def answers(self, path: Path, rows: Rows) -> dict[str, Array]:
-        return dict(run(self.session(path), rows, alone=True))
-
-    def compared(self, scheme: Scheme, path: Path) -> Parity:
-        classes = frozenset(t.name for t in self._declared if t.role == "probabilities")
-        return compare(scheme.id, self.truth, self.answers(path, self.rows), scheme.precision, classes=classes)
-
-    def drop(self, path: Path, rows: Labelled | None) -> Any:
-        """The bound on the loss against the file as it came, on these rows; None without labels."""
-        if rows is None or self.metric is None:
-            return None
-        ours, theirs = (by_metric_name(self._declared, self.answers(p, rows.inputs)) for p in (path, self.form.path))
-        return loss_bound(self.metric, theirs, ours, rows.labels, seed=self.seed, groups=rows.groups)
-
-    def loss(self, judged_: Judged, limits: Limits) -> Loss | None:
-        """The bound on test rows, once, for what was chosen. Raises Refused when it misses --max-drop."""
-        assert judged_.path is not None
-        bound = self.drop(judged_.path, self.samples.test)
-        if bound is None:
-            if limits.max_drop is not None:
-                raise RequestError("--max-drop needs labelled data to be held against: give --data with labels")
-            return None
-        needed = None if limits.max_drop is None else bound.needed(limits.max_drop)
-        if limits.max_drop is not None and bound.bound > limits.max_drop:
-            more = f"; {needed} rows would do at this rate" if needed else ""
-            raise Refused(
-                f"{judged_.scheme.id}: the loss is {bound.estimate:.2f} points, at most {bound.bound:.2f} "
-                f"({bound.confidence:.0%}, n = {bound.n}), over --max-drop {limits.max_drop:g}{more}"
-            )
-        return Loss(
-            estimate=bound.estimate,
-            bound=bound.bound,
-            n=bound.n,
-            discordant=bound.discordant,
-            confidence=bound.confidence,
-            method=bound.method,
-            needed=needed,
-        )
-
-    def figures(self, judged_: Judged) -> dict[str, Figure]:
-        assert judged_.path is not None
-        if self.metric is None or self.samples.test is None:
-            within = 1.0 if judged_.parity is None else judged_.parity.within
-            name = "rows" if self.samples.real else "synthetic"
-            return {name: Figure(value=within, n=count_rows(self.rows), method="share of elements within tolerance")}
-        test = self.samples.test
-        outputs = by_metric_name(self._declared, self.answers(judged_.path, test.inputs))
-        return {"test": figure(self.metric, outputs, test.labels, seed=self.seed, groups=test.groups)}
-
-    def times(self, paths: Mapping[str, Path]) -> dict[str, Time]:
-        return timed({name: self.session(path) for name, path in paths.items()}, self.rows)
-
-    def growth_mb(self, path: Path) -> float:
-        """What loading and running it adds to a process."""
-        inputs, outputs = self._borders
-        return footprint(path, RUNTIME[self.form.format], inputs, outputs, take(self.rows, slice(0, 8))).growth_mb
-
-    def expected(self, scheme: Scheme, time_: Time) -> Estimate:
-        """What the device may need for one sample."""
-        return predict(self.device, self.machine, time_, int8=scheme.precision in ("int8", "mixed"))
-
-    @cached_property
-    def machine(self) -> Machine:
-        return describe()
-
-    @cached_property
-    def _declared(self) -> Any:
-        return declared_outputs(self.task, self.form.outputs, self.truth, ())
-
-    @cached_property
-    def _borders(self) -> tuple[tuple[TensorIn, ...], tuple[TensorOut, ...]]:
-        unseen = {b.name: np.zeros(0) for b in self.form.outputs}
-        return declared_inputs(self.form.inputs), declared_outputs("embedding", self.form.outputs, unseen, ())
-
-    def session(self, path: Path) -> Session:
-        inputs, outputs = self._borders
-        return open_session(path, RUNTIME[self.form.format], inputs=inputs, outputs=outputs)
-
-
-def timed(sessions: Mapping[str, Session], rows: Rows) -> dict[str, Time]:
-    """Of single samples, all sessions in turns, for about _SECONDS."""
-    one = {name: array[:1] for name, array in rows.items()}
-    took = 0.0
-    for session in sessions.values():
-        session.run(one)
-        began = time.perf_counter()
-        session.run(one)
-        took += time.perf_counter() - began
-    calls = int(np.clip(_SECONDS / max(1e-6, took), *_CALLS))
-    return {name: time_of(t) for name, t in interleaved(sessions, rows, calls=calls).items()}
+from .forms import Form
+from .judge import BARE, CAME, Judge, Judged
 
 
 def judged(
@@ -196,7 +33,7 @@ def judged(
     form = judge.form
     plain = Scheme(format=form.format, precision="int8" if form.quantized else "fp32", method="none")
     same = compare(plain.id, judge.truth, judge.truth, "fp32")
-    tried = {plain.id: Judged(plain, form.path, parity=_told(same, len(next(iter(judge.rows.values())))))}
+    tried = {plain.id: Judged(plain, form.path, parity=agreement(same, n=count_rows(judge.rows), reference=CAME))}
     worth = _worth(judge)
     if recorded is not None:
         worth = [s for s in worth if s.id == recorded.chosen.get(form.format)]
@@ -209,11 +46,11 @@ def judged(
     if recorded is not None:
         return recorded, tried
     progress("judging forms", 0.0)
-    times = judge.times({t.scheme.id: t.path for t in tried.values() if t.path is not None})
+    times = judge.times({t.scheme.id: t.path for t in tried.values() if t.path is not None}, judge.rows)
     found = [_candidate(judge, t, plain.id, tried, times, limits) for t in tried.values()]
     progress("judging forms", 1.0)
     made = choose(found, limits, (Arch(),))
-    return _explained(made, plain.id), tried
+    return _explained(judge, made, plain.id, tried, times), tried
 
 
 def _worth(judge: Judge) -> list[Scheme]:
@@ -247,7 +84,7 @@ def _made(judge: Judge, scheme: Scheme) -> Judged:
         return Judged(scheme, None, str(error).removeprefix(f"{scheme.id}: "))
     except (RuntimeError, ValueError) as error:  # what runtimes throw on a file that they had loaded
         return Judged(scheme, None, f"does not answer: {next(iter(str(error).splitlines()), type(error).__name__)}")
-    found = _told(parity, len(next(iter(judge.rows.values()))))
+    found = agreement(parity, n=count_rows(judge.rows), reference=CAME)
     return Judged(scheme, target, "" if parity.passed else f"answers differently: {parity.reason}", found)
 
 
@@ -264,13 +101,16 @@ def _candidate(
         return _entry(scheme, refused=one.refused)
     base = tried[plain].path
     assert base is not None
-    size, took = one.path.stat().st_size, times[scheme.id]
+    size, whole = (judge.shipped(path)[0].stat().st_size for path in (one.path, base))
+    took = times[scheme.id]
     bound = judge.drop(one.path, judge.samples.validation) if scheme.id != plain else None
     reasons = [one.refused] if one.refused else []
-    if scheme.id != plain and size >= base.stat().st_size:
-        reasons.append(f"not smaller: {size} bytes, float has {base.stat().st_size}")
+    if scheme.id != plain and size >= whole:
+        reasons.append(f"not smaller: {size} bytes, float has {whole}")
     if scheme.id != plain and took.p50 > SLOWER * times[plain].p50:
-        reasons.append(f"slower: {took.p50:.0f} µs, float takes {times[plain].p50:.0f}")
+        reasons.append(
+            f"slower: {microseconds(took.p50)} µs, float takes {microseconds(times[plain].p50)}, each as it is shipped"
+        )
     return _entry(
         scheme,
         drop=0.0 if bound is None else bound.estimate,
@@ -292,27 +132,37 @@ def _entry(scheme: Scheme, **facts: Any) -> Candidate:
     )
 
 
-def _explained(made: Choice, plain: str) -> Choice:
+def _explained(
+    judge: Judge, made: Choice, plain: str, tried: Mapping[str, Judged], times: Mapping[str, Time]
+) -> Choice:
     from msgspec.structs import replace
 
     (chosen,) = made.chosen.values()
+    costs = _costs(judge, tried[chosen], times)
     if chosen != plain:
-        return replace(made, why=f"{chosen} is smaller than the file as it came, not slower, and answers alike.")
+        why = f"{chosen} is smaller than the float form, not slower (each as it is shipped), and answers alike."
+        return replace(made, why=f"{why} {costs}")
     reasons: dict[str, list[str]] = {}
     for c in made.candidates:
         if c.scheme != plain:
             reasons.setdefault(c.refused or "costs more", []).append(c.scheme)
     against = "; ".join(f"{', '.join(schemes_)}: {reason}" for reason, schemes_ in reasons.items())
-    return replace(
-        made, why=f"Packaged as it came. {against or 'It has no float32 weights that could be made smaller'}."
-    )
+    against = against or "It has no float32 weights that could be made smaller"
+    return replace(made, why=f"Packaged as it came. {against}. {costs}".rstrip())
 
 
-def _told(parity: Parity, n: int) -> ParityEvidence:
-    return ParityEvidence(
-        n=n,
-        max_error=max(parity.max_error.values(), default=0.0),
-        mean_error=max(parity.mean_error.values(), default=0.0),
-        within=parity.within,
-        agree=parity.agree,
-    )
+def _costs(judge: Judge, one: Judged, times: Mapping[str, Time]) -> str:
+    """What is shipped beside the file as it came; "" where that is the same file."""
+    assert one.path is not None
+    whole, came = judge.shipped(one.path)[0], judge.form.path
+    if whole == came:
+        return ""
+    name, plain = one.scheme.id, judge.plain
+    told = f"Shipped it takes {microseconds(times[name].p50)} µs and {whole.stat().st_size:,} bytes"
+    if whole != one.path:
+        told += f" ({microseconds(times[name + BARE].p50)} and {one.path.stat().st_size:,} without its monitor)"
+    brought = times[plain + BARE].p50
+    told += f"; {CAME} takes {microseconds(brought)} and {came.stat().st_size:,}."
+    worse = ["slower"] if times[name].p50 > SLOWER * brought else []
+    worse += ["larger"] if whole.stat().st_size > came.stat().st_size else []
+    return f"{told} It is {' and '.join(worse)} than {CAME}." if worse else told

@@ -27,9 +27,8 @@ def dearer(evidence: Evidence) -> tuple[str, ...]:
             found.append(f"{v.id} is larger than {against}: {v.bytes:,} bytes{_bare_bytes(v)}, not {size:,}")
         took = reference.time_us.get(form)
         if took is not None and v.time_us.p50 > SLOWER * took.p50:
-            found.append(
-                f"{v.id} is slower than {against}: p50 {_us(v.time_us.p50)} µs{_bare_us(v)} here, not {_us(took.p50)}"
-            )
+            ours, theirs = microseconds(v.time_us.p50), microseconds(took.p50)
+            found.append(f"{v.id} is slower than {against}: p50 {ours} µs{_bare_us(v)} here, not {theirs}")
     return tuple(found)
 
 
@@ -38,8 +37,9 @@ def _bare_bytes(v: VariantEvidence) -> str:
 
 
 def _bare_us(v: VariantEvidence) -> str:
-    return "" if v.monitor_us is None else f" ({_us(v.time_us.p50 - v.monitor_us)} without its monitor)"
+    return "" if v.monitor_us is None else f" ({microseconds(v.time_us.p50 - v.monitor_us)} without its monitor)"
 
 
-def _us(value: float) -> str:
+def microseconds(value: float) -> str:
+    """As many digits as timing tells."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
