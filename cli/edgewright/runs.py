@@ -66,15 +66,15 @@ def show(run: str, work: Path, as_json: bool) -> None:
     console = Console()
     console.print(f"[bold]{found.id}[/bold]  {found.state}, {found.device}, seed {found.seed}", highlight=False)
     if found.message:
-        console.print(found.message, highlight=False)
+        console.print(found.message, highlight=False, markup=False)
     for step in found.steps:
         took = "found" if step.seconds is None else f"{step.seconds:.1f} s"
         console.print(f"  {step.name:<40} {took:>9}", highlight=False)
     if choice is not None:
-        console.print(_table(choice.candidates, choice.limits, choice))
+        _show(console, choice.candidates, choice.limits, choice)
         console.print(f"chosen because: {choice.why}", highlight=False)
     elif measured is not None:
-        console.print(_table(measured.candidates, measured.limits, None))
+        _show(console, measured.candidates, measured.limits, None)
     if found.package:
         console.print(f"package {found.package}", highlight=False, soft_wrap=True)
         console.print(f"digest  {found.digest}", highlight=False)
@@ -113,21 +113,21 @@ def compare(first: str, second: str, work: Path, as_json: bool) -> None:
     return Console().print(table)
 
 
-def _table(candidates: Sequence[Candidate], limits: Limits, choice: Choice | None) -> Table:
-    """Every candidate: the chosen are marked, those on the Pareto front too."""
-    table = Table(title="candidates, judged on validation rows; times of this machine", title_justify="left")
-    for name in ("", "candidate", "loss", "± to the bound", "bytes", "p50", "misses"):
-        left = name in ("", "candidate", "misses")
-        table.add_column(name, justify="left" if left else "right", no_wrap=name != "misses")
+def _show(console: Console, candidates: Sequence[Candidate], limits: Limits, choice: Choice | None) -> None:
+    """Every candidate: the chosen are marked, those on the Pareto front too; below, the limits that they miss."""
+    title = "candidates on validation rows, ± to the 95 % bound; times of this machine"
+    table = Table(title=title, title_justify="left")
+    for name in ("", "candidate", "loss", "±", "bytes", "p50"):
+        table.add_column(name, justify="left" if name in ("", "candidate") else "right", no_wrap=True)
     front = set(map(id, pareto(candidates)))
     for c in candidates:
-        if c.refused:
-            table.add_row("", c.id, "", "", "", "", c.refused)
-            continue
         taken = choice is not None and c.arch == choice.arch and choice.chosen.get(c.format) == c.scheme
         mark = "chosen" if taken else "front" if id(c) in front else ""
-        table.add_row(mark, c.id, *_figures(c), "; ".join(misses(c, limits)))
-    return table
+        table.add_row(mark, c.id, *(("–",) * 4 if c.refused else _figures(c)))
+    console.print(table)
+    for c in candidates:
+        if said := "; ".join(misses(c, limits)):
+            console.print(f"  {c.id}: {said}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _figures(c: Candidate) -> tuple[str, ...]:

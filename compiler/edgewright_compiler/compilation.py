@@ -177,11 +177,13 @@ def _purpose(bench: Workbench, device: DeviceProfile) -> Purpose:
 
 def _full(error: BaseException, work: Path) -> str:
     """What is said when the disk takes no more; empty for any other error."""
-    if not isinstance(error, OSError) or error.errno not in FULL:
+    reason = error.__cause__ if isinstance(error, Unavailable) else error
+    if not isinstance(reason, OSError) or reason.errno not in FULL:
         return ""
+    what = str(error) if isinstance(error, Unavailable) else f"{reason.filename} could not be written; free space"
     return (
-        f"the disk is full: {error.filename} could not be written. Finished steps are kept in {work}: free space, or "
-        "name another disk with --work (steps) or --out (the package), and compile again"
+        f"the disk is full: {what}, or name another disk with --work (steps) or --out (the package). "
+        f"Finished steps are kept in {work}"
     )
 
 
