@@ -143,7 +143,8 @@ class Bars:
     def __call__(self, stage: str, share: float) -> None:
         now, stages = self._clock(), self._stages
         for name in stages.tell(stage, share, now):
-            self._tasks[name] = self._bars.add_task(name, total=1.0, completed=1, left=_FOUND)
+            self._tasks[name] = self._bars.add_task(name, total=1.0, left=_FOUND)
+            self._bars.update(self._tasks[name], completed=1.0)  # which stops its clock
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(stage, total=1.0, left="")
         left = stages.left(now)
