@@ -213,8 +213,8 @@ def _show_estimates(console: Console, evidence: Evidence, benches: tuple[Bench, 
             cells.append("–" if known is None else f"{known[0]:.2f} ms; estimate {known[1]:.2g} × that")
         table.add_row(name, f"{e.p50_ms:.2f} ms", f"{e.low_ms:.2f}–{e.high_ms:.2f} ms", f"{e.p95_ms:.2f} ms", *cells)
     console.print(fitted(table))
-    first = next(iter(evidence.estimates.values()))
-    console.print(f"it rests on: {first.basis}", highlight=False)
+    name, first = next(iter(evidence.estimates.items()))
+    console.print(f"that of {name} rests on: {first.basis}", highlight=False)
     console.print(f"p95: {first.p95_basis or 'the tail of the machine that compiled, scaled'}", highlight=False)
     if not benches:
         console.print(f"its error is {first.error}; `edgewright bench PACKAGE --ssh HOST` measures", highlight=False)

@@ -34,7 +34,7 @@ def temperature(logits: Array, labels: Array, task: Task) -> float:
     z = np.asarray(logits, np.float64)
     if not np.isfinite(z).all():
         row = int(np.flatnonzero(~np.isfinite(z).all(axis=1))[0])
-        raise RequestError(f"expected finite logits to calibrate on, got {z[row]} for row {row}")
+        raise RequestError(f"expected finite logits to calibrate on, got {z[row]} for row {row} of the {len(z)} given")
     aside = 1 / (len(z) + 2)
     if task == "classification":
         given = z[np.arange(len(z)), np.asarray(labels, np.int64)]
