@@ -145,7 +145,8 @@ def _compiled(
         recorded = recalled(recorded, purpose, archs(bench.recipe, all_of_them=True), formats)
         for form in recorded.chosen:
             scheme_of(recorded.candidate(form).how)  # raises now what would be raised after the training
-    tried(bench, device, formats, thorough=thorough)
+    wanted = [form for form in formats if recorded is None or form in recorded.chosen]
+    tried(bench, device, wanted, thorough=thorough)
     machine = describe()
     taught_by = teacher(bench)
     judged = {"validation": bench.data.validation, **reported(bench.data)}

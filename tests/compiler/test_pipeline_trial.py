@@ -203,6 +203,13 @@ def test_a_recorded_choice_of_something_else_is_refused(change: dict[str, object
         recalled(other, PURPOSE, ARCHS, ("onnx", "tflite"))
 
 
+def test_a_recorded_choice_of_something_else_costs_no_training(asked: Compile) -> None:
+    write_choice(CHOICE, Path("choice.json"))
+    code, said = asked("build", "rows.npz", "--choice", "choice.json")
+    assert (code, trained()) == (2, [])
+    assert "made for another recipe, or other settings of it" in said
+
+
 def test_a_recorded_choice_is_what_the_recipe_can_make_in_the_formats_that_are_asked_for(tmp_path: Path) -> None:
     write_choice(CHOICE, tmp_path / "choice.json")
     assert recalled(read_choice(tmp_path / "choice.json"), PURPOSE, ARCHS, ("onnx", "tflite")) == CHOICE
