@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,19 +26,19 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 from onnxruntime.quantization.calibrate import create_calibrator, save_tensors_data
-from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from edgewright_contracts.errors import ContractError, Refused
 from edgewright_runtime.runtime import names_by_position
 
 from ..export.onnx_rewrites import scaled_inputs, unrounded
 from ..rows import Array, Rows, count
-from .islands import Node, Part, follow
-from .onnx_file import all_nodes, prepare, subgraphs, under, weighted, write
-from .schemes import Kinds, Scheme
+from .onnx_file import all_nodes, prepare, write
+from .onnx_nodes import DYNAMIC_OPS, QUANTIZED_OPS, STATIC_OPS, chosen, fresh, kinds, layers
+from .schemes import Scheme
+
+__all__ = ["batches", "kinds", "layers", "make", "prove"]  # what a back end offers
 
 BATCH: Final = 32
-LONELY: Final = 1024  # weights of a product that is not worth two conversions
 COMPARED: Final = 64  # rows on which an optimised file must answer as before
 
 # The library's own settings by entropy (as many bins as levels) leave nothing to choose and are min-max; its percentile
@@ -50,24 +49,11 @@ _HISTOGRAM: Final[dict[str, dict[str, Any]]] = {
     "entropy": {"num_bins": 256, "num_quantized_bins": 128},
 }
 
-_QUANTIZED_OPS: Final = frozenset(
-    {"QuantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul", "QLinearConv"}
-)
-_STATIC_OPS: Final = sorted({*QDQRegistry, *QLinearOpsRegistry})
 _METHODS: Final = {
     "minmax": CalibrationMethod.MinMax,
     "percentile": CalibrationMethod.Percentile,
     "entropy": CalibrationMethod.Entropy,
 }
-_WEIGHTED: Final = {
-    "Conv": "conv",
-    "ConvTranspose": "conv",
-    "Gemm": "linear",
-    "MatMul": "linear",
-    "Gather": "embedding",
-}
-_DYNAMIC_OPS: Final = ("EmbedLayerNormalization", "Gather", "Gemm", "LSTM", "MatMul")
-_RECURRENT: Final = {"GRU": "recurrent", "RNN": "recurrent", "LSTM": "lstm"}
 
 
 def make(
@@ -76,7 +62,7 @@ def make(
     """Write `target`; see `apply.quantize`."""
     onnxruntime.set_default_logger_severity(3)  # it warns about what it removes
     model = onnx.load(str(source))
-    _fresh(model, source)
+    fresh(model, source)
     if scheme.method == "none":
         write(model, target)
         return
@@ -84,7 +70,7 @@ def make(
         prepared = Path(scratch) / "prepared.onnx"
         prepare(model, source, prepared, scope)
         model = onnx.load(str(prepared))
-        nodes = _chosen(model, scheme, source, scope)
+        nodes = chosen(model, scheme, source, scope)
         made = Path(scratch) / "made.onnx"
         if scheme.method == "dynamic":
             _dynamic(scheme, prepared, made, nodes)
@@ -98,7 +84,7 @@ def make(
                     str(made),
                     None,
                     quant_format=QuantFormat.QDQ,
-                    op_types_to_quantize=_STATIC_OPS,
+                    op_types_to_quantize=STATIC_OPS,
                     per_channel=True,
                     reduce_range=scheme.reduce_range,
                     activation_type=QuantType.QInt8 if scheme.activations == "s8" else QuantType.QUInt8,
@@ -108,7 +94,7 @@ def make(
                     calibration_cache_path=ranges,
                 )
         final, quantized = Path(scratch) / "final.onnx", onnx.load(str(made))
-        if not any(n.op_type in _QUANTIZED_OPS or "Quantize" in n.op_type for n in all_nodes(quantized.graph)):
+        if not any(n.op_type in QUANTIZED_OPS or "Quantize" in n.op_type for n in all_nodes(quantized.graph)):
             raise Refused(f"{scheme.id}: no layer of {source.name} has such a form in onnxruntime; package it in float")
         scaled_inputs(quantized)
         write(quantized, final)
@@ -122,38 +108,6 @@ def prove(target: Path, calibration: Rows) -> None:
     session = _session(target)
     for feed in batches(target, {name: rows[:2] for name, rows in calibration.items()}):
         session.run(None, feed)
-
-
-def layers(source: Path, scope: str | None) -> tuple[str, ...]:
-    """Layers with weights that a static scheme quantizes, in order: module paths, or node names without a scope."""
-    model = onnx.load(str(source))
-    weights = weighted(model)
-    nodes = [n for n in model.graph.node if n.op_type in _WEIGHTED and any(w in weights for w in n.input)]
-    if scope is None:
-        return tuple(node.name for node in nodes if node.name)
-    return tuple(dict.fromkeys(n.name.partition("/")[0] for n in nodes if under(n.name, scope)))
-
-
-def kinds(source: Path) -> Kinds:
-    """Kinds of the layers of a file of others, by node name."""
-    model = onnx.load(str(source))
-    weights = weighted(model)
-    found: dict[str, list[str]] = {}
-    for node in all_nodes(model.graph):
-        kind = _WEIGHTED.get(node.op_type)
-        if node.op_type in _RECURRENT:
-            kind = _RECURRENT[node.op_type]
-        elif node.op_type in ("Attention", "MultiHeadAttention", "Softmax") and _mixes(model, node):
-            kind = "attention"
-        elif node.op_type in ("LayerNormalization", "GroupNormalization"):
-            kind = "norm"
-        elif kind and not any(name in weights for name in node.input[:2]):
-            kind = None
-        elif node.op_type == "Conv" and _groups(node) > 1 and weights.get(node.input[1], (0, 0))[1] == 1:
-            kind = "depthwise"
-        if kind:
-            found.setdefault(kind, []).append(node.name)
-    return Kinds(**{kind: tuple(names) for kind, names in found.items()})
 
 
 def batches(model: Path, rows: Rows) -> Iterator[dict[str, Any]]:
@@ -196,72 +150,11 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has n
         return next(self._feeds, None)
 
 
-def _fresh(model: onnx.ModelProto, source: Path) -> None:
-    node = next((n for n in all_nodes(model.graph) if n.op_type in _QUANTIZED_OPS), None)
-    if node is not None:
-        raise Refused(
-            f"{source.name} is already quantized ({node.op_type} {node.name!r}); package it as it is, or give the "
-            "float file that it was made from"
-        )
-
-
-def _chosen(model: onnx.ModelProto, scheme: Scheme, source: Path, scope: str | None) -> list[str]:
-    """Names of the nodes to quantize."""
-    weights = weighted(model)
-    nodes = list(model.graph.node)
-    parts = [_part(node, weights, scheme, scope) for node in nodes]
-    if "layer" in parts:
-        graph = [Node(n.input, n.output, part) for n, part in zip(nodes, parts, strict=True)]
-        chosen = [nodes[i] for i in follow(graph)]
-        lonely = set() if scheme.method == "dynamic" else _lonely(chosen, weights)
-        return [n.name for n in chosen if n.name not in lonely or len(lonely) == parts.count("layer")]
-    inside = next((n for n in model.graph.node if subgraphs(n)), None)
-    if inside is not None:
-        if scheme.method == "dynamic" and scope is None:
-            return []  # the quantizer descends by itself when nobody lists nodes
-        raise Refused(
-            f"{scheme.id}: the net of {source.name} lies inside the branches of {inside.op_type} {inside.name!r}, "
-            "where ranges cannot be calibrated; the way out: dynamic, or a file with that branch only"
-        )
-    where = "" if scope is None else f" under module {scope!r}"
-    kept_float = f" besides {len(scheme.float_layers)} layers kept float" if scheme.float_layers else ""
-    raise Refused(
-        f"{scheme.id}: {source.name} has no convolution, matrix product or embedding{where}{kept_float}; package it in "
-        "float"
-    )
-
-
-def _lonely(chosen: list[onnx.NodeProto], weights: Mapping[str, Sequence[int]]) -> set[str]:
-    """Names of small products that no int8 operator feeds or reads: the two conversions cost more than they save."""
-    kept = [n for n in chosen if n.op_type in _STATIC_OPS]
-    made = {name for n in kept for name in n.output}
-    read = {name for n in kept for name in n.input}
-    return {
-        n.name
-        for n in kept
-        if n.op_type in ("Gemm", "MatMul")
-        and made.isdisjoint(n.input)
-        and read.isdisjoint(n.output)
-        and sum(math.prod(weights[name]) for name in n.input if name in weights) <= LONELY
-    }
-
-
-def _part(node: onnx.NodeProto, weights: Mapping[str, Sequence[int]], scheme: Scheme, scope: str | None) -> Part:
-    if scope is not None and not under(node.name, scope):
-        return "float"
-    if any(under(node.name, layer) for layer in scheme.float_layers):
-        return "float"
-    kinds_of_layer = _DYNAMIC_OPS if scheme.method == "dynamic" else _WEIGHTED
-    if node.op_type in kinds_of_layer and any(name in weights for name in node.input):
-        return "layer"
-    return "activation" if node.op_type in ("Relu", "Clip") else "between"
-
-
 def _calibrate(scheme: Scheme, prepared: Path, calibration: Rows, ranges: Path) -> None:
     """Write the range of every tensor."""
     calibrator = create_calibrator(
         prepared,
-        _STATIC_OPS,
+        STATIC_OPS,
         augmented_model_path=str(ranges.with_suffix(".onnx")),
         calibrate_method=_METHODS[scheme.calibration or "minmax"],
         extra_options=_HISTOGRAM[scheme.calibration or "minmax"],
@@ -276,7 +169,7 @@ def _dynamic(scheme: Scheme, prepared: Path, made: Path, nodes: list[str]) -> No
     quantize_dynamic(
         str(prepared),
         str(made),
-        op_types_to_quantize=[op for op in _DYNAMIC_OPS if op != "Gemm"],
+        op_types_to_quantize=[op for op in DYNAMIC_OPS if op != "Gemm"],
         per_channel=True,
         reduce_range=scheme.reduce_range,
         weight_type=QuantType.QInt8,
@@ -314,14 +207,3 @@ def _session(path: Path) -> Any:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def _groups(node: onnx.NodeProto) -> int:
-    return next((a.i for a in node.attribute if a.name == "group"), 1)
-
-
-def _mixes(model: onnx.ModelProto, node: onnx.NodeProto) -> bool:
-    """Whether a matrix product reads this output: softmax in front of one is attention, at the end it is the answer."""
-    if node.op_type != "Softmax":
-        return True
-    return any(n.op_type == "MatMul" and node.output[0] in n.input for n in all_nodes(model.graph))
