@@ -42,10 +42,10 @@ from edgewright_compiler.measuring.metrics import metric
 from edgewright_compiler.measuring.robustness import STEP, adversarial, shifted
 from edgewright_compiler.measuring.slices import by_slice, figure, with_labels, worst
 from edgewright_compiler.packaging import facts_of, write_package
-from edgewright_compiler.pipeline import dossier
+from edgewright_compiler.pipeline import weaknesses
 from edgewright_compiler.pipeline.choice import Arch, Candidate, Choice, Limits
-from edgewright_compiler.pipeline.dossier import SHIFTED_ROWS
 from edgewright_compiler.pipeline.refinement import drawn
+from edgewright_compiler.pipeline.weaknesses import SHIFTED_ROWS
 from edgewright_compiler.rows import Labelled
 from edgewright_contracts.errors import ContractError
 from edgewright_contracts.manifest import Task, TensorIn
@@ -271,7 +271,7 @@ def test_a_shift_without_a_figure_is_left_out_with_its_reason(classes: int, shif
     )
     part = SimpleNamespace(file=SimpleNamespace(open=Summed, alone=False))
     left_out: list[str] = []
-    found = dossier._robustness(bench, SimpleNamespace(built=SimpleNamespace(net=None)), part, left_out)  # type: ignore[arg-type]
+    found = weaknesses.under_shifts(bench, SimpleNamespace(built=SimpleNamespace(net=None)), part, left_out)  # type: ignore[arg-type]
     assert [one.figure.n for one in found] == [SHIFTED_ROWS] * shifts
     assert len(left_out) == reasons
     assert all("auroc is nan on these 2000 rows" in reason for reason in left_out)
@@ -287,9 +287,9 @@ def test_the_sensitivity_of_layers_is_left_out_where_the_metric_is_not_defined(
         with torch.no_grad():
             return {"score": graph(torch.from_numpy(rows.inputs["readings"])).numpy()}
 
-    monkeypatch.setattr(dossier, "student", lambda *_: SimpleNamespace(net=lambda: net))
-    monkeypatch.setattr(dossier, "plain", lambda _recipe, _data, trial, **_: trial)
-    monkeypatch.setattr(dossier, "answered", answers)
+    monkeypatch.setattr(weaknesses, "student", lambda *_: SimpleNamespace(net=lambda: net))
+    monkeypatch.setattr(weaknesses, "plain", lambda _recipe, _data, trial, **_: trial)
+    monkeypatch.setattr(weaknesses, "answered", answers)
     readings = np.random.default_rng(1).standard_normal((2000, 6)).astype(np.float32)
     labels = np.repeat(np.arange(classes), 2000 // classes)
     bench = SimpleNamespace(
@@ -301,7 +301,7 @@ def test_the_sensitivity_of_layers_is_left_out_where_the_metric_is_not_defined(
     )
     taken = SimpleNamespace(choice=SimpleNamespace(arch=Arch()))
     left_out: list[str] = []
-    found = dossier._sensitivity(bench, taken, None, left_out)  # type: ignore[arg-type]
+    found = weaknesses.layer_drops(bench, taken, None, left_out)  # type: ignore[arg-type]
     assert len(found) == classes - 1
     assert len(left_out) == 2 - classes
     assert all("auroc is nan on these 512 rows" in reason for reason in left_out)

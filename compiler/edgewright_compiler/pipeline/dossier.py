@@ -12,15 +12,10 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from torch import nn
 
-from edgewright_contracts.errors import RequestError
 from edgewright_devices import DeviceProfile
 
-from ..data.suspects import suspects
 from ..export.parity import compare
-from ..graph.graph import plain
-from ..graph.reference import run
 from ..measuring.agreement import agreement
 from ..measuring.bounds import Bound
 from ..measuring.calibration import ece
@@ -29,38 +24,29 @@ from ..measuring.estimate import predict
 from ..measuring.evidence import (
     Calibration,
     Evidence,
-    Figure,
-    LayerDrop,
     Loss,
     Machine,
     Parity,
     Reference,
-    Shift,
     Time,
     VariantEvidence,
 )
-from ..measuring.metrics import Outputs, value
-from ..measuring.robustness import adversarial, shifted
-from ..measuring.slices import by_slice, figure, with_labels, worst
+from ..measuring.metrics import Outputs
+from ..measuring.slices import by_slice, with_labels, worst
 from ..quantization.apply import quantize
 from ..rows import Data, Labelled, take
-from ..training.sensitivity import sensitivity
-from ..training.train import answers as learned_answers
 from .assembly import Chosen, Part
 from .build import Built
 from .candidates import answers, memory_of, timed
-from .choice import Arch, Choice
+from .choice import Choice
 from .files import File, made
-from .learn import Learned, answered, original, student
+from .learn import Learned, answered, original
 from .refinement import drawn
+from .weaknesses import layer_drops, measured, suspected, under_shifts
 from .workbench import Workbench
 
 CALLS: Final = 1000
 PARITY_ROWS: Final = 256
-SHIFTED_ROWS: Final = 2000  # of the test rows, for every shift
-SUSPECTED_ROWS: Final = 50  # training rows below which nothing stands out
-RANKED_ROWS: Final = 512  # validation rows that rank layers
-NAMED: Final = 20  # suspects of either kind
 BARE: Final = " without monitor"  # behind the name of a variant
 
 
@@ -93,8 +79,8 @@ def dossier(
     slices = by_slice(bench.metric, outputs, data.test.labels, named, seed=bench.seed, groups=data.test.groups)
     size = counted(taken.built.net, bench.example)
     left_out: list[str] = []  # figures that the package can do without; ends up in the warnings
-    robustness = _robustness(bench, taken, first, left_out) if thorough else ()
-    layers = _sensitivity(bench, taken, taught_by, left_out) if thorough else ()
+    shifts = under_shifts(bench, taken, first, left_out) if thorough else ()
+    layers = layer_drops(bench, taken, taught_by, left_out) if thorough else ()
     evidence = Evidence(
         made="",
         seconds=0.0,
@@ -110,11 +96,11 @@ def dossier(
         calibration=_calibration(bench, taken.built, outputs),
         slices=slices,
         worst=worst(bench.metric, slices),
-        robustness=robustness,
+        robustness=shifts,
         estimates={v.id: predict(device, machine, v.time_us, int8="int8" in v.id or "mixed" in v.id) for v in variants},
         deterministic=_same_again(bench, taken, first) if thorough else None,
         sensitivity=layers,
-        suspects=_suspects(bench, taken) if thorough else (),
+        suspects=suspected(bench, taken) if thorough else (),
         warnings=(*warnings, *left_out),
     )
     bench.say("measuring the package", 1.0)
@@ -172,7 +158,7 @@ def _variant(
         scheme=part.scheme.id,
         bytes=size,
         metric={
-            rows.name: _figure(bench, answers(bench, part.file, role, rows.inputs), rows)
+            rows.name: measured(bench, answers(bench, part.file, role, rows.inputs), rows)
             for role, rows in reported(data).items()
         },
         loss=None if bound is None else _loss(bound, choice.limits.max_drop),
@@ -222,7 +208,7 @@ def _reference(
     times: Mapping[str, Time],
 ) -> Reference:
     data, teacher = bench.data, bench.recipe.teacher
-    named = {rows.name: _figure(bench, truth[role], rows) for role, rows in reported(data).items()}
+    named = {rows.name: measured(bench, truth[role], rows) for role, rows in reported(data).items()}
     size = None
     if teacher is None or teacher.file is None:
         size = counted(original(bench, taught_by).net(), bench.example)
@@ -248,71 +234,6 @@ def _calibration(bench: Workbench, built: Built, outputs: Outputs) -> Calibratio
     else:
         before = p**heat / (p**heat + (1 - p) ** heat)
     return Calibration(temperature=heat, ece_before=ece(before, labels), ece_after=ece(p, labels), n=len(labels))
-
-
-def _robustness(bench: Workbench, taken: Chosen, part: Part, left_out: list[str]) -> tuple[Shift, ...]:
-    """A shift under which the metric is not defined goes to `left_out`, with the reason."""
-    rows = bench.data.test.take(drawn(len(bench.data.test), SHIFTED_ROWS, bench.seed, b"shifted"))
-    tensor, recipe = bench.recipe.input, bench.recipe
-    raw = rows.inputs[tensor.name]
-    session = part.file.open()
-    changes = [(*one, False) for one in shifted(recipe.statistics, tensor, raw, seed=bench.seed)]
-    moved = adversarial(recipe.statistics, bench.front, taken.built.net, tensor, raw, rows.labels, recipe.task)
-    if moved is not None:
-        changes.append(("fgsm", *moved, True))
-    found = []
-    for name, detail, changed, hostile in changes:
-        outputs = run(session, {tensor.name: changed}, alone=part.file.alone)
-        try:
-            reached = _figure(bench, outputs, rows)
-        except RequestError as reason:
-            left_out.append(f"robustness to {name} is left out: {reason}")
-        else:
-            found.append(Shift(name=name, detail=detail, figure=reached, adversarial=hostile))
-    return tuple(found)
-
-
-def _figure(bench: Workbench, outputs: Outputs, rows: Labelled) -> Figure:
-    return figure(bench.metric, outputs, rows.labels, seed=bench.seed, groups=rows.groups)
-
-
-def _sensitivity(
-    bench: Workbench, taken: Chosen, taught_by: Learned | None, left_out: list[str]
-) -> tuple[LayerDrop, ...]:
-    """What half of each layer's channels is worth, in the net that pruning began with; none, and a line in `left_out`,
-    where the metric is not defined."""
-    if bench.recipe.prune is None:
-        return ()
-    whole = student(bench, Arch(width=taken.choice.arch.width), taught_by).net()
-    rows = bench.data.validation.take(drawn(len(bench.data.validation), RANKED_ROWS, bench.seed, b"ranked"))
-    points = bench.metric.points(bench.data.validation.labels) * (1 if bench.metric.higher else -1)
-
-    def score(net: nn.Module) -> float:
-        graph = plain(bench.recipe, bench.data, net, temperature=1.0, seed=bench.seed)
-        return points * value(bench.metric, answered(graph, rows), rows.labels)
-
-    try:
-        table = sensitivity(whole, bench.example, score, round_to=bench.recipe.prune.round_to)
-    except RequestError as reason:
-        left_out.append(f"the sensitivity of layers is left out: {reason}")
-        return ()
-    return tuple(
-        LayerDrop(layers=one.layers, channels=one.channels, kept=one.kept, drop=round(one.drop, 3)) for one in table
-    )
-
-
-def _suspects(bench: Workbench, taken: Chosen) -> tuple[str, ...]:
-    """Training rows to look at, the worst first, in words."""
-    data = bench.data
-    if bench.recipe.task != "classification" or len(data.train) < SUSPECTED_ROWS:
-        return ()
-    _, embeddings = learned_answers(taken.built.net, bench.front, data.train.inputs[bench.recipe.input.name])
-    found = suspects(data.train, data.labels, embeddings=embeddings.astype(np.float64), seed=bench.seed)
-    labels = [f"{s.origin}: labelled {s.given}, looks like {s.likely} ({s.score:.2f})" for s in found.labels]
-    outliers = [
-        f"{s.origin}: looks like no other row, nearest {s.likely} ({s.score:.1f} deviations)" for s in found.outliers
-    ]
-    return (*labels[:NAMED], *outliers[:NAMED])
 
 
 def _same_again(bench: Workbench, taken: Chosen, part: Part) -> bool:
