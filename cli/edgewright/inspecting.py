@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 import msgspec
 from rich.console import Console
 
 from edgewright_compiler.data.loaders import function
-from edgewright_compiler.measuring.evidence import (
-    Bench,
-    decode_bench,
-    decode_evidence,
-)
+from edgewright_compiler.measuring.evidence import Bench, decode_bench, decode_evidence
 from edgewright_compiler.measuring.remote import file_for
 from edgewright_contracts.baseline import decode_baseline
 from edgewright_contracts.errors import ContractError, RequestError
@@ -23,8 +19,6 @@ from edgewright_runtime.golden import GOLDEN_FILE, Golden, check, read_golden
 
 from .benching import fitted, show_bench, slim
 from .evidence_tables import show_evidence
-
-SHOWN: Final = 5  # of the suspects: evidence.json has them all
 
 
 @click.command()
