@@ -117,18 +117,21 @@ def sensor(rng: np.random.Generator, images: Array) -> Array:
 
 
 def rows(settings: Settings) -> Data:
-    """Training rows as they are, validation and field rows as the sensor shows them, held-out rows clean."""
+    """Training rows as they are, validation and field rows as the sensor shows them, held-out rows clean. Several draws
+    of one image are one group: they are right or wrong together."""
     split = data.split()
     chooser = np.random.default_rng(data.SPLIT_SEED + 1)
     drawn = chooser.integers(0, len(split.validation), CHOICE_ROWS)
     seen = data.augment(chooser, split.validation.images[drawn])
-    field, field_labels = data.feed(np.random.default_rng(data.SPLIT_SEED + 2), FIELD_ROWS)
+    fielder = np.random.default_rng(data.SPLIT_SEED + 2)
+    fielded = fielder.integers(0, len(split.held_out), FIELD_ROWS)
+    field = data.augment(fielder, split.held_out.images[fielded])
     reference, _ = data.feed(np.random.default_rng(data.SPLIT_SEED + 3), settings.reference_rows)
     return Data(
         train=Labelled("train", {"image": split.train.images}, mislabelled(split.train.labels, settings.label_fault)),
-        validation=Labelled("validation", {"image": seen}, split.validation.labels[drawn]),
+        validation=Labelled("validation", {"image": seen}, split.validation.labels[drawn], groups=drawn),
         test=Labelled("clean", {"image": split.held_out.images}, split.held_out.labels),
-        views=(Labelled("sensor", {"image": field}, field_labels),),
+        views=(Labelled("sensor", {"image": field}, split.held_out.labels[fielded], groups=fielded),),
         reference={"image": reference},
         fingerprint=data.fingerprint(),
         labels=tuple(str(c) for c in range(CLASSES)),
