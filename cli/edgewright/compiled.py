@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from edgewright_compiler.measuring.dearer import dearer
 from edgewright_compiler.measuring.evidence import Evidence
 from edgewright_contracts.package import Package
+
+from .benching import fitted, slim
 
 
 def summary(package: Package, evidence: Evidence, run: Path | None) -> dict[str, Any]:
@@ -51,26 +52,24 @@ def show(console: Console, package: Package, evidence: Evidence, notes: tuple[st
     """Reference and variants beside each other, and what to be told besides."""
     manifest = package.manifest
     tests = list(evidence.variants[0].metric)
-    title = (
-        f"{manifest.name} {manifest.version}: {evidence.metric} on {', '.join(tests)} rows; times of one sample, here"
-    )
-    table = Table(title=title, title_justify="left")
-    for name in ("", *tests, "loss (95 % bound)", "bytes", "", "p50", ""):
-        table.add_column(name, justify="right" if name else "left")
+    title = f"{manifest.name} {manifest.version}: {evidence.metric}; loss ≤ its 95 % bound; times of one sample, here"
+    console.print(f"[bold]{title}[/bold]", highlight=False)
+    table = slim(["variant"], [*tests, "loss", "bytes", "smaller", "p50 µs", "faster"])
     reference = evidence.reference
     for form, time in reference.time_us.items():
         shares = [f"{reference.metric[test].value:.4f}" for test in tests]
-        table.add_row(f"{reference.name}, {form}", *shares, "", f"{reference.bytes[form]:,}", "", f"{time.p50:.0f} µs")
+        cells = ("", f"{reference.bytes[form]:,}", "", f"{time.p50:.0f}", "")
+        table.add_row(f"{reference.name} ({form})", *shares, *cells, style="dim")
     for v in evidence.variants:
         form = v.id.partition("-")[0]
-        loss = "" if v.loss is None else f"{v.loss.estimate:+.2f} (≤ {v.loss.bound:.2f})"
+        loss = "" if v.loss is None else f"{v.loss.estimate:+.2f} ≤ {v.loss.bound:.2f}"
         smaller = faster = ""
         if form in reference.bytes:
-            smaller = f"÷ {reference.bytes[form] / v.bytes:.1f}"
-            faster = f"÷ {reference.time_us[form].p50 / v.time_us.p50:.1f}"
+            smaller = f"{reference.bytes[form] / v.bytes:.1f}x"
+            faster = f"{reference.time_us[form].p50 / v.time_us.p50:.1f}x"
         shares = [f"{v.metric[test].value:.4f}" for test in tests]
-        table.add_row(v.id, *shares, loss, f"{v.bytes:,}", smaller, f"{v.time_us.p50:.0f} µs", faster)
-    console.print(table)
+        table.add_row(v.id, *shares, loss, f"{v.bytes:,}", smaller, f"{v.time_us.p50:.0f}", faster)
+    console.print(fitted(table))
     for note in notes:
         console.print(note, highlight=False)
     for warning in (*dearer(evidence), *evidence.warnings):

@@ -27,12 +27,12 @@ class Stages:
         self._began: dict[str, tuple[float, float]] = {}  # when a stage was first told, and its share then
         self._at = -1
         self._stage = ""
-        self._more = False
+        self._planned = self._more = False
 
     def plan(self, names: Sequence[str], *, more: bool) -> None:
         """`more`: a search, which adds stages as long as it has time."""
         self._names += [name for name in names if name not in self._names]
-        self._more = more
+        self._planned, self._more = True, more
 
     def tell(self, stage: str, share: float, now: float) -> tuple[str, ...]:
         """Gives the planned stages that it came past without a word: all of their steps were there already."""
@@ -50,7 +50,8 @@ class Stages:
 
     @property
     def said(self) -> str:
-        return f"stage {self._at + 1} of {len(self._names)}{' or more' if self._more else ''}"
+        of = f" of {len(self._names)}{' or more' if self._more else ''}" if self._planned else ""
+        return f"stage {self._at + 1}{of}"
 
     def seconds(self, stage: str, now: float) -> float:
         """Since it was first told."""
