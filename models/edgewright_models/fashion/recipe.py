@@ -1,8 +1,8 @@
 """Fashion-MNIST, from the data to what the compiler packages. Read from top to bottom.
 
 1. A teacher of five convolutions, 278,890 weights, learns 55,000 photographs, moved and mirrored.
-2. A student of a quarter of that learns the teacher's whole answers. Most of its weights are where the image is
-   smallest: there they cost the least time.
+2. A student of half its width and a quarter of its weights learns the labels, and the teacher's whole answers beside
+   them. It learns nearly five times as long as the teacher did, and becomes the better of the two.
 3. The compiler quantizes it and puts normalisation before and the monitor beside it.
 
 There is no pruning: see the README for what it gave.
@@ -23,7 +23,7 @@ from edgewright_models.convolutions import Conv, ConvNet, widened
 from . import data
 
 TEACHER: Final = (Conv(32), Conv(64, pool=True), Conv(64), Conv(128, pool=True), Conv(128))
-STUDENT: Final = (Conv(24, pool=True), Conv(48), Conv(48, pool=True), Conv(96))
+STUDENT: Final = (Conv(16), Conv(32, pool=True), Conv(32), Conv(64, pool=True), Conv(64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,6 @@ def recipe(settings: Settings = Settings()) -> Recipe:
         schedule=Schedule(
             epochs=settings.epochs, rate=8e-3, batch=128, optimiser="adamw", weight_decay=1e-3, mixed=True
         ),
-        distil=Distil(temperature=4.0, weight=0.9, copies=settings.copies),
+        distil=Distil(temperature=4.0, weight=0.3, copies=settings.copies),
         augment=data.augment,
     )
