@@ -150,8 +150,8 @@ def spent(made: CompileResult, work: Path) -> float:
     return float(sum(json.loads((work / "steps" / name / "step.json").read_bytes())["seconds"] for name in steps))
 
 
-def write(name: str, result: Mapping[str, Any], readme: Path) -> None:
-    """benchmarks/results/NAME.json, with machine, commit and date; and in the recipe's README all behind the mark."""
+def write(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
+    """benchmarks/results/NAME.json, with machine, commit and date; gives what is in it."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     machine = describe()
     full = {
@@ -167,10 +167,17 @@ def write(name: str, result: Mapping[str, Any], readme: Path) -> None:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     (RESULTS / f"{name}.json").write_bytes(msgspec.json.format(msgspec.json.encode(full), indent=2) + b"\n")
+    return full
+
+
+def tell(name: str, full: Mapping[str, Any], readme: Path) -> None:
+    """In the recipe's README, all behind the mark."""
     mark = f"<!-- measured by benchmarks/{name}.py -->\n"
     above = readme.read_text().partition(mark)[0]
-    about = f"Commit {full['commit'][:7]}, {full['date'][:10]}, {machine.cpu}, {machine.cores} cores."
-    readme.write_text(above + mark + "\n" + about + "\n\n" + "\n".join(f"- {line}" for line in lines(result)) + "\n")
+    about = (
+        f"Commit {full['commit'][:7]}, {full['date'][:10]}, {full['machine']['cpu']}, {full['machine']['cores']} cores."
+    )
+    readme.write_text(above + mark + "\n" + about + "\n\n" + "\n".join(f"- {line}" for line in lines(full)) + "\n")
 
 
 def show(result: Mapping[str, Any], *, as_json: bool) -> None:

@@ -46,7 +46,8 @@ def main() -> None:
             result = against_teacher.compiled(recipe(), told.work, package, quick=False)
             STORED.unlink(missing_ok=True)
             write_ewp(package, STORED)
-        against_teacher.write(RESULT.stem, {**result, "bars": BARS}, README)
+        full = against_teacher.write(RESULT.stem, {**result, "bars": BARS})
+        against_teacher.tell(RESULT.stem, full, README)
     against_teacher.show(result, as_json=told.json)
 
 

@@ -27,7 +27,8 @@ def main() -> None:
             result = against_teacher.compiled(recipe(QUICK), Path(scratch) / "work", package, quick=True)
         else:
             result = against_teacher.compiled(recipe(), told.work, package, quick=False)
-            against_teacher.write("compile_mnist", {**result, "bars": BARS}, README)
+            full = against_teacher.write("compile_mnist", {**result, "bars": BARS})
+            against_teacher.tell("compile_mnist", full, README)
     against_teacher.show(result, as_json=told.json)
 
 
