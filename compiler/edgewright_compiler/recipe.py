@@ -88,13 +88,14 @@ class Teacher:
     """The float model that the package is compared with, and the one that a student learns from.
 
     `build` makes it untrained, to be trained by `schedule`; `weights` (a state dict) start it; or `file` is a finished
-    ONNX or TFLite model of the same raw inputs.
+    ONNX or TFLite model of the same raw inputs; one that classifies gives probabilities, or else `logits`.
     """
 
     build: Callable[[], nn.Module] | None = None
     schedule: Schedule | None = None
     weights: Path | None = None
     file: Path | None = None
+    logits: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -207,12 +207,14 @@ def test_probabilities_of_labels_become_logits_and_values_stay(monkeypatch: pyte
     many = opened(monkeypatch, [[0.5, 1.0]], "multilabel", "probabilities").answer(of(images()[:1]))[0]
     assert many[0, 0].item() == pytest.approx(0, abs=1e-6)
     assert 15 < many[0, 1].item() < 17, "certainty is finite"
+    rounded = opened(monkeypatch, [[-2e-4, 1.0002]], "classification", "probabilities").answer(of(images()[:1]))[0]
+    assert torch.isfinite(rounded).all(), "half a float's rounding beside [0, 1]"
     values = opened(monkeypatch, [[-3.0, 40.0]], "regression", "values").answer(of(images()[:1]))[0]
     assert values.tolist() == [[-3.0, 40.0]]
 
 
 def test_a_file_that_cannot_teach_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"expected probabilities in \[0, 1\], got -1 to 7"):
+    with pytest.raises(RequestError, match=r"expected probabilities in \[0, 1\], got -1 to 7; end the file with a"):
         opened(monkeypatch, [[-1, 7]], "classification", "probabilities").answer(of(images()[:1]))
     with pytest.raises(RequestError, match="a file cannot teach anomaly"):
         opened(monkeypatch, [[0.1]], "anomaly", "score")

@@ -70,6 +70,9 @@ class Graph:
         options.beta = 1.0
         return self._op("SOFTMAX", [x], self.shape(x), options, "SoftmaxOptions")
 
+    def logistic(self, x: int) -> int:
+        return self._op("LOGISTIC", [x], self.shape(x))
+
     def concat(self, parts: list[int]) -> int:
         options = s.ConcatenationOptionsT()
         options.axis = 1

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +35,7 @@ from ..training.finetune import load_weights
 from .fronts import front_of
 from .host import open_hosted
 from .models import Builder, builder, finished, local_sources
+from .teacher import finished_teacher
 from .trial import answering, augmenting, own_front, prepared_rows
 
 TASKS: Final[dict[str, Task]] = {
@@ -95,7 +97,8 @@ def own_recipe(
     prepared = prepared_rows(front(rows), rows, hooks)
     shape, classes = tuple(int(n) for n in prepared.shape[1:]), _answers(kind, rows)
     build = builder(model, classes=classes, shape=shape)
-    big = build if teacher is None or finished(teacher) is not None else builder(teacher, classes=classes, shape=shape)
+    file = None if teacher is None else finished(teacher)
+    big = build if teacher is None or file is not None else builder(teacher, classes=classes, shape=shape)
     notes = [f"Model: {build.said}, {'a family of widths' if build.scales else 'of one size'}."]
     if hosted is not None:
         notes.append(hosted.note)
@@ -103,11 +106,16 @@ def own_recipe(
         answering(one, kind, rows, prepared)
     if build.augment is not None:
         augmenting(build, rows)
+    taught = None
+    if file is not None:
+        taught, note = finished_teacher(file, kind, input_, rows)
+        notes.append(note)
 
+    whole = _ready(big, kind, rows, prepared)
     schedule = _schedule(rows, epochs, metric)
     tuned = _schedule(rows, epochs, metric, frozen=-(-epochs // 4)) if finetune is not None else schedule
     if finetune is not None:
-        notes.append(_finetuned(_ready(big, kind, rows, prepared)(1.0), finetune))
+        notes.append(_finetuned(whole(1.0), finetune))
     sources = tuple(dict.fromkeys(p for b in (build, big) for p in local_sources(b.file)))
     sources += tuple(p for p in _python(str(data), metric) if p not in sources)
     recipe = Recipe(
@@ -121,7 +129,7 @@ def own_recipe(
         sources=sources,
         front=front,
         statistics=_STATISTICS[raw],
-        teacher=_teacher(teacher, _ready(big, kind, rows, prepared), tuned, finetune),
+        teacher=taught or Teacher(build=partial(whole, 1.0), schedule=tuned, weights=finetune),
         student=_ready(build, kind, rows, prepared) if build.scales or teacher is not None else None,
         schedule=schedule,
         distil=Distil() if kind in ("classification", "multilabel", "regression") else None,
@@ -219,17 +227,6 @@ def _finetuned(net: nn.Module, weights: Path) -> str:
     left = [*found.missing, *(line.split(":")[0] for line in found.mismatched)]
     fresh = f"; untrained: {', '.join(left[:5])}" + (f" and {len(left) - 5} more" if len(left) > 5 else "")
     return f"Fine-tuned from {weights.name}: {len(found.taken)} tensors taken{fresh if left else ''}."
-
-
-def _teacher(
-    place: str | None, make: Callable[[float], nn.Module], schedule: Schedule, weights: Path | None
-) -> Teacher:
-    file = None if place is None else finished(place)
-    if file is not None:
-        if file.suffix not in (".onnx", ".tflite"):
-            raise RequestError(f"{file}: a teacher is FILE.py:FUNCTION, .onnx or .tflite")
-        return Teacher(file=file)
-    return Teacher(build=lambda: make(1.0), schedule=schedule, weights=weights)
 
 
 def _settings(*, model: str, teacher: str | None, finetune: Path | None, epochs: int, metric: str) -> str:

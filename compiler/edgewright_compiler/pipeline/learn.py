@@ -22,6 +22,7 @@ from edgewright_contracts.errors import RequestError
 from edgewright_runtime.runtime import SUFFIXES, open_session
 
 from ..graph.graph import Plain, plain
+from ..graph.heads import head
 from ..graph.reference import batch_size, run
 from ..measuring.metrics import Outputs, value
 from ..packaging import npz
@@ -265,19 +266,28 @@ def reference_outputs(bench: Workbench, taught_by: Learned | None, role: str, ro
     """
     plan = bench.recipe.teacher
     file = None if plan is None else plan.file
-    by = files_hash((file,)) if file is not None else original(bench, taught_by).step
+    by = teacher_name(bench, taught_by) or original(bench, taught_by).step
     step = Step("truth", bench.facts(("graph", "pipeline/learn.py"), (*LEARNERS, *RUNTIMES), rows=role, by=by))
 
     def make(part: Path) -> None:
         if file is not None:
             runtime = next(name for name, suffix in SUFFIXES.items() if suffix == file.suffix)
             found = run(open_session(file, runtime, inputs=(bench.recipe.input,), outputs=bench.declared), rows.inputs)
+            if "logits" in found:
+                found = _of_logits(bench, found["logits"])
         else:
             net = original(bench, taught_by).net()
             found = answered(plain(bench.recipe, bench.data, net, temperature=1.0, seed=bench.seed), rows)
         (part / OUTPUTS).write_bytes(npz(found))
 
     return arrays(bench.store.get(step, make) / OUTPUTS)
+
+
+def _of_logits(bench: Workbench, logits: Array) -> dict[str, Array]:
+    """What the head of a package would make of them."""
+    answer = torch.from_numpy(logits)
+    top = head(bench.recipe.task, answer, answer, labels=len(bench.data.labels), temperature=1.0, scale=1.0)
+    return {out.name: made.numpy() for out, made in zip(top.outputs, top(answer, answer), strict=True)}
 
 
 def arrays(path: Path) -> dict[str, Array]:

@@ -45,8 +45,10 @@ def _teaching(bench: Workbench, taught_by: Learned | None) -> Teaching | None:
 
 
 def teacher_name(bench: Workbench, taught_by: Learned | None) -> str | None:
-    """What the teacher is, for the facts of a step."""
+    """What the teacher is, for the facts of a step: the one that was trained, or the file and what it gives."""
     plan = bench.recipe.teacher
     if taught_by is not None:
         return taught_by.step
-    return files_hash((plan.file,)) if plan is not None and plan.file is not None else None
+    if plan is None or plan.file is None:
+        return None
+    return files_hash((plan.file,)) + (" logits" if plan.logits else "")

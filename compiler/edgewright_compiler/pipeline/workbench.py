@@ -79,9 +79,13 @@ class Workbench:
 
     @property
     def declared(self) -> tuple[TensorOut, ...]:
-        """What a teacher that is a file must give."""
+        """What a teacher that is a file gives."""
+        teacher = self.recipe.teacher
         if self.recipe.task in ("classification", "multilabel"):
-            return (TensorOut(name="probabilities", role="probabilities", shape=(len(self.data.labels),)),)
+            size = len(self.data.labels)
+            if teacher is not None and teacher.logits:
+                return (TensorOut(name="logits", role="values", shape=(size,)),)
+            return (TensorOut(name="probabilities", role="probabilities", shape=(size,)),)
         width = self.data.train.labels.shape[-1]
         return (TensorOut(name="values", role="values", shape=(width,)),)
 

@@ -37,6 +37,7 @@ from .draws import Draw, as_tensor
 from .losses import expect_answer
 from .train import Batch, Loss
 
+ROUNDING: Final = 1e-3  # probabilities of a file may be so far beside [0, 1], and their sum beside 1
 AT_ONCE: Final = 64  # rows that a teacher answers: with 512, its maps left the cache and each cost 1.7 times as much
 
 
@@ -74,10 +75,11 @@ class _File:
         found = self.session.run({self.reads: batch.raw.cpu().numpy()})[self.gives.name]
         values = torch.from_numpy(np.ascontiguousarray(found, np.float32))
         if not self.logits:
-            if bool((values < 0).any() | (values > 1).any()):
+            if not bool(((values >= -ROUNDING) & (values <= 1 + ROUNDING)).all()):
                 raise RequestError(
                     f"teacher's output {self.gives.name}: expected probabilities in [0, 1], got "
-                    f"{float(values.min()):g} to {float(values.max()):g}; logits are declared with role values"
+                    f"{float(values.min()):g} to {float(values.max()):g}; end the file with a softmax or sigmoid, or "
+                    "declare its logits in the recipe: Teacher(file=..., logits=True)"
                 )
             safe = values.clamp(1e-7, 1 - 1e-7)
             values = torch.logit(safe) if self.sigmoid else safe.log()
