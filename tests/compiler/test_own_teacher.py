@@ -162,6 +162,16 @@ def test_a_file_that_does_not_fit_is_told_by_what_it_answers(suffix: str, own: O
     refused(r"NaN or infinity to training row 0: does it take raw rows", bias=np.nan)
 
 
+def test_a_finished_teacher_leaves_nothing_to_finetune(own: Own, tmp_path: Path) -> None:
+    path = file(tmp_path / "t.onnx")
+    own(path)
+    with pytest.raises(RequestError, match=r"w\.pt: --finetune starts the teacher, and t\.onnx is finished"):
+        own_recipe(
+            f"{tmp_path / 'mine.py'}:build", tmp_path / "rows.npz", task="classify", teacher=str(path),
+            finetune=tmp_path / "w.pt",
+        )  # fmt: skip
+
+
 def test_a_file_holds_no_answer_to_a_task_of_scores(own: Own, tmp_path: Path) -> None:
     path = file(tmp_path / "t.onnx")
     recipe = own(path)

@@ -208,7 +208,7 @@ def test_probabilities_of_labels_become_logits_and_values_stay(monkeypatch: pyte
     assert many[0, 0].item() == pytest.approx(0, abs=1e-6)
     assert 15 < many[0, 1].item() < 17, "certainty is finite"
     rounded = opened(monkeypatch, [[-2e-4, 1.0002]], "classification", "probabilities").answer(of(images()[:1]))[0]
-    assert torch.isfinite(rounded).all(), "half a float's rounding beside [0, 1]"
+    assert torch.isfinite(rounded).all(), "what rounding leaves beside [0, 1] is no logit"
     values = opened(monkeypatch, [[-3.0, 40.0]], "regression", "values").answer(of(images()[:1]))[0]
     assert values.tolist() == [[-3.0, 40.0]]
 

@@ -98,6 +98,8 @@ def own_recipe(
     shape, classes = tuple(int(n) for n in prepared.shape[1:]), _answers(kind, rows)
     build = builder(model, classes=classes, shape=shape)
     file = None if teacher is None else finished(teacher)
+    if file is not None and finetune is not None:
+        raise RequestError(f"{finetune}: --finetune starts the teacher, and {file.name} is finished; leave one out")
     big = build if teacher is None or file is not None else builder(teacher, classes=classes, shape=shape)
     notes = [f"Model: {build.said}, {'a family of widths' if build.scales else 'of one size'}."]
     if hosted is not None:
