@@ -93,7 +93,7 @@ def entries(recipe: Recipe, work: Path, say: Say) -> dict[str, Entry]:
         taught_by = teacher(bench)
         assert taught_by is not None, f"{recipe.name} has no teacher to start from"
         if choice is None:
-            truth = reference_outputs(bench, taught_by, bench.data.validation)
+            truth = reference_outputs(bench, taught_by, "validation", bench.data.validation)
             device = load(against_teacher.DEVICE)
             choice = search(bench, device, describe(), ("onnx",), Limits(), None, taught_by, truth)
         ours = chosen(bench, choice, taught_by).part("onnx")

@@ -1,8 +1,9 @@
 """Fewer operators for the same answers. onnxruntime pays half a microsecond for an operator that finds code and data in
 the cache and up to two for one that does not, whatever it computes; in a small net that is most of the time.
 
-Each rewrite changes a model in place and leaves it topologically ordered. What it touches has no other reader. Answers
-stay the same but for the rounding of a float32 product, except where `unrounded` says otherwise.
+Each rewrite changes a model in place and leaves it topologically ordered. What it touches has no other reader, and
+answers stay the same but for the rounding of a float32 product. In models with subgraphs, which may read what lies
+outside of them, nothing is changed.
 """
 
 from __future__ import annotations
@@ -59,32 +60,14 @@ def scaled_inputs(model: onnx.ModelProto) -> None:
         model.graph.node.remove(product)
 
 
-def unrounded(model: onnx.ModelProto) -> None:
-    """Who reads DequantizeLinear(QuantizeLinear(x)) reads x, neither rounded nor clipped to the calibrated range.
-
-    For models that onnxruntime has optimised: before that, the pair is what it makes int8 operators of.
-    """
-    graph = _Graph(model.graph)
-    for node in [n for n in model.graph.node if n.op_type == "DequantizeLinear"]:
-        levels = graph.maker.get(node.input[0])
-        if levels is None or levels.op_type != "QuantizeLinear" or levels.input[1:] != node.input[1:]:
-            continue
-        if node.output[0] in graph.borders:
-            continue
-        for reader in graph.readers.get(node.output[0], ()):
-            reader.input[:] = [levels.input[0] if name == node.output[0] else name for name in reader.input]
-        model.graph.node.remove(node)
-        if all(reader is node for reader in graph.readers[levels.output[0]]) and levels.output[0] not in graph.borders:
-            model.graph.node.remove(levels)
-
-
 class _Graph:
     """Who makes and who reads each tensor, before any rewrite."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
-        self.weights = {w.name: w for w in graph.initializer}
+        nested = any(a.HasField("g") or a.graphs for node in graph.node for a in node.attribute)
+        self.weights = {} if nested else {w.name: w for w in graph.initializer}
         self.borders = {v.name for v in graph.output}
-        self.maker = {name: node for node in graph.node for name in node.output}
+        self.maker = {} if nested else {name: node for node in graph.node for name in node.output}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
         for node in graph.node:
             for name in dict.fromkeys(node.input):
@@ -97,8 +80,10 @@ class _Graph:
         return node if node is not None and node.op_type == kind and alone else None
 
     def owns(self, name: str) -> bool:
-        """Whether it is a constant of a single reader."""
-        return name in self.weights and len(self.readers[name]) == 1 and name not in self.borders
+        """Whether it is a float32 constant of a single reader."""
+        weights = self.weights.get(name)
+        alone = len(self.readers[name]) == 1 and name not in self.borders
+        return weights is not None and weights.data_type == onnx.TensorProto.FLOAT and alone
 
     def scalar(self, product: onnx.NodeProto) -> np.float32 | None:
         """c of x * c, one number and float32."""

@@ -30,7 +30,7 @@ from onnxruntime.quantization.calibrate import create_calibrator, save_tensors_d
 from edgewright_contracts.errors import ContractError, Refused
 from edgewright_runtime.runtime import names_by_position
 
-from ..export.onnx_rewrites import scaled_inputs, unrounded
+from ..export.onnx_rewrites import scaled_inputs
 from ..rows import Array, Rows, count
 from .onnx_file import all_nodes, prepare, write
 from .onnx_nodes import DYNAMIC_OPS, QUANTIZED_OPS, STATIC_OPS, chosen, fresh, kinds, layers
@@ -188,9 +188,7 @@ def _optimise(path: Path, calibration: Rows) -> None:
     onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     write(onnx.load(str(optimised)), optimised)
     if optimised.stat().st_size < path.stat().st_size and _same(path, optimised, calibration):
-        model = onnx.load(str(optimised))
-        unrounded(model)
-        write(model, path)
+        optimised.replace(path)
 
 
 def _same(a: Path, b: Path, rows: Rows) -> bool:
