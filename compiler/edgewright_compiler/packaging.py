@@ -31,10 +31,11 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 def write_package(out: Path, facts: Mapping[str, Any], files: Mapping[str, bytes], evidence: bytes | None) -> Package:
     """Make the directory `out` of `files` and a manifest of `facts` (every field of Manifest but `files`).
 
-    Raises RequestError when `out` exists, ContractError when the facts are no manifest, OSError from the disk, with the
-    path that it did not take.
+    Raises RequestError when `out` exists, also when another makes it meanwhile, ContractError when the facts are no
+    manifest, OSError from the disk, with the path that it did not take.
     """
-    absent(out)
+    if _there(out):
+        raise _overtaken(out)
     refs = {name: FileRef(hashlib.sha256(data).hexdigest(), len(data)) for name, data in files.items()}
     manifest = encode_manifest(Manifest(**facts, files=refs))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +52,7 @@ def write_package(out: Path, facts: Mapping[str, Any], files: Mapping[str, bytes
         read_package(stage).verify()
         stage.chmod(0o755)
         flush_tree(stage)
-        stage.rename(out)
+        _renamed(stage, out)
         flush(out.parent)
     except BaseException as error:
         shutil.rmtree(stage, ignore_errors=True)
@@ -61,9 +62,30 @@ def write_package(out: Path, facts: Mapping[str, Any], files: Mapping[str, bytes
     return read_package(out)
 
 
+def _renamed(stage: Path, out: Path) -> None:
+    try:
+        stage.rename(out)
+    except OSError:
+        if _there(out):
+            raise _overtaken(out) from None
+        raise
+
+
+def _there(out: Path) -> bool:
+    return out.exists() or out.is_symlink()
+
+
+def _overtaken(out: Path) -> RequestError:
+    """Whoever compiles has asked for `absent` before the work, and finds this after it."""
+    return RequestError(
+        f"{out} exists already: another compilation made it meanwhile, and it stays as it is. Compile again with "
+        "another --out or --version (finished steps are found again), or remove it"
+    )
+
+
 def absent(out: Path) -> None:
     """Raises RequestError when `out` exists (a package is never overwritten), or cannot be made where it shall be."""
-    if out.exists() or out.is_symlink():
+    if _there(out):
         raise RequestError(f"{out} exists already: remove it, or choose another --out or --version")
     writable(out.parent)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgewright_compiler import packaging
 from edgewright_compiler.measuring.evidence import decode_evidence
 from edgewright_compiler.packaging import facts_of, npz, write_package
 from edgewright_contracts.errors import ContractError, RequestError
@@ -53,6 +54,26 @@ def test_another_version_is_another_digest(tiny: Package, tmp_path: Path) -> Non
 def test_a_package_is_never_overwritten(tiny: Package, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="exists already"):
         write_package(tmp_path, facts_of(tiny.manifest), contents(tiny), None)
+
+
+def test_of_two_that_make_one_package_the_later_is_told_and_the_earlier_stays(
+    tiny: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "p"
+    flushed = packaging.flush_tree
+
+    def overtaken(stage: Path) -> None:
+        """Just before this one takes its name, another does."""
+        monkeypatch.setattr(packaging, "flush_tree", flushed)
+        write_package(out, facts_of(tiny.manifest), contents(tiny), None)
+        flushed(stage)
+
+    monkeypatch.setattr(packaging, "flush_tree", overtaken)
+    later = {**facts_of(tiny.manifest), "version": "9.9.9"}
+    with pytest.raises(RequestError, match=r"another compilation made it meanwhile.* another --out or --version \(fin"):
+        write_package(out, later, contents(tiny), None)
+    assert [path.name for path in tmp_path.iterdir()] == ["p"]
+    assert read_package(out).digest == tiny.digest
 
 
 def test_what_is_no_package_leaves_nothing_behind(
