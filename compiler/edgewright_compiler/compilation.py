@@ -32,7 +32,7 @@ from .measuring.evidence import encode as encode_evidence
 from .measuring.machine import describe
 from .packaging import absent
 from .pipeline.assembly import chosen, package, promised, scheme_of
-from .pipeline.choice import Choice, Limits, Purpose, recalled, write_choice
+from .pipeline.choice import Choice, Limits, Purpose, limits_of, recalled, write_choice
 from .pipeline.dossier import dossier, reported
 from .pipeline.judgement import judge
 from .pipeline.learn import reference_outputs, teacher
@@ -79,15 +79,17 @@ def compile_recipe(
     """Make the package directory `out`; `progress` is told each stage and the share of it that is done.
 
     `minutes` lets the search try the recipe's other architectures, too; `recorded` is a choice of an earlier run, which
-    is then made again instead of chosen anew. Not `thorough` leaves out what is evidence only: the reference's and the
-    monitor's cost, memory, robustness.
+    is then made again, within its own limits, instead of chosen anew. Not `thorough` leaves out what is evidence only:
+    the reference's and the monitor's cost, memory, robustness.
 
-    Raises RequestError when `out` cannot be made, no package can have this name or version, the data are wrong, or the
-    trial finds what does not fit, all before anything is trained; Refused when a format lacks an operator, no candidate
-    keeps the limits, or the bound on the test set misses; Unavailable when the disk is full; OSError.
+    Raises RequestError when `out` cannot be made, no package can have this name or version, a limit is not the recorded
+    one, the data are wrong, or the trial finds what does not fit, all before anything is trained, or another made `out`
+    meanwhile; Refused when a format lacks an operator, no candidate keeps the limits, or the bound on the test set
+    misses; Unavailable when the disk is full; OSError.
     """
     _nameable(recipe)
     absent(out)
+    limits = limits_of(recorded, limits)
     start = clock()
     run = Run(
         id=identifier(now, recipe.name, recipe.version),
@@ -153,7 +155,7 @@ def _compiled(
     truth = {role: reference_outputs(bench, taught_by, role, rows) for role, rows in judged.items()}
     validation = truth["validation"]
     if recorded is not None:
-        choice = msgspec.structs.replace(recorded, limits=limits)
+        choice = recorded
     else:
         choice = search(bench, device, machine, formats, limits, minutes, taught_by, validation, folder.measured)
     choice = msgspec.structs.replace(choice, purpose=purpose)

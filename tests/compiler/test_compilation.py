@@ -16,10 +16,10 @@ import pytest
 
 from edgewright_compiler.compilation import CompileResult, compile_recipe
 from edgewright_compiler.measuring.evidence import Evidence, decode_evidence
-from edgewright_compiler.pipeline.choice import Limits, read_choice
-from edgewright_compiler.pipeline.runs import all_runs
+from edgewright_compiler.pipeline.choice import Choice, Limits, read_choice
+from edgewright_compiler.pipeline.runs import all_runs, read_run
 from edgewright_contracts.baseline import decode_baseline
-from edgewright_contracts.errors import Refused
+from edgewright_contracts.errors import Refused, RequestError
 from edgewright_contracts.package import Package, read_package
 from edgewright_devices import load
 from edgewright_models.digits.recipe import Settings, recipe
@@ -254,14 +254,33 @@ def test_a_package_that_misses_its_bound_is_refused_with_the_number_of_rows_that
     assert loss is not None
     between = (max(loss.estimate, 0) + loss.bound) / 2
     with pytest.raises(Refused) as refused:
-        again(recorded=choice, limits=Limits(max_drop=between))
+        again(recorded=within(choice, between))
     said = str(refused.value)
     assert f"at most {loss.bound:.2f} (95%, n = 597)" in said
     assert "the number of test rows is the limit" in said
     assert "Finished steps are kept" in said
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(Refused, match="the loss itself is the limit, more test rows would not help"):
-        again(recorded=choice, limits=Limits(max_drop=min(0.01, loss.estimate / 2) if loss.estimate > 0 else 1e-9))
+        again(recorded=within(choice, min(0.01, loss.estimate / 2) if loss.estimate > 0 else 1e-9))
+
+
+def within(choice: Choice, points: float) -> Choice:
+    """As if it had been made within such a limit on the loss: it is the test rows that decide."""
+    return msgspec.structs.replace(choice, limits=Limits(max_drop=points))
+
+
+def test_a_recorded_choice_is_made_again_within_its_own_limits_or_not_at_all(
+    again: Callable[..., CompileResult], compiled: Compiled, tmp_path: Path
+) -> None:
+    choice = read_choice(last_choice(compiled.work))
+    runs = len(all_runs(compiled.work))
+    with pytest.raises(RequestError, match="--max-size-kb: expected none, got 1"):
+        again(recorded=choice, limits=Limits(max_size_kb=1))
+    assert list(tmp_path.iterdir()) == []
+    assert len(all_runs(compiled.work)) == runs
+    made = again(recorded=msgspec.structs.replace(choice, limits=Limits(max_p95_ms=500)))
+    assert made.package.manifest.budgets.p95_ms == 500
+    assert made.evidence.choice.limits == read_run(made.run).limits == Limits(max_p95_ms=500)
 
 
 def test_one_format_can_be_left_out(again: Callable[..., CompileResult]) -> None:

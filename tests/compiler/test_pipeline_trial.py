@@ -16,6 +16,7 @@ from edgewright_compiler.pipeline.choice import (
     Choice,
     Limits,
     Purpose,
+    limits_of,
     read_choice,
     recalled,
     write_choice,
@@ -187,7 +188,7 @@ ARCHS = (Arch(), Arch(share=0.5))
     [
         (
             {"recipe": "b" * 64},
-            "made for another recipe, or other settings of it: expected a{16}, got b{16};",
+            "made for another recipe or file, or other settings of it: expected a{16}, got b{16};",
         ),
         (
             {"data": "others"},
@@ -203,11 +204,32 @@ def test_a_recorded_choice_of_something_else_is_refused(change: dict[str, object
         recalled(other, PURPOSE, ARCHS, ("onnx", "tflite"))
 
 
+def test_a_recorded_choice_that_does_not_say_what_it_is_for_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"does not say what it was made for: .*; take the choice\.json"):
+        recalled(msgspec.structs.replace(CHOICE, purpose=None), PURPOSE, ARCHS, ("onnx",))
+
+
+def test_a_recorded_choice_has_limits_of_its_own_and_takes_no_others() -> None:
+    recorded = msgspec.structs.replace(CHOICE, limits=Limits(max_drop=1.0, max_p95_ms=5))
+    assert limits_of(recorded, Limits()) == limits_of(recorded, Limits(max_p95_ms=5)) == recorded.limits
+    assert limits_of(None, Limits(max_drop=2.0)) == Limits(max_drop=2.0)
+    message = r"\(--max-drop: expected 1, got 2; --max-size-kb: expected none, got 1\): leave these limits out"
+    with pytest.raises(RequestError, match=message):
+        limits_of(recorded, Limits(max_drop=2.0, max_p95_ms=5, max_size_kb=1))
+
+
+def test_other_limits_than_the_recorded_ones_cost_no_training(asked: Compile) -> None:
+    write_choice(CHOICE, Path("choice.json"))
+    code, said = asked("build", "rows.npz", "--choice", "choice.json", "--max-p95-ms", "0.5")
+    assert (code, trained()) == (2, [])
+    assert "made within other limits (--max-p95-ms: expected none, got 0.5)" in said
+
+
 def test_a_recorded_choice_of_something_else_costs_no_training(asked: Compile) -> None:
     write_choice(CHOICE, Path("choice.json"))
     code, said = asked("build", "rows.npz", "--choice", "choice.json")
     assert (code, trained()) == (2, [])
-    assert "made for another recipe, or other settings of it" in said
+    assert "made for another recipe or file, or other settings of it" in said
 
 
 def test_a_recorded_choice_is_what_the_recipe_can_make_in_the_formats_that_are_asked_for(tmp_path: Path) -> None:

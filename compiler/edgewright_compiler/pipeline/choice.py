@@ -57,7 +57,8 @@ class Arch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Purpose(msgspec.Struct, frozen=True, kw_only=True):
-    """What a choice was made for. `recipe` is a digest of its files and settings, `data` their fingerprint."""
+    """What a choice was made for. `recipe` is a digest of the files and settings of a recipe, or of a finished file and
+    what was asked of it; `data` is their fingerprint."""
 
     recipe: str
     data: str
@@ -112,7 +113,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     tried: tuple[Arch, ...]
     poor: bool = False  # nothing was within what is aimed at
     sizes: tuple[int, ...] = ()  # bytes of weights after each round of pruning, where a clock decided them
-    purpose: Purpose | None = None  # None: of a finished file, or written before purposes were
+    purpose: Purpose | None = None  # None: not yet said
 
     def candidate(self, form: str) -> Candidate:
         return next(
@@ -246,7 +247,7 @@ def _dominates(a: Candidate, b: Candidate) -> bool:
 
 _ANEW: Final = "or leave the recorded choice out (--choice), and it is made anew"
 _PURPOSES: Final = {
-    "recipe": ("another recipe, or other settings of it", "compile the one that it was made for"),
+    "recipe": ("another recipe or file, or other settings of it", "compile the one that it was made for"),
     "data": ("other data", "compile with those"),
     "device": ("another device", "name that one (--device)"),
     "seed": ("another seed", "give that one (--seed)"),
@@ -256,10 +257,16 @@ _PURPOSES: Final = {
 def recalled(choice: Choice, purpose: Purpose, archs: Sequence[Arch], formats: Sequence[Format]) -> Choice:
     """A recorded choice, for `formats` alone. `archs` are all that the recipe can make.
 
-    Raises RequestError when it was made for another recipe, device, seed or data, or chooses what cannot be made.
+    Raises RequestError when it was made for another recipe, device, seed or data, does not say for which, or chooses
+    what cannot be made.
     """
+    if choice.purpose is None:
+        raise RequestError(
+            "the recorded choice does not say what it was made for: expected recipe, data, device and seed under "
+            f"'purpose', got nothing; take the choice.json of a run, {_ANEW}"
+        )
     for name, (what, way_out) in _PURPOSES.items():
-        expected, got = (str(getattr(one, name)) for one in (purpose, choice.purpose or purpose))
+        expected, got = (str(getattr(one, name)) for one in (purpose, choice.purpose))
         if expected != got:
             raise RequestError(
                 f"the recorded choice was made for {what}: expected {expected:.16}, got {got:.16}; {way_out}, {_ANEW}"
@@ -276,6 +283,27 @@ def recalled(choice: Choice, purpose: Purpose, archs: Sequence[Arch], formats: S
             f"the recorded choice has {has}: expected {' or '.join(formats)}; name another --format, {_ANEW}"
         )
     return msgspec.structs.replace(choice, chosen=left)
+
+
+def limits_of(recorded: Choice | None, asked: Limits) -> Limits:
+    """The limits that hold: those of a recorded choice, which was made within them, or else those that are asked for.
+
+    Raises RequestError when one that is asked for is not the recorded one; one that is left out is the recorded one.
+    """
+    if recorded is None:
+        return asked
+    found = []
+    for name in Limits.__struct_fields__:
+        held, wanted = getattr(recorded.limits, name), getattr(asked, name)
+        if wanted is not None and wanted != held:
+            had = "none" if held is None else f"{held:g}"
+            found.append(f"--{name.replace('_', '-')}: expected {had}, got {wanted:g}")
+    if found:
+        raise RequestError(
+            f"the recorded choice was made within other limits ({'; '.join(found)}): leave these limits out, and those "
+            "that it was made within hold, or leave the recorded choice out (--choice), and one is made within yours"
+        )
+    return recorded.limits
 
 
 def write_choice(choice: Choice, path: Path) -> None:
