@@ -364,3 +364,26 @@ def test_training_rows_are_in_the_fingerprint_though_another_split_has_their_nam
         return fingerprint(_parts(Data(train, validation, test, "", ("a", "b"))))
 
     assert parts(1.0) != parts(2.0)
+
+
+def test_a_table_that_is_not_utf8_or_is_cut_at_semicolons_is_told_by_line(tmp_path):
+    place = tmp_path / "rows.csv"
+    place.write_bytes("a,label\n".encode() + b"1,x\n" * 600 + "2,caf\u00e9\n".encode("latin-1"))
+    with pytest.raises(RequestError, match=r"rows\.csv: line 602 is not UTF-8; save it as UTF-8"):
+        open_data(place, "classification", seed=1)
+    place.write_text("a;b;label\n1;2;x\n")
+    with pytest.raises(RequestError, match=r"separated by ';'\? expected ','"):
+        open_data(place, "classification", seed=1)
+
+
+def test_a_table_with_a_byte_order_mark_is_read(tmp_path):
+    place = tmp_path / "rows.csv"
+    place.write_text("\ufefflabel,a\n" + "".join(f"{i % 2},{i}\n" for i in range(40)), encoding="utf-8")
+    assert open_data(place, "classification", seed=1).labels == ("0", "1")
+
+
+@pytest.mark.parametrize("code", ["def exits():\n    import sys\n    sys.exit(5)", "import sys\nsys.exit(5)"])
+def test_a_loader_that_exits_is_blamed_and_does_not_end_the_run(tmp_path, code):
+    (tmp_path / "own.py").write_text(code)
+    with pytest.raises(RequestError, match=r"own\.py:\d: (exits\(\) called|does not import:) sys\.exit\(5\)"):
+        open_data(f"{tmp_path / 'own.py'}:exits", "classification", seed=1)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
@@ -96,6 +97,16 @@ def origin(rows: Labelled, i: int) -> str:
     Where the maker of the rows said nothing, they are indexed as he gave them: `train[3]` is the fourth of his split.
     """
     return rows.origins[i] if rows.origins else f"{rows.name}[{i}]"
+
+
+def text_of(file: Path) -> str:
+    """Of a file in UTF-8, with its line ends as they are. Raises RequestError naming the first line that is not."""
+    content = file.read_bytes()
+    try:
+        return content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise RequestError(f"{file}: line {line} is not UTF-8; save it as UTF-8") from None
 
 
 def fingerprint(parts: Mapping[str, Array | None]) -> str:

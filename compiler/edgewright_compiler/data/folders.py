@@ -15,6 +15,7 @@ cut, to the length that half of them have.
 from __future__ import annotations
 
 import csv
+import io
 import wave
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ from edgewright_contracts.errors import RequestError, Unavailable
 from edgewright_contracts.manifest import Task
 
 from ..rows import Array, Labelled
-from .collection import ALL, MAX_BYTES, Collection, split_name
+from .collection import ALL, MAX_BYTES, Collection, split_name, text_of
 from .targets import NORMAL, Said, collection, natural, reserved
 
 IMAGES: Final = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
@@ -95,12 +96,11 @@ def _folder(directory: Path, task: Task, suffixes: tuple[str, ...], read: Read) 
 
 def _listed(directory: Path, task: Task, read: Read) -> Collection:
     listing = directory / LISTING
-    with listing.open(newline="", encoding="utf-8-sig") as stream:
-        lines = csv.DictReader(stream)
-        header = list(lines.fieldnames or ())
-        if "file" not in header:
-            raise RequestError(f"{listing}: expected a column `file`, got {', '.join(header) or 'no header'}")
-        table = [(f"{listing}:{lines.line_num}", line) for line in lines]
+    lines = csv.DictReader(io.StringIO(text_of(listing), newline=""))
+    header = list(lines.fieldnames or ())
+    if "file" not in header:
+        raise RequestError(f"{listing}: expected a column `file`, got {', '.join(header) or 'no header'}")
+    table = [(f"{listing}:{lines.line_num}", line) for line in lines]
     by_file: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for where, line in table:
         by_file.setdefault(line["file"], []).append((where, line))

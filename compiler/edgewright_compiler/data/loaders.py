@@ -1,7 +1,7 @@
 """Functions of the user's own, `FILE.py:FUNCTION`: builders, metrics, and loaders, which give the rows.
 
-Guarantee: whatever goes wrong in the user's code, at import or in a call, is a RequestError with the line of theirs;
-files beside theirs can be imported at any time, as if theirs were run.
+Guarantee: whatever goes wrong in the user's code, at import or in a call, a sys.exit too, is a RequestError with the
+line of theirs; files beside theirs can be imported at any time, as if theirs were run.
 
 A loader is called without arguments. It returns `rows.Data`, or a pair (x, y), or a triple (x, y, groups), or a dict of
 arrays with the names of an npz.
@@ -63,7 +63,7 @@ def guarded(call: Callable[..., Any], file: Path) -> Callable[..., Any]:
 
     @wraps(call)
     def called(*args: Any, **kwargs: Any) -> Any:
-        with _in_code_of(file, f"{getattr(call, '__name__', 'its code')}() raised "):
+        with _in_code_of(file, f"{getattr(call, '__name__', 'its code')}() ", _did):
             return call(*args, **kwargs)
 
     return called
@@ -80,15 +80,15 @@ def blamed(files: Iterable[Path]) -> Iterator[None]:
         yield
     except EdgewrightError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         for frame in reversed(traceback.extract_tb(error.__traceback__)):
             if str(Path(frame.filename).resolve()) in known:
-                raise RequestError(f"{frame.filename}:{frame.lineno}: {frame.name}() raised {_said(error)}") from error
+                raise RequestError(f"{frame.filename}:{frame.lineno}: {frame.name}() {_did(error)}") from error
         raise
 
 
 @contextmanager
-def _in_code_of(file: Path, what: str) -> Iterator[None]:
+def _in_code_of(file: Path, what: str, said: Callable[[BaseException], str]) -> Iterator[None]:
     folder = str(file.resolve().parent)
     before = set(sys.modules)
     sys.path.insert(0, folder)
@@ -96,8 +96,8 @@ def _in_code_of(file: Path, what: str) -> Iterator[None]:
         yield
     except EdgewrightError:
         raise  # says already what is wrong
-    except Exception as error:
-        raise RequestError(f"{line_of(error, file)}: {what}{_said(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise RequestError(f"{line_of(error, file)}: {what}{said(error)}") from error
     finally:
         if folder in sys.path:  # the code may have taken it out
             sys.path.remove(folder)
@@ -117,12 +117,18 @@ def _own(path: Path, folder: Path) -> bool:
     return not any(part in _INSTALLED or part.startswith(".") for part in path.relative_to(folder).parts)
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"sys.exit({'' if error.code is None else repr(error.code)})"
     said = str(error)
     return f"{type(error).__name__}{': ' if said else ''}{said}"
 
 
-def line_of(error: Exception, file: Path) -> str:
+def _did(error: BaseException) -> str:
+    return f"{'called' if isinstance(error, SystemExit) else 'raised'} {_said(error)}"
+
+
+def line_of(error: BaseException, file: Path) -> str:
     """FILE:LINE of the innermost frame in the user's folder; the file when the error never reached one."""
     folder = file.resolve().parent
     if isinstance(error, SyntaxError) and error.filename and _own(Path(error.filename).resolve(), folder):
@@ -154,7 +160,7 @@ def module_of(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        with _in_code_of(path, "does not import: "):
+        with _in_code_of(path, "does not import: ", _said):
             spec.loader.exec_module(module)
     except Exception:
         del sys.modules[name]

@@ -15,6 +15,7 @@ and an index of an array from 0.
 from __future__ import annotations
 
 import csv
+import io
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -27,11 +28,12 @@ from edgewright_contracts.errors import RequestError, Unavailable
 from edgewright_contracts.manifest import Task
 
 from ..rows import Array, Labelled
-from .collection import ALL, SPLITS, Collection, kind_of, raw, split_name
+from .collection import ALL, SPLITS, Collection, kind_of, raw, split_name, text_of
 from .targets import NORMAL, Said, collection, natural, numbers, reserved
 
 TABLES: Final = (".csv", ".parquet")
 _WINDOW: Final = "window"
+_SEPARATORS: Final = (";", "\t", "|")  # that a header of a single column shows
 _PANDAS_INDEX: Final = re.compile(r"__index_level_\d+__")  # the numbers of lines that it writes beside the columns
 
 
@@ -99,9 +101,11 @@ def _windows(ids: Sequence[str], starts: set[int], origins: Sequence[str]) -> tu
 
 
 def _csv(file: Path) -> tuple[list[str], dict[str, list[str]], list[str]]:
-    with file.open(newline="", encoding="utf-8-sig") as stream:
-        lines = csv.reader(stream)
+    lines = csv.reader(io.StringIO(text_of(file), newline=""))
+    try:
         header = [name.strip() for name in next(lines, [])]
+        if len(header) == 1 and (other := next((s for s in _SEPARATORS if s in header[0]), None)):
+            raise RequestError(f"{file}: one column {header[0]!r}: separated by {other!r}? expected ','")
         if not header or len(set(header)) < len(header):
             raise RequestError(
                 f"{file}: expected a header of distinct column names, got {', '.join(header) or 'nothing'}"
@@ -116,6 +120,8 @@ def _csv(file: Path) -> tuple[list[str], dict[str, list[str]], list[str]]:
             origins.append(f"{file}:{lines.line_num}")
             for column, cell in zip(columns, line, strict=True):
                 column.append(cell.strip())
+    except csv.Error as error:
+        raise RequestError(f"{file}:{lines.line_num}: not a table of CSV ({error})") from None
     return header, dict(zip(header, columns, strict=True)), origins
 
 
@@ -246,8 +252,7 @@ def _numbered(
         odd = [n for n, r in splits.items() if r.labels.dtype.kind == "f" and (r.labels != np.floor(r.labels)).any()]
         if odd or any(r.labels.dtype.kind not in "iufb" for r in splits.values()):
             raise RequestError(f"{where}: y holds no class indices or names; for numbers use the task regress")
-        top = max((int(r.labels.max()) for r in splits.values() if len(r)), default=-1)
-        return each(lambda y: y.astype(np.int64)), names or tuple(str(i) for i in range(top + 1))
+        return each(lambda y: y.astype(np.int64)), names or _counted(splits)
     if text:
         raise RequestError(f"{where}: y holds text: expected numbers for the task {task}")
     if task == "regression":
@@ -258,3 +263,21 @@ def _numbered(
         return each(lambda y: y.astype(np.float32)), names or tuple(str(i) for i in range(count))
     top = max(int(r.labels[..., 0].max(initial=-1)) if r.labels.ndim == 3 else -1 for r in splits.values())
     return each(lambda y: y.astype(np.float32)), names or tuple(str(i) for i in range(top + 1))
+
+
+def _counted(splits: dict[str, Labelled]) -> tuple[str, ...]:
+    """Names of classes that are numbers: those that there is something to learn of, from 0 to the last before a gap.
+    Raises RequestError for the first label beyond them."""
+    learned = splits[ALL] if ALL in splits else splits.get("train")
+    known = set() if learned is None else set(np.unique(learned.labels).tolist())
+    size = next(i for i in range(len(known) + 1) if i not in known)
+    for rows in splits.values():
+        beyond = np.flatnonzero(rows.labels >= size)
+        if beyond.size:
+            i = int(beyond[0])
+            expected = f"labels from 0 to {size - 1}" if size else "labels from 0"
+            raise RequestError(
+                f"{rows.origins[i]}: label {rows.labels[i]:g}, but no {'' if ALL in splits else 'training '}sample has "
+                f"label {size}: expected {expected}; correct it, or add samples of every class below it"
+            )
+    return tuple(str(i) for i in range(size))

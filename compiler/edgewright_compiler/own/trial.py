@@ -33,7 +33,7 @@ def prepared_rows(front: nn.Module, rows: Data, hooks: Builder) -> Tensor:
             prepared = front.eval()(_two(rows))
     except RequestError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RequestError(
             f"{hooks.file}: its front does not take raw rows of shape {tuple(_two(rows).shape)}: {error}"
         ) from error
@@ -47,7 +47,7 @@ def answering(build: Builder, task: Task, rows: Data, prepared: Tensor) -> None:
     net = build.make(1.0).eval()
     try:
         answer = net(prepared)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise RequestError(
             f"{build.said} does not take two samples of shape {tuple(prepared.shape[1:])}, which is what the front "
