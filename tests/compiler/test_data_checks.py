@@ -147,6 +147,34 @@ def test_two_splits_or_views_of_one_name_are_refused():
         examine(replace(found, views=(found.test.take(slice(0, 9)),)), "classification")
 
 
+def test_a_view_may_share_rows_and_groups_with_the_test_split_and_no_other():
+    found = data()
+    people = {"train": "abc", "validation": "def", "test": "ghi"}
+    parts = [replace(r, groups=np.array([people[r.name][i % 3] for i in range(len(r))]))
+             for r in (found.train, found.validation, found.test)]  # fmt: skip
+    found = Data(*parts, "0" * 64, found.labels)
+
+    def viewed(i: int, group: str, source: Labelled) -> Data:
+        groups = found.test.groups.copy()
+        groups[0] = group
+        rows = found.test.inputs["row"].copy()
+        rows[4] = source.inputs["row"][i]
+        return replace(found, views=(replace(found.test, name="sensor", inputs={"row": rows}, groups=groups),))
+
+    assert examine(viewed(4, "h", found.test), "classification").rows == (60, 20, 20)
+    for source in (found.train, found.validation):
+        with pytest.raises(
+            RequestError, match=rf"leak: test.csv:6 in sensor is the same sample as {source.name}.csv:4"
+        ):
+            examine(viewed(2, "h", source), "classification")
+    for group, split in (("a", "train"), ("d", "validation")):
+        with pytest.raises(RequestError, match=f"leak: group '{group}' is in {split} and in sensor"):
+            examine(viewed(4, group, found.test), "classification")
+    learned = replace(viewed(4, "h", found.test), unlabelled={"row": found.test.inputs["row"][4:5] + 0})
+    with pytest.raises(RequestError, match="unlabelled rows are learned from"):
+        examine(learned, "classification")
+
+
 def test_an_unlabelled_row_that_is_judged_on_is_a_leak():
     found = data()
     other = np.random.default_rng(9).normal(size=(8, 5)).astype(np.float32)

@@ -126,12 +126,13 @@ def rows(settings: Settings) -> Data:
     fielder = np.random.default_rng(data.SPLIT_SEED + 2)
     fielded = fielder.integers(0, len(split.held_out), FIELD_ROWS)
     field = data.augment(fielder, split.held_out.images[fielded])
+    images = len(split.validation) + fielded  # a number of its own for each that more than one row shows
     reference, _ = data.feed(np.random.default_rng(data.SPLIT_SEED + 3), settings.reference_rows)
     return Data(
         train=Labelled("train", {"image": split.train.images}, mislabelled(split.train.labels, settings.label_fault)),
         validation=Labelled("validation", {"image": seen}, split.validation.labels[drawn], groups=drawn),
         test=Labelled("clean", {"image": split.held_out.images}, split.held_out.labels),
-        views=(Labelled("sensor", {"image": field}, split.held_out.labels[fielded], groups=fielded),),
+        views=(Labelled("sensor", {"image": field}, split.held_out.labels[fielded], groups=images),),
         reference={"image": reference},
         fingerprint=data.fingerprint(),
         labels=tuple(str(c) for c in range(CLASSES)),
