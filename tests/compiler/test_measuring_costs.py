@@ -147,6 +147,19 @@ def test_the_peak_begins_at_what_is_resident() -> None:
     assert footprints._status("VmHWM") - before == pytest.approx(block.nbytes / 1e6, rel=0.2)
 
 
+class Squared(nn.Module):
+    """A bilinear form, in which both sides are one layer's answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.form = nn.Linear(8, 8), nn.Bilinear(8, 8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.layer(x)
+        answer: torch.Tensor = self.form(y, y)
+        return answer
+
+
 def test_counts_are_those_of_a_hand() -> None:
     assert counted(nn.Conv2d(3, 8, 3), torch.zeros(1, 3, 10, 10)).macs == 8 * 8 * 8 * 27
     assert counted(nn.GRU(8, 16, batch_first=True), torch.zeros(1, 10, 8)).macs == 10 * (8 * 48 + 16 * 48)
@@ -154,6 +167,7 @@ def test_counts_are_those_of_a_hand() -> None:
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
     assert counted(layer, torch.zeros(1, 5, 16)).macs == 5 * 16 * 16 * 4 + 5 * 16 * 32 * 2 + 2 * 25 * 16
     assert layer.training, "its mode is left as it was"
+    assert counted(Squared(), torch.zeros(1, 8)).macs == 8 * 8 + (4 * 8 * 8 + 4 * 8)
     assert counted(nn.Linear(4, 2), torch.zeros(1, 4)).params == 10
 
 

@@ -40,8 +40,15 @@ def _attention(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], *_: A
     return int(sdpa_flop_count(q, k, v))  # type: ignore[no-untyped-call]
 
 
+def _bilinear(x: tuple[int, ...], weight: tuple[int, ...], y: tuple[int, ...], *_: Any, **__: Any) -> int:
+    """x [n, a] times each weight of [k, a, b], then y [n, b] times what comes out, as nn.Bilinear does it."""
+    k, a, b = weight
+    return 2 * x[0] * (k * a * b + k * b)
+
+
 _ATEN: Final = torch.ops.aten
-_FUSED: Final = {  # kernels of the CPU that torch's counter does not know
+_FUSED: Final = {  # kernels that torch's counter does not know
     _ATEN.mkldnn_rnn_layer: _recurrent,
+    _ATEN._trilinear: _bilinear,
     _ATEN._scaled_dot_product_flash_attention_for_cpu: _attention,
 }
