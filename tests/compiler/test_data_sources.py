@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from edgewright_compiler.data.collection import fingerprint
+from edgewright_compiler.data.folders import read_images
 from edgewright_compiler.data.opening import _parts, open_data
 from edgewright_compiler.rows import Data, Labelled
 from edgewright_contracts.errors import RequestError, Unavailable
@@ -52,6 +53,18 @@ def test_an_image_folder_becomes_grey_or_coloured_rows(tmp_path):
     assert grey.labels[grey.train.labels[i]] == Path(grey.train.origins[i]).parent.name
     coloured = open_data(pictures(tmp_path / "b", colour=True), "classification", seed=0)
     assert coloured.test.inputs["image"].shape == (4, 5, 6, 3)
+
+
+@pytest.mark.parametrize(("suffix", "dtype"), [("png", "<u2"), ("tif", "<u2"), ("tif", ">u2"), ("pgm", "<u2")])
+def test_images_of_16_bits_keep_their_brightness_beside_one_another(tmp_path, suffix, dtype):
+    files = [tmp_path / f"{i}.{suffix}" for i in range(3)]
+    for file, level in zip(files, (200, 300, 51_200), strict=True):
+        Image.fromarray(np.full((4, 5), level, dtype)).save(file)
+    found = read_images(files)[0]["image"]
+    assert found.shape == (3, 4, 5), "grey"
+    assert [int(image.max()) for image in found] == [0, 1, 200]
+    with pytest.raises(RequestError, match=r"0\.\w+: in 1 images of 16 bits no pixel is above 255 of 65535"):
+        read_images(files[:1])
 
 
 def test_equal_files_give_equal_data_and_another_pixel_another_fingerprint(tmp_path):
@@ -262,6 +275,19 @@ def test_a_row_of_arrays_is_named_by_its_index_before_the_split(tmp_path, form):
     place = brought(tmp_path, form, {"x": x[:80], "y": y[:80], "x_test": x[79:], "y_test": y[79:]})
     with pytest.raises(RequestError, match=r"leak: .* x_test\[0\] in test is the same sample as .* x\[79\] in train"):
         open_data(place, "classification", seed=0)
+
+
+def test_a_label_above_the_classes_that_are_learned_is_told_with_its_place(tmp_path):
+    x, y = np.arange(80, dtype=np.float32).reshape(40, 2), np.arange(40) % 2
+    wrong = np.where(np.arange(8) == 5, 7, y[:8])
+    np.savez(tmp_path / "d.npz", x=x, y=y, x_test=x[:8] + 0.5, y_test=wrong)
+    with pytest.raises(
+        RequestError, match=r"d.npz x_test\[5\]: label 7, but .* training .* label 2: expected labels from 0 to 1"
+    ):
+        open_data(tmp_path / "d.npz", "classification", seed=0)
+    np.savez(tmp_path / "e.npz", x=x, y=y + 1)
+    with pytest.raises(RequestError, match=r"e.npz x\[0\]: label 1, but no sample has label 0: expected labels from 0"):
+        open_data(tmp_path / "e.npz", "classification", seed=0)
 
 
 @pytest.mark.parametrize("second", [{"x_train": 0, "y_train": 0}, {"x_val": 0, "x_validation": 0, "y_val": 0}])

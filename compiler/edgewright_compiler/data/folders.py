@@ -159,7 +159,7 @@ def read_images(files: Sequence[Path]) -> tuple[dict[str, Array], tuple[str, ...
     for file in files:
         with _opened(file) as image:
             sizes[image.size] += 1
-            colour = colour or image.mode not in ("1", "L", "I", "I;16", "F", "LA")
+            colour = colour or not (_deep(image) or image.mode in ("1", "L", "F", "LA"))
     (width, height), most = sizes.most_common(1)[0]
     shape = (len(files), height, width, *((3,) if colour else ()))
     if int(np.prod(shape)) > MAX_BYTES:
@@ -167,13 +167,21 @@ def read_images(files: Sequence[Path]) -> tuple[dict[str, Array], tuple[str, ...
             f"{len(files)} images of {width}x{height} are over {MAX_BYTES >> 30} GiB: scale them down first"
         )
     pixels = np.empty(shape, np.uint8)
+    deep: list[int] = []
     for i, file in enumerate(files):
         with _opened(file) as image:
+            if _deep(image):
+                deep.append(i)
             try:
                 plain = _eight_bits(image).convert("RGB" if colour else "L")
                 pixels[i] = np.asarray(plain if plain.size == (width, height) else plain.resize((width, height)))
             except (OSError, ValueError, SyntaxError) as error:
                 raise RequestError(f"{file}: not a whole image ({error}): remove it, or save it again") from None
+    if deep and not pixels[deep].any():
+        raise RequestError(
+            f"{files[deep[0]]}: in {len(deep)} images of 16 bits no pixel is above 255 of 65535, which is black: expected "
+            "them to use their range; save them with 8 bits"
+        )
     if most == len(files):
         return {"image": pixels}, ()
     resized = f"{len(files) - most} of {len(files)} images were resized to {width}x{height}"
@@ -191,14 +199,19 @@ def _opened(file: Path) -> Any:
         raise RequestError(f"{file}: not an image that Pillow reads ({error}): remove it, or save it again") from None
 
 
+def _deep(image: Any) -> bool:
+    """Whether it has 16-bit greys: mode I;16 and its kin, or I, in which Pillow holds those of a PGM."""
+    return bool(image.mode.startswith("I"))
+
+
 def _eight_bits(image: Any) -> Any:
-    """16-bit greys keep their upper half; Pillow's own conversion would clip them."""
-    if not image.mode.startswith("I"):
+    """16-bit greys keep their upper half, whatever is in them: a dark image stays as dark beside the others as it is.
+    Pillow's own conversion would clip them."""
+    if not _deep(image):
         return image
     from PIL import Image
 
-    deep = np.asarray(image).astype(np.int64)
-    return Image.fromarray((deep >> 8 if deep.max() > 255 else deep).clip(0, 255).astype(np.uint8))
+    return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
 
 
 def read_sounds(files: Sequence[Path]) -> tuple[dict[str, Array], tuple[str, ...]]:
