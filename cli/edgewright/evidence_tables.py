@@ -35,11 +35,17 @@ def show_evidence(console: Console, evidence: Evidence, benches: tuple[Bench, ..
     for warning in (*dearer(evidence), *evidence.warnings):
         console.print(f"[yellow]warning[/yellow] {warning}", highlight=False)
     if evidence.suspects:
-        console.print(
-            f"{len(evidence.suspects)} training rows look wrong (by their place in your data):", highlight=False
-        )
-        for one in evidence.suspects[:SHOWN]:
-            console.print(f"  {one}", highlight=False, markup=False)
+        _show_suspects(console, evidence.suspects)
+
+
+def _show_suspects(console: Console, suspects: tuple[str, ...]) -> None:
+    """Training rows to look at: a label may be wrong, or a row is like no other, which is not wrong."""
+    rows = "1 training row stands" if len(suspects) == 1 else f"{len(suspects)} training rows stand"
+    console.print(f"{rows} out, worth a look (by their place in your data):", highlight=False)
+    for one in suspects[:SHOWN]:
+        console.print(f"  {one}", highlight=False, markup=False)
+    if len(suspects) > SHOWN:
+        console.print(f"  and {len(suspects) - SHOWN} more in evidence.json", highlight=False)
 
 
 def _show_variants(console: Console, evidence: Evidence) -> None:

@@ -16,6 +16,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from edgewright.compiled import show, summary
+from edgewright.evidence_tables import show_evidence
 from edgewright.main import run
 from edgewright_compiler.measuring.dearer import dearer
 from edgewright_compiler.measuring.estimate import fits, predict, replaced
@@ -540,7 +541,7 @@ def test_inspect_shows_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[s
         "worst slice: site = kitchen at 81.00 (73.0–87.0)",
         "FGSM (adversarial)",
         "two classes have fewer than 50 rows",
-        "1 training rows look wrong (by their place in your data): train/17.png",
+        "1 training row stands out, worth a look (by their place in your data): train/17.png",
         "tiny 1.0.0 on pi",
     ):
         assert shown in out, shown
@@ -551,6 +552,18 @@ def test_inspect_shows_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[s
     told = msgspec.json.decode(capsys.readouterr().out)
     assert told["evidence"]["metric"] == "accuracy"
     assert [b["host"] for b in told["benches"]] == ["desk", "pi"]
+
+
+def test_of_many_rows_that_stand_out_the_first_are_shown_and_the_rest_counted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = tuple(f"train/{n}.png: looks like no other row" for n in range(20))
+    show_evidence(Console(width=100), msgspec.structs.replace(all_evidence(), suspects=rows))
+    out = capsys.readouterr().out
+    assert "20 training rows stand out, worth a look" in out
+    assert "train/4.png" in out
+    assert "train/5.png" not in out
+    assert "  and 15 more in evidence.json" in out
 
 
 def test_inspecting_loads_no_part_of_the_compiler(tmp_path: Path) -> None:
