@@ -179,8 +179,8 @@ def read_images(files: Sequence[Path]) -> tuple[dict[str, Array], tuple[str, ...
                 raise RequestError(f"{file}: not a whole image ({error}): remove it, or save it again") from None
     if deep and not pixels[deep].any():
         raise RequestError(
-            f"{files[deep[0]]}: in {len(deep)} images of 16 bits no pixel is above 255 of 65535, which is black: expected "
-            "them to use their range; save them with 8 bits"
+            f"{files[deep[0]]}: in {len(deep)} images of 16 bits no pixel is above 255 of 65535, which is black: "
+            "expected them to use their range; save them with 8 bits"
         )
     if most == len(files):
         return {"image": pixels}, ()

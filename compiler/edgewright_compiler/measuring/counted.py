@@ -40,7 +40,7 @@ def _attention(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], *_: A
     return int(sdpa_flop_count(q, k, v))  # type: ignore[no-untyped-call]
 
 
-def _bilinear(x: tuple[int, ...], weight: tuple[int, ...], y: tuple[int, ...], *_: Any, **__: Any) -> int:
+def _bilinear(x: tuple[int, ...], weight: tuple[int, ...], *_: Any, **__: Any) -> int:
     """x [n, a] times each weight of [k, a, b], then y [n, b] times what comes out, as nn.Bilinear does it."""
     k, a, b = weight
     return 2 * x[0] * (k * a * b + k * b)
