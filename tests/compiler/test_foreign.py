@@ -211,6 +211,27 @@ def test_with_labelled_data_a_smaller_form_is_chosen_on_validation_and_bounded_o
     assert again.package.digest == made.package.digest
 
 
+def test_rows_of_the_test_set_choose_nothing(tmp_path):
+    """On rows far outside of those that calibrate, every calibrated form answers differently."""
+    file = mlp(tmp_path / "mlp.onnx")
+    rng = np.random.default_rng(1)
+    rows = {f"x_{name}": rng.normal(size=(n, 64)).astype(np.float32) for name, n in
+            (("train", 300), ("validation", 60), ("test", 60))}  # fmt: skip
+    session = onnxruntime.InferenceSession(str(file))
+
+    def refused(out: str, **scaled: float) -> dict[str, str]:
+        given = {name: x * np.float32(scaled.get(name, 1)) for name, x in rows.items()}
+        labels = {f"y{name[1:]}": session.run(None, {"x": x})[0].argmax(1) for name, x in given.items()}
+        np.savez(tmp_path / f"{out}.npz", **given, **labels)
+        made = compiled(file, tmp_path / out, "classification", data=str(tmp_path / f"{out}.npz"))
+        differing = {c.scheme: c.refused.partition(";")[0] for c in made.evidence.choice.candidates}
+        return {scheme: reason for scheme, reason in differing.items() if "answers differently" in reason}
+
+    as_it_is = refused("as-it-is")
+    assert refused("test", x_test=40) == as_it_is
+    assert refused("validation", x_validation=40) != as_it_is
+
+
 def test_what_is_shipped_is_what_is_judged_and_its_monitor_is_told_beside_it(tmp_path):
     file = mlp(tmp_path / "mlp.onnx", hidden=8)  # so small that any monitor costs more than int8 can win
     made = compiled(file, tmp_path / "p", "classification", data=str(labelled(tmp_path / "d.npz", file)))

@@ -175,14 +175,15 @@ def _samples(data: str | None, form: Form, task: Task, seed: int) -> Samples:
         return given(data, form.inputs, task)
     rows = synthetic(form.inputs, seed)
     note = "No data were given: rows are synthetic, accuracy was not measured, and drift is not told from them."
-    return Samples({}, rows, None, None, False, (), fingerprint(rows), (note,))
+    return Samples({}, rows, rows, None, None, False, (), fingerprint(rows), (note,))
 
 
 def _bounded(samples: Samples, form: Form) -> Samples:
-    """With as few reference rows as keeps the answers of a variant in memory."""
+    """With as few rows as keeps the answers of a variant in memory."""
     per_row = 8 * sum(int(np.prod(b.shape)) for b in (*form.inputs, *form.outputs))
     rows = max(2, _OUTPUT_BYTES // max(1, per_row))
-    return replace(samples, reference=take(samples.reference, slice(0, rows)))
+    few = slice(0, rows)
+    return replace(samples, judging=take(samples.judging, few), reference=take(samples.reference, few))
 
 
 def _parts(judge: Judge, promised: Judged) -> tuple[tuple[Part, ...], Columns]:

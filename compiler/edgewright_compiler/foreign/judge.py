@@ -80,7 +80,7 @@ class Judge:
         if samples.test is not None:
             chosen = metric or _DEFAULT.get(task)
             self.metric = None if chosen is None else metric_of(chosen, task)
-        self.rows = take(samples.reference, slice(0, PARITY_ROWS))
+        self.rows = take(samples.judging, slice(0, PARITY_ROWS))
         self._shipped: dict[Path, tuple[Path, Columns]] = {}
         precision: Literal["int8", "fp32"] = "int8" if form.quantized else "fp32"
         self.plain = Scheme(format=form.format, precision=precision, method="none").id

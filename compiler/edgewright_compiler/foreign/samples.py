@@ -33,9 +33,14 @@ SPLIT_SEED: Final = 0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Samples:
-    """`calibration` sets ranges, `reference` is counted and tested with; `test` is there when there are labels."""
+    """`calibration` sets ranges, by `judging` a form is chosen, `reference` is counted and self-tested with.
+
+    `validation` and `test` are there when there are labels: `judging` is then of validation rows alone, so that the
+    bound, which is of test rows, is of rows that have chosen nothing.
+    """
 
     calibration: Rows
+    judging: Rows
     reference: Rows
     validation: Labelled | None
     test: Labelled | None
@@ -79,7 +84,8 @@ def given(place: str, inputs: Sequence[Border], task: Task) -> Samples:
         half = min(CALIBRATION, n // 2)
         note = f"Rows: {n} without labels, {half} of them calibrate: what accuracy a smaller form costs is not known."
         reference = take(rows, np.sort(order[half:])[:REFERENCE])
-        return Samples(take(rows, np.sort(order[:half])), reference, None, None, True, (), fingerprint(rows), (note,))
+        calibration = take(rows, np.sort(order[:half]))
+        return Samples(calibration, reference, reference, None, None, True, (), fingerprint(rows), (note,))
     if len(inputs) != 1:
         raise RequestError(
             f"{place}: the file has the inputs {', '.join(b.name for b in inputs)}: give an npz, or a function that "
@@ -96,7 +102,7 @@ def given(place: str, inputs: Sequence[Border], task: Task) -> Samples:
     held = {border.name: np.concatenate([validation.inputs[border.name], test.inputs[border.name]])[:REFERENCE]}
     some = train.take(slice(0, len(train), max(1, len(train) // CALIBRATION))).take(slice(0, CALIBRATION))
     notes = (*data.notes, *(f"Noticed in the data: {warning}." for warning in examine(data, task).warnings))
-    return Samples(some.inputs, held, validation, test, True, data.labels, data.fingerprint, notes)
+    return Samples(some.inputs, validation.inputs, held, validation, test, True, data.labels, data.fingerprint, notes)
 
 
 def _by_input(place: str, names: set[str]) -> Mapping[str, Any] | None:
