@@ -6,8 +6,9 @@ Reads the folders that `edgewright compile` leaves under its work directory; nee
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Final
 
 import click
 import msgspec
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edgewright_compiler.pipeline.choice import Candidate, Choice, Limits, misses, pareto, read_choice
-from edgewright_compiler.pipeline.runs import Run, all_runs, find, read_measured, read_run
+from edgewright_compiler.pipeline.runs import Run, StepDone, all_runs, find, read_measured, read_run
 
 WORK = click.option(
     "--work",
@@ -26,6 +27,12 @@ WORK = click.option(
     help="Where `edgewright compile` keeps steps and runs.",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+_COMPARED: Final[tuple[tuple[str, Callable[[Candidate], str]], ...]] = (
+    ("candidate", lambda c: c.id),
+    ("loss on validation", lambda c: f"{c.drop:+.2f} points"),
+    ("bytes", lambda c: f"{c.bytes:,}"),
+    ("p50, reference kernels", lambda c: f"{c.relative:.2f}"),
+)
 
 
 @click.group(invoke_without_command=True)
@@ -55,9 +62,10 @@ def runs(context: click.Context, work: Path, as_json: bool) -> None:
 @WORK
 @JSON
 def show(run: str, work: Path, as_json: bool) -> None:
-    """Show one RUN (its id, or the beginning of it): every step, and every candidate with what it cost and lost.
+    """Show one RUN (its id, or the beginning of it): its steps by kind, every candidate with what it cost and lost.
 
-    A run that chose nothing shows its candidates, too, with the limits that they miss; in --json as `measured`.
+    --json has every step by itself. A run that chose nothing shows its candidates, too, with the limits that they miss;
+    in --json as `measured`.
     """
     folder = find(work, run)
     found, choice, measured = _alive(read_run(folder)), _choice(folder), read_measured(folder)
@@ -67,9 +75,8 @@ def show(run: str, work: Path, as_json: bool) -> None:
     console.print(f"[bold]{found.id}[/bold]  {found.state}, {found.device}, seed {found.seed}", highlight=False)
     if found.message:
         console.print(found.message, highlight=False, markup=False)
-    for step in found.steps:
-        took = "found" if step.seconds is None else f"{step.seconds:.1f} s"
-        console.print(f"  {step.name:<40} {took:>9}", highlight=False)
+    for kind, took in _by_kind(found.steps):
+        console.print(f"  {kind:<14} {took}", highlight=False)
     if choice is not None:
         _show(console, choice.candidates, choice.limits, choice)
         console.print(f"chosen because: {choice.why}", highlight=False)
@@ -87,30 +94,74 @@ def show(run: str, work: Path, as_json: bool) -> None:
 @WORK
 @JSON
 def compare(first: str, second: str, work: Path, as_json: bool) -> None:
-    """Put two runs beside each other: what was chosen, what it costs and what it loses."""
+    """Put two runs beside each other: what was chosen, what it costs and what it loses.
+
+    Of a run that chose nothing: the candidate of each format that lost least, and why the run ended.
+    """
     folders = find(work, first), find(work, second)
-    pairs = [(read_run(folder), _choice(folder)) for folder in folders]
+    pairs = [(_alive(read_run(folder)), _choice(folder)) for folder in folders]
     if as_json:
         return click.echo(msgspec.json.encode({"runs": [{"run": r, "choice": c} for r, c in pairs]}).decode())
+    console = Console()
     table = Table()
     table.add_column("")
-    for run, _ in pairs:
-        table.add_column(run.id, justify="right")
+    names = _apart(pairs[0][0].id, pairs[1][0].id)
+    for name, (run, _) in zip(names, pairs, strict=True):
+        table.add_column(name, justify="right")
+        console.print(f"{name}: {run.id}", highlight=False, soft_wrap=True)
     for name in ("device", "seed", "state"):
         table.add_row(name, *(str(getattr(run, name)) for run, _ in pairs))
     table.add_row("seconds", *(f"{run.seconds:.1f}" for run, _ in pairs))
     table.add_row("digest", *(run.digest[:16] or "–" for run, _ in pairs))
-    table.add_row("architecture", *("–" if c is None else c.arch.id for _, c in pairs))
-    for form in sorted({form for _, choice in pairs if choice is not None for form in choice.chosen}):
-        shown = [None if c is None or form not in c.chosen else c.candidate(form) for _, c in pairs]
-        for label, text in (
-            ("scheme", lambda c: c.scheme),
-            ("loss on validation", lambda c: f"{c.drop:+.2f} points"),
-            ("bytes", lambda c: f"{c.bytes:,}"),
-            ("p50, reference kernels", lambda c: f"{c.relative:.2f}"),
-        ):
+    table.add_row("architecture", *("none; least loss" if c is None else c.arch.id for _, c in pairs))
+    taken = [
+        _least(folder) if choice is None else {form: choice.candidate(form) for form in choice.chosen}
+        for folder, (_, choice) in zip(folders, pairs, strict=True)
+    ]
+    for form in sorted({form for one in taken for form in one}):
+        shown = [one.get(form) for one in taken]
+        for label, text in _COMPARED:
             table.add_row(f"{form}: {label}", *("–" if c is None else text(c) for c in shown))
-    return Console().print(table)
+    console.print(table)
+    for name, (run, _) in zip(names, pairs, strict=True):
+        if run.message:
+            console.print(f"{name} {run.state}: {run.message}", highlight=False, markup=False, soft_wrap=True)
+    return None
+
+
+def _apart(first: str, second: str) -> tuple[str, str]:
+    """Two ids without the parts that they begin and end with alike; what is left of each is never nothing."""
+    a, b = first.split("-"), second.split("-")
+    while min(len(a), len(b)) > 1 and a[0] == b[0]:
+        a, b = a[1:], b[1:]
+    while min(len(a), len(b)) > 1 and a[-1] == b[-1]:
+        a, b = a[:-1], b[:-1]
+    return "-".join(a), "-".join(b)
+
+
+def _least(folder: Path) -> dict[str, Candidate]:
+    """By format, what lost least in a run that chose nothing."""
+    measured = read_measured(folder)
+    found: dict[str, Candidate] = {}
+    for c in () if measured is None else measured.candidates:
+        if not c.refused and (c.format not in found or c.drop < found[c.format].drop):
+            found[c.format] = c
+    return found
+
+
+def _by_kind(steps: Sequence[StepDone]) -> list[tuple[str, str]]:
+    """How many steps of each kind there were, what they took and how many of them were found finished."""
+    kinds: dict[str, list[float | None]] = {}
+    for step in steps:
+        kinds.setdefault(step.name.rpartition("-")[0], []).append(step.seconds)
+    told = []
+    for kind, seconds in kinds.items():
+        made = [took for took in seconds if took is not None]
+        parts = ["1 step" if len(seconds) == 1 else f"{len(seconds)} steps"]
+        parts += [f"{sum(made):.1f} s"] if made else []
+        parts += [f"{len(seconds) - len(made)} found"] if len(made) < len(seconds) else []
+        told.append((kind, ", ".join(parts)))
+    return told
 
 
 def _show(console: Console, candidates: Sequence[Candidate], limits: Limits, choice: Choice | None) -> None:
@@ -125,9 +176,12 @@ def _show(console: Console, candidates: Sequence[Candidate], limits: Limits, cho
         mark = "chosen" if taken else "front" if id(c) in front else ""
         table.add_row(mark, c.id, *(("–",) * 4 if c.refused else _figures(c)))
     console.print(table)
+    reasons: dict[str, list[str]] = {}
     for c in candidates:
         if said := "; ".join(misses(c, limits)):
-            console.print(f"  {c.id}: {said}", highlight=False, markup=False, soft_wrap=True)
+            reasons.setdefault(said, []).append(c.id)
+    for said, of in reasons.items():
+        console.print(f"  {', '.join(of)}: {said}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _figures(c: Candidate) -> tuple[str, ...]:
