@@ -27,6 +27,7 @@ from edgewright_devices import DeviceProfile
 
 from .data.checks import examine
 from .disk import FULL, write_whole
+from .measuring.bounds import several_groups
 from .measuring.evidence import Evidence, VariantEvidence
 from .measuring.evidence import encode as encode_evidence
 from .measuring.machine import describe
@@ -85,7 +86,7 @@ def compile_recipe(
     Raises RequestError when `out` cannot be made, no package can have this name or version, a limit is not the recorded
     one, the data are wrong, or the trial finds what does not fit, all before anything is trained, or another made `out`
     meanwhile; Refused when a format lacks an operator, no candidate keeps the limits, or the bound on the test set
-    misses; Unavailable when the disk is full; OSError.
+    misses or, of one group, says nothing; Unavailable when the disk is full; OSError.
     """
     _nameable(recipe)
     absent(out)
@@ -142,6 +143,8 @@ def _compiled(
     since: Callable[[], float],
 ) -> tuple[Package, Evidence]:
     warnings = [*examine(bench.data, bench.recipe.task).warnings]
+    if limits.max_drop is not None:
+        several_groups(bench.data.test)
     purpose = _purpose(bench, device)
     if recorded is not None:
         recorded = recalled(recorded, purpose, archs(bench.recipe, all_of_them=True), formats)

@@ -211,6 +211,17 @@ def test_with_labelled_data_a_smaller_form_is_chosen_on_validation_and_bounded_o
     assert again.package.digest == made.package.digest
 
 
+def test_a_limit_is_not_promised_on_test_rows_of_one_group(tmp_path):
+    file = mlp(tmp_path / "mlp.onnx")
+    with np.load(labelled(tmp_path / "all.npz", file)) as d:
+        x, y = d["x"], d["y"]
+    people = np.arange(300) % 20
+    np.savez(tmp_path / "d.npz", x=x[:200], y=y[:200], groups=people[:200], x_test=x[200:], y_test=y[200:],
+             groups_test=np.full(100, 20))  # fmt: skip
+    with pytest.raises(Refused, match="--max-drop cannot be promised: all 100 rows of test are of one group"):
+        compiled(file, tmp_path / "p", "classification", data=str(tmp_path / "d.npz"), limits=Limits(max_drop=5.0))
+
+
 def test_rows_of_the_test_set_choose_nothing(tmp_path):
     """On rows far outside of those that calibrate, every calibrated form answers differently."""
     file = mlp(tmp_path / "mlp.onnx")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +15,14 @@ from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import multinomial, norm
 from scipy.stats import t as student
 
-from edgewright_compiler.measuring.bounds import loss_bound, tango_upper, widening
+from edgewright_compiler.compilation import compile_recipe
+from edgewright_compiler.measuring.bounds import loss_bound, several_groups, tango_upper, widening
 from edgewright_compiler.measuring.metrics import Outputs, metric
-from edgewright_contracts.errors import RequestError
+from edgewright_compiler.pipeline.choice import Limits
+from edgewright_compiler.rows import Labelled
+from edgewright_contracts.errors import Refused, RequestError
+from edgewright_devices import load
+from edgewright_models.digits.recipe import Settings, recipe
 
 Floats = npt.NDArray[np.float64]
 TABLES = [(0, 0, 50), (1, 0, 44), (7, 1, 21), (40, 20, 160), (20, 40, 160), (3, 9, 30), (120, 80, 10_000), (0, 5, 400)]
@@ -214,6 +221,33 @@ def test_one_group_and_groups_of_one_row_change_nothing() -> None:
     plain = loss_bound(one, of(np.ones(100, np.bool_)), of(right), labels, seed=1)
     for groups in (np.zeros(100), np.arange(100)):
         assert loss_bound(one, of(np.ones(100, np.bool_)), of(right), labels, seed=1, groups=groups) == plain
+
+
+def test_a_limit_is_not_promised_on_rows_of_one_group() -> None:
+    rows = Labelled("test", {"x": np.zeros((1000, 2))}, np.ones(1000, np.int64), origins=("t.csv:2",) * 1000)
+    several_groups(rows)
+    several_groups(replace(rows, groups=np.array(["anna"] * 999 + ["ben"])))
+    with pytest.raises(Refused, match=r"all 1,000 rows of test are of one group \('anna', the first is t.csv:2\)"):
+        several_groups(replace(rows, groups=np.full(1000, "anna")))
+
+
+def test_a_compile_with_a_limit_refuses_rows_of_one_group_before_it_trains(tmp_path: Path) -> None:
+    digits = recipe(Settings())
+    data = digits.data()
+    one = replace(data, test=replace(data.test, groups=np.full(len(data.test), -1)))
+    stages = list[str]()
+    with pytest.raises(Refused, match="--max-drop cannot be promised: all 597 rows of clean are of one group"):
+        compile_recipe(
+            replace(digits, data=lambda: one),
+            load("raspberry-pi-5"),
+            tmp_path / "out",
+            seed=1,
+            now=datetime(2026, 1, 1, tzinfo=UTC),
+            progress=lambda stage, _share: stages.append(stage),
+            work=tmp_path / "work",
+            limits=Limits(max_drop=1.0),
+        )
+    assert set(stages) == {"reading the data"}
 
 
 def test_the_bootstrap_draws_groups() -> None:

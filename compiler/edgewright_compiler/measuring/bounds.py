@@ -14,7 +14,8 @@ Where rows come in groups, n shrinks by the design effect, the variance of a mea
 single rows (Rao and Scott, Biometrics 48 (1992) 577-585), and quantiles are Student's for the groups; the bootstrap
 draws groups. Few groups make the bound wide, and that is true. What no width mends: harm that befalls few groups is in
 none of a handful, so of fewer than `checks.FEW_GROUPS` the data are warned of (tests/compiler/test_measuring_bounds.py
-simulates both).
+simulates both). Of a single group nothing is known about others: a bound is then one for more rows of that group, and
+no limit may be promised on it (`several_groups`).
 
 No difference seen in n rows is not no difference: then every bound is at least z² / (n + z²) of the metric's range,
 which is what Tango's limit gives there. Unit: points (see metrics.py). A positive loss: the package is worse.
@@ -33,9 +34,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import t as student
 
-from edgewright_contracts.errors import RequestError
+from edgewright_contracts.errors import Refused, RequestError
 
-from ..rows import Array
+from ..data.collection import origin
+from ..rows import Array, Labelled
 from .metrics import Floats, Metric, Outputs, Weighted
 
 CONFIDENCE: Final = 0.95
@@ -242,6 +244,18 @@ def _by_set(
 
     of = "" if member is None else f" of {drawable} groups"
     return Bound(estimate, at(n), n, None, confidence, f"paired bootstrap, {len(drawn)} resamples{of}", at)
+
+
+def several_groups(rows: Labelled) -> None:
+    """Raises Refused when all rows are of one group: its rows are alike, and no bound follows for what is not of it."""
+    if rows.groups is None or len(np.unique(rows.groups)) > 1:
+        return
+    raise Refused(
+        f"--max-drop cannot be promised: all {len(rows):,} rows of {rows.name} are of one group "
+        f"({str(rows.groups[0])!r}, the first is {origin(rows, 0)}), and what others lose cannot be told from them: "
+        "expected at least 2 groups, better 10; add test rows of others, leave the group key out if these rows are "
+        "independent of one another, or compile without --max-drop"
+    )
 
 
 def members(groups: Array | None, n: int) -> npt.NDArray[np.int64] | None:
