@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
 from rich.table import Table
 
 from edgewright_contracts.errors import Refused
@@ -43,7 +45,7 @@ def bench(package: Path, host: str | None, python: str | None, calls: int, as_js
     made = datetime.now(UTC).isoformat(timespec="seconds")
     with (
         quiet() as streams,
-        Console(file=streams.err, quiet=as_json).status(f"measuring on {host or 'this machine'}"),
+        _waiting(Console(file=streams.err, quiet=as_json), f"measuring on {host or 'this machine'}"),
         _directory(package) as opened,
     ):
         if host is None:
@@ -65,6 +67,12 @@ def bench(package: Path, host: str | None, python: str | None, calls: int, as_js
     failed = [f"{one.variant} in {one.runtime}: {one.failed}" for one in found.variants if one.failed]
     if failed:
         raise Refused(f"{len(failed)} of {len(found.variants)} do not run as they should on {found.host}: {failed[0]}")
+
+
+def _waiting(console: Console, what: str) -> Live:
+    """`Console.status` would take sys.stderr, and show the noise of the runtimes past `quiet`."""
+    spinner = Spinner("dots", what)
+    return Live(spinner, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
 
 
 def show_bench(console: Console, found: Bench) -> None:

@@ -91,7 +91,8 @@ def shown(console: Console, clock: Callable[[], float] = time.monotonic) -> Iter
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
     )
-    with Progress(*columns, console=console) as bars:
+    # rich would show what is written to sys.stderr above the bars: all the noise of the tools, past `quiet`
+    with Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False) as bars:
         yield Bars(bars, clock)
 
 

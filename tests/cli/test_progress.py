@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable
 
 from rich.console import Console
@@ -78,6 +79,14 @@ def test_on_a_terminal_there_is_a_bar_for_the_run_and_one_for_each_stage() -> No
     assert "at least 0:30 to go" in out.getvalue()
     assert "0:30 left" in out.getvalue()
     assert "found finished" in out.getvalue()
+
+
+def test_noise_of_the_tools_is_not_shown_between_the_bars() -> None:
+    out = io.StringIO()
+    before = sys.stdout, sys.stderr
+    with shown(Console(file=out, width=120, force_terminal=True), at(0)) as told:
+        told("loading the tools", 0.0)
+        assert (sys.stdout, sys.stderr) == before  # where `quiet` holds
 
 
 def test_a_quiet_console_shows_nothing() -> None:
