@@ -52,12 +52,19 @@ MAX_DROP = 1.0  # points, on the bound
 CALLS, BLOCK = 4000, 100
 
 
-def arguments(text: str | None) -> argparse.Namespace:
+def arguments(text: str | None, *, recipes: Sequence[str] = ()) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if recipes:
+        about = f"any of {', '.join(recipes)}: the others keep what was measured before; all of them without one"
+        parser.add_argument("recipes", nargs="*", metavar="RECIPE", help=about)
     parser.add_argument("--quick", action="store_true", help="reduced, under a minute; results are not written")
     parser.add_argument("--json", action="store_true", help="last line: one object")
     parser.add_argument("--work", type=Path, default=ROOT / ".edgewright", help="where finished steps are kept")
-    return parser.parse_args()
+    told = parser.parse_args()
+    unknown = set(getattr(told, "recipes", ())) - set(recipes)
+    if unknown:
+        parser.error(f"expected any of {', '.join(recipes)}, got {', '.join(sorted(unknown))}")
+    return told
 
 
 def compiled(recipe: Recipe, work: Path, package: Path, *, quick: bool) -> dict[str, Any]:
@@ -152,7 +159,6 @@ def spent(made: CompileResult, work: Path) -> float:
 
 def write(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
     """benchmarks/results/NAME.json, with machine, commit and date; gives what is in it."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     machine = describe()
     full = {
         **result,
@@ -163,11 +169,16 @@ def write(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
             "runtimes": dict(machine.runtimes),
             "load": [round(one, 2) for one in os.getloadavg()],
         },
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     (RESULTS / f"{name}.json").write_bytes(msgspec.json.format(msgspec.json.encode(full), indent=2) + b"\n")
     return full
+
+
+def commit() -> str:
+    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return found.stdout.strip()
 
 
 def tell(name: str, full: Mapping[str, Any], readme: Path) -> None:

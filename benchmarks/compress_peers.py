@@ -1,6 +1,6 @@
 """Our package beside what other tools make of the same nets: accuracy, bytes and p50, taken in turns in one process.
 
-    python benchmarks/compress_peers.py [--quick] [--json] [--work DIR]
+    python benchmarks/compress_peers.py [RECIPE ...] [--quick] [--json] [--work DIR]
 
 Every peer starts from our fp32 teacher and from our fp32 student, which carries our monitor as the package does, and
 once more from that student without its monitor. Ours is the ONNX file that the recipe packages, monitor included. All
@@ -72,6 +72,7 @@ PEERS: dict[str, Callable[[Given, Path], dict[str, Any]]] = {
 PEER_TOOLS = tuple(sorted({*TOOLS, "torchao"}))
 HERE = Path(__file__).parent
 QUICK = RECIPES[0]
+RESULT = against_teacher.RESULTS / "compress_peers.json"
 CALLS = 25  # in a row, as a device runs that does little else
 ROUNDS, QUICK_ROUNDS = 120, 40
 ROWS = 64  # that the calls go round
@@ -214,18 +215,21 @@ def found_again(recipe: Recipe, folder: Path) -> dict[str, Entry]:
 
 
 def main() -> None:
-    told = against_teacher.arguments(__doc__)
-    recipes: dict[str, dict[str, dict[str, Any]]] = {}
-    given: dict[str, dict[str, Mapping[str, Any]]] = {}
+    told = against_teacher.arguments(__doc__, recipes=RECIPES)
+    before = json.loads(RESULT.read_text()) if RESULT.is_file() and not told.quick else {}
+    recipes: dict[str, dict[str, dict[str, Any]]] = before.get("recipes", {})
+    given: dict[str, dict[str, Mapping[str, Any]]] = before.get("given", {})
+    commits: dict[str, str] = before.get("commits", {})
     with tempfile.TemporaryDirectory() as scratch, quiet() as streams:
         say = against_teacher.Told()
         say.stream = streams.err
-        for name in (QUICK,) if told.quick else RECIPES:
+        for name in (QUICK,) if told.quick else told.recipes or RECIPES:
             recipe: Recipe = import_module(f"edgewright_models.{name}.recipe").recipe()
             found = found_again(recipe, Path(scratch)) if told.quick else entries(recipe, told.work, say)
             rounds = QUICK_ROUNDS if told.quick else ROUNDS
             recipes[name] = reported(measured(found, recipe, recipe.data().test, rounds, say), tuple(PEERS))
             given[name] = {key: one.given for key, one in found.items() if one.given}
+            commits[name] = against_teacher.commit()
             if name == QUICK and not told.quick:
                 keep(found, kept(name))
     for name, rows in recipes.items():
@@ -235,7 +239,9 @@ def main() -> None:
     print(RULE)
     print(", ".join(f"{name} {value}" for name, value in result.items() if name != "recipes"))
     if not told.quick:
-        against_teacher.write("compress_peers", {**result, "given": given, "tools": versions(PEER_TOOLS)})
+        against_teacher.write(
+            RESULT.stem, {**result, "given": given, "commits": commits, "tools": versions(PEER_TOOLS)}
+        )
     if told.json:
         print(json.dumps(result))
 
