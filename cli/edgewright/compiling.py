@@ -16,7 +16,8 @@ import click
 import msgspec
 from rich.console import Console
 
-from edgewright_compiler.packaging import absent, writable
+from edgewright_compiler.naming import TASKS
+from edgewright_compiler.packaging import writable
 from edgewright_compiler.pipeline.choice import Limits, read_choice
 from edgewright_contracts.errors import RequestError
 from edgewright_devices import load
@@ -25,13 +26,13 @@ from edgewright_models import RECIPES
 from .compiled import show, summary
 from .progress import shown
 from .recipes import file_of, module_name, reference
+from .requests import asked, named
 from .runs import WORK
 
 if TYPE_CHECKING:
     from edgewright_compiler.recipe import Recipe
     from edgewright_contracts.manifest import Format
 
-TASKS: Final = ("classify", "multilabel", "regress", "detect", "anomaly")
 FORMATS: Final[tuple[Format, ...]] = ("onnx", "tflite")
 OWN_MINUTES: Final = 10.0  # for a model of one's own, whose best size nobody knows yet
 FINISHED: Final = (".onnx", ".tflite", ".pt2")
@@ -88,7 +89,7 @@ def init(directory: Path, recipe: str, as_json: bool) -> None:
 @click.argument("model")
 @click.option("--device", required=True, help="A device profile, as raspberry-pi-5 or x86-gateway.")
 @click.option("--data", help="For a model of your own or a file: a folder, .csv, .parquet, .npz or FILE.py:FUNCTION.")
-@click.option("--task", type=click.Choice(TASKS), help="For a model of your own or a file.")
+@click.option("--task", type=click.Choice(list(TASKS)), help="For a model of your own or a file.")
 @click.option("--metric", help="accuracy, macro_f1, auroc, map50, mae or FILE.py:FUNCTION; else the task's own.")
 @click.option("--teacher", help="For a model of your own: what it learns from, FILE.py:FUNCTION, .onnx or .tflite.")
 @click.option("--finetune", type=click.Path(path_type=Path), help="A state dict that the model starts from.")
@@ -136,6 +137,7 @@ def compile_(
     limits = Limits(max_drop=max_drop, max_p95_ms=max_p95_ms, max_size_kb=max_size_kb, max_rss_mb=max_rss_mb)
     kind = _kind(model, {**told, "formats": formats})
     notes: tuple[str, ...] = ()
+    asked(model, told, out, work)
     run: Path | None = None
     with _extras():
         from edgewright_compiler.quiet import quiet
@@ -144,10 +146,9 @@ def compile_(
             say("loading the tools", 0.0)
             if kind == "file":
                 from edgewright_compiler.foreign.compilation import compile_foreign
-                from edgewright_compiler.own.recipe import TASKS as NAMES
 
                 say("loading the tools", 1.0)
-                name, version = _named(model, told)
+                name, version = named(model, told)
                 say.plan(OF_A_FILE, more=False)
                 packed = compile_foreign(
                     Path(model),
@@ -155,7 +156,7 @@ def compile_(
                     out / f"{name}-{version}",
                     name=name,
                     version=version,
-                    task=NAMES[told["task"]],
+                    task=TASKS[told["task"]],
                     seed=seed,
                     now=datetime.now(UTC),
                     progress=say,
@@ -173,8 +174,6 @@ def compile_(
                 from edgewright_compiler.pipeline.stages import planned
 
                 say("loading the tools", 1.0)
-                if kind == "own":
-                    absent(out / "-".join(_named(model, told)))  # before any rows are read
                 recipe = _own(model, told) if kind == "own" else reference(model, told)
                 wanted = tuple(dict.fromkeys(formats)) or FORMATS
                 searched = OWN_MINUTES if kind == "own" and minutes is None else minutes
@@ -234,17 +233,10 @@ def _fixed(text: str) -> tuple[str, float]:
         raise RequestError(f"--fix: expected NAME=NUMBER as sr=16000, got {text!r}") from None
 
 
-def _named(model: str, told: dict[str, Any]) -> tuple[str, str]:
-    """Name and version of the package of a model of one's own, or of a file."""
-    from edgewright_compiler.own.recipe import slug
-
-    return told["name"] or slug(Path(model.partition(".py:")[0]).stem), told["version"] or "1.0.0"
-
-
 def _own(model: str, told: dict[str, Any]) -> Recipe:
     from edgewright_compiler.own.recipe import EPOCHS, own_recipe
 
-    name, version = _named(model, told)
+    name, version = named(model, told)
     return own_recipe(
         model,
         told["data"],

@@ -28,6 +28,7 @@ from edgewright_devices import DeviceProfile
 from .data.checks import examine
 from .disk import FULL, write_whole
 from .measuring.bounds import several_groups
+from .naming import nameable
 from .measuring.evidence import Evidence, VariantEvidence
 from .measuring.evidence import encode as encode_evidence
 from .measuring.machine import describe
@@ -88,7 +89,7 @@ def compile_recipe(
     meanwhile; Refused when a format lacks an operator, no candidate keeps the limits, or the bound on the test set
     misses or, of one group, says nothing; Unavailable when the disk is full; OSError.
     """
-    _nameable(recipe)
+    nameable(recipe.name, recipe.version)
     absent(out)
     limits = limits_of(recorded, limits)
     start = clock()
@@ -179,24 +180,3 @@ def _purpose(bench: Workbench, device: DeviceProfile) -> Purpose:
     recipe = bench.recipe
     code = hashlib.sha256(f"{files_hash(recipe.sources)} {recipe.settings}".encode()).hexdigest()
     return Purpose(recipe=code, data=recipe.source, device=device.name, seed=bench.seed)
-
-
-def _full(error: BaseException, work: Path) -> str:
-    """What is said when the disk takes no more; empty for any other error."""
-    reason = error.__cause__ if isinstance(error, Unavailable) else error
-    if not isinstance(reason, OSError) or reason.errno not in FULL:
-        return ""
-    what = str(error) if isinstance(error, Unavailable) else f"{reason.filename} could not be written; free space"
-    return (
-        f"the disk is full: {what}, or name another disk with --work (steps) or --out (the package). "
-        f"Finished steps are kept in {work}"
-    )
-
-
-def _nameable(recipe: Recipe) -> None:
-    """Asked before the work, not after it."""
-    for what, kind, value in (("name", Name, recipe.name), ("version", Version, recipe.version)):
-        try:
-            msgspec.convert(value, kind)
-        except msgspec.ValidationError as error:
-            raise RequestError(f"a package cannot have the {what} {value!r}: {error}") from None

@@ -19,7 +19,7 @@ from ..rows import Array, Data, Labelled, Rows
 from .checks import examine
 from .collection import ALL, SPLITS, Collection, fingerprint, raw
 from .folders import IMAGES, SOUNDS, image_folder, samples, wav_folder
-from .loaders import load_rows
+from .loaders import file_and_name, load_rows
 from .splits import SHARES, three_way
 from .tables import TABLES, npz, table
 
@@ -43,7 +43,23 @@ def read(place: str | Path, task: Task) -> Data | Collection:
     return _narrowed(found) if isinstance(found, Data) else found
 
 
+def there(place: str) -> None:
+    """Raises RequestError for a place where nothing is that could hold data."""
+    path = Path(place)
+    if ".py:" in place or place.endswith(".py"):
+        file_and_name(place)
+    elif not path.exists():
+        raise RequestError(
+            f"{path}: no such file or directory; expected a folder, .csv, .parquet, .npz, or FILE.py:FUNCTION"
+        )
+    elif not (path.is_dir() or path.is_file()):
+        raise RequestError(
+            f"{path}: neither a folder nor a file: expected a folder, .csv, .parquet, .npz, or FILE.py:FUNCTION"
+        )
+
+
 def _read(place: str, task: Task) -> Data | Collection:
+    there(place)
     path = Path(place)
     if path.is_dir():
         kinds = {
@@ -59,10 +75,6 @@ def _read(place: str, task: Task) -> Data | Collection:
         return table(files, task) if opener is table else opener(path, task)  # type: ignore[operator]
     if ".py:" in place or place.endswith(".py"):
         return load_rows(place, task)
-    if not path.is_file():
-        raise RequestError(
-            f"{path}: no such file or directory; expected a folder, .csv, .parquet, .npz, or FILE.py:FUNCTION"
-        )
     if path.suffix in TABLES:
         return table([path], task)
     if path.suffix == ".npz":

@@ -74,10 +74,7 @@ def metric(name: str, task: Task) -> Metric:
     """
     if ":" in name:
         return _own(name)
-    known = _METRICS.get(name)
-    if known is None:
-        raise RequestError(f"unknown metric {name!r}: expected one of {', '.join(_METRICS)}, or file.py:function")
-    tasks, made = known
+    tasks, made = tasks_of(name), _METRICS[name][1]
     if task not in tasks:
         fitting = [one for one, (tasks, _) in _METRICS.items() if task in tasks]
         raise RequestError(
@@ -85,6 +82,13 @@ def metric(name: str, task: Task) -> Metric:
             f"expected {' or '.join([*fitting, 'file.py:function'])}"
         )
     return made
+
+
+def tasks_of(name: str) -> tuple[Task, ...]:
+    """The tasks that the metric of this name is for. Raises RequestError for an unknown one."""
+    if name not in _METRICS:
+        raise RequestError(f"unknown metric {name!r}: expected one of {', '.join(_METRICS)}, or file.py:function")
+    return _METRICS[name][0]
 
 
 def _output(outputs: Outputs, name: str) -> Array:

@@ -11,7 +11,6 @@ recipe; the split of the data does not depend on the seed of the training.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,7 @@ from edgewright_contracts.manifest import Task, TensorIn
 from ..data.collection import RawKind, kind_of
 from ..data.opening import open_data
 from ..measuring.metrics import metric as metric_of
+from ..naming import TASKS, slug
 from ..recipe import Distil, Prune, Recipe, Schedule, Statistics, Teacher
 from ..rows import Data
 from ..training.finetune import load_weights
@@ -38,13 +38,6 @@ from .models import Builder, builder, finished, local_sources
 from .teacher import finished_teacher
 from .trial import answering, augmenting, own_front, prepared_rows
 
-TASKS: Final[dict[str, Task]] = {
-    "classify": "classification",
-    "multilabel": "multilabel",
-    "regress": "regression",
-    "detect": "detection",
-    "anomaly": "anomaly",
-}
 METRICS: Final[dict[str, str]] = {
     "classification": "accuracy",
     "multilabel": "accuracy",
@@ -151,11 +144,6 @@ def task_of(name: str) -> Task:
     if found is None:
         raise RequestError(f"expected a task among {', '.join(TASKS)}, got {name!r}")
     return found
-
-
-def slug(name: str) -> str:
-    """`name` as a package may be called."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:63] or "model"
 
 
 class InUnits:
