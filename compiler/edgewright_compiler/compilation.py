@@ -180,3 +180,15 @@ def _purpose(bench: Workbench, device: DeviceProfile) -> Purpose:
     recipe = bench.recipe
     code = hashlib.sha256(f"{files_hash(recipe.sources)} {recipe.settings}".encode()).hexdigest()
     return Purpose(recipe=code, data=recipe.source, device=device.name, seed=bench.seed)
+
+
+def _full(error: BaseException, work: Path) -> str:
+    """What is said when the disk takes no more; empty for any other error."""
+    reason = error.__cause__ if isinstance(error, Unavailable) else error
+    if not isinstance(reason, OSError) or reason.errno not in FULL:
+        return ""
+    what = str(error) if isinstance(error, Unavailable) else f"{reason.filename} could not be written; free space"
+    return (
+        f"the disk is full: {what}, or name another disk with --work (steps) or --out (the package). "
+        f"Finished steps are kept in {work}"
+    )
