@@ -14,15 +14,15 @@ from edgewright_contracts.package import Package
 from .benching import fitted, slim
 
 
-def summary(package: Package, evidence: Evidence, run: Path | None) -> dict[str, Any]:
-    """`run` is the folder of the run, where there is one."""
+def summary(package: Package, evidence: Evidence, run: Path) -> dict[str, Any]:
+    """`run` is the folder of the run."""
     manifest = package.manifest
     return {
         "package": str(package.root),
         "name": manifest.name,
         "version": manifest.version,
         "digest": package.digest,
-        "run": None if run is None else str(run),
+        "run": str(run),
         "seconds": evidence.seconds,
         "metric": evidence.metric,
         "reference": {

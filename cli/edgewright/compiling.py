@@ -129,7 +129,8 @@ def compile_(
     """Compile MODEL for a device: a reference recipe, a directory made by `edgewright init`, a model of your own as
     FILE.py:FUNCTION with --data and --task, or a finished .onnx, .tflite or .pt2 file with --task.
 
-    Finished steps are kept: what was interrupted goes on where it was. See `edgewright runs`.
+    Finished steps are kept: what was interrupted goes on where it was. Those of a finished file take seconds and are
+    made anew. See `edgewright runs` for what was compiled.
     """
     profile = load(device)
     writable(out)
@@ -138,7 +139,6 @@ def compile_(
     kind = _kind(model, {**told, "formats": formats})
     notes: tuple[str, ...] = ()
     asked(model, told, out, work)
-    run: Path | None = None
     with _extras():
         from edgewright_compiler.quiet import quiet
 
@@ -160,14 +160,15 @@ def compile_(
                     seed=seed,
                     now=datetime.now(UTC),
                     progress=say,
+                    work=work,
                     data=told["data"],
                     metric=told["metric"],
                     shapes=dict(_shape(one) for one in told["shapes"]),
                     fixed=dict(_fixed(one) for one in told["fixed"]),
                     limits=limits,
-                    choice=choice,
+                    recorded=recorded,
                 )
-                package, evidence, notes = packed.package, packed.evidence, packed.notes
+                package, evidence, run, notes = packed.package, packed.evidence, packed.run, packed.notes
             else:
                 from edgewright_compiler.compilation import compile_recipe
                 from edgewright_compiler.data.loaders import blamed

@@ -11,7 +11,6 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,26 +18,24 @@ from typing import Final
 
 import msgspec
 
-from edgewright_contracts.codec import Name, Version
-from edgewright_contracts.errors import EdgewrightError, Refused, RequestError, Unavailable
 from edgewright_contracts.manifest import Format
 from edgewright_contracts.package import Package
 from edgewright_devices import DeviceProfile
 
 from .data.checks import examine
-from .disk import FULL, write_whole
+from .disk import write_whole
 from .measuring.bounds import several_groups
-from .naming import nameable
 from .measuring.evidence import Evidence, VariantEvidence
 from .measuring.evidence import encode as encode_evidence
 from .measuring.machine import describe
+from .naming import nameable
 from .packaging import absent
 from .pipeline.assembly import chosen, package, promised, scheme_of
 from .pipeline.choice import Choice, Limits, Purpose, limits_of, recalled, write_choice
 from .pipeline.dossier import dossier, reported
 from .pipeline.judgement import judge
 from .pipeline.learn import reference_outputs, teacher
-from .pipeline.runs import Run, RunFolder, identifier
+from .pipeline.runs import Run, RunFolder, ending, identifier
 from .pipeline.search import archs, search
 from .pipeline.steps import Store
 from .pipeline.trial import tried
@@ -107,23 +104,12 @@ def compile_recipe(
     saturates = device.arch == "x86_64" and not device.int8_dot
     store = Store(work / "steps", clock, folder.step)
     bench = Workbench(recipe, seed=seed, store=store, say=progress, weight_bits=7 if saturates else 8)
-    try:
-        with reproducible(seed):
-            made, evidence = _compiled(
-                bench, device, out, folder, now, formats, limits, minutes, recorded, thorough=thorough,
-                since=lambda: clock() - start,
-            )  # fmt: skip
-    except BaseException as error:
-        state = {Refused: "refused", KeyboardInterrupt: "interrupted"}.get(type(error), "failed")
-        said = str(error) if isinstance(error, EdgewrightError | OSError) else type(error).__name__
-        if isinstance(error, KeyboardInterrupt):
-            said = "interrupted: compile again to go on"
-        full = _full(error, work)
-        with suppress(OSError):  # the first error is the one to tell
-            folder.end(state=state, message=full or said, seconds=round(clock() - start, 2))
-        if full:
-            raise Unavailable(full) from error
-        raise
+    room = f"--work (steps) or --out (the package). Finished steps are kept in {work}"
+    with ending(folder, lambda: clock() - start, room), reproducible(seed):
+        made, evidence = _compiled(
+            bench, device, out, folder, now, formats, limits, minutes, recorded, thorough=thorough,
+            since=lambda: clock() - start,
+        )  # fmt: skip
     seconds = clock() - start
     folder.end(state="done", seconds=round(seconds, 2), package=str(out), digest=made.digest)
     return CompileResult(made, evidence, folder.path, seconds)
@@ -180,15 +166,3 @@ def _purpose(bench: Workbench, device: DeviceProfile) -> Purpose:
     recipe = bench.recipe
     code = hashlib.sha256(f"{files_hash(recipe.sources)} {recipe.settings}".encode()).hexdigest()
     return Purpose(recipe=code, data=recipe.source, device=device.name, seed=bench.seed)
-
-
-def _full(error: BaseException, work: Path) -> str:
-    """What is said when the disk takes no more; empty for any other error."""
-    reason = error.__cause__ if isinstance(error, Unavailable) else error
-    if not isinstance(reason, OSError) or reason.errno not in FULL:
-        return ""
-    what = str(error) if isinstance(error, Unavailable) else f"{reason.filename} could not be written; free space"
-    return (
-        f"the disk is full: {what}, or name another disk with --work (steps) or --out (the package). "
-        f"Finished steps are kept in {work}"
-    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -17,9 +19,11 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from edgewright_agent.agent import Agent
+from edgewright_compiler.foreign import compilation
 from edgewright_compiler.foreign.compilation import ForeignResult, compile_foreign
 from edgewright_compiler.measuring.dearer import dearer
-from edgewright_compiler.pipeline.choice import Limits, write_choice
+from edgewright_compiler.pipeline.choice import Limits, read_choice
+from edgewright_compiler.pipeline.runs import all_runs, read_measured
 from edgewright_contracts.baseline import decode_baseline
 from edgewright_contracts.desired import Config, Desired, DesiredModel, Probation
 from edgewright_contracts.errors import Refused, RequestError, Unavailable
@@ -50,8 +54,8 @@ FACE = (
 
 def compiled(model: Path, out: Path, task: str = "regression", **options) -> ForeignResult:
     options = {"device": GATEWAY, "name": "theirs", "seed": 1, "now": datetime(2026, 1, 1, tzinfo=UTC), **options}
-    device = options.pop("device")
-    return compile_foreign(model, device, out, task=task, progress=lambda stage, share: None, **options)
+    device, work = options.pop("device"), out.parent / "work"
+    return compile_foreign(model, device, out, task=task, progress=lambda stage, share: None, work=work, **options)
 
 
 def fixture(place: tuple[str, str, str], folder: Path) -> Path:
@@ -206,9 +210,53 @@ def test_with_labelled_data_a_smaller_form_is_chosen_on_validation_and_bounded_o
         smaller = one.bytes < tried["onnx-fp32"].bytes
         assert smaller or one.scheme == "onnx-fp32" or one.refused
     assert [t.role for t in made.package.manifest.outputs] == ["probabilities", "monitor"]
-    write_choice(made.evidence.choice, tmp_path / "choice.json")
-    again = compiled(file, tmp_path / "q", "classification", data=str(data), choice=tmp_path / "choice.json")
+    recorded = read_choice(made.run / "choice.json")
+    again = compiled(file, tmp_path / "q", "classification", data=str(data), recorded=recorded)
     assert again.package.digest == made.package.digest
+
+
+def test_a_recorded_choice_of_another_file_or_request_is_refused_and_its_limits_stay(tmp_path):
+    file, other = mlp(tmp_path / "mlp.onnx"), mlp(tmp_path / "other.onnx", hidden=380)
+    limits = Limits(max_p95_ms=500)
+    recorded = read_choice(compiled(file, tmp_path / "p", "classification", limits=limits).run / "choice.json")
+    np.savez(tmp_path / "d.npz", x=np.zeros((50, 64), np.float32))
+    for model, options, message in (
+        (other, {}, "made for another recipe or file, or other settings of it: expected"),
+        (file, {"shapes": {"x": (64,)}}, "made for another recipe or file, or other settings of it: expected"),
+        (file, {"data": str(tmp_path / "d.npz")}, "made for other data"),
+        (file, {"device": load("raspberry-pi-5")}, "another device: expected raspberry-pi-5, got x86-gateway"),
+        (file, {"seed": 2}, "made for another seed: expected 2, got 1"),
+        (file, {"limits": Limits(max_size_kb=1.0)}, "--max-size-kb: expected none, got 1"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            compiled(model, tmp_path / "q", "classification", recorded=recorded, **options)
+    again = compiled(file, tmp_path / "q", "classification", recorded=recorded)
+    assert again.package.manifest.budgets.p95_ms == 500
+    impossible = msgspec.structs.replace(
+        recorded, chosen={"onnx": next(c.scheme for c in recorded.candidates if "needs rows" in c.refused)}
+    )
+    with pytest.raises(Refused, match=r"-mm.*, which choice.json asks for, cannot be made here: needs rows"):
+        compiled(file, tmp_path / "r", "classification", recorded=impossible)
+
+
+def test_the_run_of_a_finished_file_is_kept_however_it_ends(tmp_path):
+    file = mlp(tmp_path / "mlp.onnx")
+    made = compiled(file, tmp_path / "p", "classification")
+    with pytest.raises(Refused, match="no candidate"):
+        compiled(file, tmp_path / "q", "classification", limits=Limits(max_size_kb=1.0))
+    (tmp_path / "text.onnx").write_text("no model")
+    with pytest.raises(RequestError, match="does not load"):
+        compiled(tmp_path / "text.onnx", tmp_path / "q", "classification")
+    done, refused, failed = all_runs(tmp_path / "work")
+    assert [run.state for run in (done, refused, failed)] == ["done", "refused", "failed"]
+    assert (done.package, done.digest) == (str(tmp_path / "p"), made.package.digest)
+    assert done.seconds > 0
+    assert sorted(p.name for p in made.run.iterdir()) == ["choice.json", "evidence.json", "run.json"]
+    assert read_choice(made.run / "choice.json").chosen == made.evidence.choice.chosen
+    assert refused.message.startswith("no candidate of")
+    measured = read_measured(tmp_path / "work" / "runs" / refused.id)
+    assert {c.scheme for c in measured.candidates} == {c.scheme for c in made.evidence.choice.candidates}
+    assert measured.limits == refused.limits == Limits(max_size_kb=1.0)
 
 
 def test_a_limit_is_not_promised_on_test_rows_of_one_group(tmp_path):
@@ -241,6 +289,18 @@ def test_rows_of_the_test_set_choose_nothing(tmp_path):
     as_it_is = refused("as-it-is")
     assert refused("test", x_test=40) == as_it_is
     assert refused("validation", x_validation=40) != as_it_is
+
+
+def test_a_disk_that_is_full_is_one_message_and_a_run_that_failed(tmp_path, monkeypatch):
+    def full(out: Path, *_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out))
+
+    monkeypatch.setattr(compilation, "write_package", full)
+    with pytest.raises(Unavailable, match=r"the disk is full: .*/p could not be written; .* with TMPDIR .* or --out"):
+        compiled(mlp(tmp_path / "mlp.onnx"), tmp_path / "p", "classification")
+    (run,) = all_runs(tmp_path / "work")
+    assert run.state == "failed"
+    assert run.message.startswith("the disk is full")
 
 
 def test_what_is_shipped_is_what_is_judged_and_its_monitor_is_told_beside_it(tmp_path):

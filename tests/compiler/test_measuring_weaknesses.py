@@ -509,7 +509,7 @@ def test_a_package_that_costs_more_is_warned_of_in_the_terminal(
     assert said in " ".join(capsys.readouterr().out.split())
     show(Console(width=200), package, large)
     assert said in " ".join(capsys.readouterr().out.split())
-    assert summary(package, large, None)["dearer"] == dearer(large)
+    assert summary(package, large, tmp_path)["dearer"] == dearer(large)
 
 
 def test_inspect_shows_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,12 +7,14 @@ What is known about accuracy depends on what the user brings, and the card says 
     rows            how far a smaller form answers differently; calibrated int8 is possible
     nothing         synthetic rows show that the file runs: no static int8, no accuracy, no useful drift reference
 
-Guarantee: equal (file, rows, seed, recorded choice, tools) give an equal digest; times are outside of it.
+Guarantee: equal (file, rows, seed, recorded choice, tools) give an equal digest; times are outside of it. Steps take
+seconds and are not kept; the run is, under `work`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import tempfile
 import time
@@ -26,7 +28,6 @@ import msgspec
 import numpy as np
 
 from edgewright_contracts.baseline import encode_baseline
-from edgewright_contracts.codec import Name, Version
 from edgewright_contracts.errors import Refused, RequestError
 from edgewright_contracts.manifest import Budgets, FileRef, Manifest, Provenance, Task, Variant
 from edgewright_contracts.package import Package
@@ -35,19 +36,23 @@ from edgewright_runtime.runtime import Session
 from edgewright_runtime.selftest import run_selftest
 
 from ..data.collection import fingerprint
+from ..disk import write_whole
 from ..graph.features import Columns
 from ..graph.reference import count, cut, run
-from ..measuring.evidence import Evidence, Reference, Time, VariantEvidence, encode
+from ..measuring.evidence import Evidence, encode
+from ..naming import nameable
 from ..packaging import absent, npz, write_package
-from ..pipeline.choice import Choice, Limits, read_choice
+from ..pipeline.choice import Arch, Choice, Limits, Purpose, limits_of, recalled, write_choice
+from ..pipeline.runs import Run, RunFolder, ending, identifier
 from ..pipeline.workbench import QUANTIZERS, code_hash, versions
 from ..quantization.schemes import Scheme
 from ..rows import Rows, take
 from ..rows import count as count_rows
 from .borders import Shapes
 from .card import write_card
+from .evidence import Part, evidence_of
 from .forms import Form, form_of
-from .judge import BARE, CAME, Judge, Judged
+from .judge import Judge, Judged
 from .judging import judged
 from .roles import declared_inputs, features
 from .samples import Samples, given, synthetic
@@ -64,16 +69,7 @@ class ForeignResult:
     package: Package
     evidence: Evidence
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """`plain` is the file without its monitor; the same file where there is none."""
-
-    variant: Variant
-    scheme: str
-    path: Path
-    plain: Path
+    run: Path
 
 
 def compile_foreign(
@@ -87,28 +83,43 @@ def compile_foreign(
     seed: int,
     now: datetime,
     progress: Callable[[str, float], None],
+    work: Path,
     data: str | None = None,
     metric: str | None = None,
     shapes: Shapes | None = None,
     fixed: Mapping[str, float] | None = None,
     limits: Limits | None = None,
-    choice: Path | None = None,
+    recorded: Choice | None = None,
 ) -> ForeignResult:
     """Make the package directory `out` of `model` (.onnx, .tflite or .pt2).
 
-    `shapes` are sizes of one sample for inputs that leave them open, `fixed` makes inputs constants, `choice` is the
-    choice.json of an earlier run. Raises RequestError for a wrong file, wrong rows or a name that no package can have;
-    Refused when a limit cannot be kept, the device has no runtime for the file, or a self-test fails here.
+    `shapes` are sizes of one sample for inputs that leave them open, `fixed` makes inputs constants, `recorded` is a
+    choice of an earlier run, which is then made again, within its own limits, instead of chosen anew.
+
+    Raises RequestError for a wrong file, wrong rows, a name that no package can have or a recorded choice of something
+    else; Refused when a limit cannot be kept, the device has no runtime for the file, or a self-test fails here;
+    Unavailable when the disk is full.
     """
-    for what, kind, value in (("name", Name, name), ("version", Version, version)):
-        try:
-            msgspec.convert(value, kind)
-        except msgspec.ValidationError as error:
-            raise RequestError(f"a package cannot have the {what} {value!r}: {error}") from None
+    nameable(name, version)
     absent(out)
-    limits = limits or Limits()
+    limits = limits_of(recorded, limits or Limits())
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="edgewright-") as scratch_:
+    run_ = Run(
+        id=identifier(now, name, version),
+        name=name,
+        version=version,
+        device=device.name,
+        seed=seed,
+        started=now,
+        limits=limits,
+        pid=os.getpid(),
+    )
+    folder = RunFolder(work, run_)
+    room = "TMPDIR (its forms), --work (the run) or --out (the package)"
+    with (
+        ending(folder, lambda: time.perf_counter() - start, room),
+        tempfile.TemporaryDirectory(prefix="edgewright-") as scratch_,
+    ):
         scratch = Path(scratch_)
         progress("reading the model", 0.0)
         form = form_of(model, device, scratch, shapes=shapes or {}, fixed=fixed or {}, seed=seed)
@@ -116,9 +127,13 @@ def compile_foreign(
         samples = _bounded(_samples(data, form, task, seed), form)
         if metric is not None and samples.test is None:
             raise RequestError(f"--metric {metric} needs labelled data: give --data, or leave the metric out")
-        recorded = None if choice is None else read_choice(choice)
         judge = Judge(form, samples, task, metric, seed, device, scratch)
-        decision, tried = judged(judge, limits, recorded, progress)
+        purpose = _purpose(model, judge, shapes or {}, fixed or {})
+        if recorded is not None:
+            recorded = recalled(recorded, purpose, (Arch(),), (form.format,))
+        decision, tried = judged(judge, limits, recorded, progress, folder.measured)
+        decision = msgspec.structs.replace(decision, purpose=purpose)
+        write_choice(decision, folder.path / "choice.json")
         promised = tried[decision.chosen[form.format]]
         parts, columns = _parts(judge, promised)
         progress("measuring the package", 0.0)
@@ -154,7 +169,7 @@ def compile_foreign(
         files = _files(parts, samples.reference, answers, features(outputs, columns))
         _check(facts, files, sessions)
         notes = (*form.notes, *samples.notes, *_told(form, samples, columns), decision.why)
-        evidence = _evidence(judge, decision, parts, tried, times, loss)
+        evidence = evidence_of(judge, decision, parts, tried, times, loss)
         evidence = msgspec.structs.replace(
             evidence,
             made=now.isoformat(timespec="seconds"),
@@ -163,11 +178,23 @@ def compile_foreign(
             max_drop=limits.max_drop,
             warnings=() if samples.real else ("accuracy was not measured: no data were given",),
         )
+        write_whole(folder.path / "evidence.json", encode(evidence))
         card = write_card(
             name, version, task, samples.labels, notes, evidence, provenance, count_rows(samples.reference)
         )
         package = write_package(out, facts, {**files, "card.md": card.encode()}, encode(evidence))
-    return ForeignResult(package, evidence, notes)
+    seconds = round(time.perf_counter() - start, 2)
+    folder.end(state="done", seconds=seconds, package=str(out), digest=package.digest)
+    return ForeignResult(package, evidence, notes, folder.path)
+
+
+def _purpose(model: Path, judge: Judge, shapes: Shapes, fixed: Mapping[str, float]) -> Purpose:
+    """The file as it came, with all that was asked of it but limits and names; of synthetic rows the seed says all."""
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    asked = (digest, judge.task, judge.metric_name, sorted(shapes.items()), sorted(fixed.items()))
+    recipe = hashlib.sha256(msgspec.json.encode(asked)).hexdigest()
+    data = judge.samples.fingerprint if judge.samples.real else "none"
+    return Purpose(recipe=recipe, data=data, device=judge.device.name, seed=judge.seed)
 
 
 def _samples(data: str | None, form: Form, task: Task, seed: int) -> Samples:
@@ -251,61 +278,3 @@ def _told(form: Form, samples: Samples, columns: Columns) -> tuple[str, ...]:
     if not samples.real:
         lines.append("The drift reference was counted on synthetic rows: compile again with --data before trusting it.")
     return tuple(lines)
-
-
-def _evidence(
-    judge: Judge,
-    decision: Choice,
-    parts: tuple[Part, ...],
-    tried: Mapping[str, Judged],
-    times: Mapping[str, Time],
-    loss: Any,
-) -> Evidence:
-    """Without what only the caller knows (clock, device, limits)."""
-    by_precision = {t.scheme.precision: t for t in tried.values() if t.path is not None}
-    variants = []
-    for at, part in enumerate(parts):
-        found = tried[part.scheme] if part.scheme in tried else by_precision[part.variant.precision]
-        variants.append(
-            VariantEvidence(
-                id=part.variant.id,
-                scheme=part.scheme,
-                bytes=part.path.stat().st_size,
-                metric=judge.figures(found),
-                loss=loss if at == 0 else None,
-                time_us=times[part.variant.id],
-                monitor_us=_cost(part, times),
-                monitor_bytes=None if part.path == part.plain else part.path.stat().st_size - part.plain.stat().st_size,
-                parity=found.parity,
-            )
-        )
-    plain = parts[-1]
-    reference = Reference(
-        name=CAME,
-        bytes={judge.form.format: judge.form.path.stat().st_size},
-        metric=judge.figures(tried[judge.plain]),
-        time_us={judge.form.format: times[plain.variant.id + BARE]},
-    )
-    return Evidence(
-        made="",
-        seconds=0.0,
-        device="",
-        machine=judge.machine,
-        metric=judge.metric_name,
-        reference=reference,
-        variants=tuple(variants),
-        choice=decision,
-        estimates={part.variant.id: judge.expected(_scheme(part, tried), times[part.variant.id]) for part in parts},
-    )
-
-
-def _cost(part: Part, times: Mapping[str, Time]) -> float | None:
-    """Of the monitor, in µs of p50; within the noise of a busy machine it may be negative."""
-    if part.path == part.plain:
-        return None
-    return round(times[part.variant.id].p50 - times[part.variant.id + BARE].p50, 3)
-
-
-def _scheme(part: Part, tried: Mapping[str, Judged]) -> Scheme:
-    found = tried.get(part.scheme)
-    return Scheme(format=part.variant.format, precision="fp32", method="none") if found is None else found.scheme

@@ -8,7 +8,7 @@ the file as it came, with its monitor and without.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -28,10 +28,17 @@ from .judge import BARE, CAME, Judge, Judged
 
 
 def judged(
-    judge: Judge, limits: Limits, recorded: Choice | None, progress: Callable[[str, float], None]
+    judge: Judge,
+    limits: Limits,
+    recorded: Choice | None,
+    progress: Callable[[str, float], None],
+    kept: Callable[[Limits, Sequence[Candidate]], None],
 ) -> tuple[Choice, dict[str, Judged]]:
-    """The choice, and every form by the id of its scheme. Raises Refused when no form keeps the limits, or --max-drop
-    would be held against test rows of one group."""
+    """The choice, and every form by the id of its scheme. `kept` is given what was measured when nothing is chosen.
+
+    Raises Refused when no form keeps the limits, the recorded one cannot be made here, or --max-drop would be held
+    against test rows of one group.
+    """
     if limits.max_drop is not None and judge.samples.test is not None:
         several_groups(judge.samples.test)
     form = judge.form
@@ -40,20 +47,32 @@ def judged(
     tried = {plain.id: Judged(plain, form.path, parity=agreement(same, n=count_rows(judge.rows), reference=CAME))}
     worth = _worth(judge)
     if recorded is not None:
-        worth = [s for s in worth if s.id == recorded.chosen.get(form.format)]
-        if recorded.chosen.get(form.format) not in {plain.id, *(s.id for s in worth)}:
-            raise RequestError(f"the recorded choice {dict(recorded.chosen)} is none of this file: leave it out")
+        asked = recorded.chosen[form.format]
+        known = [plain.id, *(s.id for s in worth)]
+        if asked not in known:
+            raise RequestError(
+                f"the recorded choice is {asked}: expected one of {', '.join(known)}; leave it out (--choice)"
+            )
+        worth = [s for s in worth if s.id == asked]
     for done, scheme in enumerate(worth):
         progress("quantizing", done / len(worth))
         tried[scheme.id] = _made(judge, scheme)
     progress("quantizing", 1.0)
     if recorded is not None:
+        if refused := tried[asked].refused:
+            raise Refused(
+                f"{asked}, which choice.json asks for, cannot be made here: {refused}; leave it out (--choice)"
+            )
         return recorded, tried
     progress("judging forms", 0.0)
     times = judge.times({t.scheme.id: t.path for t in tried.values() if t.path is not None}, judge.rows)
     found = [_candidate(judge, t, plain.id, tried, times, limits) for t in tried.values()]
     progress("judging forms", 1.0)
-    made = choose(found, limits, (Arch(),))
+    try:
+        made = choose(found, limits, (Arch(),))
+    except Refused:
+        kept(limits, found)
+        raise
     return _explained(judge, made, plain.id, tried, times), tried
 
 

@@ -9,16 +9,17 @@ ended without a choice has measured.json instead of choice.json, when it had can
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
 
-from edgewright_contracts.errors import ContractError, RequestError
+from edgewright_contracts.errors import ContractError, EdgewrightError, Refused, RequestError, Unavailable
 
-from ..disk import write_whole
+from ..disk import FULL, write_whole
 from .choice import Candidate, Limits
 
 _RESERVE: Final = ".reserve"  # space that is given back at the end, so that a full disk takes a run's last words
@@ -102,6 +103,37 @@ class RunFolder:
 
     def _write(self) -> None:
         write_whole(self.path / "run.json", _readable(self.run))
+
+
+@contextmanager
+def ending(folder: RunFolder, since: Callable[[], float], room: str) -> Iterator[None]:
+    """Writes into the folder how the run within ended, unless it ended well: only who ran it knows what was made.
+
+    `since` are the seconds of the run, `room` is where a full disk may be made good. Raises what is raised within, and
+    Unavailable for a full disk.
+    """
+    try:
+        yield
+    except BaseException as error:
+        state: State = "refused" if isinstance(error, Refused) else "failed"
+        said = str(error) if isinstance(error, EdgewrightError | OSError) else type(error).__name__
+        if isinstance(error, KeyboardInterrupt):
+            state, said = "interrupted", "interrupted: compile again to go on"
+        full = _full(error, room)
+        with suppress(OSError):  # the first error is the one to tell
+            folder.end(state=state, message=full or said, seconds=round(since(), 2))
+        if full:
+            raise Unavailable(full) from error
+        raise
+
+
+def _full(error: BaseException, room: str) -> str:
+    """What is said when the disk takes no more; empty for any other error."""
+    reason = error.__cause__ if isinstance(error, Unavailable) else error
+    if not isinstance(reason, OSError) or reason.errno not in FULL:
+        return ""
+    what = str(error) if isinstance(error, Unavailable) else f"{reason.filename} could not be written; free space"
+    return f"the disk is full: {what}, or name another disk with {room}"
 
 
 def _readable(record: msgspec.Struct) -> bytes:
