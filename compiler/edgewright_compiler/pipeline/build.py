@@ -27,7 +27,7 @@ from ..training.train import answers
 from .files import NAMES, File, made
 from .learn import Learned
 from .steps import Step
-from .workbench import BUILDING, EXPORTERS, Workbench
+from .workbench import BUILDING, EXPORTERS, HEATED, Workbench
 
 _META: Final = "graph.json"
 
@@ -67,7 +67,7 @@ class Built:
     @cached_property
     def _declared_in(self) -> Path:
         bench = self.bench
-        step = Step("graph", bench.facts((*BUILDING, "measuring/calibration.py"), EXPORTERS, net=self.learned.step))
+        step = Step("graph", bench.facts(HEATED, EXPORTERS, net=self.learned.step))
 
         def make(part: Path) -> None:
             rows = bench.data.validation

@@ -32,7 +32,7 @@ from .files import HOST_RUNTIME, NAMES, File, Made, made
 from .learn import OUTPUTS, arrays
 from .refinement import refined
 from .steps import Step
-from .workbench import RUNTIMES, Workbench
+from .workbench import ANSWERING, RUNTIMES, TIMING, Workbench, code_hash, versions
 
 ROUNDS: Final = 200  # of calls when candidates are compared; the chosen are measured longer
 RESAMPLES: Final = 200  # for the half-width of a set metric on validation rows: a guide, not the bound
@@ -41,7 +41,7 @@ _TIMES: Final = "times.json"
 
 def answers(bench: Workbench, file: File, name: str, rows: Rows) -> Outputs:
     """All outputs of a file for rows called `name`, as its runtime gives them here."""
-    step = Step("answers", bench.facts((), RUNTIMES, file=file.step, rows=name, alone=file.alone))
+    step = Step("answers", bench.facts(ANSWERING, RUNTIMES, file=file.step, rows=name, alone=file.alone))
 
     def make(part: Path) -> None:
         (part / OUTPUTS).write_bytes(npz(run(file.open(), rows, alone=file.alone)))
@@ -157,7 +157,12 @@ def judged(bench: Workbench, truth: Outputs, found: Outputs) -> tuple[float, Bou
 
 def measured(bench: Workbench, files: Mapping[str, File], machine: Machine) -> dict[str, Time]:
     """Times of files that are compared with one another, taken in turns in one go, and kept."""
-    facts = {"files": {name: file.step for name, file in files.items()}, "machine": msgspec.to_builtins(machine)}
+    facts = {
+        "files": {name: file.step for name, file in files.items()},
+        "machine": msgspec.to_builtins(machine),
+        "code": code_hash(TIMING),
+        "tools": versions(RUNTIMES),
+    }
     step = Step("times", facts)
 
     def make(part: Path) -> None:

@@ -37,8 +37,8 @@ from ..training.train import Loss, train
 from .choice import Arch
 from .clocked import latency_of
 from .steps import CHECKPOINT, Step
-from .teaching import lesson_loss, lesson_rows, teacher_name
-from .workbench import LEARNERS, LEARNING, RUNTIMES, Workbench, files_hash, shape_of
+from .teaching import learners, lesson_loss, lesson_rows, teacher_name
+from .workbench import CLOCKED, CLOCKS, FOR_INT8, LEARNERS, LEARNING, RUNTIMES, TRUTH, Workbench, files_hash, shape_of
 
 NET: Final = "net.npz"
 OUTPUTS: Final = "outputs.npz"
@@ -153,7 +153,7 @@ def _wide(bench: Workbench, width: float, taught_by: Learned | None) -> Learned:
     schedule = recipe.schedule
     facts = bench.facts(
         LEARNING,
-        LEARNERS,
+        learners(bench),
         net=shape_of(_untrained(build, 0)),
         schedule=asdict(schedule),
         distil=None if recipe.distil is None else asdict(recipe.distil),
@@ -181,9 +181,10 @@ def _pruned(bench: Workbench, before: Learned, share: float, taught_by: Learned 
     """
     plan = bench.recipe.prune
     assert plan is not None
+    clock = plan.target == "latency"
     facts = bench.facts(
-        LEARNING,
-        LEARNERS,
+        (*LEARNING, *CLOCKED) if clock else LEARNING,
+        (*learners(bench), *CLOCKS) if clock else learners(bench),
         before=before.origin,
         share=share,
         plan={**asdict(plan), "shares": None},
@@ -204,7 +205,7 @@ def _pruned(bench: Workbench, before: Learned, share: float, taught_by: Learned 
         if size is not None:
             cost, whole, left = cost_of("size", example), float(size), 1.0
         else:
-            cost = latency_of(bench) if plan.target == "latency" else cost_of(plan.target, example)
+            cost = latency_of(bench) if clock else cost_of(plan.target, example)
             whole, left = cost(_untrained(before.build, 0)), share
         pruned = prune(
             net,
@@ -235,8 +236,8 @@ def _for_int8(bench: Workbench, before: Learned, taught_by: Learned | None) -> L
         else replace(recipe.schedule, epochs=-(-recipe.schedule.epochs // 4), rate=recipe.schedule.rate / 3)
     )
     facts = bench.facts(
-        (*LEARNING, "quantization/qat.py"),
-        LEARNERS,
+        (*LEARNING, *FOR_INT8),
+        learners(bench),
         before=before.step,
         schedule=asdict(schedule),
         distil=None if recipe.distil is None else asdict(recipe.distil),
@@ -267,7 +268,7 @@ def reference_outputs(bench: Workbench, taught_by: Learned | None, role: str, ro
     plan = bench.recipe.teacher
     file = None if plan is None else plan.file
     by = teacher_name(bench, taught_by) or original(bench, taught_by).step
-    step = Step("truth", bench.facts(("graph", "pipeline/learn.py"), (*LEARNERS, *RUNTIMES), rows=role, by=by))
+    step = Step("truth", bench.facts(TRUTH, (*LEARNERS, *RUNTIMES), rows=role, by=by))
 
     def make(part: Path) -> None:
         if file is not None:

@@ -24,7 +24,7 @@ from ..quantization.schemes import Scheme
 from ..rows import Rows, take
 from .files import File
 from .steps import Step
-from .workbench import QUANTIZERS, QUANTIZING, Workbench
+from .workbench import QUANTIZERS, REFINING, RUNTIMES, Workbench
 
 RANKING_ROWS: Final = 256
 _FOUND: Final = "layers.json"
@@ -48,8 +48,8 @@ def drawn(n: int, most: int, seed: int, purpose: bytes) -> npt.NDArray[np.int64]
 def refined(bench: Workbench, source: File, scheme: Scheme, int8: float, allowed: float) -> Refinement:
     """For a static scheme whose file has the figure `int8`, and may lose `allowed` points against the float file."""
     facts = bench.facts(
-        (*QUANTIZING, "pipeline/refinement.py"),
-        QUANTIZERS,
+        REFINING,
+        (*QUANTIZERS, *RUNTIMES),
         source=source.step,
         scheme=asdict(scheme),
         calibration=bench.recipe.calibration,

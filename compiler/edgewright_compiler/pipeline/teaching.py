@@ -11,7 +11,7 @@ from ..training.distill import Teaching, distillation, file_teacher, module_teac
 from ..training.draws import Draw, draws
 from ..training.losses import task_loss
 from ..training.train import Loss
-from .workbench import Workbench, files_hash
+from .workbench import LEARNERS, RUNTIMES, Workbench, files_hash
 
 if TYPE_CHECKING:
     from .learn import Learned
@@ -42,6 +42,12 @@ def _teaching(bench: Workbench, taught_by: Learned | None) -> Teaching | None:
     if plan is None or plan.file is None:
         return None
     return file_teacher(plan.file, bench.recipe.task, reads=bench.recipe.input, gives=bench.declared)
+
+
+def learners(bench: Workbench) -> tuple[str, ...]:
+    """The tools that a student's weights depend on; a teacher that is a file answers by its runtime."""
+    plan = bench.recipe.teacher
+    return LEARNERS if plan is None or plan.file is None else (*LEARNERS, *RUNTIMES)
 
 
 def teacher_name(bench: Workbench, taught_by: Learned | None) -> str | None:

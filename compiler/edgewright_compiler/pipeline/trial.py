@@ -29,7 +29,7 @@ from .build import export
 from .files import NAMES
 from .learn import answered
 from .steps import Step
-from .workbench import BUILDING, EXPORTERS, Workbench, shape_of
+from .workbench import EXPORTERS, TRYING, Workbench, shape_of
 
 ROWS: Final = 32  # validation rows that a metric is tried on, and one of each class (of so many) besides
 STAGE: Final = "trying the export"
@@ -122,7 +122,7 @@ def _exported(
     bench: Workbench, form: Format, net: nn.Module, graph: Plain, formats: Sequence[Format], share: float
 ) -> bool:
     """Whether it was exported now, and not found tried."""
-    step = Step("trial", bench.facts((*BUILDING, "pipeline/trial.py"), EXPORTERS, net=shape_of(net), form=form))
+    step = Step("trial", bench.facts(TRYING, EXPORTERS, net=shape_of(net), form=form))
     now = False
 
     def make(part: Path) -> None:

@@ -1,7 +1,9 @@
 """What every step of one compilation is given: the recipe, its data, a seed, the store, and somebody to tell.
 
-Data are read when a step needs them, once. Fingerprints say what a result depends on: the code that made it, the
-recipe's own files, the data, the tools; a change of any makes the step anew, a change of anything else does not.
+Data are read when a step needs them, once. Fingerprints say what a result depends on: the code that computes it (of
+the compiler and of the runtimes), the recipe's own files, the data, the tools, the processor where last bits depend on
+it; a change of any makes the step anew. Code that only keeps, names, reads or chooses is in none of them: data are
+known by their content (tests/compiler/test_pipeline_keys.py follows the imports of every step).
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -19,19 +21,33 @@ import numpy as np
 import torch
 from torch import nn
 
+import edgewright_runtime
 from edgewright_contracts.manifest import TensorOut
 
 from ..measuring.metrics import Metric, metric
 from ..recipe import Recipe
 from ..rows import Array, Data
+from ..training.train import bfloat16_here
 from .steps import Store
 
 _HERE: Final = Path(__file__).parent.parent
+_RUNTIME: Final = Path(edgewright_runtime.__file__).parent
+RUNTIME: Final = "runtime"  # the package edgewright_runtime, among modules and packages of the compiler
+COMMON: Final = ("rows.py", "recipe.py", "pipeline/workbench.py")  # in the facts of every step
+METRICS: Final = ("measuring/metrics.py", "measuring/detections.py")
 LEARNING: Final = (
-    "rows.py", "recipe.py", "training", "graph/tap.py", "graph/blocks", "own", "measuring/metrics.py",
+    "training", "graph", "own", "measuring/counted.py", *METRICS, "pipeline/learn.py", "pipeline/teaching.py", RUNTIME,
 )  # fmt: skip
-BUILDING: Final = ("rows.py", "recipe.py", "graph", "export")
-QUANTIZING: Final = ("quantization",)
+CLOCKED: Final = ("pipeline/clocked.py", "export", "measuring/latency.py")  # beside LEARNING, where a clock prunes
+FOR_INT8: Final = ("quantization/qat.py",)  # beside LEARNING
+TRUTH: Final = ("graph", "pipeline/learn.py", RUNTIME)
+BUILDING: Final = ("graph", "export", "pipeline/build.py")
+HEATED: Final = (*BUILDING, "measuring/calibration.py", "training")  # with a temperature for its answers
+TRYING: Final = (*BUILDING, "pipeline/trial.py")
+QUANTIZING: Final = ("quantization", "export/onnx_rewrites.py", "pipeline/files.py")
+REFINING: Final = (*QUANTIZING, *METRICS, "graph/reference.py", "graph/features.py", "pipeline/refinement.py", RUNTIME)
+ANSWERING: Final = ("graph/reference.py", "graph/features.py", "pipeline/files.py", RUNTIME)
+TIMING: Final = ("measuring/latency.py", "pipeline/files.py", RUNTIME)
 EVERYTHING: Final = (
     "rows.py", "recipe.py", "packaging.py", "card.py", "compilation.py", "training", "graph", "export", "quantization",
     "measuring", "pipeline", "own", "data",
@@ -41,6 +57,7 @@ LEARNERS: Final = ("torch", "torch-pruning", "numpy")
 EXPORTERS: Final = ("torch", "onnx", "onnxscript", "onnxslim", "litert-torch", "litert-converter", "numpy")
 QUANTIZERS: Final = ("onnx", "onnxruntime", "ai-edge-quantizer", "ai-edge-litert", "numpy")
 RUNTIMES: Final = ("onnxruntime", "ai-edge-litert", "numpy")
+CLOCKS: Final = ("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "numpy")
 TOOLS: Final = tuple(sorted({*LEARNERS, *EXPORTERS, *QUANTIZERS}))
 
 
@@ -104,6 +121,13 @@ class Workbench:
         file, colon, _ = self.recipe.metric.rpartition(":")
         return self.recipe.metric + (files_hash((Path(file),)) if colon and Path(file).is_file() else "")
 
+    @cached_property
+    def _mixed(self) -> bool:
+        """Whether anything is trained in mixed precision, whose numbers depend on the processor."""
+        teacher, prune = self.recipe.teacher, self.recipe.prune
+        taught, tuned = None if teacher is None else teacher.schedule, None if prune is None else prune.tune
+        return any(one is not None and one.mixed for one in (self.recipe.schedule, taught, tuned))
+
     def progress(self, stage: str) -> Callable[[float], None]:
         return lambda share: self.say(stage, share)
 
@@ -118,9 +142,9 @@ class Workbench:
             "data": self.recipe.source,
             "metric": self._metric,
             "calibration": self.recipe.calibration,
-            "platform": platform_of(),
+            "platform": platform_of(mixed=self._mixed),
             "recipe": files_hash(self.recipe.sources),
-            "code": code_hash(code),
+            "code": code_hash((*COMMON, *code)),
             "tools": versions(tools),
             "seed": self.seed,
             **own,
@@ -135,27 +159,40 @@ def shape_of(net: nn.Module) -> str:
 
 @cache
 def code_hash(parts: tuple[str, ...]) -> str:
-    """sha256 over these modules and packages of the compiler."""
-    paths: list[Path] = []
+    """sha256 over these modules and packages of the compiler, and RUNTIME."""
+    return _hash(modules(parts).items())
+
+
+def modules(parts: tuple[str, ...]) -> dict[str, Path]:
+    """Every module of these parts by its name, which is the path in its package."""
+    found: dict[str, Path] = {}
     for part in parts:
-        path = _HERE / part
-        paths += sorted(path.rglob("*.py")) if path.is_dir() else [path]
-    return files_hash(tuple(paths), root=_HERE)
+        path, root = (_RUNTIME, _RUNTIME.parent) if part == RUNTIME else (_HERE / part, _HERE)
+        files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+        found |= {file.relative_to(root).as_posix(): file for file in files}
+    return found
 
 
-def files_hash(paths: tuple[Path, ...], root: Path | None = None) -> str:
-    """sha256 over names and contents; names are relative to `root`, or the bare ones."""
+def files_hash(paths: tuple[Path, ...]) -> str:
+    """sha256 over bare names and contents."""
+    return _hash((path.name, path) for path in paths)
+
+
+def _hash(files: Iterable[tuple[str, Path]]) -> str:
     digest = hashlib.sha256()
-    for path in paths:
-        name = path.name if root is None else path.relative_to(root).as_posix()
+    for name, path in files:
         digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 
 @cache
-def platform_of() -> str:
-    """What the last bits of a sum depend on: processors of one capability give equal weights, others need not."""
-    return "cuda" if torch.cuda.is_available() else f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+def platform_of(*, mixed: bool) -> str:
+    """What the last bits of a sum depend on: processors of one capability give equal weights, others need not. Of
+    `mixed` training more than the last: one that multiplies in bfloat16 itself rounds to it."""
+    if torch.cuda.is_available():
+        return "cuda"
+    own = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return f"{own} bfloat16" if mixed and bfloat16_here() else own
 
 
 @cache
