@@ -64,7 +64,7 @@ def table(files: Sequence[Path], task: Task) -> Collection:
     if bad.size:
         i, c = bad[0]
         raise RequestError(
-            f"{origins[i]}, column {measured[c]!r}: expected a finite number, got "
+            f"{origins[i]}, column {measured[c]!r}: expected a finite number (float32, 3.4e38 at most), got "
             f"{columns[measured[c]][i] or 'an empty cell'!r} ({len(bad)} such cells); fill them, or remove the samples"
         )
     said = {c: v for c, v in columns.items() if reserved(c)}
@@ -161,13 +161,24 @@ def _line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+UNREADABLE: Final = (ValueError, TypeError, OSError, zipfile.BadZipFile, EOFError)
+
+
+def not_arrays(file: Path | str, error: Exception) -> RequestError:
+    """For what np.load raises; its own text would tell how to run a pickle of a stranger."""
+    why = f" ({error})" if isinstance(error, OSError | zipfile.BadZipFile) else ""
+    return RequestError(
+        f"{file}: not an archive of arrays{why}: expected what numpy.savez writes, without pickles of Python objects"
+    )
+
+
 def npz(file: Path, task: Task) -> Collection:
     """Raises RequestError for an archive without `x` and `y`, or with pickles in it."""
     try:
         with np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
-        raise RequestError(f"{file}: not an archive of numpy.savez without pickles ({error})") from None
+    except UNREADABLE as error:
+        raise not_arrays(file, error) from None
     return arrays_of(arrays, task, str(file))
 
 
@@ -272,12 +283,13 @@ def _counted(splits: dict[str, Labelled]) -> tuple[str, ...]:
     known = set() if learned is None else set(np.unique(learned.labels).tolist())
     size = next(i for i in range(len(known) + 1) if i not in known)
     for rows in splits.values():
-        beyond = np.flatnonzero(rows.labels >= size)
+        y = np.asarray(rows.labels, np.float64)
+        beyond = np.flatnonzero(y >= size)
         if beyond.size:
             i = int(beyond[0])
             expected = f"labels from 0 to {size - 1}" if size else "labels from 0"
             raise RequestError(
-                f"{rows.origins[i]}: label {rows.labels[i]:g}, but no {'' if ALL in splits else 'training '}sample has "
+                f"{rows.origins[i]}: label {y[i]:g}, but no {'' if ALL in splits else 'training '}sample has "
                 f"label {size}: expected {expected}; correct it, or add samples of every class below it"
             )
     return tuple(str(i) for i in range(size))
