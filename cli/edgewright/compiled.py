@@ -9,6 +9,7 @@ from rich.console import Console
 
 from edgewright_compiler.measuring.dearer import dearer
 from edgewright_compiler.measuring.evidence import Evidence
+from edgewright_compiler.pipeline.choice import left_out
 from edgewright_contracts.package import Package
 
 from .benching import fitted, slim
@@ -31,6 +32,8 @@ def summary(package: Package, evidence: Evidence, run: Path) -> dict[str, Any]:
             "bytes": evidence.reference.bytes,
             "p50_us": {form: time.p50 for form, time in evidence.reference.time_us.items()},
         },
+        # architectures of a search, for want of minutes
+        "untried": [] if evidence.choice is None else [arch.id for arch in evidence.choice.untried],
         "dearer": dearer(evidence),  # than the reference, in words; empty where the package costs less
         "variants": [
             {
@@ -74,6 +77,8 @@ def show(console: Console, package: Package, evidence: Evidence, notes: tuple[st
         console.print(note, highlight=False)
     for warning in (*dearer(evidence), *evidence.warnings):
         console.print(f"[yellow]warning[/yellow] {warning}", highlight=False)
+    if evidence.choice is not None and evidence.choice.untried:
+        console.print(left_out(evidence.choice.untried), highlight=False)
     console.print(f"digest {package.digest}", highlight=False)
     console.print(f"{package.root} in {evidence.seconds:.1f} s; all that was measured: ", end="", highlight=False)
     console.print(f"edgewright inspect {package.root}", highlight=False, soft_wrap=True)

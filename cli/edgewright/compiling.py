@@ -19,7 +19,7 @@ from rich.console import Console
 from edgewright_compiler.naming import TASKS
 from edgewright_compiler.packaging import writable
 from edgewright_compiler.pipeline.choice import Limits, read_choice
-from edgewright_contracts.errors import RequestError
+from edgewright_contracts.errors import Refused, RequestError
 from edgewright_devices import load
 from edgewright_models import RECIPES
 
@@ -137,8 +137,8 @@ def compile_(
     recorded = None if choice is None else read_choice(choice)
     limits = Limits(max_drop=max_drop, max_p95_ms=max_p95_ms, max_size_kb=max_size_kb, max_rss_mb=max_rss_mb)
     kind = _kind(model, {**told, "formats": formats})
-    notes: tuple[str, ...] = ()
     asked(model, told, out, work)
+    notes: tuple[str, ...] = ()
     with _extras():
         from edgewright_compiler.quiet import quiet
 
@@ -178,8 +178,9 @@ def compile_(
                 recipe = _own(model, told) if kind == "own" else reference(model, told)
                 wanted = tuple(dict.fromkeys(formats)) or FORMATS
                 searched = OWN_MINUTES if kind == "own" and minutes is None else minutes
-                say.plan(planned(recipe, wanted, recorded), more=searched is not None and recorded is None)
-                with blamed(() if model in RECIPES else recipe.sources):
+                more = searched is not None and recorded is None
+                say.plan(planned(recipe, wanted, recorded, searched=more), more=more)
+                with blamed(() if model in RECIPES else recipe.sources), _barely_trained(quick=told["quick"]):
                     result = compile_recipe(
                         recipe,
                         profile,
@@ -249,6 +250,17 @@ def _own(model: str, told: dict[str, Any]) -> Recipe:
         finetune=told["finetune"],
         epochs=told["epochs"] or EPOCHS,
     )
+
+
+@contextmanager
+def _barely_trained(*, quick: bool) -> Iterator[None]:
+    """A refusal that tells losses, in points, says what they are worth."""
+    try:
+        yield
+    except Refused as reason:
+        if quick and " points" in str(reason):
+            raise Refused(f"{reason}. --quick trains almost nothing: leave it out to see what it loses") from reason
+        raise
 
 
 @contextmanager

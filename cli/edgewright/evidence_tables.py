@@ -10,7 +10,7 @@ from rich.console import Console
 from edgewright_compiler.measuring.dearer import dearer
 from edgewright_compiler.measuring.estimate import fits, replaced
 from edgewright_compiler.measuring.evidence import Bench, Evidence, Figure, Slice, Time
-from edgewright_compiler.pipeline.choice import misses, pareto
+from edgewright_compiler.pipeline.choice import left_out, misses, pareto
 from edgewright_devices import load
 
 from .benching import fitted, slim
@@ -156,6 +156,8 @@ def _show_choice(console: Console, evidence: Evidence) -> None:
     refused = [c for c in choice.candidates if c.refused]
     could = f"; {len(refused)} could not be made: {refused[0].refused}" if refused else ""
     console.print(f"{len(choice.candidates)} tried; {choice.why}{could}", highlight=False, markup=False)
+    if choice.untried:
+        console.print(left_out(choice.untried), highlight=False, markup=False)
 
 
 def _show_weaknesses(console: Console, evidence: Evidence) -> None:

@@ -28,11 +28,12 @@ class Stages:
         self._at = -1
         self._stage = ""
         self._planned = self._more = False
+        self._last = ""
 
     def plan(self, names: Sequence[str], *, more: bool) -> None:
         """`more`: a search, which adds stages as long as it has time."""
         self._names += [name for name in names if name not in self._names]
-        self._planned, self._more = True, more
+        self._planned, self._more, self._last = True, more, names[-1]
 
     def tell(self, stage: str, share: float, now: float) -> tuple[str, ...]:
         """Gives the planned stages that it came past without a word: all of their steps were there already."""
@@ -40,6 +41,7 @@ class Stages:
             self._names.insert(self._at + 1, stage)
         self._began.setdefault(stage, (now, share))
         self._share[stage], self._stage = share, stage
+        self._more = self._more and stage != self._last  # what comes last comes after the search
         before, self._at = self._at, max(self._at, self._names.index(stage))
         return tuple(name for name in self._names[before + 1 : self._at] if name not in self._share)
 

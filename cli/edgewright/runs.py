@@ -15,8 +15,10 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from edgewright_compiler.pipeline.choice import Candidate, Choice, Limits, misses, pareto, read_choice
+from edgewright_compiler.pipeline.choice import Candidate, Choice, Limits, left_out, misses, pareto, read_choice
 from edgewright_compiler.pipeline.runs import Run, StepDone, all_runs, find, read_measured, read_run
+
+from .benching import fitted, slim
 
 WORK = click.option(
     "--work",
@@ -80,6 +82,8 @@ def show(run: str, work: Path, as_json: bool) -> None:
     if choice is not None:
         _show(console, choice.candidates, choice.limits, choice)
         console.print(f"chosen because: {choice.why}", highlight=False)
+        if choice.untried:
+            console.print(left_out(choice.untried), highlight=False)
     elif measured is not None:
         _show(console, measured.candidates, measured.limits, None)
     if found.package:
@@ -166,16 +170,15 @@ def _by_kind(steps: Sequence[StepDone]) -> list[tuple[str, str]]:
 
 def _show(console: Console, candidates: Sequence[Candidate], limits: Limits, choice: Choice | None) -> None:
     """Every candidate: the chosen are marked, those on the Pareto front too; below, the limits that they miss."""
-    title = "candidates on validation rows, ± to the 95 % bound; times of this machine"
-    table = Table(title=title, title_justify="left")
-    for name in ("", "candidate", "loss", "±", "bytes", "p50"):
-        table.add_column(name, justify="left" if name in ("", "candidate") else "right", no_wrap=True)
+    console.print("candidates on validation rows, ± to the 95 % bound; times of this machine;", highlight=False)
+    console.print("error: mean distance of answers from the float file's, of their range", highlight=False)
+    table = slim(["", "candidate"], ["loss", "±", "bytes", "p50", "error"])
     front = set(map(id, pareto(candidates)))
     for c in candidates:
         taken = choice is not None and c.arch == choice.arch and choice.chosen.get(c.format) == c.scheme
         mark = "chosen" if taken else "front" if id(c) in front else ""
-        table.add_row(mark, c.id, *(("–",) * 4 if c.refused else _figures(c)))
-    console.print(table)
+        table.add_row(mark, c.id, *(("–",) * 5 if c.refused else _figures(c)))
+    console.print(fitted(table))
     reasons: dict[str, list[str]] = {}
     for c in candidates:
         if said := "; ".join(misses(c, limits)):
@@ -185,7 +188,8 @@ def _show(console: Console, candidates: Sequence[Candidate], limits: Limits, cho
 
 
 def _figures(c: Candidate) -> tuple[str, ...]:
-    return f"{c.drop:+.2f}", f"{c.half_width:.2f}", f"{c.bytes:,}", f"{c.p50_us:.1f} µs"
+    error = "–" if c.error is None else f"{c.error:.4f}"
+    return f"{c.drop:+.2f}", f"{c.half_width:.2f}", f"{c.bytes:,}", f"{c.p50_us:.1f} µs", error
 
 
 def _choice(folder: Path) -> Choice | None:

@@ -45,6 +45,8 @@ def test_stages_that_only_measurement_brings_are_counted_when_they_come() -> Non
     assert stages.said == "stage 5 of 6 or more"
     stages.tell("reading the data", 1.0, 3.0)
     assert stages.said == "stage 5 of 6 or more", "it never goes back"
+    stages.tell("measuring the package", 0.0, 4.0)
+    assert stages.said == "stage 6 of 6", "the search is over"
 
 
 def test_without_a_terminal_there_are_plain_lines_and_found_stages_are_said() -> None:
@@ -97,17 +99,19 @@ def test_a_quiet_console_shows_nothing() -> None:
 
 
 def test_the_plan_of_a_recipe_names_the_stages_that_are_sure_to_come() -> None:
-    whole = planned(recipe(), ("onnx", "tflite"), None)
+    whole = planned(recipe(), ("onnx", "tflite"), None, searched=False)
     assert whole == (
         "reading the data", "trying the export", "training the teacher", "training the student",
         "training what 35% leaves", "exporting ONNX", "quantizing ONNX", "exporting TFLite", "quantizing TFLite",
         "measuring candidates", "judging candidates", "measuring the package",
     )  # fmt: skip
+    searched = planned(recipe(), ("onnx", "tflite"), None, searched=True)
+    assert searched == tuple(name for name in whole if "leaves" not in name), "a search may have no minutes for pruning"
     alone = recipe(Settings(distil=False))
     choice = Choice(
         arch=Arch(qat=True), chosen={"onnx": "a", "tflite": "b"}, limits=Limits(), candidates=(), why="", tried=()
     )
-    assert planned(alone, ("tflite",), choice) == (
+    assert planned(alone, ("tflite",), choice, searched=False) == (
         "reading the data", "trying the export", "training the student", "training for int8", "exporting TFLite",
         "measuring the package",
     )  # fmt: skip

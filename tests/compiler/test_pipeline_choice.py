@@ -46,6 +46,18 @@ def test_what_a_clock_cannot_tell_apart_is_decided_by_the_loss() -> None:
     assert choose([FLOAT, faster, INT8], Limits(), [WHOLE]).chosen == {"onnx": "onnx-int8-ent"}
 
 
+def test_of_equal_loss_the_answers_nearest_to_the_float_file_decide_and_not_the_clock() -> None:
+    close = candidate("onnx-int8", error=0.01)
+    far = candidate("onnx-int8-ent", error=0.2, relative=0.95)
+    assert choose([FLOAT, close, far], Limits(), [WHOLE]).chosen == {"onnx": "onnx-int8"}
+    assert choose([FLOAT, far, close], Limits(), [WHOLE]).chosen == {"onnx": "onnx-int8"}
+    assert close in pareto([close, far]), "a faster one that answers worse does not beat it"
+    alike = candidate("onnx-int8-ent", error=0.01, relative=0.95)
+    assert choose([FLOAT, close, alike], Limits(), [WHOLE]).chosen == {"onnx": "onnx-int8"}, (
+        "schemes come simplest first"
+    )
+
+
 def test_float_is_kept_where_int8_is_hardly_smaller_and_slower() -> None:
     gru = candidate("onnx-int8", bytes=3800, relative=4.0)
     assert choose([FLOAT, gru], Limits(), [WHOLE]).chosen == {"onnx": "onnx-fp32"}
@@ -93,6 +105,40 @@ def test_a_refusal_for_want_of_test_rows_says_how_many_there_are_and_how_many_wo
     with pytest.raises(Refused) as refused:
         choose([near], Limits(max_drop=0.6, max_size_kb=0.5), [WHOLE])
     assert "test rows" not in str(refused.value), "it is the size that binds"
+
+
+def test_a_limit_that_nothing_comes_near_says_the_least_there_is_and_ranks_by_what_is_missing() -> None:
+    large = candidate("onnx-fp32", drop=0.0, bytes=200_000, relative=3.0)
+    small = candidate("onnx-int8", drop=1.5, bytes=13_000)
+    lite = candidate("tflite-int8", bytes=900)
+    with pytest.raises(Refused) as refused:
+        choose([large, small, lite], Limits(max_drop=1.2, max_size_kb=1), [WHOLE], [HALF])
+    said = str(refused.value)
+    assert said.index("w1-p1/onnx-int8") < said.index("w1-p1/onnx-fp32"), "13 times too large is nearer than 200 times"
+    assert (
+        "The smallest here is 13 kB (onnx): raise --max-size-kb, or let smaller ones be tried: more --minutes" in said
+    )
+    assert "--format tflite alone keeps every limit" in said
+    assert "1 planned architecture was not tried, no minutes were left (w1-p0.5): more --minutes tries them" in said
+    with pytest.raises(
+        Refused, match=r"fastest here is 1 ms \(onnx\), an estimate until the device has measured: raise"
+    ):
+        choose([FLOAT, INT8], Limits(max_p95_ms=0.1), [WHOLE])
+
+
+def test_a_refusal_on_loss_tells_the_estimate_and_the_rows() -> None:
+    with pytest.raises(Refused) as refused:
+        choose([candidate("onnx-int8", drop=0.5, rows=597)], Limits(max_drop=0.3), [WHOLE])
+    assert "expected bound on the loss 0.80 points > --max-drop 0.3 (estimate 0.50, n = 597)" in str(refused.value)
+    assert "The least loss is 0.50 points by estimate (n = 597), of w1-p1/onnx-int8. The loss itself" in str(
+        refused.value
+    )
+
+
+def test_architectures_that_minutes_did_not_reach_are_in_the_choice() -> None:
+    choice = choose([FLOAT, INT8], Limits(), [WHOLE], [HALF])
+    assert choice.untried == (HALF,)
+    assert choice.why == "least bytes × time of the only architecture within the limits"
 
 
 def test_a_candidate_that_could_not_be_made_is_never_taken_and_says_why() -> None:

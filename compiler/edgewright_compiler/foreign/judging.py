@@ -69,7 +69,7 @@ def judged(
     found = [_candidate(judge, t, plain.id, tried, times, limits) for t in tried.values()]
     progress("judging forms", 1.0)
     try:
-        made = choose(found, limits, (Arch(),))
+        made = choose(found, limits, (Arch(),), smaller="compile a model that is smaller")
     except Refused:
         kept(limits, found)
         raise
@@ -145,6 +145,7 @@ def _candidate(
         relative=took.per_reference,
         p95_ms=judge.expected(scheme, took).p95_ms,
         rss_mb=None if limits.max_rss_mb is None else judge.growth_mb(one.path),
+        error=None if one.parity is None else one.parity.mean_error,
         refused="; ".join(reasons),
     )
 

@@ -16,6 +16,7 @@ import msgspec
 from edgewright_contracts.manifest import Format
 from edgewright_devices import DeviceProfile
 
+from ..export.parity import compare
 from ..graph.reference import run
 from ..measuring.bounds import Bound, loss_bound
 from ..measuring.estimate import predict
@@ -64,12 +65,12 @@ def candidates(
     Where static int8 misses the limits and float keeps them, mixed precision is tried as well.
     """
     tried = [one for form in formats for one in _made(bench, built, form, schemes(form, device, built.kinds))]
-    found = _judged(bench, device, machine, arch, tried, truth, limits)
+    found = _judged(bench, device, machine, arch, built, tried, truth, limits)
     more = [
         one for form in formats for one in _made(bench, built, form, _mixed(bench, built, form, tried, found, limits))
     ]
     if more:
-        found += _judged(bench, device, machine, arch, more, truth, limits)
+        found += _judged(bench, device, machine, arch, built, more, truth, limits)
     bench.say("judging candidates", 1.0)
     return tuple(found)
 
@@ -90,12 +91,14 @@ def _judged(
     device: DeviceProfile,
     machine: Machine,
     arch: Arch,
+    built: Built,
     tried: Sequence[Made],
     truth: Outputs,
     limits: Limits,
 ) -> list[Candidate]:
     files = {one.scheme.id: one.file for one in tried if one.file is not None}
     times = measured(bench, files, machine)
+    plain = {form: built.file(form) for form in dict.fromkeys(one.scheme.format for one in tried if one.file)}
     found = []
     for done, one in enumerate(tried):
         bench.say("judging candidates", done / len(tried))
@@ -106,7 +109,9 @@ def _judged(
         if one.file is None:
             found.append(msgspec.structs.replace(blank, refused=one.refused))
             continue
-        figure, bound = judged(bench, truth, answers(bench, one.file, "validation", bench.data.validation.inputs))
+        rows = bench.data.validation.inputs
+        told, float_ = (answers(bench, file, "validation", rows) for file in (one.file, plain[scheme.format]))
+        figure, bound = judged(bench, truth, told)
         time = times[scheme.id]
         expected = predict(device, machine, time, int8=scheme.precision in ("int8", "mixed"))
         found.append(
@@ -122,9 +127,16 @@ def _judged(
                 relative=time.per_reference,
                 p95_ms=expected.p95_ms,
                 rss_mb=None if limits.max_rss_mb is None else memory_of(one.file, bench).growth_mb,
+                error=error(float_, told, scheme, truth),
             )
         )
     return found
+
+
+def error(float_: Outputs, told: Outputs, scheme: Scheme, truth: Outputs) -> float:
+    """How far answers are from those of the float file on average, of the outputs that a reference has as well."""
+    compared = compare(scheme.id, {name: float_[name] for name in truth}, told, scheme.precision)
+    return max(compared.mean_error.values(), default=0.0)
 
 
 def _mixed(

@@ -6,15 +6,16 @@ can be handed in instead of measuring again, so that a package can be made anew,
 
 A candidate is *within* the limits when its expected bound is: its loss on validation rows plus the half-width that the
 test set will have. Among those, the one with the least bytes × time is taken, because a factor of two in either is
-worth the same; where that differs by no more than times do, the one with the least loss.
+worth the same; where that differs by no more than times do, the one with the least loss; of equal loss, the one whose
+answers are nearest to the float file's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from math import log
+from collections.abc import Callable, Mapping, Sequence
+from math import inf, log
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -25,6 +26,7 @@ from ..disk import write_whole
 
 DEFAULT_DROP: Final = 1.0  # points, what a choice aims at when nobody sets a limit
 NEAREST: Final = 3
+SMALLER: Final = "let smaller ones be tried: more --minutes, a smaller width, the other --format"
 NOISE: Final = 0.1  # of the logarithm of a cost: what times of equal files differ by on a busy machine
 
 
@@ -73,7 +75,9 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     points: the estimate against the float reference, and that of a one-sided 95 % interval at the size of the test set,
     which is `rows`; `rows_needed` would bring the bound under the `max_drop` that was asked for (None: none would).
     `relative` is p50 over the reference kernel's, which compares across runs. `p95_ms` is
-    for the device: an estimate until it has measured. A candidate that could not be made says so in `refused`.
+    for the device: an estimate until it has measured. `error` is the mean distance of its answers from those of the
+    float file, in units of each output's range, of the output where it is largest (None: not compared). A candidate
+    that could not be made says so in `refused`.
     """
 
     arch: Arch
@@ -91,6 +95,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     relative: float = 0.0
     p95_ms: float = 0.0
     rss_mb: float | None = None
+    error: float | None = None
     refused: str = ""
 
     @property
@@ -103,7 +108,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
-    """What was decided, on what. `chosen` names a scheme for every format; all are of one architecture."""
+    """What was decided, on what. `chosen` names a scheme for every format; all are of one architecture. `untried` are
+    the architectures of the search that its minutes did not reach."""
 
     arch: Arch
     chosen: Mapping[str, str]
@@ -111,6 +117,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     candidates: tuple[Candidate, ...]
     why: str
     tried: tuple[Arch, ...]
+    untried: tuple[Arch, ...] = ()
     poor: bool = False  # nothing was within what is aimed at
     sizes: tuple[int, ...] = ()  # bytes of weights after each round of pruning, where a clock decided them
     purpose: Purpose | None = None  # None: not yet said
@@ -119,6 +126,23 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
         return next(
             c for c in self.candidates if c.arch == self.arch and c.format == form and c.scheme == self.chosen[form]
         )
+
+
+class _Cost(NamedTuple):
+    """Something that is limited, besides the loss: of a candidate, its limit, and how it is spoken of."""
+
+    of: Callable[[Candidate], float | None]
+    limit: Callable[[Limits], float | None]
+    unit: str
+    option: str
+    least: str
+
+
+_COSTS: Final = (
+    _Cost(lambda c: c.p95_ms, lambda asked: asked.max_p95_ms, "ms", "--max-p95-ms", "fastest"),
+    _Cost(lambda c: c.bytes / 1000, lambda asked: asked.max_size_kb, "kB", "--max-size-kb", "smallest"),
+    _Cost(lambda c: c.rss_mb, lambda asked: asked.max_rss_mb, "MB", "--max-rss-mb", "least in memory"),
+)
 
 
 def misses(candidate: Candidate, limits: Limits) -> tuple[str, ...]:
@@ -131,14 +155,15 @@ def misses(candidate: Candidate, limits: Limits) -> tuple[str, ...]:
             found.append(f"loses {candidate.drop:.2f} points, more than the {DEFAULT_DROP:g} aimed at")
     elif candidate.drop + candidate.half_width > limits.max_drop:
         reach = candidate.drop + candidate.half_width
-        found.append(f"expected bound on the loss {reach:.2f} points > --max-drop {limits.max_drop:g}")
-    for value, limit, unit, option in (
-        (candidate.p95_ms, limits.max_p95_ms, "ms", "--max-p95-ms"),
-        (candidate.bytes / 1000, limits.max_size_kb, "kB", "--max-size-kb"),
-        (candidate.rss_mb, limits.max_rss_mb, "MB", "--max-rss-mb"),
-    ):
+        rows = f", n = {candidate.rows:,}" if candidate.rows else ""
+        found.append(
+            f"expected bound on the loss {reach:.2f} points > --max-drop {limits.max_drop:g} "
+            f"(estimate {candidate.drop:.2f}{rows})"
+        )
+    for cost in _COSTS:
+        value, limit = cost.of(candidate), cost.limit(limits)
         if limit is not None and value is not None and value > limit:
-            found.append(f"{value:.3g} {unit} > {option} {limit:g}")
+            found.append(f"{value:.3g} {cost.unit} > {cost.option} {limit:g}")
     return tuple(found)
 
 
@@ -154,11 +179,18 @@ def int8_costs(candidates: Sequence[Candidate], limits: Limits) -> bool:
     return any((f, "fp32") in within and (f, "int8") not in within and f in quantized for f in forms)
 
 
-def choose(candidates: Sequence[Candidate], limits: Limits, tried: Sequence[Arch]) -> Choice:
+def choose(
+    candidates: Sequence[Candidate],
+    limits: Limits,
+    tried: Sequence[Arch],
+    untried: Sequence[Arch] = (),
+    smaller: str = SMALLER,
+) -> Choice:
     """The architecture whose best candidates, one for each format, cost least in sum.
 
     Without `max_drop`, the least loss is taken when nothing comes near. Raises Refused when no candidate keeps limits
-    that were asked for: with the nearest ones, and which limit each of them misses.
+    that were asked for: with the nearest ones, which limit each of them misses, and what would help; `smaller` says
+    how there can be smaller and faster ones.
     """
     formats = sorted({c.format for c in candidates})
     best: list[tuple[float, Arch, dict[str, str]]] = []
@@ -172,9 +204,15 @@ def choose(candidates: Sequence[Candidate], limits: Limits, tried: Sequence[Arch
             best.append((sum(c.cost for c in picked), arch, {c.format: c.scheme for c in picked}))
     if best:
         _, arch, chosen = min(best, key=lambda b: (b[0], b[1].id))
-        why = f"least bytes × time of {len(best)} architectures within the limits"
+        of = "the only architecture" if len(best) == 1 else f"{len(best)} architectures"
         return Choice(
-            arch=arch, chosen=chosen, limits=limits, candidates=tuple(candidates), why=why, tried=tuple(tried)
+            arch=arch,
+            chosen=chosen,
+            limits=limits,
+            candidates=tuple(candidates),
+            why=f"least bytes × time of {of} within the limits",
+            tried=tuple(tried),
+            untried=tuple(untried),
         )
     usable = [c for c in candidates if not c.refused]
     if limits == Limits() and {c.format for c in usable} == set(formats):
@@ -185,7 +223,7 @@ def choose(candidates: Sequence[Candidate], limits: Limits, tried: Sequence[Arch
                 form: min((c for c in of_arch if c.format == form), key=lambda c: (c.drop, c.cost)).scheme
                 for form in formats
             }
-            why = f"the least loss: nothing comes within {DEFAULT_DROP:g} points of the reference on validation rows"
+            why = f"the least loss: nothing comes within {DEFAULT_DROP:g} point of the reference on validation rows"
             return Choice(
                 arch=arch,
                 chosen=chosen,
@@ -193,38 +231,84 @@ def choose(candidates: Sequence[Candidate], limits: Limits, tried: Sequence[Arch
                 candidates=tuple(candidates),
                 why=why,
                 tried=tuple(tried),
+                untried=tuple(untried),
                 poor=True,
             )
-    said = f"no candidate of {len(candidates)} keeps every limit. {nearest(candidates, limits)}"
-    raise Refused(said + _way_out(usable, limits))
+    said = [f"no candidate of {len(candidates)} keeps every limit", nearest(candidates, limits)]
+    said += [*_least(usable, limits, smaller), _rows(usable, limits), left_out(untried) if untried else ""]
+    raise Refused(". ".join(filter(None, said)))
 
 
-def _way_out(usable: Sequence[Candidate], limits: Limits) -> str:
-    """What would help: more test rows, where the width of the interval is all that stands in the way."""
-    if limits.max_drop is None or not all(misses(c, loss_only(limits)) for c in usable):
+def left_out(untried: Sequence[Arch]) -> str:
+    """What a search did not reach, in words."""
+    names = ", ".join(arch.id for arch in untried)
+    planned = "1 planned architecture was" if len(untried) == 1 else f"{len(untried)} planned architectures were"
+    return f"{planned} not tried, no minutes were left ({names}): more --minutes tries them"
+
+
+def _least(usable: Sequence[Candidate], limits: Limits, smaller: str) -> list[str]:
+    """What can be reached here at all, for every limit that no candidate of some format keeps."""
+    said = []
+    for cost in _COSTS:
+        limit, over = cost.limit(limits), []
+        for form in sorted({c.format for c in usable}):
+            least = min((v for c in usable if c.format == form and (v := cost.of(c)) is not None), default=None)
+            if limit is not None and least is not None and least > limit:
+                over.append(f"{least:.3g} {cost.unit} ({form})")
+        if over:
+            estimate = ", an estimate until the device has measured" if cost.option == "--max-p95-ms" else ""
+            said.append(f"The {cost.least} here is {' and '.join(over)}{estimate}: raise {cost.option}, or {smaller}")
+    whole = sorted({c.format for c in usable if not misses(c, limits)})
+    return said + [f"--format {form} alone keeps every limit" for form in whole]
+
+
+def _rows(usable: Sequence[Candidate], limits: Limits) -> str:
+    """Whether more test rows would help: they do where the width of the interval is all that stands in the way."""
+    if limits.max_drop is None or not usable or not all(misses(c, loss_only(limits)) for c in usable):
         return ""
+    least = min(usable, key=lambda c: (c.drop, c.id))
+    if least.drop >= limits.max_drop:
+        rows = f" (n = {least.rows:,})" if least.rows else ""
+        said = f"The least loss is {least.drop:.2f} points by estimate{rows}, of {least.id}. "
+        return said + "The loss itself is the limit, more test rows would not help"
     near = [c for c in usable if c.drop < limits.max_drop and len(misses(c, limits)) == 1 and c.rows_needed]
-    if usable and all(c.drop >= limits.max_drop for c in usable):
-        return ". The loss itself is the limit, more test rows would not help"
     if not near:
         return ""
     best = min(near, key=lambda c: (c.rows_needed, c.id))
     return (
-        f". {best.id} loses {best.drop:.2f} points by estimate, and the number of test rows is the limit "
+        f"{best.id} loses {best.drop:.2f} points by estimate, and the number of test rows is the limit "
         f"(n = {best.rows:,}): at these rates {best.rows_needed:,} would do"
     )
 
 
 def _best(within: Sequence[Candidate]) -> Candidate:
-    """The least cost; of those that a clock cannot tell from it, the least loss."""
+    """The least cost; of those that a clock cannot tell from it, the least loss, then the answers nearest to the float
+    file's, then the first, as schemes are tried from the simplest on."""
     least = min(c.cost for c in within)
-    return min((c for c in within if c.cost <= least + NOISE), key=lambda c: (c.drop, c.cost, c.scheme))
+    return min((c for c in within if c.cost <= least + NOISE), key=lambda c: (c.drop, _error(c)))
+
+
+def _error(candidate: Candidate) -> float:
+    return inf if candidate.error is None else candidate.error
+
+
+def _excess(candidate: Candidate, limits: Limits) -> float:
+    """How many times over the limit it is that it misses most."""
+    if limits.max_drop is None:
+        over = [candidate.drop / DEFAULT_DROP]
+    else:
+        over = [(candidate.drop + candidate.half_width) / limits.max_drop]
+    for cost in _COSTS:
+        value, limit = cost.of(candidate), cost.limit(limits)
+        if value is not None and limit is not None:
+            over.append(value / limit)
+    return max(over)
 
 
 def nearest(candidates: Sequence[Candidate], limits: Limits) -> str:
-    """The candidates that miss least, and what binds them, for the message."""
+    """The candidates that miss least what they miss most, and what binds them, for the message."""
     ranked = sorted(
-        (c for c in candidates if not c.refused), key=lambda c: (len(misses(c, limits)), c.drop + c.half_width, c.cost)
+        (c for c in candidates if not c.refused), key=lambda c: (_excess(c, limits), c.drop + c.half_width, c.cost)
     )[:NEAREST]
     if not ranked:
         reasons = dict.fromkeys(c.refused for c in candidates)
@@ -234,14 +318,14 @@ def nearest(candidates: Sequence[Candidate], limits: Limits) -> str:
 
 
 def pareto(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """Those that no other of their format beats in loss, bytes and time at once, by rising loss."""
+    """Those that no other of their format beats in loss, bytes, time and error at once, by rising loss."""
     usable = [c for c in candidates if not c.refused]
     front = [c for c in usable if not any(_dominates(other, c) for other in usable if other.format == c.format)]
     return tuple(sorted(front, key=lambda c: (c.format, c.drop, c.bytes)))
 
 
 def _dominates(a: Candidate, b: Candidate) -> bool:
-    x, y = (a.drop, a.bytes, a.relative), (b.drop, b.bytes, b.relative)
+    x, y = ((c.drop, c.bytes, c.relative, _error(c)) for c in (a, b))
     return all(p <= q for p, q in zip(x, y, strict=True)) and x != y
 
 

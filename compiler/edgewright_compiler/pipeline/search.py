@@ -62,8 +62,8 @@ def search(
     """
     found: list[Candidate] = []
     try:
-        tried = _explored(bench, device, machine, formats, limits, minutes, taught_by, truth, found)
-        choice = choose(found, limits, tried)
+        tried, untried = _explored(bench, device, machine, formats, limits, minutes, taught_by, truth, found)
+        choice = choose(found, limits, tried, untried)
     except BaseException:
         kept(limits, found)
         raise
@@ -80,16 +80,16 @@ def _explored(
     taught_by: Learned | None,
     truth: Outputs,
     found: list[Candidate],
-) -> tuple[Arch, ...]:
-    """Adds to `found` as it goes, and gives the architectures that were tried."""
+) -> tuple[tuple[Arch, ...], tuple[Arch, ...]]:
+    """Adds to `found` as it goes; gives the architectures that were tried, and those that time was too short for."""
     tried: list[Arch] = []
     longest, before = 0.0, bench.store.spent
     waiting = list(archs(bench.recipe, all_of_them=minutes is not None))
     while waiting:
-        arch = waiting.pop(0)
         start = bench.store.spent
         if tried and minutes is not None and start - before + longest > 60 * minutes:
             break
+        arch = waiting.pop(0)
         tried.append(arch)
         try:
             more = _tried(bench, device, machine, arch, formats, limits, taught_by, truth, screen=bool(found))
@@ -101,7 +101,7 @@ def _explored(
                 raise
             found += _none(arch, formats, str(reason))
         longest = max(longest, bench.store.spent - start)
-    return tuple(tried)
+    return tuple(tried), tuple(waiting)
 
 
 def _tried(

@@ -1,7 +1,8 @@
 """The stages of a compilation that are sure to come, by the names that they are told under, in order.
 
-A stage whose steps are all found finished is not told; what only measurement decides (training for int8, layers that
-stay float, further architectures of a search) is told when it comes, and not planned.
+A stage whose steps are all found finished is not told, so that a planned one which the run came past was found. What
+only measurement decides (training for int8, layers that stay float, further architectures of a search) is told when it
+comes, and not planned.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from .learn import training, tuning
 from .search import archs
 
 
-def planned(recipe: Recipe, formats: Sequence[Format], recorded: Choice | None) -> tuple[str, ...]:
-    """With a recorded choice nothing is judged; without one, the first architecture is tried whatever happens."""
-    first = archs(recipe, all_of_them=False)[0] if recorded is None else recorded.arch
+def planned(recipe: Recipe, formats: Sequence[Format], recorded: Choice | None, *, searched: bool) -> tuple[str, ...]:
+    """With a recorded choice nothing is judged; without one, the first architecture is tried whatever happens; of a
+    search that is the whole net, and whether it comes to pruning is a matter of minutes."""
+    first = archs(recipe, all_of_them=searched)[0] if recorded is None else recorded.arch
     found = ["reading the data", "trying the export", *_learned(recipe, first)]
     for form in formats if recorded is None else [form for form in formats if form in recorded.chosen]:
         found += [f"exporting {NAMES[form]}", *([f"quantizing {NAMES[form]}"] if recorded is None else [])]
