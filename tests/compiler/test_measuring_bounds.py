@@ -335,5 +335,5 @@ def test_too_few_rows_and_undefined_metrics_are_refused() -> None:
     with pytest.raises(RequestError, match="at least 2 test rows, got 1"):
         loss_bound(metric("accuracy", "classification"), of(right), of(right), np.ones(1, np.int64), seed=1)
     scores = {"score": np.linspace(0, 1, 20)}
-    with pytest.raises(RequestError, match="not defined on these 20 test rows"):
+    with pytest.raises(RequestError, match="expected a finite figure on these 20 rows, got nan"):
         loss_bound(metric("auroc", "anomaly"), scores, scores, np.zeros(20, np.int64), seed=1)

@@ -74,6 +74,12 @@ def both(outputs, labels):
 
 def text(outputs, labels):
     return "12"
+
+def never(outputs, labels):
+    return float("nan")
+
+def right(outputs, labels):
+    return 1.0 if (outputs["probabilities"].argmax(1) == labels).all() else float("nan")
 """
 Compile = Callable[..., tuple[int, str]]
 
@@ -114,7 +120,11 @@ def trained() -> list[str]:
         ("nothing", "metric scores.py:nothing: expected it to return an array of 33 numbers (one a row) or one number"),
         ("both", "or one number, got ndarray of shape (33, 3) and float32; it is given outputs 'probabilities'"),
         ("text", "or one number, got str '12'; it is given outputs"),
-        ("absent", "metric scores.py:absent: scores.py: no 'absent' in it; it defines both, key, nothing, text"),
+        ("never", "metric scores.py:never: expected a finite number, got nan for 33 validation rows, and no finite"),
+        (
+            "absent",
+            "metric scores.py:absent: scores.py: no 'absent' in it; it defines both, key, never, nothing, right, text",
+        ),
     ],
 )
 def test_a_metric_that_does_not_fit_is_told_before_training(asked: Compile, metric: str, message: str) -> None:
@@ -122,6 +132,11 @@ def test_a_metric_that_does_not_fit_is_told_before_training(asked: Compile, metr
     assert (code, trained()) == (2, [])
     assert message in said
     assert len(said.splitlines()) == 1
+
+
+def test_a_metric_that_only_an_untrained_net_leaves_undefined_is_no_reason_to_refuse(asked: Compile) -> None:
+    code, said = asked("spectral", "rows.npz", "--format", "onnx", "--metric", "scores.py:right")
+    assert (code, said[:41]) == (1, "edgewright: ONNX has no form of aten._lin"), "it came past the metric"
 
 
 def test_too_few_rows_to_calibrate_on_are_told_before_training(asked: Compile) -> None:

@@ -97,7 +97,7 @@ def loss_bound(
     if callable(ours) or callable(theirs):
         assert callable(ours)
         assert callable(theirs)
-        return _by_set(theirs, ours, len(labels), points, member, seed, confidence, resamples)
+        return _by_set(metric.name, theirs, ours, len(labels), points, member, seed, confidence, resamples)
     both = np.concatenate([ours, theirs])
     loss = (theirs - ours) * points
     unit = Alone(len(loss), confidence) if member is None else Grouped(len(loss), confidence, loss, member)
@@ -208,6 +208,7 @@ def _by_row(loss: Floats, reach: float, unit: Alone) -> Bound:
 
 
 def _by_set(
+    name: str,
     reference: Weighted,
     package: Weighted,
     n: int,
@@ -229,11 +230,16 @@ def _by_set(
 
     estimate = loss(np.ones(n))
     if not math.isfinite(estimate):
-        raise RequestError(f"the metric is not defined on these {n} test rows: do they hold every class it compares?")
+        raise RequestError(
+            f"metric {name}: expected a finite figure on these {n} rows, got {estimate:g} for the loss: is it defined "
+            "on them, and do they hold every class that it compares?"
+        )
     drawn = np.array([loss(draw()) for _ in range(resamples)])
     drawn = drawn[np.isfinite(drawn)]
     if len(drawn) < resamples / 2:
-        raise RequestError(f"the metric is not defined on most resamples of {n} test rows: a class has too few of them")
+        raise RequestError(
+            f"metric {name}: not finite on most resamples of {n} rows: has a class too few of them? Give more"
+        )
     above = max(float(np.quantile(drawn, confidence)) - estimate, estimate - float(np.quantile(drawn, 1 - confidence)))
     varied = bool(np.ptp(drawn))
 

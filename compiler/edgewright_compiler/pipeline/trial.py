@@ -22,6 +22,7 @@ from edgewright_devices import DeviceProfile
 from ..graph.graph import Plain
 from ..graph.heads import head
 from ..graph.tap import Tapped
+from ..measuring.metrics import Outputs
 from ..quantization.apply import MIN_ROWS
 from ..quantization.schemes import layer_kinds, schemes
 from ..rows import Array, Labelled
@@ -96,18 +97,51 @@ def _calibration(bench: Workbench) -> None:
         )
     if there < MIN_ROWS:
         raise RequestError(
-            f"{there} training rows: expected at least {MIN_ROWS}, which set the ranges of int8 (validation and test "
+            f"{there} training row{'' if there == 1 else 's'}: expected at least {MIN_ROWS}, which set the ranges of int8 (validation and test "
             "rows come on top); give more samples"
         )
 
 
 def _metric(bench: Workbench, graph: Plain) -> None:
-    """Its figure is not asked for: what an untrained net answers may leave one undefined."""
+    """What an untrained net answers may leave a figure undefined. What is finite for neither that nor right answers to
+    rows of every class never will be."""
     rows, metric = bench.data.validation, bench.metric
     metric.points(rows.labels)
     metric.points(bench.data.test.labels)
     few = rows.take(_spread(rows.labels))
-    metric.score(answered(graph, few), few.labels)
+    untrained = answered(graph, few)
+    score = metric.score(untrained, few.labels)
+    if ":" not in metric.name or not callable(score) or not _whole(bench, few.labels):
+        return
+    figure = score(np.ones(len(few)))
+    right = _right(untrained, few.labels)
+    best = metric.score(right, few.labels)
+    if not np.isfinite(figure) and callable(best) and not np.isfinite(best(np.ones(len(few)))):
+        raise RequestError(
+            f"metric {metric.name}: expected a finite number, got {figure} for {len(few)} validation rows, and no "
+            "finite one either where every answer is right. Nothing was trained yet"
+        )
+
+
+def _whole(bench: Workbench, labels: Array) -> bool:
+    """Whether these labels have every class, and every label of several both ways."""
+    if bench.recipe.task == "classification":
+        return len(np.unique(labels)) == len(bench.data.labels)
+    return bench.recipe.task == "regression" or (
+        bench.recipe.task == "multilabel" and bool((np.ptp(labels, axis=0) > 0).all())
+    )
+
+
+def _right(answers: Outputs, labels: Array) -> dict[str, Array]:
+    """The same outputs, of a net that is right everywhere."""
+    found = dict(answers)
+    if "values" in found:
+        found["values"] = labels.astype(np.float32).reshape(found["values"].shape)
+    elif labels.ndim == 1:
+        found["probabilities"] = np.eye(found["probabilities"].shape[1], dtype=np.float32)[labels.astype(np.int64)]
+    else:
+        found["probabilities"] = labels.astype(np.float32)
+    return found
 
 
 def _spread(labels: Array) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
