@@ -50,7 +50,7 @@ def test_a_label_out_of_range_is_told_with_its_place():
 def test_nan_is_told_with_its_sample_and_column():
     found = data()
     found.train.inputs["row"][4, 2] = np.nan
-    with pytest.raises(RequestError, match=r"train.csv:6: nan in 'row' at \(2,\): expected finite.*1 such samples"):
+    with pytest.raises(RequestError, match=r"train.csv:6: nan at \(2,\): expected finite.*1 such samples"):
         examine(found, "classification")
 
 

@@ -98,7 +98,8 @@ def test_other_sizes_are_resized_and_noted_and_a_broken_image_is_named(tmp_path)
     root = pictures(tmp_path)
     Image.new("L", (12, 10), 9).save(root / "cat" / "big.png")
     found = open_data(root, "classification", seed=0)
-    assert found.notes[0] == "1 of 25 images were resized to 6x5, the most common of 2 sizes."
+    assert found.notes[0].startswith("1 of 25 images were resized to 6x5 (")
+    assert found.notes[0].endswith(" first), the most common of 2 sizes.")
     (root / "dog" / "3.png").write_bytes((root / "dog" / "3.png").read_bytes()[:60])
     with pytest.raises(RequestError, match=r"dog/3.png: not a"):
         open_data(root, "classification", seed=0)
@@ -181,7 +182,7 @@ def test_a_csv_without_windows_is_a_row_a_line_and_may_say_its_split(tmp_path):
     ("text", "message"),
     [
         (windows(bad="w99,run,p1,0.5,x"), r"w.csv:122, column 'ay': expected a number, got 'x'"),
-        (windows(bad="w99,run,p1,0.5,"), r"w.csv:122, column 'ay': expected a finite number, got 'an empty cell'"),
+        (windows(bad="w99,run,p1,0.5,"), r"w.csv:122, column 'ay': expected a finite number .*, got 'an empty cell'"),
         (windows(bad="w99,run,p1,0.5,1.5"), r"w.csv:122: the window 'w99' has 1 lines, most have 4"),
         (windows(bad="w99,run,p1,0.5"), r"w.csv:122: 4 cells under 5 columns"),
         (windows(bad="w9,a,p1,1,1\nw9,b,p1,1,1\nw9,a,p1,1,1\nw9,a,p1,1,1"), r"w.csv:123, column 'label': 'b'"),
@@ -267,7 +268,7 @@ def test_a_row_of_arrays_is_named_by_its_index_before_the_split(tmp_path, form):
             np.testing.assert_array_equal(row, x[int(at)])
     x[123, 1] = np.nan
     place = brought(tmp_path, form, {"x": x, "y": y})
-    with pytest.raises(RequestError, match=r"(d.npz|load) x\[123\]: nan in 'row' at \(1,\)"):
+    with pytest.raises(RequestError, match=r"(d.npz|load) x\[123\]: nan at \(1,\)"):
         open_data(place, "classification", seed=0)
     x[123] = 0
     place = brought(tmp_path, form, {"x": x[:80], "y": y[:80], "x_val": x[80:], "y_val": y[80:]})
@@ -394,7 +395,7 @@ def test_training_rows_are_in_the_fingerprint_though_another_split_has_their_nam
 
 def test_a_table_that_is_not_utf8_or_is_cut_at_semicolons_is_told_by_line(tmp_path):
     place = tmp_path / "rows.csv"
-    place.write_bytes("a,label\n".encode() + b"1,x\n" * 600 + "2,caf\u00e9\n".encode("latin-1"))
+    place.write_bytes(b"a,label\n" + b"1,x\n" * 600 + "2,caf\u00e9\n".encode("latin-1"))
     with pytest.raises(RequestError, match=r"rows\.csv: line 602 is not UTF-8; save it as UTF-8"):
         open_data(place, "classification", seed=1)
     place.write_text("a;b;label\n1;2;x\n")
@@ -413,3 +414,37 @@ def test_a_loader_that_exits_is_blamed_and_does_not_end_the_run(tmp_path, code):
     (tmp_path / "own.py").write_text(code)
     with pytest.raises(RequestError, match=r"own\.py:\d: (exits\(\) called|does not import:) sys\.exit\(5\)"):
         open_data(f"{tmp_path / 'own.py'}:exits", "classification", seed=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "task", "message"),
+    [
+        ("a,label\n" + "".join(f"{i},x\n" for i in range(8)), "classification", r"d\.csv: 8 samples cannot be split"),
+        ("a,label\n" + "1,x\n2,y\n" * 30, "classification", r"d\.csv: 2 distinct among 60 samples"),
+        ("a,label\n" + "".join(f"{i},x\n" for i in range(40)), "classification", r"d\.csv: one class only"),
+        ("a,target\n" + "".join(f"{i},7\n" for i in range(40)), "regression", r"d\.csv: target 0 is 7 in every"),
+        ("a,label\n" + "".join(f"{i},odd\n" for i in range(40)), "anomaly", r"d\.csv: no normal sample among 40"),
+        ("a,label\n" + "".join(f"{i},ok\n" for i in range(40)), "anomaly", r"d\.csv: no anomaly among 40 samples"),
+        (
+            "a,label\n" + "1e300,x\n2,y\n" * 30,
+            "classification",
+            r"finite number \(float32, 3\.4e38 at most\), got '1e300'",
+        ),
+    ],
+)
+def test_data_that_cannot_be_split_or_learned_from_are_named_by_their_file(tmp_path, text, task, message):
+    (tmp_path / "d.csv").write_text(text)
+    with pytest.raises(RequestError, match=message):
+        open_data(tmp_path / "d.csv", task, seed=1)
+
+
+def test_what_does_not_fit_float32_or_is_pickled_is_refused_without_a_way_to_run_it(tmp_path):
+    x = np.arange(200.0).reshape(100, 2)
+    x[3, 1] = 1e300
+    np.savez(tmp_path / "huge.npz", x=x, y=np.arange(100) % 2)
+    with pytest.raises(RequestError, match=r"\[3\]: 1e\+300 at \(1,\) does not fit float32"):
+        open_data(tmp_path / "huge.npz", "classification", seed=1)
+    np.savez(tmp_path / "own.npz", x=np.array([{}], object), y=np.arange(1))
+    with pytest.raises(RequestError, match="without pickles of Python objects") as refused:
+        open_data(tmp_path / "own.npz", "classification", seed=1)
+    assert "allow_pickle" not in str(refused.value)

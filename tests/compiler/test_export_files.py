@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from edgewright_compiler.export.onnx import export_onnx
 from edgewright_compiler.export.parity import compare
 from edgewright_compiler.export.tflite import export_tflite
+from edgewright_compiler.graph.tap import Tapped
 from edgewright_compiler.quiet import quiet
 from edgewright_contracts.errors import Refused
 from sim.graphs import Exported, answered
@@ -110,6 +111,7 @@ def calm() -> object:
 @pytest.mark.usefixtures("calm")
 def test_an_operator_that_a_format_lacks_is_named_with_its_module_and_the_way_out(tmp_path: Path):
     words = r"has no form of aten\._linalg_svd.* in module 'inner' \(Spectral\); the way out: .*preprocess: host"
+    words += r".*`--format (tflite|onnx)`"
     with pytest.raises(Refused, match="ONNX " + words):
         export_onnx(Holder(Spectral()), torch.zeros(1, 4, 4), tmp_path / "m.onnx", inputs=["x"], outputs=["y"])
     with pytest.raises(Refused, match="TFLite " + words):
@@ -121,6 +123,21 @@ def test_an_operator_that_a_format_lacks_is_named_with_its_module_and_the_way_ou
 def test_a_branch_on_values_is_refused_with_the_way_out(tmp_path: Path):
     with pytest.raises(Refused, match=r"torch cannot trace Holder.*torch\.where"):
         export_onnx(Holder(Branching()), torch.ones(1, 4), tmp_path / "m.onnx", inputs=["x"], outputs=["y"])
+
+
+class Forked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x if x.sum() > 0 else -x)
+
+
+@pytest.mark.usefixtures("calm")
+def test_a_refusal_names_the_class_of_the_user_not_what_the_compiler_put_around_it(tmp_path: Path):
+    with pytest.raises(Refused, match=r"torch cannot trace Forked"):
+        export_onnx(Tapped(Forked()), torch.ones(1, 4), tmp_path / "m.onnx", inputs=["x"], outputs=["y", "z"])
 
 
 def digest(path: Path) -> str:

@@ -113,9 +113,10 @@ def _finite(rows: Labelled) -> None:
             if bad.any():
                 i, *at = (int(x) for x in np.argwhere(bad)[0])
                 value = array[(start + i, *at)]
+                inside = f" in {name!r}" if len(rows.inputs) > 1 else ""
                 samples = int(bad.reshape(len(bad), -1).any(axis=1).sum())
                 raise RequestError(
-                    f"{origin(rows, start + i)}: {value} in {name!r} at {tuple(at)}: expected finite numbers; remove "
+                    f"{origin(rows, start + i)}: {value}{inside} at {tuple(at)}: expected finite numbers; remove "
                     f"the sample or fill the gap ({samples} such samples among these)"
                 )
 

@@ -88,7 +88,16 @@ def raw(array: Array, where: str) -> Array:
         raise RequestError(
             f"{where}: {found.nbytes >> 20} MiB of raw rows; at most {MAX_BYTES >> 20} MiB fit: use fewer"
         )
-    return np.ascontiguousarray(found.astype(_NARROWER.get(found.dtype.name, found.dtype), copy=False))
+    with np.errstate(over="ignore"):
+        kept = np.ascontiguousarray(found.astype(_NARROWER.get(found.dtype.name, found.dtype), copy=False))
+    if kept.dtype != found.dtype and kept.dtype.kind == "f":
+        lost = np.argwhere(np.isinf(kept) & np.isfinite(found))
+        if lost.size:
+            i, *at = (int(n) for n in lost[0])
+            raise RequestError(
+                f"{where}[{i}]: {found[(i, *at)]:g} at {tuple(at)} does not fit float32 (3.4e38 at most): scale it"
+            )
+    return kept
 
 
 def origin(rows: Labelled, i: int) -> str:

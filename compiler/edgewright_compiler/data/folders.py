@@ -168,8 +168,11 @@ def read_images(files: Sequence[Path]) -> tuple[dict[str, Array], tuple[str, ...
         )
     pixels = np.empty(shape, np.uint8)
     deep: list[int] = []
+    odd: Path | None = None
     for i, file in enumerate(files):
         with _opened(file) as image:
+            if image.size != (width, height):
+                odd = odd or file
             if _deep(image):
                 deep.append(i)
             try:
@@ -184,7 +187,7 @@ def read_images(files: Sequence[Path]) -> tuple[dict[str, Array], tuple[str, ...
         )
     if most == len(files):
         return {"image": pixels}, ()
-    resized = f"{len(files) - most} of {len(files)} images were resized to {width}x{height}"
+    resized = f"{len(files) - most} of {len(files)} images were resized to {width}x{height} ({odd} first)"
     return {"image": pixels}, (f"{resized}, the most common of {len(sizes)} sizes.",)
 
 

@@ -33,7 +33,10 @@ def in_splits(found: Data | Collection, task: Task, *, seed: int, place: str | P
     """What was read, split where it has no split, and checked. Raises RequestError for whatever `examine` finds."""
     data = found if isinstance(found, Data) else _split(found, task, seed, str(place))
     data = replace(data, fingerprint=fingerprint(_parts(data)))
-    examine(data, task)
+    try:
+        examine(data, task)
+    except RequestError as error:
+        raise error if str(place) in str(error) else RequestError(f"{place}: {error}") from error
     return data
 
 
@@ -88,14 +91,15 @@ def _split(found: Collection, task: Task, seed: int, place: str) -> Data:
         train, validation, test = (have[s] for s in SPLITS)
         how = "Split as it came"
     elif ALL in have:
-        train, validation, test = _cut(have[ALL], task, seed, SPLITS, SHARES)
+        train, validation, test = _cut(replace(have[ALL], name=place), task, seed, SPLITS, SHARES)
         how = f"Split by the compiler, seed {seed}" + (", group by group" if have[ALL].groups is not None else "")
     else:
         lost = [s for s in SPLITS if s not in have]
         if "train" in lost:
             raise RequestError(f"{place}: no training samples; it has {', '.join(have)}")
         names = ("train", *lost)
-        pieces = _cut(have["train"], task, seed, names, (1 - 0.15 * len(lost), *(0.15 for _ in lost)))
+        learned = replace(have["train"], name=f"{place}, split train")
+        pieces = _cut(learned, task, seed, names, (1 - 0.15 * len(lost), *(0.15 for _ in lost)))
         train, validation, test = (({**have, **{p.name: p for p in pieces}})[s] for s in SPLITS)
         how = f"Split as it came, but {' and '.join(lost)} taken from its training samples, seed {seed}"
     sizes = f"{len(train)} train, {len(validation)} validation, {len(test)} test"
@@ -109,12 +113,20 @@ def _cut(
     if task != "anomaly":
         stratify = rows.labels.astype(np.int64) if task == "classification" else None
         return three_way(rows, seed=seed, shares=shares, stratify=stratify, names=names)
+    for found, what in ((rows.labels == 0, "normal sample"), (rows.labels != 0, "anomaly")):
+        if not found.any():
+            raise RequestError(
+                f"{rows.name}: no {what} among {len(rows)} samples: expected some of both kinds, to fill "
+                f"{' and '.join(names)}, or a split of your own"
+            )
     # An anomaly is worth nothing to training, so all of them go to the other splits; a group cannot be torn for that.
-    if rows.groups is not None or not rows.labels.any():
+    if rows.groups is not None:
         train, *others = three_way(rows, seed=seed, shares=shares, stratify=rows.labels.astype(np.int64), names=names)
         return train.take(np.flatnonzero(train.labels == 0)), *others
-    normal = three_way(rows.take(np.flatnonzero(rows.labels == 0)), seed=seed, shares=shares, names=names)
-    odd = rows.take(np.flatnonzero(rows.labels == 1))
+    normal = three_way(
+        rows.take(np.flatnonzero(rows.labels == 0), f"{rows.name}, normal"), seed=seed, shares=shares, names=names
+    )
+    odd = rows.take(np.flatnonzero(rows.labels == 1), f"{rows.name}, anomalies")
     if len(names) == 2:
         strange: tuple[Labelled, ...] = (odd,)
     else:

@@ -44,6 +44,11 @@ def three_way(
     keys = labelled.groups if groups is None else groups
     unit = units(labelled, keys)
     count = int(unit.max()) + 1
+    if count < len(shares) and keys is None:
+        raise RequestError(
+            f"{labelled.name}: {count} distinct among {n} samples, the rest are exact duplicates: expected at least "
+            f"{len(shares)}, as duplicates stay in one split"
+        )
     if count < len(shares):
         raise RequestError(
             f"{labelled.name}: {count} groups cannot fill {len(shares)} splits without tearing one apart: expected at "

@@ -89,7 +89,8 @@ def targets(task: Task, said: Said, where: str) -> tuple[Array, tuple[str, ...]]
 def numbers(texts: Sequence[str], where: Callable[[int], str]) -> Array:
     """float32 [n]. Raises RequestError for the first that is no number; an empty cell is NaN."""
     try:
-        return np.array([t or "nan" for t in texts], np.float32)
+        with np.errstate(over="ignore"):  # what is too large is infinite, and refused as such
+            return np.array([t or "nan" for t in texts], np.float32)
     except ValueError:
         for i, text in enumerate(texts):
             try:

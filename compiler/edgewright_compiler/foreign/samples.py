@@ -6,7 +6,6 @@ runs, so nothing that needs to know what inputs look like is done with them.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from ..data.checks import examine
 from ..data.collection import fingerprint
 from ..data.loaders import function
 from ..data.opening import open_data
+from ..data.tables import UNREADABLE, not_arrays
 from ..rows import Array, Labelled, Rows, take
 from .borders import Border
 
@@ -116,8 +116,8 @@ def _by_input(place: str, names: set[str]) -> Mapping[str, Any] | None:
         with np.load(place, allow_pickle=False) as archive:
             fits = _only_rows(names, set(archive.files))
             return {name: archive[name] for name in names} if fits else None
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
-        raise RequestError(f"{place}: not an archive of numpy.savez without pickles ({error})") from None
+    except UNREADABLE as error:
+        raise not_arrays(place, error) from None
 
 
 def _only_rows(names: set[str], found: set[str]) -> bool:

@@ -86,7 +86,9 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise RequestError(f"{path}: expected a file of weights, got nothing there") from None
     except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, LookupError, TypeError) as error:
-        said = str(error).splitlines()[0][:200]
+        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        if isinstance(error, pickle.UnpicklingError):  # torch's own text would tell how to run it
+            said = "no such file, or one that pickles other objects too, which would run code"
         raise RequestError(
             f"{path}: expected a state dict of tensors, as torch.save(net.state_dict(), path) writes it, got: {said}"
         ) from error
