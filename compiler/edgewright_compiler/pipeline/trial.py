@@ -96,8 +96,9 @@ def _calibration(bench: Workbench) -> None:
             f"calibration={asked}"
         )
     if there < MIN_ROWS:
+        rows = "1 training row" if there == 1 else f"{there} training rows"
         raise RequestError(
-            f"{there} training row{'' if there == 1 else 's'}: expected at least {MIN_ROWS}, which set the ranges of int8 (validation and test "
+            f"{rows}: expected at least {MIN_ROWS}, which set the ranges of int8 (validation and test "
             "rows come on top); give more samples"
         )
 
