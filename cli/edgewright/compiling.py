@@ -195,6 +195,8 @@ def compile_(
                         recorded=recorded,
                     )
                 package, evidence, run = result.package, result.evidence, result.run
+                if kind == "own":
+                    notes = (*recipe.notes, *recipe.data().notes)
     if as_json:
         return click.echo(msgspec.json.encode(summary(package, evidence, run)).decode())
     return show(Console(), package, evidence, notes)

@@ -228,6 +228,11 @@ def test_a_loss_of_ones_own_is_tried_before_training(tmp_path, rows, returned, m
         own_recipe(model(tmp_path, LOSING.format(returned), "own.py"), rows, task="classify")
 
 
+def test_a_loss_of_ones_own_is_noted(tmp_path, rows):
+    made = own_recipe(model(tmp_path, LOSING.format("answer.mean() ** 2"), "own.py"), rows, task="classify")
+    assert "Trained with the own loss(answer, labels) of own.py:build." in made.notes
+
+
 def test_a_net_that_fails_inside_is_told_with_its_line(tmp_path, rows):
     code = LOSING.format("answer.mean()") + "class Bad(Net):\n    def forward(self, x):\n        return x @ x\n"
     place = model(tmp_path, code + "def build():\n    return Bad(4, 3)\n", "own.py")

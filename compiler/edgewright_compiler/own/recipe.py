@@ -107,6 +107,8 @@ def own_recipe(
         notes.append(note)
 
     whole = _ready(big, kind, rows, prepared)
+    if callable(getattr(build.make(1.0), "loss", None)):
+        notes.append(f"Trained with the own loss(answer, labels) of {build.said}.")
     schedule = _schedule(rows, epochs, metric)
     tuned = _schedule(rows, epochs, metric, frozen=-(-epochs // 4)) if finetune is not None else schedule
     if finetune is not None:
