@@ -47,9 +47,10 @@ from edgewright_compiler.measuring.machine import describe
 from edgewright_compiler.measuring.metrics import metric
 from edgewright_compiler.pipeline.assembly import chosen
 from edgewright_compiler.pipeline.build import Built
-from edgewright_compiler.pipeline.choice import Choice, Limits, read_choice
+from edgewright_compiler.pipeline.choice import Choice, Limits
 from edgewright_compiler.pipeline.files import File, made
 from edgewright_compiler.pipeline.learn import reference_outputs, student, teacher
+from edgewright_compiler.pipeline.recorded import read_choice
 from edgewright_compiler.pipeline.runs import all_runs
 from edgewright_compiler.pipeline.search import search
 from edgewright_compiler.pipeline.steps import Step, Store

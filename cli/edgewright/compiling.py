@@ -18,7 +18,8 @@ from rich.console import Console
 
 from edgewright_compiler.naming import TASKS
 from edgewright_compiler.packaging import writable
-from edgewright_compiler.pipeline.choice import Limits, read_choice
+from edgewright_compiler.pipeline.choice import Limits
+from edgewright_compiler.pipeline.recorded import read_choice
 from edgewright_contracts.errors import Refused, RequestError
 from edgewright_devices import load
 from edgewright_models import RECIPES

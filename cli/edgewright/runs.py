@@ -15,7 +15,8 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from edgewright_compiler.pipeline.choice import Candidate, Choice, Limits, left_out, misses, pareto, read_choice
+from edgewright_compiler.pipeline.choice import Candidate, Choice, Limits, left_out, misses, pareto
+from edgewright_compiler.pipeline.recorded import read_choice
 from edgewright_compiler.pipeline.runs import Run, StepDone, all_runs, find, read_measured, read_run
 
 from .benching import fitted, slim

@@ -31,10 +31,11 @@ from .measuring.machine import describe
 from .naming import nameable
 from .packaging import absent
 from .pipeline.assembly import chosen, package, promised, scheme_of
-from .pipeline.choice import Choice, Limits, Purpose, limits_of, recalled, write_choice
+from .pipeline.choice import Choice, Limits, Purpose
 from .pipeline.dossier import dossier, reported
 from .pipeline.judgement import judge
 from .pipeline.learn import reference_outputs, teacher
+from .pipeline.recorded import limits_of, recalled, write_choice
 from .pipeline.runs import Run, RunFolder, ending, identifier
 from .pipeline.search import archs, search
 from .pipeline.steps import Store

@@ -16,7 +16,8 @@ import pytest
 
 from edgewright_compiler.compilation import CompileResult, compile_recipe
 from edgewright_compiler.measuring.evidence import Evidence, decode_evidence
-from edgewright_compiler.pipeline.choice import Choice, Limits, read_choice
+from edgewright_compiler.pipeline.choice import Choice, Limits
+from edgewright_compiler.pipeline.recorded import read_choice
 from edgewright_compiler.pipeline.runs import all_runs, read_run
 from edgewright_contracts.baseline import decode_baseline
 from edgewright_contracts.errors import Refused, RequestError
@@ -36,7 +37,7 @@ from pathlib import Path
 import ai_edge_quantizer, litert_torch
 import edgewright_compiler.compilation as compilation
 from edgewright_compiler.pipeline import steps
-from edgewright_compiler.pipeline.choice import read_choice
+from edgewright_compiler.pipeline.recorded import read_choice
 from edgewright_devices import load
 from edgewright_models.digits.recipe import Settings, recipe
 

@@ -22,7 +22,8 @@ from edgewright_agent.agent import Agent
 from edgewright_compiler.foreign import compilation
 from edgewright_compiler.foreign.compilation import ForeignResult, compile_foreign
 from edgewright_compiler.measuring.dearer import dearer
-from edgewright_compiler.pipeline.choice import Limits, read_choice
+from edgewright_compiler.pipeline.choice import Limits
+from edgewright_compiler.pipeline.recorded import read_choice
 from edgewright_compiler.pipeline.runs import all_runs, read_measured
 from edgewright_contracts.baseline import decode_baseline
 from edgewright_contracts.desired import Config, Desired, DesiredModel, Probation

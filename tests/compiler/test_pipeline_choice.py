@@ -7,16 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edgewright_compiler.pipeline.choice import (
-    Arch,
-    Candidate,
-    Limits,
-    choose,
-    misses,
-    pareto,
-    read_choice,
-    write_choice,
-)
+from edgewright_compiler.pipeline.choice import Arch, Candidate, Limits, misses, pareto
+from edgewright_compiler.pipeline.choosing import choose
+from edgewright_compiler.pipeline.recorded import read_choice, write_choice
 from edgewright_contracts.errors import Refused, RequestError
 
 WHOLE, HALF = Arch(), Arch(share=0.5)

@@ -10,17 +10,8 @@ import numpy as np
 import pytest
 
 from edgewright.main import run
-from edgewright_compiler.pipeline.choice import (
-    Arch,
-    Candidate,
-    Choice,
-    Limits,
-    Purpose,
-    limits_of,
-    read_choice,
-    recalled,
-    write_choice,
-)
+from edgewright_compiler.pipeline.choice import Arch, Candidate, Choice, Limits, Purpose
+from edgewright_compiler.pipeline.recorded import limits_of, read_choice, recalled, write_choice
 from edgewright_contracts.errors import RequestError
 
 MODEL = """

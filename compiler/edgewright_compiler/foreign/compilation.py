@@ -42,7 +42,8 @@ from ..graph.reference import count, cut, run
 from ..measuring.evidence import Evidence, encode
 from ..naming import nameable
 from ..packaging import absent, npz, write_package
-from ..pipeline.choice import Arch, Choice, Limits, Purpose, limits_of, recalled, write_choice
+from ..pipeline.choice import Arch, Choice, Limits, Purpose
+from ..pipeline.recorded import limits_of, recalled, write_choice
 from ..pipeline.runs import Run, RunFolder, ending, identifier
 from ..pipeline.workbench import QUANTIZERS, code_hash, versions
 from ..quantization.schemes import Scheme

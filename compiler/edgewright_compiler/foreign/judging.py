@@ -19,7 +19,8 @@ from ..measuring.agreement import agreement
 from ..measuring.bounds import several_groups
 from ..measuring.dearer import SLOWER, microseconds
 from ..measuring.evidence import Time
-from ..pipeline.choice import Arch, Candidate, Choice, Limits, choose
+from ..pipeline.choice import Arch, Candidate, Choice, Limits
+from ..pipeline.choosing import choose
 from ..quantization.apply import MIN_ROWS, quantize
 from ..quantization.schemes import Kinds, Scheme, schemes
 from ..rows import count as count_rows

@@ -31,7 +31,7 @@ MINUTES: Final = 30  # of one bench; a board that needs more is stuck
 CODE: Final = {
     "edgewright_contracts": None,
     "edgewright_runtime": None,
-    "edgewright_compiler": ("__init__", "disk"),
+    "edgewright_compiler": ("__init__",),
     "edgewright_compiler.pipeline": ("__init__", "choice"),
     "edgewright_compiler.measuring": ("__init__", "bench", "evidence", "footprint", "latency", "machine"),
 }

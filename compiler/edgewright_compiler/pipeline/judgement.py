@@ -12,7 +12,8 @@ from edgewright_contracts.errors import Refused
 
 from ..measuring.bounds import Bound, loss_bound
 from ..measuring.metrics import Outputs
-from .choice import Choice, nearest
+from .choice import Choice
+from .choosing import nearest
 from .workbench import Workbench
 
 

@@ -24,7 +24,8 @@ from ..measuring.metrics import Outputs
 from ..recipe import Recipe
 from .build import Built
 from .candidates import candidates, judged
-from .choice import DEFAULT_DROP, Arch, Candidate, Choice, Limits, choose, int8_costs
+from .choice import DEFAULT_DROP, Arch, Candidate, Choice, Limits, int8_costs
+from .choosing import choose
 from .learn import Learned, answered, pruned_sizes, student
 from .workbench import Workbench
 
