@@ -1,5 +1,5 @@
-"""Fewer operators for the same answers. onnxruntime pays half a microsecond for an operator that finds code and data in
-the cache and up to two for one that does not, whatever it computes; in a small net that is most of the time.
+"""Fewer operators for the same answers. onnxruntime pays for an operator, whatever it computes, and for one whose code
+and data have left the cache several times as much; in a small net that is most of the time.
 
 Each rewrite changes a model in place and leaves it topologically ordered. What it touches has no other reader, and
 answers stay the same but for the rounding of a float32 product. In models with subgraphs, which may read what lies

@@ -7,9 +7,9 @@ sensor shows. Values are counted in cells between quantiles, which no monotone f
 squared, and nothing takes a root.
 
 The branch stays float when everything else becomes int8: it is built of modules of its own under `Graph.monitor`, and
-quantization works on `Graph.net` only. onnxruntime pays about half a microsecond per operator, whatever it does, so the
-branch is written in few operators (convolutions and matrix products), not in few multiplications: beside a network of
-17 µs in onnxruntime and 8 µs in LiteRT it was measured at 10 and 3 µs on one x86 core.
+quantization works on `Graph.net` only. Runtimes pay for an operator, whatever it computes, so the branch is written in
+few operators (convolutions and matrix products), not in few multiplications. What it costs is in evidence.json, by
+variant.
 """
 
 from __future__ import annotations
