@@ -223,6 +223,22 @@ def test_one_group_and_groups_of_one_row_change_nothing() -> None:
         assert loss_bound(one, of(np.ones(100, np.bool_)), of(right), labels, seed=1, groups=groups) == plain
 
 
+def test_draws_of_one_image_foretell_the_bound_on_rows_that_stand_for_themselves() -> None:
+    """Ten equal draws of each image are worth one row, on a test set of single images too."""
+    one, right = metric("accuracy", "classification"), np.arange(200) > 5
+    single = Labelled("test", {"x": np.zeros((400, 1))}, np.ones(400, np.int64))
+    drawn = np.repeat(np.arange(200), 10)
+    rows = Labelled("validation", {"x": np.zeros((2000, 1))}, np.ones(2000, np.int64), groups=drawn)
+    plain = loss_bound(one, of(np.ones(200, np.bool_)), of(right), np.ones(200, np.int64), seed=1)
+    many = loss_bound(one, of(np.ones(2000, np.bool_)), of(right[drawn]), rows.labels, seed=1, groups=drawn)
+    foretold = many.expected(rows, single)
+    assert foretold.n == 400
+    assert foretold.bound == pytest.approx(plain.at(400), rel=0.02)
+    assert foretold.needed(4.0) == pytest.approx(plain.needed(4.0), rel=0.05)
+    assert many.expected(rows, rows).bound == pytest.approx(many.bound)
+    assert plain.expected(single, single).bound == plain.at(400)
+
+
 def test_a_limit_is_not_promised_on_rows_of_one_group() -> None:
     rows = Labelled("test", {"x": np.zeros((1000, 2))}, np.ones(1000, np.int64), origins=("t.csv:2",) * 1000)
     several_groups(rows)

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from typing import Final
 from zlib import crc32
@@ -48,7 +48,8 @@ MOST: Final = 10**9  # rows that nobody collects: beyond, the answer is that no 
 @dataclass(frozen=True, slots=True)
 class Bound:
     """`estimate` and `bound` in points; `discordant` rows are those that the two models score differently (None where
-    a metric has no score per row). `at(m)` is the bound that m rows would give at the rates seen here."""
+    a metric has no score per row). `at(m)` is the bound that m rows would give at the rates seen here, in groups of the
+    same size; so many of them are worth one independent row: `effect`, the design effect (Kish, 1965)."""
 
     estimate: float
     bound: float
@@ -57,6 +58,15 @@ class Bound:
     confidence: float
     method: str
     at: Callable[[float], float] = field(repr=False, compare=False)
+    effect: float = 1.0
+
+    def expected(self, here: Labelled, there: Labelled) -> Bound:
+        """What rows `there` would give, whose groups may be of another size than those `here`."""
+        size, other = _size(here), _size(there)
+        alike = 0.0 if size <= 1 else (self.effect - 1) / (size - 1)
+        ratio = self.effect / (1 + (other - 1) * alike)
+        n, at = len(there), self.at
+        return replace(self, n=n, bound=at(n * ratio), at=lambda rows: at(rows * ratio), effect=self.effect / ratio)
 
     def needed(self, max_drop: float) -> int | None:
         """The fewest rows at which the rates seen here would bring the bound to `max_drop` points or under it; None
@@ -113,7 +123,7 @@ class Alone:
     said = ""
 
     def __init__(self, n: int, confidence: float) -> None:
-        self.n, self.confidence = n, confidence
+        self.n, self.confidence, self.effect = n, confidence, 1.0
 
     def worth(self, rows: float) -> float:
         """How many independent rows these are worth."""
@@ -189,7 +199,7 @@ def _by_right(lost: int, gained: int, points: float, unit: Alone) -> Bound:
         return points * tango_upper(lost * worth / n, gained * worth / n, worth, unit.level(rows))
 
     method = f"paired score interval (Tango 1998), one-sided{unit.said}"
-    return Bound(points * (lost - gained) / n, at(n), n, lost + gained, unit.confidence, method, at)
+    return Bound(points * (lost - gained) / n, at(n), n, lost + gained, unit.confidence, method, at, unit.effect)
 
 
 def _by_row(loss: Floats, reach: float, unit: Alone) -> Bound:
@@ -204,7 +214,7 @@ def _by_row(loss: Floats, reach: float, unit: Alone) -> Bound:
         return mean + quantile * deviation / math.sqrt(unit.worth(rows))
 
     method = f"paired differences (Student's t), one-sided{unit.said}"
-    return Bound(mean, at(n), n, int(np.count_nonzero(loss)), unit.confidence, method, at)
+    return Bound(mean, at(n), n, int(np.count_nonzero(loss)), unit.confidence, method, at, unit.effect)
 
 
 def _by_set(
@@ -249,7 +259,9 @@ def _by_set(
         return estimate + max(above * math.sqrt(n / rows) * widening(units, confidence), floor)
 
     of = "" if member is None else f" of {drawable} groups"
-    return Bound(estimate, at(n), n, None, confidence, f"paired bootstrap, {len(drawn)} resamples{of}", at)
+    return Bound(
+        estimate, at(n), n, None, confidence, f"paired bootstrap, {len(drawn)} resamples{of}", at, n / drawable
+    )
 
 
 def several_groups(rows: Labelled) -> None:
@@ -262,6 +274,12 @@ def several_groups(rows: Labelled) -> None:
         "expected at least 2 groups, better 10; add test rows of others, leave the group key out if these rows are "
         "independent of one another, or compile without --max-drop"
     )
+
+
+def _size(rows: Labelled) -> float:
+    """Rows of a group, on average; 1 where every row stands for itself."""
+    member = members(rows.groups, len(rows))
+    return 1.0 if member is None else len(rows) / (int(member.max()) + 1)
 
 
 def members(groups: Array | None, n: int) -> npt.NDArray[np.int64] | None:

@@ -7,7 +7,7 @@ the times, because a resumed run must come to the choice that the first one woul
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
@@ -160,11 +160,11 @@ def _mixed(
 
 def judged(bench: Workbench, truth: Outputs, found: Outputs) -> tuple[float, Bound]:
     """The figure on validation rows, and the bound on the loss as it is expected at the size of the test set."""
-    rows, n = bench.data.validation, len(bench.data.test)
+    rows = bench.data.validation
     bound = loss_bound(
         bench.metric, truth, found, rows.labels, seed=bench.seed, groups=rows.groups, resamples=RESAMPLES
     )
-    return value(bench.metric, found, rows.labels), replace(bound, n=n, bound=bound.at(n))
+    return value(bench.metric, found, rows.labels), bound.expected(rows, bench.data.test)
 
 
 def measured(bench: Workbench, files: Mapping[str, File], machine: Machine) -> dict[str, Time]:
