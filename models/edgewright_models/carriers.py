@@ -68,14 +68,6 @@ def deb_tree(spec: str, sha256: str) -> Path:
     return tree
 
 
-def deb_member(spec: str, sha256: str, member: str) -> bytes:
-    """The file `member` of a Debian package; `sha256` is of the archive. Raises as `deb_tree` does."""
-    path = deb_tree(spec, sha256) / member
-    if not path.is_file():
-        raise Unavailable(f"{member}: not in {spec} as unpacked in {path.parent}; remove {cache() / sha256} and repeat")
-    return path.read_bytes()
-
-
 def derived(sha256: str, name: str, make: Callable[[], bytes]) -> bytes:
     """What `make` gives, or gave earlier: for what takes long to get out of the carrier of this sha256. `name` changes
     with the code that makes it; the bytes have a checksum of their own, which their reader checks."""

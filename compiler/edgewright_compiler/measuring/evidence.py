@@ -17,7 +17,6 @@ from edgewright_contracts.errors import ContractError, RequestError
 from ..pipeline.choice import Choice
 
 SCHEMA: Final = 1
-BENCH: Final = "bench-"  # and the host's name, and .json
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
