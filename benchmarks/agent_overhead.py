@@ -33,7 +33,7 @@ import numpy as np  # noqa: E402
 
 from edgewright_agent.agent import Agent  # noqa: E402
 from edgewright_agent.disk import RealDisk  # noqa: E402
-from edgewright_agent.slots import Slot, Store, needed  # noqa: E402
+from edgewright_agent.updating.slots import Slot, Store, needed  # noqa: E402
 from edgewright_contracts import baseline, binning, desired  # noqa: E402
 from edgewright_contracts import manifest as m  # noqa: E402
 from edgewright_contracts.channels import Binner, Channel, Source  # noqa: E402

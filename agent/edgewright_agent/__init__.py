@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .agent import Agent
-    from .model import InferenceFailed, Model, Prediction, Rejected
+    from .inference.model import InferenceFailed, Model, Prediction, Rejected
 
 __all__ = ["Agent", "InferenceFailed", "Model", "Prediction", "Rejected"]
 
 _PLACES = {
     "Agent": ".agent",
-    "InferenceFailed": ".model",
-    "Model": ".model",
-    "Prediction": ".model",
-    "Rejected": ".model",
+    "InferenceFailed": ".inference.model",
+    "Model": ".inference.model",
+    "Prediction": ".inference.model",
+    "Rejected": ".inference.model",
 }
 
 

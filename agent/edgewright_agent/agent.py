@@ -31,21 +31,21 @@ from edgewright_runtime.runtime import available, probe
 from . import clock as clocks
 from . import identity
 from .clock import Clock, SystemClock
+from .delivery.mqtt import MqttTransport, Transport
+from .delivery.reporter import Reporter
+from .delivery.spool import Spool
 from .disk import Disk, RealDisk
-from .failures import Unforeseen
-from .fetch import Link
-from .install import Installer, Sealed
-from .job import Loaded
-from .meter import Meter
-from .model import Active, Model
-from .mqtt import MqttTransport, Transport
-from .reporter import Reporter
-from .ring import Outcome
-from .rows import Subject
-from .slots import ModelState
-from .spool import Spool
-from .trust import Trust
-from .update import State
+from .inference.model import Active, Model
+from .telemetry.meter import Meter
+from .telemetry.ring import Outcome
+from .telemetry.rows import Subject
+from .unforeseen import Unforeseen
+from .updating.fetch import Link
+from .updating.install import Installer, Sealed
+from .updating.job import Loaded
+from .updating.slots import ModelState
+from .updating.trust import Trust
+from .updating.update import State
 
 NAME: Final = re.compile(r"\A[ -~]{1,64}\Z")  # of an outcome: codec.Label
 JOIN_S: Final = 10.0  # for a thread at the end; a download or self-test under way breaks off sooner

@@ -15,8 +15,8 @@ import numpy as np
 from edgewright_contracts.errors import RequestError
 
 if TYPE_CHECKING:
-    from edgewright_agent.slots import Slot
-    from edgewright_agent.status import Status
+    from edgewright_agent.console.status import Status
+    from edgewright_agent.updating.slots import Slot
 
 HOME = click.option(
     "--home", type=click.Path(file_okay=False, path_type=Path), required=True, help="The device's directory."
@@ -40,7 +40,7 @@ def enroll(home: Path, hub: str, token: str, device: str, as_json: bool) -> None
     from edgewright_agent.disk import RealDisk
 
     try:
-        from edgewright_agent import enroll as enrolment
+        from edgewright_agent.enrolling import enroll as enrolment
     except ModuleNotFoundError as error:
         raise RequestError(
             f"enrolling needs {error.name}, which is not installed: pip install 'edgewright[agent-enroll]'"
@@ -60,7 +60,7 @@ def enroll(home: Path, hub: str, token: str, device: str, as_json: bool) -> None
 def run(home: Path, listen: str | None, verbose: bool, as_json: bool) -> None:
     """Run the agent until SIGTERM."""
     from edgewright_agent.agent import Agent
-    from edgewright_agent.service import serve
+    from edgewright_agent.serving.service import serve
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("edgewright_agent").setLevel(logging.DEBUG if verbose else logging.INFO)
@@ -75,7 +75,7 @@ def run(home: Path, listen: str | None, verbose: bool, as_json: bool) -> None:
 @JSON
 def status(home: Path, as_json: bool) -> None:
     """What runs on this device, read from its disk."""
-    from edgewright_agent import status as status_
+    from edgewright_agent.console import status as status_
 
     found = status_.read(home)
     if as_json:
@@ -119,7 +119,7 @@ def _slot(slot: Slot) -> str:
 @JSON
 def predict(home: Path, model: str, file: Path, as_json: bool) -> None:
     """Run the installed MODEL on one sample, a FILE.npy, without counting it."""
-    from edgewright_agent import sideline
+    from edgewright_agent.console import sideline
 
     try:
         x = np.load(file, allow_pickle=False)

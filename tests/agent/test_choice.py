@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from edgewright_agent.choice import choose, release
-from edgewright_agent.failures import Unsuited
+from edgewright_agent.updating.choice import choose, release
+from edgewright_agent.updating.failures import Unsuited
 from edgewright_contracts.desired import DesiredModel
 from edgewright_contracts.errors import ContractError
 from sim import packages

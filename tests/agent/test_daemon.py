@@ -19,9 +19,12 @@ import numpy as np
 import pytest
 
 from edgewright.main import run
-from edgewright_agent import enroll, identity, service, status
+from edgewright_agent import identity
 from edgewright_agent.agent import Agent
+from edgewright_agent.console import status
 from edgewright_agent.disk import RealDisk
+from edgewright_agent.enrolling import enroll
+from edgewright_agent.serving import service
 from edgewright_contracts.errors import ContractError, Refused, RequestError, Unavailable
 from sim import packages
 from sim.broker import SimTransport

@@ -6,12 +6,13 @@ import threading
 
 import pytest
 
-from edgewright_agent.failures import DiskFull, Unforeseen, Unsuited, classify
-from edgewright_agent.fetch import LinkDown, WrongBytes
-from edgewright_agent.health import CutShort, NoVerdict
-from edgewright_agent.slots import Damaged
-from edgewright_agent.trust import Distrusted, NotAllowed
-from edgewright_agent.update import S
+from edgewright_agent.unforeseen import Unforeseen
+from edgewright_agent.updating.failures import DiskFull, Unsuited, classify
+from edgewright_agent.updating.fetch import LinkDown, WrongBytes
+from edgewright_agent.updating.health import CutShort, NoVerdict
+from edgewright_agent.updating.slots import Damaged
+from edgewright_agent.updating.trust import Distrusted, NotAllowed
+from edgewright_agent.updating.update import S
 from edgewright_contracts.errors import ContractError, Refused, Unavailable
 from edgewright_runtime.runtime import LoadFailed
 from sim.clock import SimClock

@@ -10,10 +10,10 @@ import threading
 import numpy as np
 import pytest
 
-from edgewright_agent import health
-from edgewright_agent.health import CutShort, Health, NoVerdict, judge
-from edgewright_agent.slots import Damaged
-from edgewright_agent.update import PrePeriod, Record, State
+from edgewright_agent.updating import health
+from edgewright_agent.updating.health import CutShort, Health, NoVerdict, judge
+from edgewright_agent.updating.slots import Damaged
+from edgewright_agent.updating.update import PrePeriod, Record, State
 from edgewright_contracts import binning
 from edgewright_contracts.manifest import Budgets
 from edgewright_contracts.report import Window
@@ -140,7 +140,7 @@ def test_the_child_says_what_is_wrong_with_a_file(tmp_path):
 
 
 def test_importing_the_agent_loads_nothing_of_compiler_or_hub():
-    code = "import sys, edgewright_agent.agent, edgewright_agent.service; print(' '.join(sys.modules))"
+    code = "import sys, edgewright_agent.agent, edgewright_agent.serving.service; print(' '.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in done.stdout.split()}
     heavy = {

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from edgewright_agent.disk import RealDisk
-from edgewright_agent.inbox import Inbox, Sealed
-from edgewright_agent.update import State
+from edgewright_agent.updating.inbox import Inbox, Sealed
+from edgewright_agent.updating.update import State
 from edgewright_contracts.desired import Desired, DesiredModel, Shadow
 from edgewright_contracts.errors import RequestError, Unavailable
 from sim import packages
@@ -250,8 +250,8 @@ def test_the_yardstick_of_a_trial_that_went_back_is_that_of_the_old_package_agai
 def test_a_history_is_written_while_it_doubles_and_then_once_an_hour():
     from pathlib import Path
 
-    from edgewright_agent.job import Job
-    from edgewright_agent.slots import Slot, Store
+    from edgewright_agent.updating.job import Job
+    from edgewright_agent.updating.slots import Slot, Store
     from edgewright_contracts.report import Window
     from sim.clock import SimClock
     from sim.disk import SimDisk

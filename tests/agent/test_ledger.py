@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import pytest
 
-from edgewright_agent import ledger
-from edgewright_agent.ledger import Acked, Merged, Numbered, Renumbered, RuleBroken, Sealed, State
+from edgewright_agent.delivery import ledger
+from edgewright_agent.delivery.ledger import Acked, Merged, Numbered, Renumbered, RuleBroken, Sealed, State
 from edgewright_contracts.birth import Unclean
 from edgewright_contracts.desired import Ack
 

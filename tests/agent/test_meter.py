@@ -9,12 +9,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from edgewright_agent import rows
-from edgewright_agent.counts import Clocks
-from edgewright_agent.meter import Meter
-from edgewright_agent.model import Active, InferenceFailed, Model, Rejected, sample
-from edgewright_agent.ring import RING, Outcome
-from edgewright_agent.rows import Subject
+from edgewright_agent.inference.model import Active, InferenceFailed, Model, Rejected, sample
+from edgewright_agent.telemetry import rows
+from edgewright_agent.telemetry.counts import Clocks
+from edgewright_agent.telemetry.meter import Meter
+from edgewright_agent.telemetry.ring import RING, Outcome
+from edgewright_agent.telemetry.rows import Subject
 from edgewright_contracts import binning
 from edgewright_contracts.baseline import decode_baseline, per_channel
 from edgewright_contracts.errors import Unavailable
@@ -189,7 +189,7 @@ def test_an_input_that_the_manifest_does_not_allow_never_reaches_the_model(devic
 
 
 def test_nan_and_range_of_floats(package):
-    from edgewright_agent.model import checker
+    from edgewright_agent.inference.model import checker
     from edgewright_contracts.manifest import TensorIn
 
     check = checker(TensorIn(name="x", dtype="float32", shape=(3,), valid=(-1, 1)))

@@ -21,8 +21,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from edgewright_agent import identity, mqtt
-from edgewright_agent.mqtt import MqttTransport
+from edgewright_agent import identity
+from edgewright_agent.delivery import mqtt
+from edgewright_agent.delivery.mqtt import MqttTransport
 from edgewright_contracts import birth, topics
 
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")

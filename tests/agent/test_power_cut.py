@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edgewright_agent import slots, update
-from edgewright_agent.slots import ModelState, Slot, Store
-from edgewright_agent.update import Event, Record, State
+from edgewright_agent.updating import slots, update
+from edgewright_agent.updating.slots import ModelState, Slot, Store
+from edgewright_agent.updating.update import Event, Record, State
 from edgewright_contracts.desired import DesiredModel
 from edgewright_contracts.errors import ContractError
 from sim import packages

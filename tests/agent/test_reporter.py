@@ -9,16 +9,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edgewright_agent import clock, wishes
-from edgewright_agent import reporter as reporters
+from edgewright_agent import clock
 from edgewright_agent.clock import SystemClock
-from edgewright_agent.failures import Unforeseen
-from edgewright_agent.meter import Meter
-from edgewright_agent.model import Active, InferenceFailed, Model, Rejected
-from edgewright_agent.reporter import Reporter, length_s
-from edgewright_agent.ring import Outcome
-from edgewright_agent.rows import Subject
-from edgewright_agent.spool import Spool
+from edgewright_agent.delivery import reporter as reporters
+from edgewright_agent.delivery import wishes
+from edgewright_agent.delivery.reporter import Reporter, length_s
+from edgewright_agent.delivery.spool import Spool
+from edgewright_agent.inference.model import Active, InferenceFailed, Model, Rejected
+from edgewright_agent.telemetry.meter import Meter
+from edgewright_agent.telemetry.ring import Outcome
+from edgewright_agent.telemetry.rows import Subject
+from edgewright_agent.unforeseen import Unforeseen
 from edgewright_contracts import birth
 from edgewright_contracts.baseline import decode_baseline
 from edgewright_contracts.birth import Unclean

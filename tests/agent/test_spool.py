@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from edgewright_agent import spool as spools
-from edgewright_agent.ledger import Sealed
-from edgewright_agent.spool import Spool
+from edgewright_agent.delivery import spool as spools
+from edgewright_agent.delivery.ledger import Sealed
+from edgewright_agent.delivery.spool import Spool
 from edgewright_contracts import event, report
 from edgewright_contracts.birth import Unclean
 from edgewright_contracts.desired import Ack

@@ -8,8 +8,8 @@ import pytest
 from securesystemslib.signer import CryptoSigner
 
 from edgewright_agent.disk import RealDisk
-from edgewright_agent.fetch import Link, LinkDown, WrongBytes
-from edgewright_agent.trust import Distrusted, NotAllowed, Trust
+from edgewright_agent.updating.fetch import Link, LinkDown, WrongBytes
+from edgewright_agent.updating.trust import Distrusted, NotAllowed, Trust
 from sim import packages
 from sim.clock import SimClock
 from sim.repository import Repository

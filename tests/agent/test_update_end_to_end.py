@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from edgewright_agent.disk import RealDisk
-from edgewright_agent.slots import Store
-from edgewright_agent.update import State
+from edgewright_agent.updating.slots import Store
+from edgewright_agent.updating.update import State
 from edgewright_contracts.errors import Unavailable
 from sim import packages
 
@@ -281,7 +281,7 @@ def test_a_rollback_that_a_reboot_cut_short_ends_with_the_old_package(world, on_
 
 
 def test_a_package_that_crashes_too_often_is_left_without_loading_it_once_more(world, on_trial, monkeypatch):
-    from edgewright_agent import retreat
+    from edgewright_agent.updating import retreat
 
     store, first, second = on_trial
     altered(store, crashes=2)

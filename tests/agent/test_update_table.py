@@ -7,8 +7,8 @@ from typing import NamedTuple
 import msgspec
 import pytest
 
-from edgewright_agent import update
-from edgewright_agent.update import E, Record, S
+from edgewright_agent.updating import update
+from edgewright_agent.updating.update import E, Record, S
 from edgewright_contracts.desired import DesiredModel
 
 WANTED = DesiredModel(name="digits", digest="a" * 64, rollout="r1")

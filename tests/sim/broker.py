@@ -1,4 +1,4 @@
-"""A broker in memory, and a transport that implements edgewright_agent.mqtt.Transport over it.
+"""A broker in memory, and a transport that implements edgewright_agent.delivery.mqtt.Transport over it.
 
 Delivery is immediate, on the sender's thread. `cut` breaks a link, and `drop_up` loses what `dropped` names, as
 a broker may that has said PUBACK.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from edgewright_agent.disk import RealDisk
-from edgewright_agent.enroll import enroll
+from edgewright_agent.enrolling.enroll import enroll
 from edgewright_compiler.keys import init_keys
 from edgewright_compiler.publish import publish
 from edgewright_contracts.errors import Unavailable

@@ -140,7 +140,7 @@ def selftest(
     which is called twice a second; the child is gone then. It has a session of its own, so that what ends the agent's
     process group leaves the verdict to the agent, and -P, so that it imports nothing from the working directory.
     """
-    command = [sys.executable, "-P", "-m", "edgewright_agent.selftest_child", str(folder), variant, runtime]
+    command = [sys.executable, "-P", "-m", "edgewright_agent.updating.selftest_child", str(folder), variant, runtime]
     child = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )

@@ -19,9 +19,9 @@ from edgewright_contracts.errors import RequestError, Unavailable
 from edgewright_contracts.manifest import TensorIn
 from edgewright_runtime.runtime import Array, Session
 
-from .clock import Clock
-from .meter import Meter
-from .rows import Rows, Subject
+from ..clock import Clock
+from ..telemetry.meter import Meter
+from ..telemetry.rows import Rows, Subject
 
 SAMPLE_BYTES: Final = 16 << 10
 STEPPED_BYTES: Final = 512

@@ -25,8 +25,8 @@ from edgewright_contracts.birth import Unclean
 from edgewright_contracts.desired import Ack
 from edgewright_contracts.errors import ContractError
 
+from ..disk import Disk, atomic_write
 from . import ledger
-from .disk import Disk, atomic_write
 from .ledger import Item, Kind, Record, State
 
 CAP_BYTES: Final = 4 << 20

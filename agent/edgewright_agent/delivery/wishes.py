@@ -15,8 +15,8 @@ from edgewright_contracts.desired import Desired
 from edgewright_contracts.errors import ContractError
 from edgewright_contracts.event import Event
 
-from .clock import Clock
-from .disk import Disk, atomic_write
+from ..clock import Clock
+from ..disk import Disk, atomic_write
 
 AHEAD: Final = 1_000_000  # revisions; a hub makes a few a day
 

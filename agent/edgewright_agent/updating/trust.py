@@ -25,8 +25,8 @@ from edgewright_contracts.codec import KIB, Millis, decode
 from edgewright_contracts.errors import ContractError, Refused
 from edgewright_contracts.manifest import MANIFEST_BYTES
 
-from .clock import Clock
-from .disk import Disk, atomic_write
+from ..clock import Clock
+from ..disk import Disk, atomic_write
 from .fetch import Link, LinkDown, TufFetcher
 
 CONFIG: Final = UpdaterConfig(targets_max_length=2_000_000)

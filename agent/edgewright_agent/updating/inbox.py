@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from edgewright_contracts.desired import Desired, DesiredModel
 from edgewright_contracts.report import Window
 
-from .failures import Unforeseen
+from ..unforeseen import Unforeseen
 
 KEPT_N: Final = 1000  # of sealed windows, while a full disk does not take what follows from them
 

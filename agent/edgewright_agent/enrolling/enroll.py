@@ -26,8 +26,8 @@ from edgewright_contracts.codec import Text, decode
 from edgewright_contracts.errors import ContractError, Refused, RequestError, Unavailable
 from edgewright_contracts.topics import DEVICE
 
-from .disk import Disk, atomic_write
-from .identity import Endpoint, Hub, is_enrolled
+from ..disk import Disk, atomic_write
+from ..identity import Endpoint, Hub, is_enrolled
 
 TOKEN_PREFIX = "ew1."  # noqa: S105 - the name of the format
 ANSWER_BYTES = 1 << 20

@@ -21,9 +21,9 @@ from edgewright_contracts.errors import Refused
 from edgewright_contracts.manifest import decode_manifest
 from edgewright_runtime.runtime import open_session
 
+from ..disk import Disk
 from . import health, update
 from .choice import choose
-from .disk import Disk
 from .failures import DiskFull
 from .fetch import Link
 from .job import Job, Loaded

@@ -17,10 +17,11 @@ from edgewright_contracts.desired import Desired, DesiredModel
 from edgewright_contracts.errors import ContractError
 from edgewright_contracts.report import Window
 
+from ..clock import Clock
+from ..disk import Disk
+from ..unforeseen import Unforeseen, tail
 from . import health, update
-from .clock import Clock
-from .disk import Disk
-from .failures import Unforeseen, Unsuited, classify, tail
+from .failures import Unsuited, classify
 from .fetch import Link
 from .health import Conclusion, Health
 from .inbox import Inbox, Sealed

@@ -11,9 +11,11 @@ import msgspec
 from edgewright_contracts import desired as down
 from edgewright_contracts.errors import ContractError
 
-from . import identity, slots, spool
-from .disk import RealDisk
-from .slots import Slot
+from .. import identity
+from ..delivery import spool
+from ..disk import RealDisk
+from ..updating import slots
+from ..updating.slots import Slot
 
 
 class ModelStatus(msgspec.Struct, frozen=True):

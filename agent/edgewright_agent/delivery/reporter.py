@@ -25,15 +25,15 @@ from edgewright_contracts.errors import ContractError
 from edgewright_contracts.report import Window
 from edgewright_contracts.topics import Kind
 
-from . import clock as clocks
-from .clock import Clock
-from .consumption import Consumption
-from .counts import Clocks
-from .disk import Disk
-from .failures import Unforeseen
-from .meter import Meter
+from .. import clock as clocks
+from ..clock import Clock
+from ..disk import Disk
+from ..telemetry.consumption import Consumption
+from ..telemetry.counts import Clocks
+from ..telemetry.meter import Meter
+from ..telemetry.rows import Subject
+from ..unforeseen import Unforeseen
 from .mqtt import Transport
-from .rows import Subject
 from .spool import Spool
 from .wishes import Wishes
 

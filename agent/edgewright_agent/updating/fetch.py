@@ -17,7 +17,7 @@ from tuf.ngclient.fetcher import FetcherInterface
 
 from edgewright_contracts.errors import Refused, Unavailable
 
-from .disk import Disk
+from ..disk import Disk
 
 CHUNK: Final = 64 << 10
 TIMEOUT: Final = urllib3.Timeout(connect=10, read=30)

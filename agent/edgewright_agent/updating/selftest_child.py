@@ -1,4 +1,4 @@
-"""`python -m edgewright_agent.selftest_child FOLDER VARIANT RUNTIME`: the self-test in a process of its own.
+"""`python -m edgewright_agent.updating.selftest_child FOLDER VARIANT RUNTIME`: the self-test in a process of its own.
 
 A file that crashes, hangs or eats all memory takes this process with it and not the agent. Prints one JSON object; or
 nothing, when it is the device that failed: a runtime that does not work, an import, a disk, no memory.

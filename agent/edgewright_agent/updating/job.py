@@ -20,8 +20,8 @@ from edgewright_contracts.package import Package
 from edgewright_contracts.report import Phase, Rollout, Window
 from edgewright_runtime.runtime import Session
 
+from ..clock import Clock
 from . import update
-from .clock import Clock
 from .slots import ModelState, Side, Slot, Store
 from .update import Event, PrePeriod, Record, State
 

@@ -20,7 +20,7 @@ from edgewright_contracts.errors import ContractError
 from edgewright_contracts.manifest import Manifest, Variant, VariantId, decode_manifest, digest
 from edgewright_contracts.package import Package
 
-from .disk import Disk, atomic_write
+from ..disk import Disk, atomic_write
 from .update import PrePeriod, Record
 
 STATE_BYTES: Final = 1 << 20

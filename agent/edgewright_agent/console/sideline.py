@@ -8,9 +8,10 @@ from typing import Any
 from edgewright_contracts.errors import RequestError, Unavailable
 from edgewright_runtime.runtime import Array, open_session
 
-from . import identity, slots
-from .disk import RealDisk
-from .model import checker
+from .. import identity
+from ..disk import RealDisk
+from ..inference.model import checker
+from ..updating import slots
 
 
 def predict(home: Path, name: str, x: Array) -> dict[str, Any]:

@@ -27,8 +27,8 @@ import numpy as np
 from edgewright_contracts.errors import EdgewrightError, RequestError, Unavailable
 from edgewright_runtime.runtime import Array
 
-from .agent import Agent
-from .model import Model
+from ..agent import Agent
+from ..inference.model import Model
 
 BODY_BYTES: Final = 64 << 20
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")

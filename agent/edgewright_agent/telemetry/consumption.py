@@ -9,8 +9,8 @@ from pathlib import Path
 
 from edgewright_contracts.report import Gauge, Usage
 
-from .disk import Disk
-from .mqtt import Transport
+from ..delivery.mqtt import Transport
+from ..disk import Disk
 
 
 class Consumption:

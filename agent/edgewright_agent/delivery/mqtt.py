@@ -23,7 +23,7 @@ from edgewright_contracts import birth, topics
 from edgewright_contracts.errors import ContractError, Unavailable
 from edgewright_contracts.topics import RULES, Kind
 
-from .identity import Identity
+from ..identity import Identity
 
 KEEPALIVE_S: Final = 120  # a ping costs about 120 bytes: 86 kB a day
 BACKOFF_S: Final = (1.0, 60.0)

@@ -1,0 +1,1 @@
+"""Who this device becomes: enrolment. Imported by short-lived processes only."""

@@ -1,0 +1,1 @@
+"""Predictions: what an application calls, and what runs on its thread."""

@@ -1,0 +1,1 @@
+"""The daemon: models behind the Open Inference Protocol v2."""
