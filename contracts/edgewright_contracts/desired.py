@@ -25,18 +25,58 @@ MASK_BITS: Final = 64
 # A birth, as an acknowledgement names it: <boot_id>.<connection>. Empty: none.
 BirthMark = Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{16}\.[0-9]{1,16})?\Z")]
 
+Positive = Annotated[float, msgspec.Meta(gt=0, le=2**40)]
 Seconds = Annotated[float, msgspec.Meta(ge=0.5, le=86400.0)]  # shorter windows would wear flash and say nothing
 
 
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent may use of its device; None is no limit. What it sheds to stay within them is counted in `shed`."""
+
+    rss_mb: Positive | None = None  # of the agent's process, models and all
+    cpu_permille: Count | None = None  # of one core, for what is not inference: telemetry, shadow, installing
+    temperature_c: Positive | None = None  # above it, what can wait waits
+    written_per_day: Count | None = None  # bytes handed to the disk
+
+
+class Download(msgspec.Struct, frozen=True, kw_only=True):
+    """How packages come down: not all devices at once, and not faster than the link is worth. None: no limit."""
+
+    bytes_per_s: Annotated[int, msgspec.Meta(ge=128, le=2**40)] | None = None
+    bytes_per_day: Count | None = None
+    spread_s: Annotated[float, msgspec.Meta(ge=0, le=7 * 86400.0)] = 0.0  # a device begins within so many seconds
+
+
+class Samples(msgspec.Struct, frozen=True, kw_only=True):
+    """Inputs that the operator may look at. Nothing is kept or sent unless the device's owner has consented there."""
+
+    per_day: Annotated[int, msgspec.Meta(ge=1, le=10_000)]  # of each model
+    ttl_s: Seconds = 86400.0  # kept on the device for at most so long
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """Remote configuration; `version` is the operator's, reported back in events."""
+    """Remote configuration; `version` is the operator's, reported back in events.
+
+    A window ends after `window_s`; with `window_rows`, only once it holds so many inferences or `window_max_s` is over.
+    Profile `metered` stands for windows of 15 minutes, compressed, and for a keep-alive that finds the longest which
+    the link bears; a longer `window_s` stays as it is.
+    """
 
     version: Count = 0
     window_s: Seconds = 300.0
     rollout_window_s: Seconds = 60.0  # while a rollout or probation asks for it
     monitor_every: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1  # count channels of every n-th inference
     compress: bool = False
-    bytes_per_day: Count | None = None  # None: no limit
+    bytes_per_day: Count | None = None  # of telemetry, both ways, as sent on the wire; None: no limit
+    profile: Literal["normal", "metered"] = "normal"
+    window_rows: Count = 0
+    window_max_s: Seconds = 3600.0
+    scene_s: Annotated[float, msgspec.Meta(ge=0, le=86400.0)] = (
+        0.0  # channels at most once in so long: frames of one scene are one sample
+    )
+    limits: Limits = Limits()
+    download: Download = Download()
+    samples: Samples | None = None  # None: none
+    log_level: Literal["debug", "info", "warning"] = "info"
 
 
 class Shadow(msgspec.Struct, frozen=True, kw_only=True):

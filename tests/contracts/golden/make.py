@@ -20,7 +20,7 @@ from edgewright_contracts.binning import grid_counts, pack, pack_grid
 from edgewright_contracts.channels import Channel, Group, Source, edge_hash, width
 from edgewright_contracts.manifest import Dtype, FileRef, Role, Task, TensorIn, TensorOut, Variant
 
-CURRENT = "v1"
+CURRENT = "v1.1"
 HERE = Path(__file__).parent
 
 VARIANTS = (
@@ -275,7 +275,19 @@ def files() -> dict[str, bytes]:
     out["desired.json"] = desired.encode(
         desired.Desired(
             rev=42,
-            config=desired.Config(version=5, window_s=600.0, monitor_every=4, compress=True, bytes_per_day=2**20),
+            config=desired.Config(
+                version=5,
+                window_s=600.0,
+                monitor_every=4,
+                compress=True,
+                bytes_per_day=2**20,
+                profile="metered",
+                window_rows=200,
+                scene_s=2.5,
+                limits=desired.Limits(rss_mb=96.0, cpu_permille=50, temperature_c=70.0, written_per_day=2**24),
+                download=desired.Download(bytes_per_s=20_000, bytes_per_day=2**22, spread_s=3600.0),
+                samples=desired.Samples(per_day=20),
+            ),
             models=(
                 desired.DesiredModel(
                     name="golden-embedding",
