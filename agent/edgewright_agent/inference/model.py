@@ -49,6 +49,8 @@ class Prediction(msgspec.Struct, frozen=True, gc=False):
 
 
 Checker = Callable[[Mapping[str, Array]], Array]
+Tap = Callable[[Mapping[str, Array], Mapping[str, Array], int], object]  # batch, outputs, number of the context
+Sampler = Callable[["Active", int, Mapping[str, Array]], None]  # must return at once, and never raise
 
 
 class Active:
@@ -65,6 +67,7 @@ class Active:
         self.contexts = {name: number for number, name in enumerate(("", *subject.manifest.contexts))}
         self.digest, self.variant = subject.digest, subject.variant.id
         self.rows: Rows  # given by the `Model` that it is switched to
+        self.tap: Tap | None = None  # a shadow run looks on; it must neither raise nor wait
 
 
 class Model:
@@ -76,6 +79,7 @@ class Model:
         self._now = clock.monotonic_ns
         self._active: Active | None = None
         self._last = b""  # the input before, to notice a sensor that repeats itself
+        self.sampler: Sampler | None = None  # None unless this device's owner and the operator both ask for samples
         self._ready = threading.Condition()
 
     @property
@@ -94,6 +98,12 @@ class Model:
         """Until a package answers; False when none does within `timeout` seconds."""
         with self._ready:
             return self._ready.wait_for(lambda: self._active is not None, timeout)
+
+    def refuse(self, reason: str) -> None:
+        """Count an input that was refused before it could be given to `predict`: too large, or no tensor at all."""
+        active = self._active
+        if active is not None:
+            self._meter.reject(active.subject, "", reason)
 
     def predict(self, inputs: Mapping[str, Array], *, context: str = "") -> Prediction:
         """One sample: `inputs[name]` has the manifest's dtype and shape, without a batch.
@@ -139,6 +149,10 @@ class Model:
         seen = sample(batch[active.first])
         repeated, self._last = seen == self._last, seen
         active.rows.add(identifier, began, ran, ended, number, repeated, kept)
+        if active.tap is not None:
+            active.tap(batch, found, number)
+        if self.sampler is not None:
+            self.sampler(active, identifier, batch)
         outputs = {}
         for name, y in found.items():
             outputs[name] = y[0]
