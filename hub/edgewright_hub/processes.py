@@ -32,17 +32,16 @@ from typing import Annotated, Final, Literal
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from scipy.special import gammainccinv, gammaincinv
+from scipy.special import gammainccinv
+
+from edgewright_contracts.eprocess import CERTAINTY, RHO, RHYTHM, lower, mixed, rate_llr, ratio_llr, upper
 
 Floats = npt.NDArray[np.float64]
 Metric = Literal["error", "slow", "label"]
 Basis = Literal["control", "pre-period", "limit", "none"]
 
 METRICS: Final[tuple[Metric, ...]] = ("error", "slow", "label")
-RHO: Final = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)  # how much worse: the alternatives that are mixed
 PRIOR_EVENTS: Final = 20.0  # a device's own pre-period rate counts fully when it is worth more events than this
-CERTAINTY: Final = 0.01  # of each end of the interval of a pre-period rate
-RHYTHM: Final = 1.5  # by which the hour of the day alone may raise a rate, where no control shares the hour
 TELLS: Final = 0.09  # evidence that an event expected before must be worth, when nothing has changed
 PRIOR_TRIALS: Final = (2_000.0, 20_000.0)  # least and most weight of the pre-period in the guess of the common rate
 
@@ -81,7 +80,7 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def log_bad(self) -> float:
-        return float(np.logaddexp.reduce(np.asarray(self.bad) / self.phi) - math.log(len(self.bad)))
+        return mixed(self.bad, self.phi)
 
     @property
     def log_ok(self) -> float:
@@ -111,14 +110,13 @@ def advance(
         return _added(process, k_t, n_t, k_c, scaled, pre_k, pre_n, bad=bad, ok=ok, basis="control")
     own_n, own_k = float(pre_n[now > 0].sum()), float(pre_k[now > 0].sum())
     if own_n > 0:
-        high = float(gammainccinv(own_k + 1, CERTAINTY)) / own_n * margin.r0 * RHYTHM
-        low = float(gammaincinv(own_k, CERTAINTY)) / own_n if own_k else 0.0
-        bad = [x + k_t * math.log(rho) - (rho - 1) * high * n_t for x, rho in zip(process.bad, RHO, strict=True)]
+        high, low = upper(own_k) / own_n * margin.r0 * RHYTHM, lower(own_k) / own_n
+        bad = [x + rate_llr(k_t, n_t, high, rho) for x, rho in zip(process.bad, RHO, strict=True)]
         ok = process.ok - k_t * math.log(margin.r1) + (margin.r1 - 1) * low * n_t
         return _added(process, k_t, n_t, 0.0, 0.0, pre_k, pre_n, bad=bad, ok=ok, basis="pre-period")
     if METRICS[index] != "error":
         return process
-    bad = [x + k_t * math.log(rho) - (rho - 1) * error_limit * n_t for x, rho in zip(process.bad, RHO, strict=True)]
+    bad = [x + rate_llr(k_t, n_t, error_limit, rho) for x, rho in zip(process.bad, RHO, strict=True)]
     ok = process.ok + k_t * math.log(0.1) + 0.9 * error_limit * n_t  # a tenth of the limit against the limit
     return _added(process, k_t, n_t, 0.0, 0.0, pre_k, pre_n, bad=bad, ok=ok, basis="limit")
 
@@ -130,7 +128,7 @@ def _against_own(process: Process, margin: Margin, n: Floats, k: Floats, pre_n: 
     if before_n == 0:
         return process
     rate = before_k / before_n
-    low = RHYTHM * (float(gammaincinv(before_k, CERTAINTY)) / before_n if before_k else 0.0)
+    low = RHYTHM * lower(before_k) / before_n
     limit = max(low * margin.r1, low + (margin.delta or 0.0))
     if limit <= rate:
         return process
@@ -155,14 +153,6 @@ def left(index: int, margin: Margin, need: float, *, since: Counts, pre: Counts,
     bets = (k * np.log(rho) - (rho - 1) * high * n) / phi
     gone = known & (np.logaddexp.reduce(bets, axis=0) - math.log(len(RHO)) >= need)
     return np.asarray(gone if 2 * gone.sum() < (n > 0).sum() else np.zeros_like(gone))
-
-
-def ratio_llr(k_c: float, k_t: float, e_c: float, e_t: float, a: float, b: float) -> float:
-    """log likelihood ratio of "treated devices have a times their rate" over "b times", given the sum of both counts.
-
-    `e_c`, `e_t`: trials times the rate before, summed over the control and the treated devices of one interval.
-    """
-    return k_t * math.log(a / b) - (k_c + k_t) * math.log((e_c + a * e_t) / (e_c + b * e_t))
 
 
 def pre_rates(events: Floats, trials: Floats) -> Floats:

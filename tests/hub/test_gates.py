@@ -11,8 +11,9 @@ import msgspec
 import numpy as np
 import pytest
 
+from edgewright_contracts.eprocess import RHO, ratio_llr
 from edgewright_hub.gates import Evidence, GatePolicy, Judgement, Ledger, SequentialGate
-from edgewright_hub.processes import RHO, Counts, Margin, Process, absolute_log_e, dispersion, ratio_llr
+from edgewright_hub.processes import Counts, Margin, Process, absolute_log_e, dispersion
 
 VECTORS = json.loads((Path(__file__).parent / "data" / "stats_vectors.json").read_text())
 
