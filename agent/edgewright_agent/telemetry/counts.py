@@ -15,7 +15,7 @@ import numpy as np
 from edgewright_contracts import binning
 from edgewright_contracts.channels import Binner
 from edgewright_contracts.errors import ContractError
-from edgewright_contracts.report import CONFIDENCE_BINS, Clock, Hits, Usage, Window
+from edgewright_contracts.report import CONFIDENCE_BINS, Clock, Hits, Shift, Usage, Window
 from edgewright_runtime.runtime import Array
 
 from .ring import Found, Outcome
@@ -47,6 +47,7 @@ class Counts:
         self.shed: Counter[str] = Counter()
         self.outcomes: dict[str, Hits] = {}
         self.by_confidence = np.zeros(2 * CONFIDENCE_BINS, np.int64)
+        self.shadow, self.shift = Hits(), Shift()
 
     def add(self, heads: Table, kinds: list[str]) -> None:
         """Rows of `rows.Rows`; `kinds` names their errors by number."""
@@ -114,6 +115,8 @@ class Counts:
             cells=binning.pack(self.binner.take()) if self.n_monitored else b"",
             outcomes=self.outcomes,
             correct_by_confidence=binning.pack(self.by_confidence) if self.by_confidence.any() else b"",
+            shadow=self.shadow,
             usage=usage,
             shed=dict(self.shed),
+            shadow_confidence=self.shift if self.shift.n else None,
         )

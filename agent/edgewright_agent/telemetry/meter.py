@@ -14,14 +14,25 @@ from __future__ import annotations
 import threading
 from collections import Counter, deque
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 
-from edgewright_contracts.report import Usage, Window
+from edgewright_contracts.report import Hits, Shift, Usage, Window
 
 from .counts import Clocks, Counts
 from .ring import RING, Outcome, Ring
 from .rows import Rows, Subject, Table
+
+
+class Beside(NamedTuple):
+    """What a shadow run found since it told last, of one context; `shed`: samples that it did not get to."""
+
+    subject: Subject
+    context: str
+    agreed: Hits = Hits()
+    surer: Shift = Shift()
+    shed: int = 0
 
 
 class Meter:
@@ -34,6 +45,7 @@ class Meter:
         self._rejected: Counter[tuple[Subject, str, str]] = Counter()
         self._late: deque[Outcome] = deque(maxlen=RING)
         self._lost_outcomes = 0
+        self._beside: list[Beside] = []
         self._rare = threading.Lock()
         self._settled = threading.Condition()
         self._drains = 0
@@ -57,6 +69,10 @@ class Meter:
                 self._lost_outcomes += 1
             self._late.append(outcome)
 
+    def beside(self, told: Beside) -> None:
+        with self._rare:
+            self._beside.append(told)
+
     def drain(self, until_ns: int | None = None) -> None:
         """Count everything that waits; with `until_ns`, only inferences that ended before that monotonic time."""
         with self._rare:
@@ -65,6 +81,7 @@ class Meter:
             self._late.clear()
             rejected, self._rejected = self._rejected, Counter()
             lost, self._lost_outcomes = self._lost_outcomes, 0
+            beside, self._beside = self._beside, []
         gone = {id(rows) for rows in waiting if rows.owner() is None}  # and so nothing will be added to them
         for rows in waiting:
             self._drain(rows, until_ns)
@@ -73,6 +90,11 @@ class Meter:
                 self._rows = [rows for rows in self._rows if id(rows) not in gone]
         for (subject, context, reason), times in rejected.items():
             self._of(subject, context).rejected[reason] += times
+        for told in beside:
+            counts = self._of(told.subject, told.context)
+            counts.shadow, counts.shift = counts.shadow + told.agreed, counts.shift + told.surer
+            if told.shed:
+                counts.shed["shadow"] += told.shed
         for one in late:
             found = self._ring.find(one.id)
             if found is None:
@@ -141,6 +163,8 @@ class Meter:
         found = {name: np.ascontiguousarray(outputs[name]) for name in names} if outputs is not None and names else {}
         if found:
             counts.monitor(found, len(heads))
+        if subject.phase == "shadow":
+            return  # no label is about what was never answered
         self._ring.add(subject, context, heads["id"], found.get(subject.probabilities or ""))
 
     def _of(self, subject: Subject, context: str) -> Counts:
