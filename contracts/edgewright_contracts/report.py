@@ -252,7 +252,7 @@ def decode_window(data: bytes) -> Window:
 def encode_report(report: Report, *, compress: bool = False) -> bytes:
     """At most 64 KiB, compressed only where that is shorter. Raises ContractError for values outside their ranges."""
     raw = encode(report, name="report", limit=REPORT_BYTES, wire="msgpack")
-    packed = zlib.compress(raw, 1) if compress else raw
+    packed = zlib.compress(raw) if compress else raw
     return packed if len(packed) < len(raw) else raw
 
 

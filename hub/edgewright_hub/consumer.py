@@ -2,7 +2,8 @@
 
 Threads: paho's reads the socket and puts into a bounded queue (a full queue stops the socket, so memory stays bounded);
 one writer thread commits a batch when it has `BATCH` messages or 100 ms have passed, then acknowledges to the broker,
-then to the devices. A device gets `down/ack` at most once in `ack_interval_s`, and at once after a birth.
+then to the devices. A birth is acknowledged at once; all else when half of what a device may have in flight waits for
+it, or after `ack_s`: what is acknowledged is only what a device need not keep any longer.
 
 If the database fails, the batch waits and is tried again for ever, unacknowledged. If the broker is gone, paho
 reconnects for ever (1 to 30 s apart); after each connection all desired documents are published again, because a
@@ -28,7 +29,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from edgewright_contracts import topics
 from edgewright_contracts.codec import Hex64
-from edgewright_contracts.desired import Command, encode, encode_ack
+from edgewright_contracts.desired import ACK_AFTER, ACK_GAP_S, Ack, Command, encode, encode_ack
 
 from .ca import HUB_NAME
 from .ingest import Answer
@@ -67,13 +68,13 @@ class Consumer:
         context: ssl.SSLContext,
         cohort_of: Callable[[str], str],
         desired: Callable[[], Iterable[tuple[str, bytes]]],
-        ack_interval_s: float,
+        ack_s: float,
     ) -> None:
         self._engine = engine
         self._place = (host, port)
         self._cohort_of = cohort_of
         self._desired = desired
-        self._turns = Turns(ack_interval_s)
+        self._turns = Turns(ack_s)
         self._queue: queue.Queue[_Arrived] = queue.Queue(QUEUE)
         self._publishing = threading.Lock()
         self._revisions: dict[str, int] = {}  # of the newest desired document that went out, by device
@@ -218,7 +219,7 @@ class Consumer:
         for arrived in batch:
             if arrived.connection == self._connections:
                 self._client.ack(arrived.mid, arrived.qos)
-        self._turns.add(answers)
+        self._turns.add(answers, time.monotonic())
 
     def _send_desired(self) -> None:
         for device, body in self._desired():
@@ -236,25 +237,51 @@ class Consumer:
 
 
 class Turns:
-    """When each device is answered: at once after a birth, else at most every `interval_s`. The newest answer wins."""
+    """When each device is answered: at once after a birth; once half of what it may have in flight waits for it; when
+    it repeats itself; or after `ack_s`. But for births at least ACK_GAP_S apart. The newest answer wins."""
 
-    def __init__(self, interval_s: float) -> None:
-        self._interval_s = interval_s
-        self._waiting: dict[str, dict[str, Answer]] = {}  # device → spool id → answer
-        self._last: dict[str, float] = {}
+    def __init__(self, ack_s: float) -> None:
+        self._ack_s, self._gap_s = ack_s, min(ACK_GAP_S, ack_s)
+        self._waiting: dict[str, dict[str, _Waiting]] = {}  # device → spool id → answer
+        self._last: dict[str, _Sent] = {}
 
-    def add(self, answers: Iterable[Answer]) -> None:
+    def add(self, answers: Iterable[Answer], now_s: float) -> None:
         for answer in answers:
             spools = self._waiting.setdefault(answer.device, {})
             before = spools.get(answer.spool_id)
-            spools[answer.spool_id] = answer._replace(at_once=answer.at_once or (before is not None and before.at_once))
+            spools[answer.spool_id] = _Waiting(
+                answer.behind(before and before.answer), now_s if before is None else before.since_s
+            )
 
     def due(self, now_s: float) -> list[Answer]:
         out: list[Answer] = []
         for device, spools in list(self._waiting.items()):
-            rested = now_s - self._last.get(device, -self._interval_s) >= self._interval_s
-            if rested or any(answer.at_once for answer in spools.values()):
-                out += spools.values()
-                self._last[device] = now_s
+            last = self._last.get(device)
+            rested = last is None or now_s - last.at_s >= self._gap_s
+            if any(w.answer.at_once or (rested and self._ripe(w, last, now_s)) for w in spools.values()):
+                out += (w.answer for w in spools.values())
+                newest = max(spools.values(), key=lambda w: w.since_s).answer
+                self._last[device] = _Sent(now_s, newest.spool_id, _counted(newest.ack))
                 del self._waiting[device]
         return out
+
+    def _ripe(self, waiting: _Waiting, last: _Sent | None, now_s: float) -> bool:
+        answer = waiting.answer
+        known = last.counted if last is not None and last.spool_id == answer.spool_id else 0
+        fresh = _counted(answer.ack) - known
+        return answer.again or fresh >= ACK_AFTER or now_s - waiting.since_s >= self._ack_s
+
+
+class _Waiting(NamedTuple):
+    answer: Answer
+    since_s: float
+
+
+class _Sent(NamedTuple):
+    at_s: float
+    spool_id: str
+    counted: int
+
+
+def _counted(ack: Ack) -> int:
+    return ack.high_water + ack.mask.bit_count()

@@ -32,14 +32,21 @@ SpoolKey = tuple[str, str]  # device, spool id
 
 
 class Answer(NamedTuple):
-    """Sent after the commit: the acknowledgement, or, if `renew`, the command to begin a new spool. A birth is answered
-    at once, a report at the device's next turn."""
+    """Sent after the commit, when `consumer.Turns` says so: the acknowledgement, or, if `renew`, the command to begin a
+    new spool."""
 
     device: str
     spool_id: str
     ack: Ack
-    at_once: bool
+    at_once: bool  # a birth
+    again: bool  # something came that was counted before: the device has not heard of it
     renew: bool  # the spool was restored or cloned: an ack would free windows that reuse numbers counted before
+
+    def behind(self, before: Answer | None) -> Answer:
+        """This answer in the place of an older one that was not sent: as urgent as the more urgent of them."""
+        if before is None:
+            return self
+        return self._replace(at_once=self.at_once or before.at_once, again=self.again or before.again)
 
 
 class Keys(NamedTuple):
@@ -92,23 +99,20 @@ class Ledger:
         if item.seq:
             key = (item.device, item.spool_id)
             spool = self.spools.get(key, Spool())
-            if key not in self.renewed and not counted(spool, item.seq):
+            again = key in self.renewed or counted(spool, item.seq)
+            if not again:
                 if isinstance(item.content, report.Window):
                     self._window(item, item.content)
                 elif isinstance(item.content, event.Event):
                     self._event(item, item.content)
                 self.spools[key] = count(spool, item.seq)
                 self.changed_spools.setdefault(key, item.message.arrived_ms)
-            self._answer(key, at_once=False)
+            self._answer(key, again=again)
 
-    def _answer(self, key: SpoolKey, *, at_once: bool) -> None:
-        before = self.answers.get(key)
-        self.answers[key] = Answer(
-            *key,
-            ack(key[1], self.spools.get(key, Spool()), self._born(key[0])),
-            at_once or (before is not None and before.at_once),
-            key in self.renewed,
-        )
+    def _answer(self, key: SpoolKey, *, at_once: bool = False, again: bool = False) -> None:
+        now = ack(key[1], self.spools.get(key, Spool()), self._born(key[0]))
+        answer = Answer(*key, now, at_once, again, key in self.renewed)
+        self.answers[key] = answer.behind(self.answers.get(key))
 
     def _born(self, device: str) -> BirthMark:
         born = (self.devices.get(device) or {}).get("birth")

@@ -29,6 +29,7 @@ import msgspec
 import sqlalchemy as sa
 
 from edgewright_contracts import desired
+from edgewright_contracts.desired import ACK_S
 from edgewright_contracts.errors import RequestError, Unavailable
 
 from . import control, durable, enrolment, retention, telemetry, tokens
@@ -63,7 +64,7 @@ class Config:
     broker: Address | None = None  # an external one, instead of the embedded one at `mqtt`
     names: tuple[str, ...] = ()  # by which devices reach this machine; the first is what they are told
     tick_s: float = 1.0
-    ack_interval_s: float = 30.0
+    ack_s: float = ACK_S
     window_s: float = 300.0  # of the devices' reports, while no rollout asks for shorter ones
 
 
@@ -133,7 +134,7 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
             context=authority.client_context(),
             cohort_of=Fleets(control_engine).of,
             desired=lambda: _desired(control_engine),
-            ack_interval_s=config.ack_interval_s,
+            ack_s=config.ack_s,
         )
         consumer.start()
         stack.push_async_callback(asyncio.to_thread, consumer.stop)

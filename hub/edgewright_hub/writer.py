@@ -41,10 +41,8 @@ def commit(engine: sa.Engine, messages: Sequence[Message], cohort_of: Callable[[
     answers: dict[tuple[str, str], Answer] = {}
     for message in messages:
         for answer in commit(engine, [message], cohort_of):
-            before = answers.get((answer.device, answer.spool_id))
-            answers[answer.device, answer.spool_id] = answer._replace(
-                at_once=answer.at_once or (before is not None and before.at_once),
-            )
+            key = (answer.device, answer.spool_id)
+            answers[key] = answer.behind(answers.get(key))
     return list(answers.values())
 
 

@@ -23,7 +23,7 @@ from edgewright_agent.unforeseen import Unforeseen
 from edgewright_contracts import birth
 from edgewright_contracts.baseline import decode_baseline
 from edgewright_contracts.birth import Unclean
-from edgewright_contracts.desired import Ack, Command, Config, Desired, encode_ack
+from edgewright_contracts.desired import REOFFER_S, Ack, Command, Config, Desired, encode_ack
 from edgewright_runtime.runtime import open_session
 from sim import packages
 from sim.broker import SimBroker, SimTransport
@@ -146,13 +146,13 @@ def test_what_the_link_loses_is_offered_again_after_a_while_and_counted_once(ben
     bench.broker.drop_up = True
     bench.pass_window(5)
     bench.broker.drop_up = False
-    bench.clock.advance(reporters.REOFFER_S - 1)
+    bench.clock.advance(REOFFER_S - 1)
     bench.reporter.turn()
-    assert bench.counts() == []
+    assert sum(bench.counts()) == 0
     bench.clock.advance(1)
     bench.reporter.turn()
     bench.reporter.turn()
-    assert bench.counts() == [5]
+    assert sum(bench.counts()) == 5
     assert bench.spool.state.items == ()
 
 
@@ -168,10 +168,10 @@ def test_a_reconnect_offers_at_once_what_is_not_acknowledged(bench):
     assert bench.hub.duplicates == 1
     assert [b.connection for b in bench.hub.births["dev-1"]] == [1, 2]
     bench.hub.acking = True
-    bench.clock.advance(reporters.REOFFER_S)
+    bench.clock.advance(REOFFER_S)
     bench.reporter.turn()
     bench.reporter.turn()
-    assert bench.counts() == [5, 7]
+    assert bench.counts() == [5, 7, 0]
     assert bench.spool.state.items == ()
 
 
@@ -187,7 +187,7 @@ def test_offline_windows_wait_without_a_number_and_at_most_16_are_ever_open(benc
     assert len(bench.spool.state.numbered) == 16
     bench.hub.acking = True
     for _ in range(8):
-        bench.clock.advance(reporters.REOFFER_S)
+        bench.clock.advance(REOFFER_S)
         bench.reporter.turn()
     assert sum(bench.counts()) == sum(range(40))
 

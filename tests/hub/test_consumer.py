@@ -44,7 +44,7 @@ class Hub:
             context=authority.client_context(),
             cohort_of=lambda _: "default",
             desired=lambda: list(self.desired.items()),
-            ack_interval_s=0.05,
+            ack_s=0.05,
         )
         self.consumer.start()
         assert self.consumer.ready.wait(10)
@@ -208,19 +208,40 @@ def test_what_came_while_the_hub_was_away_waits_on_mosquitto(
     assert hub.total(name) == 160
 
 
-def _answer(device: str, high_water: int, *, at_once: bool = False) -> Answer:
-    return Answer(device, "a" * 16, ack("a" * 16, Spool(high_water)), at_once, renew=False)
+def _answer(device: str, high_water: int, *, at_once: bool = False, again: bool = False) -> Answer:
+    return Answer(device, "a" * 16, ack("a" * 16, Spool(high_water)), at_once, again, renew=False)
 
 
-def test_a_device_is_answered_at_most_once_in_the_interval_except_after_a_birth() -> None:
-    turns = Turns(30.0)
-    turns.add([_answer("a", 1), _answer("b", 1)])
-    assert len(turns.due(0.0)) == 2
-    turns.add([_answer("a", 2)])
-    turns.add([_answer("a", 3)])
+def test_a_device_is_answered_when_half_of_what_may_be_in_flight_waits_or_the_first_has_waited_long() -> None:
+    turns = Turns(1800.0)
+    turns.add([_answer("a", 1), _answer("b", 8)], 0.0)
+    assert [a.device for a in turns.due(0.0)] == ["b"]
+    assert turns.due(1799.0) == []
+    turns.add([_answer("a", 4)], 1799.5)
+    assert [a.ack.high_water for a in turns.due(1800.0)] == [4]
+    turns.add([_answer("a", 11)], 1801.0)
+    assert turns.due(1900.0) == []
+    turns.add([_answer("a", 12)], 1901.0)
+    assert [a.ack.high_water for a in turns.due(1901.0)] == [12]
+
+
+def test_acknowledgements_to_one_device_are_half_a_minute_apart_except_after_a_birth() -> None:
+    turns = Turns(1800.0)
+    turns.add([_answer("a", 8)], 0.0)
+    assert len(turns.due(0.0)) == 1
+    turns.add([_answer("a", 24)], 1.0)
     assert turns.due(29.0) == []
-    assert [a.ack.high_water for a in turns.due(30.0)] == [3]
-    turns.add([_answer("a", 4, at_once=True)])
-    turns.add([_answer("a", 5)])
-    assert [a.ack.high_water for a in turns.due(30.1)] == [5]
-    assert turns.due(99.0) == []
+    assert [a.ack.high_water for a in turns.due(30.0)] == [24]
+    turns.add([_answer("a", 25, at_once=True)], 30.1)
+    turns.add([_answer("a", 26)], 30.1)
+    assert [a.ack.high_water for a in turns.due(30.1)] == [26]
+    assert turns.due(9999.0) == []
+
+
+def test_a_device_that_repeats_itself_has_lost_an_acknowledgement_and_gets_it_again() -> None:
+    turns = Turns(1800.0)
+    turns.add([_answer("a", 8)], 0.0)
+    turns.due(0.0)
+    turns.add([_answer("a", 8, again=True)], 40.0)
+    turns.add([_answer("a", 9)], 40.0)
+    assert [a.ack.high_water for a in turns.due(40.0)] == [9]

@@ -19,9 +19,8 @@ from typing import Final, Literal
 import msgspec
 
 from edgewright_contracts.birth import Unclean
-from edgewright_contracts.desired import Ack
+from edgewright_contracts.desired import IN_FLIGHT, Ack
 
-IN_FLIGHT: Final = 16
 UNCLEAN_KEPT: Final = 32
 
 Kind = Literal["report", "event"]

@@ -2,9 +2,9 @@
 
 Order: drain → seal (durable) → number (durable) → publish. A window ends on a multiple of its length by the wall clock
 while that is synced, else a length after it began. Everything that the link receives is handled on this thread, so the
-spool's rules need no further ordering. Whatever is unacknowledged is offered again after a reconnect and after 90 s:
-a hub acknowledges within 30 s. A birth is said again until an acknowledgement names it: only then is the hub known to
-have heard of the boots that ended unclean.
+spool's rules need no further ordering. Whatever is unacknowledged is offered again after a reconnect, and without one
+after `REOFFER_S`, within which a hub acknowledges. A birth is said again until an acknowledgement names it: only then
+is the hub known to have heard of the boots that ended unclean.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 from edgewright_contracts import desired as down
 from edgewright_contracts import report
 from edgewright_contracts.birth import Unclean
-from edgewright_contracts.desired import Ack, Command, Config, Desired
+from edgewright_contracts.desired import REOFFER_S, Ack, Command, Config, Desired
 from edgewright_contracts.errors import ContractError
 from edgewright_contracts.report import Window
 from edgewright_contracts.topics import Kind
@@ -37,7 +37,6 @@ from .mqtt import Transport
 from .spool import Spool
 from .wishes import Wishes
 
-REOFFER_S: Final = 90.0
 LONGEST_WAIT_S: Final = 30.0
 COMMANDS_KEPT: Final = 64
 AGAIN_S: Final = 5.0  # before a message that the disk did not take is handled again

@@ -213,7 +213,7 @@ def encode(item: Item, spool_id: str) -> bytes:
         draft = event.decode_event(item.body)
         return event.encode_event(msgspec.structs.replace(draft, spool_id=spool_id, seq=item.seq))
     raw = msgspec.msgpack.encode((report.VERSION, spool_id, item.seq, msgspec.Raw(item.body)))
-    return zlib.compress(raw, 1) if item.compress else raw
+    return zlib.compress(raw) if item.compress else raw
 
 
 def read(disk: Disk, root: Path) -> tuple[State | None, int]:
