@@ -1,15 +1,21 @@
 """Who this device is: what enrolment wrote to `identity/` and `trust/`, read once at the start.
 
-identity/device.key  device.crt   the certificate whose name is the device's id, for MQTT
+identity/device.key  device.crt   the certificate whose name is the device's id, for MQTT and HTTPS
 identity/ca.pem                   the hub's CA, pinned by the enrolment token
-identity/hub.json                 {"device", "broker": {"host", "port"}, "repo"}
+identity/hub.json                 `Hub`: who this is and how the hub is reached
 identity/root.json                the owner's first root metadata, pinned by the enrolment token
+
+A renewal replaces device.crt alone and keeps the key, so that no power cut can leave a key beside a certificate of
+another one (docs/adr/0011).
 """
 
 from __future__ import annotations
 
+import base64
+import re
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -19,10 +25,22 @@ from edgewright_contracts.errors import ContractError, RequestError
 HUB_BYTES = 4 * KIB
 ROOT_BYTES = 512 * KIB
 
+# Validity of X.509 (RFC 5280, 4.1.2.5): two times in a row, UTCTime or GeneralizedTime, both in UTC.
+_VALIDITY: Final = re.compile(rb"(?:\x17\x0d|\x18\x0f)(\d{12,14})Z(?:\x17\x0d|\x18\x0f)(\d{12,14})Z")
+_PEM: Final = re.compile(rb"-----BEGIN CERTIFICATE-----(.+?)-----END CERTIFICATE-----", re.DOTALL)
+
 
 class Endpoint(msgspec.Struct, frozen=True):
     host: Text
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)]
+
+
+class Websocket(msgspec.Struct, frozen=True):
+    """Where MQTT is spoken over WebSocket and TLS."""
+
+    host: Text
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)]
+    path: Text = "/mqtt"
 
 
 class Hub(msgspec.Struct, frozen=True):
@@ -31,6 +49,20 @@ class Hub(msgspec.Struct, frozen=True):
     device: DeviceId
     broker: Endpoint
     repo: Text
+    api: Text = ""  # https://HOST:PORT where certificates are renewed; "": enrolled before that existed
+    websocket: Websocket | None = None
+    link: Literal["auto", "websocket"] = "auto"  # auto: TCP, and WebSocket where that is blocked
+    proxy: Text = ""  # http://[USER:PASSWORD@]HOST:PORT, for MQTT and HTTPS alike
+
+
+class Validity(NamedTuple):
+    """Unix seconds."""
+
+    begins: float
+    ends: float
+
+    def days_left(self, now_s: float) -> float:
+        return (self.ends - now_s) / 86400
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -54,6 +86,13 @@ class Identity(msgspec.Struct, frozen=True):
     def ca(self) -> Path:
         return self.home / "identity" / "ca.pem"
 
+    def validity(self) -> Validity | None:
+        """Of the certificate that lies there now; None when it cannot be read."""
+        try:
+            return validity(self.certificate.read_bytes())
+        except (OSError, ContractError):
+            return None
+
 
 def load(home: Path) -> Identity:
     """Raises RequestError when `home` was never enrolled, ContractError when what it holds is damaged."""
@@ -73,3 +112,23 @@ def load(home: Path) -> Identity:
 
 def is_enrolled(home: Path) -> bool:
     return (home / "identity" / "hub.json").is_file()
+
+
+def validity(pem: bytes) -> Validity:
+    """From when until when the first certificate in `pem` is valid, without a library of certificates, which would
+    cost the agent 8 MB. Raises ContractError."""
+    block = _PEM.search(pem)
+    try:
+        times = _VALIDITY.search(base64.b64decode(block[1])) if block else None
+        found = Validity(_unix(times[1].decode()), _unix(times[2].decode())) if times else None
+    except ValueError:
+        found = None
+    if found is None:
+        raise ContractError("certificate", "a PEM certificate with its validity", repr(pem[:40]))
+    return found
+
+
+def _unix(digits: str) -> float:
+    if len(digits) == 12:  # UTCTime: two digits of the year, 1950 to 2049
+        digits = ("19" if digits[:2] >= "50" else "20") + digits
+    return datetime.strptime(digits, "%Y%m%d%H%M%S").replace(tzinfo=UTC).timestamp()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from edgewright_agent.delivery.mqtt import Condition
 from edgewright_contracts import birth, topics
 from edgewright_contracts.topics import Kind
 
@@ -107,6 +108,12 @@ class SimTransport:
 
     def traffic(self) -> tuple[int, int]:
         return self._sent, self._received
+
+    def overhead(self) -> tuple[int, int]:
+        return 0, 0
+
+    def condition(self) -> Condition:
+        return Condition(online=self._online, connections=self._connection)
 
     def stop(self) -> None:
         if self._online:

@@ -1,0 +1,95 @@
+"""TLS of a device: the hub's CA and no other, the device's certificate, and what "valid now" means without a clock.
+
+A device whose clock is absent or behind cannot tell whether a certificate is valid *now*. It can tell more than
+nothing: its own certificate was issued at a time that the hub's clock vouched for, so it is later than that. While the
+wall clock is absent, or unsynced and earlier than that floor, the end of the peer's certificate is compared with the
+floor, and its beginning is not looked at; everything else (the CA, the name, the signature) is verified as ever. What
+this gives away: a server certificate of this hub that ended after the floor is believed by a device without a clock.
+As soon as there is a clock, the next connection is verified by it.
+"""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any, Final
+
+import urllib3
+
+from edgewright_contracts.errors import Unavailable
+
+from .clock import Clock
+from .identity import Identity
+
+_NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which Python gives no name
+TIMEOUT: Final = urllib3.Timeout(connect=10, read=30)
+
+
+class Socket(ssl.SSLSocket):
+    def do_handshake(self, block: bool = False) -> None:
+        super().do_handshake(block)
+        context = self.context
+        if isinstance(context, Context):
+            context.look_at_the_end(self)
+
+
+class Context(ssl.SSLContext):
+    """`clock` and `floor_s` (unix seconds) are set by `context`; verified per connection."""
+
+    clock: Clock
+    floor_s: float
+
+    def wrap_socket(self, *args: Any, **options: Any) -> ssl.SSLSocket:
+        flags = int(self.verify_flags)
+        timeless = flags | _NO_CHECK_TIME if self.lost else flags & ~_NO_CHECK_TIME
+        self.verify_flags = ssl.VerifyFlags(timeless)
+        return super().wrap_socket(*args, **options)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the clock cannot be asked."""
+        wall = self.clock.wall_ms()
+        return wall is None or (wall / 1000 < self.floor_s and not self.clock.synced())
+
+    def look_at_the_end(self, peer: ssl.SSLSocket) -> None:
+        if not int(self.verify_flags) & _NO_CHECK_TIME:
+            return
+        shown = peer.getpeercert() or {}
+        ends = shown.get("notAfter")
+        if not isinstance(ends, str) or ssl.cert_time_to_seconds(ends) < self.floor_s:
+            raise ssl.SSLCertVerificationError(
+                f"the hub's certificate ended ({ends}) before this device's own was made; its clock is not even needed"
+            )
+
+
+def context(identity: Identity, clock: Clock, *, named: bool = True) -> Context:
+    """Of one device; with `named` it proves who it is. Raises Unavailable when the files cannot be used."""
+    made = Context(ssl.PROTOCOL_TLS_CLIENT)
+    made.sslsocket_class = Socket
+    made.clock = clock
+    known = identity.validity()
+    made.floor_s = known.begins if known else 0.0
+    try:
+        if named:
+            made.load_cert_chain(str(identity.certificate), str(identity.key))
+        made.load_verify_locations(str(identity.ca))
+    except (OSError, ValueError) as error:
+        raise Unavailable(f"the identity in {identity.home} cannot be used for TLS: {error}") from error
+    return made
+
+
+def pool(identity: Identity, clock: Clock, url: str, *, named: bool = False, maxsize: int = 2) -> urllib3.PoolManager:
+    """HTTP to `url`, through the proxy that enrolment named. The repository asks nobody's name, so `named` is for the
+    hub's own endpoints. Raises Unavailable."""
+    options: dict[str, Any] = {"retries": False, "timeout": TIMEOUT, "maxsize": maxsize}
+    if url.startswith("https:"):
+        options["ssl_context"] = context(identity, clock, named=named)
+    return through(identity.hub.proxy, options)
+
+
+def through(proxy: str, options: dict[str, Any]) -> urllib3.PoolManager:
+    """A pool of connections, through the proxy if there is one."""
+    if not proxy:
+        return urllib3.PoolManager(**options)
+    address = urllib3.util.parse_url(proxy)
+    headers = urllib3.make_headers(proxy_basic_auth=address.auth) if address.auth else None
+    return urllib3.ProxyManager(proxy, proxy_headers=headers, **options)
