@@ -238,43 +238,49 @@ class Consumer:
 
 class Turns:
     """When each device is answered: at once after a birth; once half of what it may have in flight waits for it; when
-    it repeats itself; or after `ack_s`. But for births at least ACK_GAP_S apart. The newest answer wins."""
+    it repeats itself; or after `ack_s`. But for births at least ACK_GAP_S apart. The newest answer wins.
+
+    Cost: what has come in and what is due, not what waits: a fleet of 10,000 always waits.
+    """
 
     def __init__(self, ack_s: float) -> None:
         self._ack_s, self._gap_s = ack_s, min(ACK_GAP_S, ack_s)
-        self._waiting: dict[str, dict[str, _Waiting]] = {}  # device → spool id → answer
+        self._waiting: dict[str, _Waiting] = {}  # by device; the longest wait first
+        self._ripe: set[str] = set()  # devices in `_waiting` that are to be answered as soon as the gap allows
         self._last: dict[str, _Sent] = {}
 
     def add(self, answers: Iterable[Answer], now_s: float) -> None:
         for answer in answers:
-            spools = self._waiting.setdefault(answer.device, {})
-            before = spools.get(answer.spool_id)
-            spools[answer.spool_id] = _Waiting(
-                answer.behind(before and before.answer), now_s if before is None else before.since_s
-            )
+            device, spool_id = answer.device, answer.spool_id
+            waiting = self._waiting.setdefault(device, _Waiting(now_s, {}))
+            one = waiting.answers[spool_id] = answer.behind(waiting.answers.pop(spool_id, None))
+            last = self._last.get(device)
+            known = last.counted if last is not None and last.spool_id == spool_id else 0
+            if one.at_once or one.again or _counted(one.ack) - known >= ACK_AFTER:
+                self._ripe.add(device)
 
     def due(self, now_s: float) -> list[Answer]:
+        for device, waiting in self._waiting.items():
+            if now_s - waiting.since_s < self._ack_s:
+                break
+            self._ripe.add(device)
         out: list[Answer] = []
-        for device, spools in list(self._waiting.items()):
-            last = self._last.get(device)
-            rested = last is None or now_s - last.at_s >= self._gap_s
-            if any(w.answer.at_once or (rested and self._ripe(w, last, now_s)) for w in spools.values()):
-                out += (w.answer for w in spools.values())
-                newest = max(spools.values(), key=lambda w: w.since_s).answer
-                self._last[device] = _Sent(now_s, newest.spool_id, _counted(newest.ack))
-                del self._waiting[device]
+        for device in [d for d in self._ripe if self._may(d, now_s)]:
+            answers = list(self._waiting.pop(device).answers.values())
+            self._ripe.discard(device)
+            self._last[device] = _Sent(now_s, answers[-1].spool_id, _counted(answers[-1].ack))
+            out += answers
         return out
 
-    def _ripe(self, waiting: _Waiting, last: _Sent | None, now_s: float) -> bool:
-        answer = waiting.answer
-        known = last.counted if last is not None and last.spool_id == answer.spool_id else 0
-        fresh = _counted(answer.ack) - known
-        return answer.again or fresh >= ACK_AFTER or now_s - waiting.since_s >= self._ack_s
+    def _may(self, device: str, now_s: float) -> bool:
+        last = self._last.get(device)
+        rested = last is None or now_s - last.at_s >= self._gap_s
+        return rested or any(answer.at_once for answer in self._waiting[device].answers.values())
 
 
 class _Waiting(NamedTuple):
-    answer: Answer
     since_s: float
+    answers: dict[str, Answer]  # by spool id; the one that came last is last
 
 
 class _Sent(NamedTuple):
