@@ -1,63 +1,150 @@
-"""HTTPS to the hub's static repository: TUF metadata, and blobs that resume where they broke off.
+"""HTTPS to the hub's static repository, and files that resume where they broke off.
 
 Guarantee: `blob` returns only when the file under `part` has exactly the size and sha256 that were asked for, and is
-durable; it never writes more than `size` bytes. Every failure of the network is an `Unavailable`.
+durable; it never writes more than `size` bytes. Every failure of the network is a `LinkDown`: also a link that is
+slower than anybody's, a ration that is used up and a repository that sends more than it may.
+
+A link that breaks off in the middle is taken up at once while it brings something each time, and nothing that came in
+is lost by it: what the kernel has is read before the break is. A power cut loses at most the last 256 KiB.
 """
 
 from __future__ import annotations
 
+import re
+import socket
+import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import urllib3
-from tuf.api import exceptions as tuf_errors
-from tuf.ngclient.fetcher import FetcherInterface
 
+from edgewright_contracts.desired import Download
 from edgewright_contracts.errors import Refused, Unavailable
 
+from ..clock import Clock, SystemClock
 from ..disk import Disk
+from .pace import Bucket, Ration
 
 CHUNK: Final = 64 << 10
+SYNC_BYTES: Final = 256 << 10
 TIMEOUT: Final = urllib3.Timeout(connect=10, read=30)
+WORTH: Final = 1024  # bytes that a connection must have brought, to be made again at once
+SLOW_S: Final = 60.0  # in which a link
+SLOW_BYTES: Final = 960  # must bring so much: 128 bit/s, a tenth of the slowest modem in use
+PACED_BUFFER: Final = (4 << 10, 256 << 10)  # what the kernel may take in ahead of a paced reader, least and most
+_RANGE: Final = re.compile(r"bytes (\d+)-")
+# struct tcp_info: 8 bytes, 24 numbers of 4, two of 8, then tcpi_bytes_acked and tcpi_bytes_received (Linux 4.2)
+_SENT, _RECEIVED, _TCP_INFO = 120, 128, 136
 
 
 class LinkDown(Unavailable):
-    """The repository cannot be reached, or broke off."""
+    """The repository cannot be reached, or broke off. `after_s`: trying again before that is in vain."""
+
+    after_s = 0.0
+
+
+class Spent(LinkDown):
+    """The day's ration of bytes is used up."""
+
+    def __init__(self, limit: int, after_s: float) -> None:
+        super().__init__(
+            f"the {limit} bytes that this device may download in a day are used up; "
+            f"going on in at most {after_s / 3600:.1f} h"
+        )
+        self.after_s = after_s
+
+
+class Absent(LinkDown):
+    """The repository answers, and does not have it."""
 
 
 class WrongBytes(Refused):
     """The repository served something else than the signed manifest names."""
 
 
+class Pool(Protocol):
+    """What `Link` needs of `urllib3.PoolManager`."""
+
+    def request(
+        self, method: str, url: str, *, headers: dict[str, str], preload_content: bool
+    ) -> urllib3.BaseHTTPResponse: ...
+
+
 class Link:
-    """One pool of connections. `ca` is the hub's own CA, and no other is trusted; None is for plain HTTP."""
+    """One pool of connections. `ca` is the hub's own CA, and no other is trusted; None is for plain HTTP.
 
-    def __init__(self, ca: Path | None) -> None:
-        options: dict[str, Any] = {"cert_reqs": "CERT_REQUIRED", "ca_certs": str(ca)} if ca else {}
-        self._pool = urllib3.PoolManager(retries=False, timeout=TIMEOUT, maxsize=2, **options)
-        self.received = 0  # bytes of bodies
+    `pace` may be called from any thread, all else is the install thread's. Without a `ration`, bytes per day are not
+    limited; `pool` and `wait` replace the network and the passing of time.
+    """
+
+    def __init__(
+        self,
+        ca: Path | None,
+        *,
+        clock: Clock | None = None,
+        ration: Ration | None = None,
+        pool: Pool | None = None,
+        wait: Callable[[float], object] | None = None,
+    ) -> None:
+        self._options: dict[str, Any] = {"cert_reqs": "CERT_REQUIRED", "ca_certs": str(ca)} if ca else {}
+        self._clock, self._ration = clock or SystemClock(), ration
+        self._given, self._pool = pool, pool or self._connections(None)
         self.stopping = threading.Event()  # breaks off whatever is being read
+        self._wait = wait or self.stopping.wait
+        self._wire: weakref.WeakKeyDictionary[socket.socket, tuple[int, int]] = weakref.WeakKeyDictionary()
+        self._bucket: Bucket | None = None
+        self.download = Download()  # what the hub asked for last
+        self.received = 0  # bytes, as they came over the wire: headers and TLS among them where the kernel tells
+        self.sent = 0
+        self.waited_s = 0.0  # for the pace that was asked for
 
-    def open(self, url: str, offset: int = 0) -> urllib3.BaseHTTPResponse:
+    def pace(self, download: Download) -> None:
+        """From the next file on, no faster and no more than this."""
+        self.download = download
+
+    def open(self, url: str, offset: int = 0, validator: str = "") -> urllib3.BaseHTTPResponse:
+        """The answer, with its body still to be read. A `validator` is the ETag of the first `offset` bytes."""
+        self._adopt()
+        self._ration_left()
         headers = {"Range": f"bytes={offset}-"} if offset else {}
+        headers |= {"If-Range": validator} if offset and validator else {}
         try:
-            return self._pool.request("GET", url, headers=headers, preload_content=False)
+            response = self._pool.request("GET", url, headers=headers, preload_content=False)
         except urllib3.exceptions.HTTPError as error:
             raise LinkDown(f"{url}: {error}") from error
+        self._took(_socket(response), sum(len(k) + len(v) + 4 for k, v in response.headers.items()) + 17)
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            response.close()
+            raise LinkDown(f"{url}: expected the file as it is, got it packed; a proxy changes what it passes on")
+        return response
 
     def chunks(self, response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
         """The body as it comes in: what arrived before the link broke is handed out, so that a resume gets further."""
+        connection = _socket(response)
+        took_s, brought = 0.0, 0
         try:
-            while chunk := response.read1(CHUNK):
-                self.received += len(chunk)
+            while True:
+                amount = self._turn()
+                began_s = self._now_s()
+                chunk = response.read1(amount, decode_content=False)
+                self._took(connection, len(chunk))
                 if self.stopping.is_set():
                     raise LinkDown(f"{response.url}: the agent stops")
+                if not chunk:
+                    return
                 yield chunk
+                took_s, brought = took_s + self._now_s() - began_s, brought + len(chunk)
+                if took_s >= SLOW_S:
+                    if brought < SLOW_BYTES:
+                        raise LinkDown(f"{response.url}: expected {SLOW_BYTES} bytes in {took_s:.0f} s, got {brought}")
+                    took_s, brought = 0.0, 0
         except urllib3.exceptions.HTTPError as error:
             raise LinkDown(f"{response.url}: {error}") from error
         finally:
+            self._took(connection, 0)
             response.close()  # a connection with half a body in it must not be used again
 
     def blob(
@@ -74,7 +161,7 @@ class Link:
             disk.unlink(part)
             have = 0
         if have < size or size == 0:
-            self._resume(disk, url, part, have, size, interrupt)
+            self._persevere(lambda: self._resume(disk, url, part, size, interrupt), lambda: disk.size(part) or 0)
         got = disk.sha256(part)
         if got != sha256:
             disk.unlink(part)  # or every later try would build on the same wrong bytes
@@ -82,47 +169,174 @@ class Link:
         disk.fsync(part)
         disk.fsync(part.parent)
 
-    def _resume(self, disk: Disk, url: str, part: Path, have: int, size: int, interrupt: Callable[[], None]) -> None:
-        response = self.open(url, have)
+    def unsigned(
+        self, disk: Disk, url: str, part: Path, limit: int, interrupt: Callable[[], None] = lambda: None
+    ) -> None:
+        """Download what nobody has signed, at most `limit` bytes of it. Raises Absent, LinkDown, WrongBytes, OSError.
+
+        Its ETag lies beside it, so that a file which was replaced meanwhile is begun anew.
+        """
+        self._persevere(
+            lambda: self._resume(disk, url, part, None, interrupt, limit=limit), lambda: disk.size(part) or 0
+        )
+
+    def settle(self) -> None:
+        """A package is in, or was given up: what was reserved of the day's ration and not used is free again."""
+        if self._ration is not None:
+            self._ration.settle()
+
+    def _persevere(self, resume: Callable[[], None], size: Callable[[], int]) -> None:
+        """`resume` until it is through, as long as each connection brings something."""
+        while True:
+            before = size()
+            try:
+                resume()
+                return
+            except (Spent, Absent):
+                raise
+            except LinkDown:
+                if self.stopping.is_set() or size() - before < WORTH:
+                    raise
+
+    def _resume(
+        self,
+        disk: Disk,
+        url: str,
+        part: Path,
+        size: int | None,
+        interrupt: Callable[[], None],
+        *,
+        limit: int | None = None,
+    ) -> None:
+        """One connection. Of a `size` that is signed, or of at most `limit` bytes of what is told apart by its ETag."""
+        have = disk.size(part) or 0
+        tag = etag_of(part)
+        response = self.open(url, have, _text(disk, tag) if size is None else "")
         if response.status == 416:
-            response.close()  # not back to the pool: what is unread would be taken for the next answer
+            self._discard(response)
+            if size is None:
+                return  # there is no more of it
             disk.unlink(part)
             raise LinkDown(f"{url}: the repository has fewer bytes than were downloaded; starting again")
         if response.status not in (200, 206):
-            response.close()  # not back to the pool: what is unread would be taken for the next answer
-            raise LinkDown(f"{url}: expected the file, got HTTP {response.status}")
+            self._discard(response)
+            kind = Absent if response.status in (403, 404, 410) else LinkDown
+            raise kind(f"{url}: expected the file, got HTTP {response.status}")
+        begins = _RANGE.match(response.headers.get("Content-Range", ""))
+        if response.status == 206 and begins and int(begins[1]) != have:
+            self._discard(response)
+            disk.unlink(part)
+            raise LinkDown(f"{url}: expected bytes from {have}, got those from {begins[1]}; starting again")
         if response.status == 200 or not have:
             disk.write(part, b"")
             have = 0
+            if size is None:
+                disk.write(tag, response.headers.get("ETag", "").encode("ascii", "replace")[:256])
+        whole = have + _length(response) if size is None else size
+        synced = have
         for chunk in self.chunks(response):
-            if have + len(chunk) > size:
+            if have + len(chunk) > (whole if limit is None else min(whole, limit)):
                 disk.unlink(part)
-                raise WrongBytes(f"{url}: expected {size} bytes, got more")
+                raise WrongBytes(f"{url}: expected {whole if limit is None else limit} bytes, got more")
             disk.append(part, chunk)
             have += len(chunk)
+            if have - synced >= SYNC_BYTES:
+                disk.fsync(part)
+                synced = have
             interrupt()
-        if have < size:
-            raise LinkDown(f"{url}: broke off after {have} of {size} bytes")
+        if have < whole:
+            raise LinkDown(f"{url}: broke off after {have} of {whole} bytes")
+
+    def _discard(self, response: urllib3.BaseHTTPResponse) -> None:
+        """Not back to the pool: what is unread would be taken for the next answer."""
+        self._took(_socket(response), 0)
+        response.close()
+
+    def _connections(self, rate: int | None) -> Pool:
+        """A kernel that takes in ahead of a paced reader would burst, so it may only buffer two seconds' worth."""
+        options: dict[str, Any] = dict(self._options)
+        if rate is not None:
+            buffer = min(max(2 * rate, PACED_BUFFER[0]), PACED_BUFFER[1])
+            usual = urllib3.connection.HTTPConnection.default_socket_options
+            options["socket_options"] = [*usual, (socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)]
+        return urllib3.PoolManager(retries=False, timeout=TIMEOUT, maxsize=2, **options)
+
+    def _adopt(self) -> None:
+        """The pace that was asked for meanwhile."""
+        rate = self.download.bytes_per_s
+        if rate != (self._bucket.rate if self._bucket else None):
+            self._bucket = Bucket(rate, self._now_s()) if rate is not None else None
+            self._pool = self._given or self._connections(rate)
+
+    def _turn(self) -> int:
+        """How many bytes may be read now; comes back when some may. Raises Spent, LinkDown."""
+        left = self._ration_left()
+        if self._bucket is None:
+            return min(CHUNK, left)
+        while (wait_s := self._bucket.wait_s(self._now_s())) > 0:
+            self.waited_s += wait_s
+            self._wait(wait_s)
+            if self.stopping.is_set():
+                raise LinkDown("the agent stops")
+        return min(CHUNK, left, self._bucket.read)
+
+    def _ration_left(self) -> int:
+        """Raises Spent."""
+        limit = self.download.bytes_per_day
+        if limit is None or self._ration is None:
+            return CHUNK
+        left = self._ration.left(limit)
+        if left == 0:
+            raise Spent(limit, self._ration.next_s())
+        return left
+
+    def _took(self, connection: socket.socket | None, n: int) -> None:
+        """Count `n` bytes that were read, or whatever else the kernel says came over this connection."""
+        if self._bucket is not None:
+            self._bucket.take(n)
+        sent, received = 0, n
+        if connection is not None and (now := _kernel_counts(connection)) is not None:
+            then = self._wire.get(connection, (0, 0))
+            self._wire[connection] = now
+            sent, received = now[0] - then[0], now[1] - then[1]
+        self.sent += sent
+        self.received += received
+        if self._ration is not None and self.download.bytes_per_day is not None:
+            self._ration.take(sent + received)
+
+    def _now_s(self) -> float:
+        return self._clock.monotonic_ns() / 1e9
 
 
-class TufFetcher(FetcherInterface):
-    """What python-tuf reads metadata and manifests through."""
+def etag_of(part: Path) -> Path:
+    """Where the ETag of a file lies that has no signed hash."""
+    return part.with_name(part.name + ".etag")
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
 
-    def _fetch(self, url: str) -> Iterator[bytes]:
-        try:
-            response = self._link.open(url)
-        except LinkDown as error:
-            raise tuf_errors.DownloadError(str(error)) from error
-        if response.status >= 400:
-            response.close()  # not back to the pool: what is unread would be taken for the next answer
-            raise tuf_errors.DownloadHTTPError(f"{url}: HTTP {response.status}", response.status)
-        return self._checked(response)
+def _text(disk: Disk, place: Path) -> str:
+    return disk.read(place).decode("ascii", "replace") if disk.size(place) else ""
 
-    def _checked(self, response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
-        try:
-            yield from self._link.chunks(response)
-        except LinkDown as error:
-            raise tuf_errors.DownloadError(str(error)) from error
+
+def _length(response: urllib3.BaseHTTPResponse) -> int:
+    """Raises LinkDown."""
+    said = response.headers.get("Content-Length", "")
+    if not said.isdigit():
+        response.close()
+        raise LinkDown(f"{response.url}: expected a Content-Length, got none")
+    return int(said)
+
+
+def _socket(response: urllib3.BaseHTTPResponse) -> socket.socket | None:
+    """Of a connection that still has some of the body to bring."""
+    return getattr(response.connection, "sock", None)
+
+
+def _kernel_counts(connection: socket.socket) -> tuple[int, int] | None:
+    """(sent, received) bytes of a TCP connection since it began, its TLS included. None where nobody counts them."""
+    try:
+        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO)
+    except (OSError, AttributeError):
+        return None
+    if len(info) < _TCP_INFO:
+        return None
+    return tuple(int.from_bytes(info[at : at + 8], sys.byteorder) for at in (_SENT, _RECEIVED))  # type: ignore[return-value]

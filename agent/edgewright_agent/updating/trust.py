@@ -5,20 +5,22 @@ python-tuf does it. The hub signs only timestamp and snapshot, so a stolen hub c
 
 Time for expiry is the later of the system's clock and the highest time ever trusted, so that a clock set back cannot
 revive old metadata; a clock raises that mark only while it is synced, so that a wrong one cannot end all updates.
+A repository that drips, or that sends without an end, is left after `REFRESH_S` or `CONFIG.targets_max_length`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import msgspec
 from tuf.api import exceptions as tuf_errors
 from tuf.api.metadata import Metadata, TargetFile, Targets  # type: ignore[attr-defined]
 from tuf.ngclient.config import UpdaterConfig
+from tuf.ngclient.fetcher import FetcherInterface
 from tuf.ngclient.updater import Updater
 
 from edgewright_contracts.codec import KIB, Millis, decode
@@ -27,9 +29,10 @@ from edgewright_contracts.manifest import MANIFEST_BYTES
 
 from ..clock import Clock
 from ..disk import Disk, atomic_write
-from .fetch import Link, LinkDown, TufFetcher
+from .fetch import WORTH, Link, LinkDown
 
 CONFIG: Final = UpdaterConfig(targets_max_length=2_000_000)
+REFRESH_S: Final = 600.0  # 750 kB at 10 kbit/s; what the pace that was asked for takes is not counted
 
 
 class Distrusted(Refused):
@@ -51,13 +54,14 @@ class Trust:
         self._disk, self._folder, self._root, self._repo = disk, folder, root, repo
         self._link, self._clock = link, clock
 
-    def manifest(self, name: str, digest: str) -> bytes:
+    def manifest(self, name: str, digest: str, interrupt: Callable[[], None] = lambda: None) -> bytes:
         """Refresh all metadata, then fetch the allowed manifest with this digest.
 
-        Raises LinkDown, Distrusted, NotAllowed, OSError.
+        What `interrupt` raises breaks it off; it is called for every chunk. Raises LinkDown, Distrusted, NotAllowed,
+        OSError.
         """
         with self._verifying():
-            updater = self._refreshed()
+            updater = self._refreshed(interrupt)
             path, target = self._find(name, digest)
             if target.length > MANIFEST_BYTES:
                 raise Distrusted(f"{path}: expected a manifest of at most {MANIFEST_BYTES} bytes, got {target.length}")
@@ -67,7 +71,7 @@ class Trust:
             self._disk.unlink(local)
             return data
 
-    def allow(self, name: str, digest: str) -> None:
+    def allow(self, name: str, digest: str, interrupt: Callable[[], None] = lambda: None) -> None:
         """Whether a package that is on this device already may run: by what the owner signs now, or, while the
         repository cannot be reached, by what was verified last, until that expires.
 
@@ -75,8 +79,10 @@ class Trust:
         """
         with self._verifying():
             try:
-                self._refreshed()
-            except tuf_errors.DownloadError:
+                self._refreshed(interrupt)
+            except tuf_errors.DownloadLengthMismatchError:
+                raise  # it can be reached very well
+            except (LinkDown, tuf_errors.DownloadError):
                 file = self._folder / "targets.json"
                 if not file.exists():
                     raise  # nothing was ever verified
@@ -88,12 +94,14 @@ class Trust:
     def _verifying(self) -> Iterator[None]:
         try:
             yield
+        except tuf_errors.DownloadLengthMismatchError as error:
+            raise Distrusted(f"the repository {self._repo} sends more than it may: {error}") from error
         except tuf_errors.DownloadError as error:
             raise LinkDown(f"{self._repo}: {error or type(error).__name__}") from error
         except tuf_errors.RepositoryError as error:
             raise Distrusted(f"the repository {self._repo} does not verify: {error}") from error
 
-    def _refreshed(self) -> Updater:
+    def _refreshed(self, interrupt: Callable[[], None]) -> Updater:
         """With all metadata as the repository has it now, verified."""
         self._disk.mkdir(self._folder)
         updater = Updater(
@@ -101,7 +109,7 @@ class Trust:
             self._repo + "metadata/",
             str(self._folder),
             self._repo + "targets/",
-            TufFetcher(self._link),
+            Fetcher(self._link, self._clock, interrupt),
             CONFIG,
             bootstrap=self._root,
         )
@@ -135,3 +143,48 @@ class Trust:
             return 0
         except ContractError:
             return 0  # a damaged mark protects nothing; the next refresh writes a good one
+
+
+class Fetcher(FetcherInterface):
+    """What python-tuf reads metadata and one manifest through."""
+
+    def __init__(self, link: Link, clock: Clock, interrupt: Callable[[], None]) -> None:
+        self._link, self._clock, self._interrupt = link, clock, interrupt
+        self._began_s = self._busy_s()
+        self._limit = CONFIG.targets_max_length
+
+    @contextmanager
+    def download_file(self, url: str, max_length: int) -> Iterator[IO[bytes]]:
+        self._limit = max_length  # or 2 MB of an endless timestamp would come in before anybody counts them
+        with super().download_file(url, max_length) as file:
+            yield file
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        """A generator, so that python-tuf passes on unchanged what it raises: LinkDown, or what `interrupt` does."""
+        while (data := self._whole(url)) is None:
+            pass
+        yield data
+
+    def _whole(self, url: str) -> bytes | None:
+        """None when the link broke after something had come in: worth another try."""
+        response = self._link.open(url)
+        if response.status != 200:
+            response.close()  # not back to the pool: what is unread would be taken for the next answer
+            raise tuf_errors.DownloadHTTPError(f"{url}: HTTP {response.status}", response.status)
+        data = bytearray()
+        try:
+            for chunk in self._link.chunks(response):
+                data += chunk
+                self._interrupt()
+                if len(data) > self._limit:
+                    raise tuf_errors.DownloadLengthMismatchError(f"{url}: expected at most {self._limit} bytes")
+                if self._busy_s() - self._began_s > REFRESH_S:
+                    raise tuf_errors.SlowRetrievalError(f"{url}: the metadata took longer than {REFRESH_S:.0f} s")
+        except LinkDown:
+            if self._link.stopping.is_set() or len(data) < WORTH:
+                raise
+            return None
+        return bytes(data)
+
+    def _busy_s(self) -> float:
+        return self._clock.monotonic_ns() / 1e9 - self._link.waited_s
