@@ -7,13 +7,15 @@ import subprocess
 import sys
 import threading
 
+import msgspec
 import numpy as np
 import pytest
 
 from edgewright_agent.updating import health
 from edgewright_agent.updating.health import CutShort, Health, NoVerdict, judge
+from edgewright_agent.updating.quality import PrePeriod
 from edgewright_agent.updating.slots import Damaged
-from edgewright_agent.updating.update import PrePeriod, Record, State
+from edgewright_agent.updating.update import Record, State
 from edgewright_contracts import binning
 from edgewright_contracts.manifest import Budgets
 from edgewright_contracts.report import Window
@@ -33,6 +35,13 @@ def record(**more) -> Record:
     return Record(state=State.PROBATION, before=PrePeriod(10_000, 100, 50), **more)
 
 
+NONE = Budgets()
+
+
+def judged(windows, record, budgets=NONE, rss_mb=100):
+    return judge(windows, record, budgets, rss_mb, None)
+
+
 @pytest.mark.parametrize(
     ("seen", "expected"),
     [
@@ -47,29 +56,41 @@ def record(**more) -> Record:
     ],
 )
 def test_a_window_is_judged_against_the_package_before(seen, expected):
-    assert judge([seen], record(), Budgets(), 100).health is expected
+    assert judged([seen], record()).health is expected
 
 
-def test_a_first_install_is_judged_against_one_in_a_hundred():
+def test_a_first_install_is_judged_against_the_limit_of_a_first_version():
     first = Record(state=State.PROBATION)
-    assert judge([window(errors=3)], first, Budgets(), 100).health is Health.HEALTHY
-    assert judge([window(errors=50)], first, Budgets(), 100).health is Health.BROKEN
+    assert judged([window(errors=3)], first).health is Health.HEALTHY
+    found = judged([window(errors=50)], first)
+    assert (found.health, found.reason) == (Health.BROKEN, "errors: 50 of 100, against a limit of 2%")
+
+
+def test_evidence_adds_up_over_the_windows_of_a_probation():
+    healths, one = [], record()
+    for _ in range(8):
+        found = judged([window(errors=6)], one)
+        healths.append(found.health)
+        one = msgspec.json.decode(msgspec.json.encode(record(seen=found.seen)), type=Record)  # as after a reboot
+    assert healths[0] is Health.HEALTHY
+    assert healths[-1] is Health.BROKEN
+    assert one.seen.n == 800
 
 
 def test_a_budget_is_broken_when_it_was_missed_three_times_in_a_row():
     budgets = Budgets(p95_ms=2)
     breaches, seen = 0, []
     for run_ms in (5, 5, 1, 5, 5, 5):
-        verdict = judge([window(run_ms=run_ms)], record(breaches=breaches), budgets, 100)
+        verdict = judged([window(run_ms=run_ms)], record(breaches=breaches), budgets)
         breaches = verdict.breaches
         seen.append(verdict.health)
     strained, healthy = Health.STRAINED, Health.HEALTHY
     assert seen == [strained, strained, healthy, strained, strained, Health.BROKEN]
-    assert judge([window()], record(breaches=2), Budgets(rss_mb=50), 100).reason == "RSS 100 MB, budget 50 MB"
+    assert judged([window()], record(breaches=2), Budgets(rss_mb=50)).reason == "RSS 100 MB, budget 50 MB"
 
 
 def test_windows_of_several_contexts_are_judged_together():
-    verdict = judge([window(n=50, errors=3), window(n=50, errors=7)], record(), Budgets(), 100)
+    verdict = judged([window(n=50, errors=3), window(n=50, errors=7)], record())
     assert verdict.health is Health.BROKEN
 
 

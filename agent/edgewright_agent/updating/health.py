@@ -1,8 +1,7 @@
 """Whether a package does well on this device: the self-test in a child process, and the windows of its probation.
 
-Pure but for `selftest`. Rules of a window in probation, against the package before it on the same device:
-- error or reject rate: worse when a two-proportion z-test says so at 3.1 (one in a thousand) with at least `MIN_BAD`
-  bad ones and twice the rate; without a pre-period the yardstick is 1 bad in 100;
+Pure but for `selftest`. Rules of a window in probation:
+- errors, rejected inputs and low confidence, against the package before it on the same device: see `quality`;
 - budgets of the manifest (p95 latency, RSS): broken when over in 3 of 3 windows;
 - a window in which nothing was inferred says nothing.
 """
@@ -15,28 +14,26 @@ import sys
 import threading
 from collections.abc import Callable
 from enum import StrEnum
-from math import sqrt
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
 
 from edgewright_contracts import binning
+from edgewright_contracts.baseline import Baseline
 from edgewright_contracts.errors import Unavailable
 from edgewright_contracts.event import FailureClass
 from edgewright_contracts.manifest import Budgets
 from edgewright_contracts.report import Window
 
+from . import quality
+from .quality import Seen
 from .selftest_child import Verdict
 from .slots import Damaged
-from .update import Event, PrePeriod, Record
+from .update import Event, Record
 
 SELFTEST_S: Final = 120.0
-MIN_BAD: Final = 5
-Z: Final = 3.1
-RATIO: Final = 2.0
 BREACHES: Final = 3
-UNKNOWN: Final = PrePeriod(100, 1, 1)  # the yardstick of a first install
 LOG_TAIL: Final = 8000
 FROM_OUTSIDE: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # no model sends these to itself
 
@@ -60,6 +57,7 @@ class Judgement(NamedTuple):
     health: Health
     reason: str
     breaches: int
+    seen: Seen  # of the whole probation
 
 
 class Conclusion(NamedTuple):
@@ -68,25 +66,21 @@ class Conclusion(NamedTuple):
     failure: FailureClass | None
 
 
-def judge(windows: list[Window], record: Record, budgets: Budgets, rss_mb: float) -> Judgement:
-    """The windows that were sealed together for the package in probation (one per context)."""
-    n, errors = sum(w.n for w in windows), sum(w.error_count for w in windows)
-    rejected = sum(sum(w.rejected.values()) for w in windows)
-    if n + rejected == 0:
-        return Judgement(Health.SILENT, "", record.breaches)
-    before = record.before if record.before.n else UNKNOWN
-    for what, bad, trials, base in (
-        ("errors", errors, n, before.errors / before.n),
-        ("rejected inputs", rejected, n + rejected, before.rejected / (before.n + before.rejected)),
-    ):
-        if worse(bad, trials, base, before.n):
-            reason = f"{what}: {bad} of {trials}, against {base:.2%} before"
-            return Judgement(Health.BROKEN, reason, record.breaches)
+def judge(
+    windows: list[Window], record: Record, budgets: Budgets, rss_mb: float, baseline: Baseline | None
+) -> Judgement:
+    """The windows that were sealed together for the package in probation (one per context), whose baseline this is."""
+    more = quality.seen(windows, baseline)
+    if more.n + more.rejected == 0:
+        return Judgement(Health.SILENT, "", record.breaches, record.seen)
+    now = record.seen.plus(more)
+    if worse := quality.worse(now, record.before, baseline):
+        return Judgement(Health.BROKEN, worse, record.breaches, now)
     over = over_budget(windows, budgets, rss_mb)
     if not over:
-        return Judgement(Health.HEALTHY, "", 0)
+        return Judgement(Health.HEALTHY, "", 0, now)
     breaches = record.breaches + 1
-    return Judgement(Health.BROKEN if breaches >= BREACHES else Health.STRAINED, over, breaches)
+    return Judgement(Health.BROKEN if breaches >= BREACHES else Health.STRAINED, over, breaches, now)
 
 
 def conclude(record: Record, took_s: float, online: bool) -> Conclusion | None:
@@ -101,15 +95,6 @@ def conclude(record: Record, took_s: float, online: bool) -> Conclusion | None:
         reason = f"no verdict in {rule.max_s:g} s: {record.healthy} of {rule.windows} healthy windows"
         return Conclusion(Event.DELAYED, reason, "operator")
     return None
-
-
-def worse(bad: int, trials: int, base: float, base_n: int) -> bool:
-    """Whether bad/trials is worse than `base`, a rate that was seen over `base_n`."""
-    if bad < MIN_BAD or bad / trials < RATIO * base:
-        return False
-    pooled = (bad + base * base_n) / (trials + base_n)
-    spread = sqrt(pooled * (1 - pooled) * (1 / trials + 1 / base_n))
-    return spread == 0 or (bad / trials - base) / spread > Z
 
 
 def over_budget(windows: list[Window], budgets: Budgets, rss_mb: float) -> str:

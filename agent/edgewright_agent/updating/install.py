@@ -183,11 +183,10 @@ class Installer:
             job.remember(sealed.windows)
 
     def _judge(self, job: Job, windows: list[Window], rss_mb: float) -> None:
-        budgets = job.loaded.package.manifest.budgets if job.loaded else None
-        if budgets is None:
+        loaded, record = job.loaded, job.record
+        if loaded is None:
             return
-        record = job.record
-        verdict = health.judge(windows, record, budgets, rss_mb)
+        verdict = health.judge(windows, record, loaded.package.manifest.budgets, rss_mb, loaded.baseline)
         if verdict.health is Health.BROKEN:
             job.go(Event.BROKEN, reason=verdict.reason, failure="model")
             return
@@ -197,6 +196,7 @@ class Installer:
                 record,
                 healthy=record.healthy + well,
                 breaches=verdict.breaches,
+                seen=verdict.seen,
                 crashes=0 if well else record.crashes,
                 reason=verdict.reason or record.reason,
             )

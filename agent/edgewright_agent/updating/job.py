@@ -21,11 +21,10 @@ from edgewright_contracts.report import Phase, Rollout, Window
 from edgewright_runtime.runtime import Session
 
 from ..clock import Clock
-from . import update
+from . import quality, update
 from .slots import ModelState, Side, Slot, Store
-from .update import Event, PrePeriod, Record, State
+from .update import Event, Record, State
 
-HISTORY_N: Final = 100_000  # inferences that the pre-period remembers before it halves
 HISTORY_S: Final = 3600.0  # between two writes of it, but for the first ones: flash wears
 
 log = logging.getLogger(__name__)
@@ -146,13 +145,9 @@ class Job:
     def remember(self, windows: list[Window]) -> None:
         """Add windows of the running package to its pre-period; old ones fade."""
         running = self.state.running
-        h = self.history
-        for w in windows:
-            if running is not None and w.digest == running.digest[:16] and w.phase == "normal":
-                h = PrePeriod(h.n + w.n, h.errors + w.error_count, h.rejected + sum(w.rejected.values()))
-        if h.n > HISTORY_N:
-            h = PrePeriod(h.n // 2, h.errors // 2, h.rejected // 2)
-        self.history = h
+        mine = [w for w in windows if running and w.digest == running.digest[:16] and w.phase == "normal"]
+        baseline = self.loaded.baseline if self.loaded else None
+        h = self.history = quality.remembered(self.history, quality.seen(mine, baseline), baseline)
         if h.n >= 2 * self.state.history.n or self.now_s - self.history_kept_s >= HISTORY_S:
             try:
                 self.keep_history()

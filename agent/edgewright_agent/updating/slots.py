@@ -21,7 +21,8 @@ from edgewright_contracts.manifest import Manifest, Variant, VariantId, decode_m
 from edgewright_contracts.package import Package
 
 from ..disk import Disk, atomic_write
-from .update import PrePeriod, Record
+from .quality import PrePeriod
+from .update import Record
 
 STATE_BYTES: Final = 1 << 20
 VERSION: Final = 1

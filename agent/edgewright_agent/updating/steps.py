@@ -27,9 +27,10 @@ from .choice import choose
 from .failures import DiskFull
 from .fetch import Link
 from .job import Job, Loaded
+from .quality import PrePeriod, Seen
 from .slots import Damaged, Side, Slot, Store, needed
 from .trust import Trust
-from .update import Event, PrePeriod, State
+from .update import Event, State
 
 SPARE_BYTES: Final = 4 << 20  # of disk that a download leaves free
 WARM_ROWS: Final = 3
@@ -130,7 +131,7 @@ class Steps:
         side, _ = job.staged()
         assert job.candidate is not None  # a boot in this state goes back to warm-up
         record = msgspec.structs.replace(
-            update.advance(job.record, Event.DONE), before=job.history, healthy=0, breaches=0, crashes=0
+            update.advance(job.record, Event.DONE), before=job.history, seen=Seen(), healthy=0, breaches=0, crashes=0
         )
         job.emit(record, "")
         # One write moves the pointer and begins the probation: there is no moment between them. The package answers

@@ -19,6 +19,8 @@ from edgewright_contracts.codec import Sha256
 from edgewright_contracts.desired import DesiredModel
 from edgewright_contracts.event import FailureClass
 
+from .quality import PrePeriod, Seen
+
 VERSION: Final = 1
 RETRY_S: Final = (10.0, 3600.0)  # first and longest wait before another attempt
 
@@ -106,14 +108,6 @@ CRASHES: Final = {S.SELFTEST: 40, S.WARMUP: 3, S.ACTIVATE: 3, S.PROBATION: 3}
 CANCELLED: Final = frozenset(s for s in S if (s, E.WITHDRAWN) in TABLE)
 
 
-class PrePeriod(msgspec.Struct, frozen=True):
-    """What the package before did on this device: the yardstick of probation."""
-
-    n: int = 0
-    errors: int = 0
-    rejected: int = 0
-
-
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Persisted in `state.json`. `wanted` is None when nothing was ever wanted."""
 
@@ -127,6 +121,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     failure: FailureClass | None = None
     reason: str = ""
     before: PrePeriod = PrePeriod()
+    seen: Seen = Seen()  # of this probation, all windows
 
     @property
     def digest(self) -> Sha256:
