@@ -9,7 +9,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from edgewright_agent.inference.model import Active, InferenceFailed, Model, Rejected, sample
+from edgewright_agent.inference.breaker import FAILURES
+from edgewright_agent.inference.checks import LARGEST, Rejected, checker, sample
+from edgewright_agent.inference.model import Active, InferenceFailed, Model
 from edgewright_agent.telemetry import rows
 from edgewright_agent.telemetry.counts import Clocks
 from edgewright_agent.telemetry.meter import Meter
@@ -18,6 +20,7 @@ from edgewright_agent.telemetry.rows import Subject
 from edgewright_contracts import binning
 from edgewright_contracts.baseline import decode_baseline, per_channel
 from edgewright_contracts.errors import Unavailable
+from edgewright_contracts.manifest import TensorIn
 from edgewright_contracts.report import Hits, Usage
 from edgewright_runtime.runtime import open_session
 from sim import packages
@@ -45,6 +48,24 @@ def device(package):
     model = Model("digits", meter, SimClock(), itertools.count(1))
     model.switch(Active(subject, session))
     return model, meter, subject
+
+
+OUTPUTS = {"probabilities": np.zeros((1, 10), np.float32), "monitor": np.zeros((1, 6), np.float32)}
+
+
+class Answers:
+    """A session that gives the same outputs, unless it is told to fail."""
+
+    runtime, version, concurrent = "onnxruntime", "1", True
+
+    def __init__(self, outputs=None):
+        self.outputs, self.failing, self.calls = outputs, False, 0
+
+    def run(self, inputs):
+        self.calls += 1
+        if self.failing:
+            raise ValueError("kernel")
+        return dict(self.outputs)
 
 
 def take(meter, *subjects):
@@ -172,6 +193,19 @@ def test_contexts_are_windows_of_their_own_and_unknown_ones_are_refused(device):
     ("inputs", "reason"),
     [
         ({}, "missing"),
+        (None, "missing"),
+        ([np.zeros((8, 8), np.uint8)], "missing"),
+        ({"image": None}, "missing"),
+        ({"image": np.zeros((8, 8), np.uint8), "more": 1, 2: 3}, "unknown"),
+        ({"image": b"\0" * 64}, "dtype"),
+        ({"image": np.full((8, 8), None, object)}, "dtype"),
+        ({"image": np.zeros((8, 8), ">u2")}, "dtype"),
+        ({"image": np.uint8(3)}, "dtype"),
+        ({"image": np.array(3, np.uint8)}, "shape"),
+        ({"image": np.zeros((0, 8), np.uint8)}, "shape"),
+        ({"image": np.zeros((), np.uint8)}, "shape"),
+        ({"image": np.zeros(64, np.uint8)}, "shape"),
+        ({"image": np.broadcast_to(np.uint8(0), (LARGEST + 1,))}, "size"),
         ({"image": [[0] * 8] * 8}, "dtype"),
         ({"image": np.zeros((8, 8), np.float32)}, "dtype"),
         ({"image": np.zeros((1, 8, 8), np.uint8)}, "shape"),
@@ -188,10 +222,37 @@ def test_an_input_that_the_manifest_does_not_allow_never_reaches_the_model(devic
     assert (window.n, window.rejected) == (0, {reason: 1})
 
 
-def test_nan_and_range_of_floats(package):
-    from edgewright_agent.inference.model import checker
-    from edgewright_contracts.manifest import TensorIn
+def test_what_is_refused_leaves_no_trace_in_the_statistics_of_the_model(device):
+    model, meter, subject = device
+    x, _ = packages.draw(1, seed=4)
+    model.predict({"image": x[0]})
+    for bad in (np.full((8, 8), 200, np.uint8), x[0].astype(np.float64), x):
+        with pytest.raises(Rejected):
+            model.predict({"image": bad}, context="night")
+    with pytest.raises(Rejected):
+        model.predict({"image": x[0]}, context=["night"])
+    model.predict({"image": x[0]})
+    windows = {w.context: w for w in take(meter, subject)}
+    assert (windows[""].n, windows[""].n_monitored, windows[""].repeated) == (2, 2, 1)
+    assert windows[""].rejected == {"context": 1}
+    night = windows["night"]
+    assert (night.n, night.rejected) == (0, {"range": 1, "dtype": 1, "shape": 1})
+    assert (night.cells, night.latency_total, night.errors, night.shed) == (b"", b"", {}, {})
 
+
+def test_arrays_need_not_be_contiguous_nor_of_the_class_itself(device, tmp_path):
+    model, _, _ = device
+    x, _ = packages.draw(1, seed=4)
+    plain = model.predict({"image": x[0]}).outputs["probabilities"]
+    mapped = np.memmap(tmp_path / "x", np.uint8, "w+", shape=(8, 8))
+    mapped[:] = x[0]
+    wide = np.zeros((8, 16), np.uint8)
+    wide[:, ::2] = x[0]
+    for same in (mapped, wide[:, ::2], np.asfortranarray(x[0]), x[0][::-1][::-1]):
+        np.testing.assert_array_equal(model.predict({"image": same}).outputs["probabilities"], plain)
+
+
+def test_nan_and_range_of_floats():
     check = checker(TensorIn(name="x", dtype="float32", shape=(3,), valid=(-1, 1)))
     assert check({"x": np.array([-1, 0, 1], np.float32)}).shape == (1, 3)
     for values, reason in (
@@ -276,6 +337,83 @@ def test_repeated_inputs_are_counted(device):
     assert take(meter, subject)[0].repeated == 1
 
 
+def test_a_stuck_camera_shows_beside_one_that_works(device):
+    model, meter, subject = device
+    x, _ = packages.draw(20, seed=4)
+    for one in x:
+        model.predict({"image": x[0]}, context="night")  # a context of its own: the other one lies between
+        model.predict({"image": one})
+    windows = {w.context: w for w in take(meter, subject)}
+    assert {c: (w.n, w.repeated) for c, w in windows.items()} == {"": (20, 0), "night": (20, 19)}
+
+
+def test_every_input_must_repeat_for_an_inference_to_be_a_repeated_one(package):
+    both = msgspec.structs.replace(
+        package.manifest, inputs=(TensorIn(name="a", dtype="float32", shape=(1,)), *package.manifest.inputs)
+    )
+    variant = both.variant("onnx-fp32")
+    subject = Subject("digits", both, package.digest, variant, decode_baseline(package.read(variant.baseline)))
+    meter = Meter(threading.Event())
+    model = Model("digits", meter, SimClock(), itertools.count(1))
+    model.switch(Active(subject, Answers(OUTPUTS)))
+    x, _ = packages.draw(2, seed=4)
+    for a, image in ((1, 0), (1, 0), (1, 1), (2, 1), (2, 1)):
+        model.predict({"a": np.array([a], np.float32), "image": x[image]})
+    assert take(meter, subject)[0].repeated == 2
+
+
+def test_the_age_of_an_input_is_counted_where_it_can_be_true(device):
+    model, meter, subject = device
+    x, _ = packages.draw(1, seed=4)
+    now = SimClock().monotonic_ns()
+    for captured_at in (now - 250_000_000, now - 250_000_000, now + 1, now - 90_000 * 10**9, None, 0):
+        model.predict({"image": x[0]}, captured_at=captured_at)
+    for wrong in (0.25, "now"):
+        with pytest.raises(Rejected, match="nanoseconds"):
+            model.predict({"image": x[0]}, captured_at=wrong)
+    (window,) = take(meter, subject)
+    ages = binning.unpack_grid(window.input_age)
+    assert window.n == 6
+    assert int(ages.sum()) == 3
+    assert ages[binning.grid_index(250_000_000)] == 2
+    assert window.shed == {"input_age": 2}
+    assert window.rejected == {"captured_at": 2}
+
+
+def test_frames_of_one_scene_are_one_sample_and_every_one_is_an_inference(device):
+    model, meter, subject = device
+    clock = SimClock()
+    model = Model("digits", meter, clock, itertools.count(1))
+    model.switch(Active(subject, device[0].active.session))
+    meter.scene_ns = 10 * 10**9
+    x, _ = packages.draw(1, seed=4)
+    for _ in range(30):
+        model.predict({"image": x[0]})
+        model.predict({"image": x[0]}, context="night")
+        clock.advance(1)
+    windows = {w.context: w for w in take(meter, subject)}
+    assert {c: (w.n, w.n_monitored, w.shed) for c, w in windows.items()} == {"": (30, 3, {}), "night": (30, 3, {})}
+
+
+def test_what_the_governor_spares_is_counted_and_what_the_hub_leaves_out_is_not(device):
+    model, meter, subject = device
+    meter.asked_every, meter.monitor_every = 2, 20
+    x, _ = packages.draw(1, seed=4)
+    for _ in range(40):
+        model.predict({"image": x[0]})
+    (window,) = take(meter, subject)
+    assert (window.n, window.n_monitored, window.shed) == (40, 2, {"channels": 18})
+
+
+def test_what_is_shed_waits_for_a_window_that_can_say_so(device):
+    _, meter, subject = device
+    meter.outcome(Outcome(10**9, "correct", 1))
+    meter.shed("samples", 3)
+    meter.drain()
+    assert meter.take([], CLOCKS, Usage()) == []
+    assert take(meter, subject)[0].shed == {"outcomes": 1, "samples": 3}
+
+
 def test_a_small_input_is_compared_whole_and_a_large_one_by_its_steps():
     x = np.zeros((64, 64), np.float32)
     y = x.copy()
@@ -336,3 +474,103 @@ def test_only_every_nth_inference_is_monitored_when_asked(device):
         model.predict({"image": x[0]})
     (window,) = take(meter, subject)
     assert (window.n, window.n_monitored) == (40, 10)
+
+
+@pytest.fixture
+def fragile(device):
+    """(model, session, clock, meter, subject, what was told of the breaker)"""
+    _, meter, subject = device
+    clock, told = SimClock(), []
+    model = Model("digits", meter, clock, itertools.count(1), told.append)
+    session = Answers(OUTPUTS)
+    model.switch(Active(subject, session))
+    return model, session, clock, meter, subject, told
+
+
+def fails(model, times, error=InferenceFailed):
+    x, _ = packages.draw(1, seed=4)
+    for _ in range(times):
+        with pytest.raises(error) as caught:
+            model.predict({"image": x[0]})
+        assert type(caught.value) is error
+
+
+def test_a_model_that_fails_again_and_again_is_left_alone_and_probed_ever_more_rarely(fragile):
+    model, session, clock, meter, subject, told = fragile
+    session.failing = True
+    fails(model, FAILURES)
+    assert [t.open for t in told] == [True]
+    for pause in (1, 2, 4, 8, 16, 32, 60, 60):
+        fails(model, 3, Unavailable)
+        clock.advance(pause - 0.1)
+        fails(model, 1, Unavailable)
+        clock.advance(0.1)
+        before = session.calls
+        fails(model, 1)  # the probe, and only one
+        fails(model, 1, Unavailable)
+        assert session.calls == before + 1
+    (window,) = take(meter, subject)
+    assert (window.n, window.errors) == (FAILURES + 8, {"ValueError": FAILURES + 8})
+    assert window.shed == {"refused": 8 * 5}
+    session.failing = False
+    clock.advance(60)
+    x, _ = packages.draw(1, seed=4)
+    for _ in range(3):
+        assert not model.predict({"image": x[0]}).fallback
+    assert [t.open for t in told] == [True, False]
+
+
+def test_errors_with_a_success_between_them_open_nothing(fragile):
+    model, session, _, _, _, told = fragile
+    x, _ = packages.draw(1, seed=4)
+    for _ in range(5):
+        session.failing = True
+        fails(model, FAILURES - 1)
+        session.failing = False
+        model.predict({"image": x[0]})
+    assert told == []
+
+
+def test_another_package_is_not_refused_for_what_the_one_before_did(fragile):
+    model, session, _, _, subject, _ = fragile
+    session.failing = True
+    fails(model, FAILURES)
+    model.switch(Active(subject, session))  # the same one in another phase
+    fails(model, 1, Unavailable)
+    model.switch(Active(subject, Answers(session.outputs)))
+    x, _ = packages.draw(1, seed=4)
+    assert model.predict({"image": x[0]}).id > 0
+
+
+def test_a_bad_input_is_no_probe(fragile):
+    model, session, clock, _, _, _ = fragile
+    session.failing = True
+    fails(model, FAILURES)
+    clock.advance(1)
+    with pytest.raises(Rejected):
+        model.predict({})
+    fails(model, 1)
+
+
+@pytest.mark.parametrize("declared", [{"score": np.float32(0.5)}, lambda inputs: {"score": np.float32(0.5)}])
+def test_the_declared_fallback_answers_for_a_model_that_cannot_and_says_so(fragile, declared):
+    model, session, _, meter, subject, _ = fragile
+    model.fallback = declared
+    session.failing = True
+    x, _ = packages.draw(1, seed=4)
+    for _ in range(FAILURES + 3):
+        found = model.predict({"image": x[0]})
+        assert (found.id, found.digest, found.fallback, found.outputs) == (0, "", True, {"score": np.float32(0.5)})
+    with pytest.raises(Rejected):
+        model.predict({})
+    (window,) = take(meter, subject)
+    assert (window.n, window.shed) == (FAILURES, {"refused": 3, "fallback": FAILURES + 3})
+    model.switch(None)
+    assert model.predict({"image": x[0]}).fallback
+
+
+def test_a_fallback_that_fails_is_unavailable(fragile):
+    model, _, _, _, _, _ = fragile
+    model.switch(None)
+    model.fallback = lambda inputs: inputs["no such"]
+    fails(model, 1, Unavailable)

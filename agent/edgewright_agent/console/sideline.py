@@ -10,7 +10,7 @@ from edgewright_runtime.runtime import Array, open_session
 
 from .. import identity
 from ..disk import RealDisk
-from ..inference.model import checker
+from ..inference.checks import checker
 from ..updating import slots
 
 

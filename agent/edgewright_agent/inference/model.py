@@ -1,38 +1,40 @@
 """What an application calls: `Model.predict`. Validates, runs, and leaves one row of facts for the meter.
 
 Guarantee: a switch of packages drops no inference, because each one takes the active reference once and keeps it. An
-input that is not what the manifest declares never reaches the model; it raises `Rejected` and is counted by reason.
-An inference waits for nothing but the model itself: for a runtime that is not concurrent, for its turn.
+input that is not what the manifest declares never reaches the model; it raises `Rejected` and is counted by reason, in
+nothing else. An inference waits for nothing but the model itself: for a runtime that is not concurrent, for its turn.
+
+A model that fails `breaker.FAILURES` times in a row is refused or replaced by the declared fallback until a probe
+succeeds. What the breaker refuses is counted as shed (`refused`), what the fallback answers as `fallback`, neither as
+an inference: a model is judged by what it ran.
 """
 
 from __future__ import annotations
 
 import itertools
+import operator
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
 
 import msgspec
-import numpy as np
 
-from edgewright_contracts.errors import RequestError, Unavailable
-from edgewright_contracts.manifest import TensorIn
+from edgewright_contracts.errors import Unavailable
 from edgewright_runtime.runtime import Array, Session
 
 from ..clock import Clock
 from ..telemetry.meter import Meter
-from ..telemetry.rows import Rows, Subject
+from ..telemetry.rows import NO_AGE, WRONG_AGE, Rows, Subject
+from .breaker import FAILURES, Breaker
+from .checks import Rejected, checker, no_mapping, sample, unknown_context, unknown_input
 
-SAMPLE_BYTES: Final = 16 << 10
-STEPPED_BYTES: Final = 512
+OLDEST_NS: Final = 86_400 * 10**9  # an input older than a day has a wrong time, as one of the future has
 
+__all__ = ["Active", "Fallback", "InferenceFailed", "Model", "Prediction", "Rejected", "Turned"]
 
-class Rejected(RequestError):
-    """`reason` is what the windows count: missing, dtype, shape, nan, range or context."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+Fallback = Callable[[Mapping[str, Array]], Mapping[str, Array]] | Mapping[str, Array]
+Tap = Callable[[Mapping[str, Array], Mapping[str, Array], int], object]  # batch, outputs, number of the context
+Sampler = Callable[["Active", int, Mapping[str, Array]], None]  # must return at once, and never raise
 
 
 class InferenceFailed(Unavailable):
@@ -40,17 +42,22 @@ class InferenceFailed(Unavailable):
 
 
 class Prediction(msgspec.Struct, frozen=True, gc=False):
-    """`outputs` are those of one sample; `id` is what a later label or outcome names."""
+    """`outputs` are those of one sample; `id` is what a later label or outcome names. Of a fallback's answer, which no
+    package gave, the id is 0 and digest and variant are empty."""
 
     id: int
     outputs: dict[str, Array]
     digest: str
     variant: str
+    fallback: bool = False
 
 
-Checker = Callable[[Mapping[str, Array]], Array]
-Tap = Callable[[Mapping[str, Array], Mapping[str, Array], int], object]  # batch, outputs, number of the context
-Sampler = Callable[["Active", int, Mapping[str, Array]], None]  # must return at once, and never raise
+class Turned(NamedTuple):
+    """A breaker opened or closed."""
+
+    subject: Subject
+    open: bool
+    reason: str
 
 
 class Active:
@@ -63,9 +70,9 @@ class Active:
         self.turn = None if session.concurrent else turn or threading.Lock()
         self.checks = [(t.name, checker(t)) for t in subject.manifest.inputs]
         self.monitored = subject.monitored
-        self.first = subject.manifest.inputs[0].name
         self.contexts = {name: number for number, name in enumerate(("", *subject.manifest.contexts))}
         self.digest, self.variant = subject.digest, subject.variant.id
+        self.breaker = Breaker()
         self.rows: Rows  # given by the `Model` that it is switched to
         self.tap: Tap | None = None  # a shadow run looks on; it must neither raise nor wait
 
@@ -73,13 +80,24 @@ class Active:
 class Model:
     """One named model of an agent. All methods may be called from any thread."""
 
-    def __init__(self, name: str, meter: Meter, clock: Clock, ids: itertools.count[int]) -> None:
+    def __init__(
+        self,
+        name: str,
+        meter: Meter,
+        clock: Clock,
+        ids: itertools.count[int],
+        turned: Callable[[Turned], None] = lambda _: None,
+    ) -> None:
+        """`turned` hears of the breaker, on the thread of an inference: it must return at once."""
         self.name = name
-        self._meter, self._ids = meter, ids
+        self.fallback: Fallback | None = None
+        self._meter, self._ids, self._turned = meter, ids, turned
         self._now = clock.monotonic_ns
         self._active: Active | None = None
-        self._last = b""  # the input before, to notice a sensor that repeats itself
+        self._last: dict[str, bytes] = {}  # the input before, by context, to notice a sensor that repeats itself
+        self._scenes: dict[str, int] = {}  # when channels were last counted, by context
         self.sampler: Sampler | None = None  # None unless this device's owner and the operator both ask for samples
+        self._rare = threading.Lock()
         self._ready = threading.Condition()
 
     @property
@@ -88,8 +106,11 @@ class Model:
 
     def switch(self, active: Active | None) -> None:
         """From the next call on, `active` answers; calls under way finish with what they began with."""
+        before = self._active
         if active is not None:
             active.rows = self._meter.rows(active.subject, active)
+            if before is not None and before.session is active.session:
+                active.breaker = before.breaker  # the same package, in another phase
         with self._ready:
             self._active = active
             self._ready.notify_all()
@@ -105,27 +126,49 @@ class Model:
         if active is not None:
             self._meter.reject(active.subject, "", reason)
 
-    def predict(self, inputs: Mapping[str, Array], *, context: str = "") -> Prediction:
+    def predict(self, inputs: Mapping[str, Array], *, context: str = "", captured_at: int | None = None) -> Prediction:
         """One sample: `inputs[name]` has the manifest's dtype and shape, without a batch.
 
-        Raises Unavailable while no package answers, Rejected for an input that the manifest does not allow,
-        InferenceFailed when the runtime throws.
+        `captured_at` is when the input was taken, in nanoseconds of the monotonic clock, as `time.monotonic_ns()` and
+        the buffers of V4L2 say it: the windows then tell how old inputs are. One of the future or older than a day is
+        counted as shed (`input_age`), and the inference runs all the same.
+
+        Raises Rejected for an input that the manifest does not allow; without a fallback, Unavailable while no package
+        answers or the breaker is open, and InferenceFailed when the runtime throws.
         """
         now = self._now
         began = now()
         active = self._active
         if active is None:
-            raise Unavailable(f"model {self.name} has no package yet; wait() returns when it has")
-        batch = {}
+            missing = Unavailable(f"model {self.name} has no package yet; wait() returns when it has")
+            return self._otherwise(inputs, missing)
+        batch: dict[str, Array] = {}
+        number, age = 0, NO_AGE
         try:
+            number = _number(context, active.contexts) if context else 0
+            if inputs.__class__ is not dict and not isinstance(inputs, Mapping):
+                raise no_mapping(inputs)
             for name, check in active.checks:
                 batch[name] = check(inputs)
-            number = active.contexts.get(context)
-            if number is None:
-                raise _unknown(context, active.contexts)
+            if len(inputs) != len(batch):
+                raise unknown_input(inputs, batch)
+            if captured_at is not None:
+                age = _age(captured_at, began)
         except Rejected as error:
-            self._meter.reject(active.subject, context if context in active.contexts else "", error.reason)
+            self._meter.reject(active.subject, context if number else "", error.reason)
             raise
+        breaker = active.breaker
+        if breaker.failures and not breaker.admits(began):
+            self._meter.shed("refused", 1, active.subject)
+            wait_s = breaker.retry_s(began)
+            return self._otherwise(
+                inputs,
+                Unavailable(
+                    f"{self.name} failed {FAILURES} times in a row and is left alone for {wait_s:.1f} s more; another "
+                    "package or a run that succeeds ends this"
+                ),
+                active.subject,
+            )
         identifier = next(self._ids)
         turn = active.turn
         if turn is not None:
@@ -134,21 +177,34 @@ class Model:
         try:
             found = active.run(batch)
         except Exception as error:
-            active.rows.fail(identifier, began, ran, now(), number, kind(error))
-            raise InferenceFailed(f"{self.name}: {active.session.runtime} failed: {error}") from error
+            active.rows.fail(identifier, began, ran, now(), number, kind(error), age)
+            failed = InferenceFailed(f"{self.name}: {active.session.runtime} failed: {error}")
+            if breaker.failed(now()):
+                self._turned(Turned(active.subject, True, f"{FAILURES} errors in a row, the last: {error}"))
+            if self.fallback is None:
+                raise failed from error
+            return self._otherwise(inputs, failed, active.subject)
         finally:
             if turn is not None:
                 turn.release()
         ended = now()
+        if breaker.failures and breaker.succeeded():
+            self._turned(Turned(active.subject, False, "a probe succeeded"))
+        meter = self._meter
         kept = b""
-        every = self._meter.monitor_every
-        if every == 1 or identifier % every == 0:
+        every = meter.monitor_every
+        if (every == 1 or identifier % every == 0) and (
+            meter.scene_ns == 0 or self._is_new_scene(context, began, meter.scene_ns)
+        ):
             # Copies: a runtime whose outputs are kept must find new memory for the next ones, which costs it more.
             for name in active.monitored:
                 kept += found[name].tobytes()
-        seen = sample(batch[active.first])
-        repeated, self._last = seen == self._last, seen
-        active.rows.add(identifier, began, ran, ended, number, repeated, kept)
+        seen = b""
+        for x in batch.values():
+            seen += sample(x)
+        last = self._last
+        repeated, last[context] = seen == last.get(context), seen
+        active.rows.add(identifier, began, ran, ended, number, repeated, kept, age)
         if active.tap is not None:
             active.tap(batch, found, number)
         if self.sampler is not None:
@@ -158,65 +214,45 @@ class Model:
             outputs[name] = y[0]
         return Prediction(identifier, outputs, active.digest, active.variant)
 
+    def _is_new_scene(self, context: str, began: int, scene_ns: int) -> bool:
+        """Frames of one scene are one sample: they say the same thing again."""
+        with self._rare:
+            last = self._scenes.get(context)
+            if last is not None and began - last < scene_ns:
+                return False
+            self._scenes[context] = began
+            return True
+
+    def _otherwise(self, inputs: Mapping[str, Array], error: Unavailable, subject: Subject | None = None) -> Prediction:
+        """The fallback's answer; without one, `error` is raised."""
+        fallback = self.fallback
+        if fallback is None:
+            raise error
+        try:
+            outputs = dict(fallback(inputs) if callable(fallback) else fallback)
+        except Exception as own:
+            raise Unavailable(f"{error}; the fallback failed too: {own}") from own
+        self._meter.shed("fallback", 1, subject)
+        return Prediction(0, outputs, "", "", True)
+
 
 def kind(error: Exception) -> str:
     """The name of an exception as a window may carry it: Python's may have any letters."""
     return type(error).__name__.encode("ascii", "replace").decode()[:64]
 
 
-def sample(x: Array) -> bytes:
-    """Enough of an input to notice that it is the one before: all of it up to `SAMPLE_BYTES`, every n-th number of a
-    larger one. To copy 8 kB costs a tenth of reading them in steps."""
-    if x.nbytes <= SAMPLE_BYTES:
-        return x.tobytes()
-    return x.reshape(-1)[:: -(-x.nbytes // STEPPED_BYTES)].tobytes()
+def _number(context: object, contexts: dict[str, int]) -> int:
+    number = contexts.get(context) if isinstance(context, str) else None
+    if number is None:
+        raise unknown_context(context, contexts)
+    return number
 
 
-def _unknown(context: str, contexts: Iterable[str]) -> Rejected:
-    known = ", ".join(c for c in contexts if c) or "none"
-    return Rejected("context", f"expected a context among {known}, got {context!r}")
-
-
-def checker(tensor: TensorIn) -> Checker:
-    """A function that takes one declared input out of a request, checks it, and puts a batch of one in front.
-
-    It runs before every inference: about 1 µs for a small float input with a range. `argmax` finds the extremes because
-    it costs a third of `max`; like it, it stops at a NaN.
-    """
-    name, dtype, shape = tensor.name, np.dtype(tensor.dtype), tensor.shape
-    floating = dtype.kind == "f"
-    low, high = tensor.valid or (None, None)
-    if dtype.kind in "iu":  # what the dtype cannot hold needs no check
-        info = np.iinfo(dtype)
-        low = None if low is None or low <= info.min else low
-        high = None if high is None or high >= info.max else high
-    empty, ndarray = 0 in shape, np.ndarray
-
-    def check(inputs: Mapping[str, Array]) -> Array:
-        x = inputs.get(name)
-        if not isinstance(x, ndarray) or x.dtype != dtype or x.shape != shape:
-            raise _unlike(tensor, inputs, x)
-        if empty:
-            return x[None]
-        if high is not None or floating:
-            top = x.item(x.argmax())
-            if top != top:
-                raise Rejected("nan", f"input {name!r}: expected numbers, got NaN")
-            if high is not None and top > high:
-                raise Rejected("range", f"input {name!r}: expected at most {high:g}, got {top}")
-        if low is not None:
-            bottom = x.item(x.argmin())
-            if bottom < low:
-                raise Rejected("range", f"input {name!r}: expected at least {low:g}, got {bottom}")
-        return x[None]
-
-    return check
-
-
-def _unlike(tensor: TensorIn, inputs: Mapping[str, Array], x: object) -> Rejected:
-    if x is None:
-        return Rejected("missing", f"expected an input {tensor.name!r}, got {', '.join(sorted(inputs)) or 'none'}")
-    if not isinstance(x, np.ndarray) or x.dtype != np.dtype(tensor.dtype):
-        got = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
-        return Rejected("dtype", f"input {tensor.name!r}: expected an array of {tensor.dtype}, got {got}")
-    return Rejected("shape", f"input {tensor.name!r}: expected one sample of shape {tensor.shape}, got {x.shape}")
+def _age(captured_at: int, now_ns: int) -> int:
+    try:
+        age = now_ns - operator.index(captured_at)
+    except TypeError:
+        raise Rejected(
+            "captured_at", f"expected whole nanoseconds of the monotonic clock, got {repr(captured_at)[:80]}"
+        ) from None
+    return age if 0 <= age <= OLDEST_NS else WRONG_AGE

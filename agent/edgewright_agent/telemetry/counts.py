@@ -19,7 +19,7 @@ from edgewright_contracts.report import CONFIDENCE_BINS, Clock, Hits, Shift, Usa
 from edgewright_runtime.runtime import Array
 
 from .ring import Found, Outcome
-from .rows import Subject, Table
+from .rows import WRONG_AGE, Subject, Table
 
 OUTCOMES: Final = 15  # names beside `correct`
 
@@ -42,6 +42,7 @@ class Counts:
         self.binner = Binner(subject.baseline.channels)
         self.n = self.n_monitored = self.repeated = 0
         self.latency = np.zeros(3 * binning.GRID_CELLS, np.int64)  # queue, run, total
+        self.age = np.zeros(binning.GRID_CELLS, np.int64)
         self.errors: Counter[str] = Counter()
         self.rejected: Counter[str] = Counter()
         self.shed: Counter[str] = Counter()
@@ -56,6 +57,11 @@ class Counts:
         began, ran, ended = heads["began"], heads["ran"], heads["ended"]
         cells = binning.grid_index(np.stack((ran - began, ended - ran, ended - began))) + _ROWS_OF_3
         self.latency += np.bincount(cells.ravel(), minlength=3 * binning.GRID_CELLS)
+        ages = heads["age"]
+        if ages.max(initial=-1) >= 0:
+            self.age += np.bincount(binning.grid_index(ages[ages >= 0]), minlength=binning.GRID_CELLS)
+        if wrong := int(np.count_nonzero(ages == WRONG_AGE)):
+            self.shed["input_age"] += wrong
         for error in heads["error"][heads["error"] > 0].tolist():
             self.errors[kinds[error]] += 1
 
@@ -112,6 +118,7 @@ class Counts:
             errors=dict(self.errors),
             rejected=dict(self.rejected),
             repeated=self.repeated,
+            input_age=binning.pack_grid(self.age),
             cells=binning.pack(self.binner.take()) if self.n_monitored else b"",
             outcomes=self.outcomes,
             correct_by_confidence=binning.pack(self.by_confidence) if self.by_confidence.any() else b"",

@@ -40,12 +40,15 @@ class Meter:
 
     def __init__(self, wake: threading.Event) -> None:
         self.monitor_every = 1  # channels are counted of every n-th inference
+        self.asked_every = 1  # the same, as the hub asks for it; the rest is shed
+        self.scene_ns = 0  # and of each context at most once in so long
         self._wake = wake
         self._rows: list[Rows] = []
         self._rejected: Counter[tuple[Subject, str, str]] = Counter()
         self._late: deque[Outcome] = deque(maxlen=RING)
         self._lost_outcomes = 0
-        self._beside: list[Beside] = []
+        self._shed: Counter[tuple[Subject | None, str]] = Counter()
+        self._beside: dict[tuple[Subject, str], Beside] = {}
         self._rare = threading.Lock()
         self._settled = threading.Condition()
         self._drains = 0
@@ -69,9 +72,16 @@ class Meter:
                 self._lost_outcomes += 1
             self._late.append(outcome)
 
-    def beside(self, told: Beside) -> None:
+    def shed(self, what: str, n: int = 1, subject: Subject | None = None) -> None:
+        """Count what was given up or coarsened; of no `subject`, in the window of the most inferences."""
         with self._rare:
-            self._beside.append(told)
+            self._shed[subject, what] += n
+
+    def beside(self, told: Beside) -> None:
+        key = told.subject, told.context
+        with self._rare:
+            had = self._beside.get(key, Beside(*key))
+            self._beside[key] = Beside(*key, had.agreed + told.agreed, had.surer + told.surer, had.shed + told.shed)
 
     def drain(self, until_ns: int | None = None) -> None:
         """Count everything that waits; with `until_ns`, only inferences that ended before that monotonic time."""
@@ -80,8 +90,13 @@ class Meter:
             late = list(self._late)  # before the rows: their inferences were recorded before them
             self._late.clear()
             rejected, self._rejected = self._rejected, Counter()
-            lost, self._lost_outcomes = self._lost_outcomes, 0
-            beside, self._beside = self._beside, []
+            if self._lost_outcomes:
+                self._shed[None, "outcomes"] += self._lost_outcomes
+                self._lost_outcomes = 0
+            mine = {key: n for key, n in self._shed.items() if key[0] is not None}
+            for key in mine:
+                del self._shed[key]
+            beside, self._beside = self._beside, {}
         gone = {id(rows) for rows in waiting if rows.owner() is None}  # and so nothing will be added to them
         for rows in waiting:
             self._drain(rows, until_ns)
@@ -90,7 +105,10 @@ class Meter:
                 self._rows = [rows for rows in self._rows if id(rows) not in gone]
         for (subject, context, reason), times in rejected.items():
             self._of(subject, context).rejected[reason] += times
-        for told in beside:
+        for (whose, what), times in mine.items():
+            assert whose is not None
+            self._of(whose, "").shed[what] += times
+        for told in beside.values():
             counts = self._of(told.subject, told.context)
             counts.shadow, counts.shift = counts.shadow + told.agreed, counts.shift + told.surer
             if told.shed:
@@ -98,15 +116,17 @@ class Meter:
         for one in late:
             found = self._ring.find(one.id)
             if found is None:
-                lost += 1
+                self.shed("outcomes")
             else:
                 self._of(found.subject, found.context).join(one, found)
-        if lost and self._counts:
-            next(iter(self._counts.values())).shed["outcomes"] += lost
         if until_ns is None:
             with self._settled:
                 self._drains += 1
                 self._settled.notify_all()
+
+    def most(self) -> int:
+        """Inferences in the fullest window so far."""
+        return max((counts.n for counts in self._counts.values()), default=0)
 
     def settle(self, timeout: float) -> bool:
         """Wake the telemetry thread and wait until it has drained what waited at this call."""
@@ -121,13 +141,18 @@ class Meter:
     def take(self, subjects: Iterable[Subject], clocks: Clocks, usage: Usage) -> list[tuple[Subject, Window]]:
         """Windows of everything counted since the last call, and an empty one for each of `subjects` that had nothing.
 
-        `usage` is the process's, so it goes to one window only: that of the most inferences.
+        `usage` is the process's, so it goes to one window only: that of the most inferences. So does what was shed of
+        no subject.
         """
         for subject in subjects:
             if not any(s is subject for s, _ in self._counts):
                 self._of(subject, "")
         taken, self._counts = self._counts, {}
         busiest = max(taken, key=lambda k: taken[k].n, default=None)
+        if busiest is not None:
+            with self._rare:
+                for whose, what in [key for key in self._shed if key[0] is None]:
+                    taken[busiest].shed[what] += self._shed.pop((whose, what))
         return [
             (subject, counts.window(subject, context, clocks, usage if (subject, context) == busiest else Usage()))
             for (subject, context), counts in taken.items()
@@ -163,6 +188,11 @@ class Meter:
         found = {name: np.ascontiguousarray(outputs[name]) for name in names} if outputs is not None and names else {}
         if found:
             counts.monitor(found, len(heads))
+        elif outputs is None and self.monitor_every > self.asked_every and not self.scene_ns:
+            # Those that the hub asks for and the governor spared. What scenes leave out was asked to be left out.
+            asked = (heads["error"] == 0) & (heads["id"] % self.asked_every == 0)
+            if spared := int(np.count_nonzero(asked)):
+                counts.shed["channels"] += spared
         if subject.phase == "shadow":
             return  # no label is about what was never answered
         self._ring.add(subject, context, heads["id"], found.get(subject.probabilities or ""))
