@@ -29,7 +29,7 @@ from edgewright_contracts.report import Phase, Rollout, Window
 from edgewright_runtime.runtime import available, probe
 
 from . import clock as clocks
-from . import identity
+from . import identity, tls
 from .clock import Clock, SystemClock
 from .delivery.mqtt import MqttTransport, Transport
 from .delivery.reporter import Reporter
@@ -88,11 +88,16 @@ class Agent:
         self._wake = wake
         self._ids = itertools.count(1)
         self._models: dict[str, Model] = {}
-        self._transport = transport or MqttTransport(self.identity, self.boot_id)
+        self._transport = transport or MqttTransport(
+            self.identity,
+            self.boot_id,
+            clock=self._clock,
+            metered=lambda: self._reporter.config.profile == "metered",
+        )
         self._spool = Spool(self._disk, self.home / "spool", new_id=lambda: secrets.token_hex(8))
         hub = self.identity.hub
         unforeseen = Unforeseen(self.emit, self._clock, self.boot_id)
-        link = Link(self.identity.ca if hub.repo.startswith("https:") else None)
+        link = Link(None, clock=self._clock, manager=tls.connections(self.identity, self._clock, hub.repo))
         self._installer = Installer(
             self._disk,
             self.home / "models",

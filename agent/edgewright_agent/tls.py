@@ -11,6 +11,8 @@ As soon as there is a clock, the next connection is verified by it.
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import urllib3
@@ -21,7 +23,7 @@ from .clock import Clock
 from .identity import Identity
 
 _NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which Python gives no name
-TIMEOUT: Final = urllib3.Timeout(connect=10, read=30)
+Pools = urllib3.PoolManager  # ProxyManager is one
 
 
 class Socket(ssl.SSLSocket):
@@ -77,16 +79,17 @@ def context(identity: Identity, clock: Clock, *, named: bool = True) -> Context:
     return made
 
 
-def pool(identity: Identity, clock: Clock, url: str, *, named: bool = False, maxsize: int = 2) -> urllib3.PoolManager:
-    """HTTP to `url`, through the proxy that enrolment named. The repository asks nobody's name, so `named` is for the
-    hub's own endpoints. Raises Unavailable."""
-    options: dict[str, Any] = {"retries": False, "timeout": TIMEOUT, "maxsize": maxsize}
+def connections(identity: Identity, clock: Clock, url: str, *, named: bool = False) -> Callable[..., Pools]:
+    """What makes pools of connections to `url`, through the proxy that enrolment named; it takes the options of
+    `urllib3.PoolManager`. The repository asks nobody's name, so `named` is for the hub's own endpoints. Raises
+    Unavailable."""
+    options: dict[str, Any] = {}
     if url.startswith("https:"):
         options["ssl_context"] = context(identity, clock, named=named)
-    return through(identity.hub.proxy, options)
+    return partial(through, identity.hub.proxy, **options)
 
 
-def through(proxy: str, options: dict[str, Any]) -> urllib3.PoolManager:
+def through(proxy: str, **options: Any) -> Pools:
     """A pool of connections, through the proxy if there is one."""
     if not proxy:
         return urllib3.PoolManager(**options)

@@ -77,7 +77,8 @@ class Link:
     """One pool of connections. `ca` is the hub's own CA, and no other is trusted; None is for plain HTTP.
 
     `pace` may be called from any thread, all else is the install thread's. Without a `ration`, bytes per day are not
-    limited; `pool` and `wait` replace the network and the passing of time.
+    limited; `pool` and `wait` replace the network and the passing of time. `manager` makes pools that know the device's
+    proxy and clock (tls.connections); it takes what `urllib3.PoolManager` takes.
     """
 
     def __init__(
@@ -88,8 +89,10 @@ class Link:
         ration: Ration | None = None,
         pool: Pool | None = None,
         wait: Callable[[float], object] | None = None,
+        manager: Callable[..., Pool] = urllib3.PoolManager,
     ) -> None:
         self._options: dict[str, Any] = {"cert_reqs": "CERT_REQUIRED", "ca_certs": str(ca)} if ca else {}
+        self._manager = manager
         self._clock, self._ration = clock or SystemClock(), ration
         self._given, self._pool = pool, pool or self._connections(None)
         self.stopping = threading.Event()  # breaks off whatever is being read
@@ -259,7 +262,7 @@ class Link:
             buffer = min(max(2 * rate, PACED_BUFFER[0]), PACED_BUFFER[1])
             usual = urllib3.connection.HTTPConnection.default_socket_options
             options["socket_options"] = [*usual, (socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)]
-        return urllib3.PoolManager(retries=False, timeout=TIMEOUT, maxsize=2, **options)
+        return self._manager(retries=False, timeout=TIMEOUT, maxsize=2, **options)
 
     def _adopt(self) -> None:
         """The pace that was asked for meanwhile."""
