@@ -43,6 +43,7 @@ from .unforeseen import Unforeseen
 from .updating.fetch import Link
 from .updating.install import Installer, Sealed
 from .updating.job import Loaded
+from .updating.pace import Ration
 from .updating.slots import ModelState
 from .updating.trust import Trust
 from .updating.update import State
@@ -97,7 +98,9 @@ class Agent:
         self._spool = Spool(self._disk, self.home / "spool", new_id=lambda: secrets.token_hex(8))
         hub = self.identity.hub
         unforeseen = Unforeseen(self.emit, self._clock, self.boot_id)
-        link = Link(None, clock=self._clock, manager=tls.connections(self.identity, self._clock, hub.repo))
+        ration = Ration(self._disk, self.home / "download.json", self._clock)
+        connections = tls.connections(self.identity, self._clock, hub.repo)
+        link = self._link = Link(connections, clock=self._clock, ration=ration)
         self._installer = Installer(
             self._disk,
             self.home / "models",
@@ -235,6 +238,7 @@ class Agent:
 
     def _desire(self, desired: Desired) -> None:
         self._meter.monitor_every = desired.config.monitor_every
+        self._link.pace(desired.config.download)
         self._installer.desire(desired)
 
     def _birth(self, connection: int, window_s: int) -> bytes:

@@ -18,7 +18,7 @@ from sim.repository import Repository
 class Device:
     def __init__(self, folder, url, root, clock):
         self.disk, self.folder, self.clock = RealDisk(), folder, clock
-        self.link = Link(None)
+        self.link = Link()
         self.url = url
         self.trust = Trust(self.disk, folder / "trust", root, url, self.link, clock)
 

@@ -18,11 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from edgewright_contracts.errors import ContractError
 from edgewright_contracts.manifest import FileRef
 from edgewright_contracts.package import Package
 
 from ..disk import Disk
 from .fetch import CHUNK, Absent, Link, WrongBytes, etag_of
+from .slots import Store
 
 MEMORY: Final = 32 << 20
 SMALLEST: Final = 8 << 10  # of a file; asking for less than this costs as much as it saves
@@ -41,16 +43,20 @@ class Downloads:
     def __init__(self, disk: Disk, link: Link, repo: str) -> None:
         self._disk, self._link, self._repo = disk, link, repo
 
-    def file(self, file: str, ref: FileRef, part: Path, base: Package | None, interrupt: Callable[[], None]) -> int:
-        """Have the file `ref` in `part`, which goes on from what it holds. `base` runs here, and is used while
-        `part` holds nothing.
+    def file(self, file: str, ref: FileRef, store: Store, base: Package | None, interrupt: Callable[[], None]) -> int:
+        """Have the file `ref` in its part in `store`, which goes on from what it holds. `base` runs here, and is used
+        while the part holds nothing.
 
         Returns the bytes that needed no download. Raises as `Link.blob`.
         """
-        saved = 0
-        if base is not None and self._disk.size(part) is None:
-            saved = self._short(file, ref, part, base, interrupt)
-        self._link.blob(self._disk, f"{self._repo}blobs/{ref.sha256}", part, ref.size, ref.sha256, interrupt)
+        part, saved = store.part(ref.sha256), 0
+        try:
+            if base is not None and self._disk.size(part) is None:
+                saved = self._short(file, ref, part, base, interrupt)
+            url = f"{self._repo}blobs/{ref.sha256}"
+            self._link.blob(self._disk, url, part, ref.size, ref.sha256, interrupt)
+        finally:
+            self._link.settle()
         return saved
 
     def _short(self, file: str, ref: FileRef, part: Path, base: Package, interrupt: Callable[[], None]) -> int:
@@ -85,6 +91,14 @@ class Downloads:
         for rest in (patch, etag_of(patch)):
             self._disk.unlink(rest)
         return ref.size - size
+
+
+def running(store: Store) -> Package | None:
+    """The package that answers; None when there is none that could be built on."""
+    try:
+        return store.package(store.state.active) if store.state.active else None
+    except (ContractError, OSError):
+        return None
 
 
 def apply(disk: Disk, old: bytes, patch: bytes, target: Path, ref: FileRef) -> None:

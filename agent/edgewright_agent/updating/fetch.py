@@ -74,27 +74,23 @@ class Pool(Protocol):
 
 
 class Link:
-    """One pool of connections. `ca` is the hub's own CA, and no other is trusted; None is for plain HTTP.
+    """One pool of connections. `manager` makes it, as one that knows the device's CA, proxy and clock
+    (tls.connections); it takes what `urllib3.PoolManager` takes.
 
     `pace` may be called from any thread, all else is the install thread's. Without a `ration`, bytes per day are not
-    limited; `pool` and `wait` replace the network and the passing of time. `manager` makes pools that know the device's
-    proxy and clock (tls.connections); it takes what `urllib3.PoolManager` takes.
+    limited; `wait` is how time passes.
     """
 
     def __init__(
         self,
-        ca: Path | None,
+        manager: Callable[..., Pool] = urllib3.PoolManager,
         *,
         clock: Clock | None = None,
         ration: Ration | None = None,
-        pool: Pool | None = None,
         wait: Callable[[float], object] | None = None,
-        manager: Callable[..., Pool] = urllib3.PoolManager,
     ) -> None:
-        self._options: dict[str, Any] = {"cert_reqs": "CERT_REQUIRED", "ca_certs": str(ca)} if ca else {}
-        self._manager = manager
-        self._clock, self._ration = clock or SystemClock(), ration
-        self._given, self._pool = pool, pool or self._connections(None)
+        self._manager, self._clock, self._ration = manager, clock or SystemClock(), ration
+        self._pool = self._connections(None)
         self.stopping = threading.Event()  # breaks off whatever is being read
         self._wait = wait or self.stopping.wait
         self._wire: weakref.WeakKeyDictionary[socket.socket, tuple[int, int]] = weakref.WeakKeyDictionary()
@@ -257,7 +253,7 @@ class Link:
 
     def _connections(self, rate: int | None) -> Pool:
         """A kernel that takes in ahead of a paced reader would burst, so it may only buffer two seconds' worth."""
-        options: dict[str, Any] = dict(self._options)
+        options: dict[str, Any] = {}
         if rate is not None:
             buffer = min(max(2 * rate, PACED_BUFFER[0]), PACED_BUFFER[1])
             usual = urllib3.connection.HTTPConnection.default_socket_options
@@ -269,7 +265,7 @@ class Link:
         rate = self.download.bytes_per_s
         if rate != (self._bucket.rate if self._bucket else None):
             self._bucket = Bucket(rate, self._now_s()) if rate is not None else None
-            self._pool = self._given or self._connections(rate)
+            self._pool = self._connections(rate)
 
     def _turn(self) -> int:
         """How many bytes may be read now; comes back when some may. Raises Spent, LinkDown."""

@@ -24,6 +24,7 @@ from edgewright_runtime.runtime import open_session
 from ..disk import Disk
 from . import health, update
 from .choice import choose
+from .delta import Downloads, running
 from .failures import DiskFull
 from .fetch import Link
 from .job import Job, Loaded
@@ -49,7 +50,7 @@ class Steps:
         stopping: threading.Event,
         interrupt: Callable[[Job], None],
     ) -> None:
-        self._disk, self._trust, self._link, self._repo = disk, trust, link, repo
+        self._disk, self._trust, self._downloads = disk, trust, Downloads(disk, link, repo)
         self._runtimes, self._stopping, self._interrupt = runtimes, stopping, interrupt
         self._arch, self._agent = platform.machine().lower(), importlib.metadata.version("edgewright")
         self._table: dict[State, Callable[[Job], None]] = {
@@ -75,21 +76,21 @@ class Steps:
         assert wanted.digest is not None
         spare = job.state.slot(job.state.spare)
         if spare is not None and spare.digest == wanted.digest and wanted.variant in (None, spare.variant):
-            self._trust.allow(wanted.name, wanted.digest)
+            self._trust.allow(wanted.name, wanted.digest, lambda: self._interrupt(job))
             job.go(Event.DONE, reason="the other slot holds it already")
             return
-        data = self._trust.manifest(wanted.name, wanted.digest)
+        data = self._trust.manifest(wanted.name, wanted.digest, lambda: self._interrupt(job))
         manifest = decode_manifest(data)
         variant, runtime = choose(manifest, wanted, agent=self._agent, arch=self._arch, runtimes=self._runtimes)
         need, free = job.store.to_download(manifest, variant) + SPARE_BYTES, self._disk.free(job.store.root)
         if need > free:
             raise DiskFull(f"expected {need} bytes of free disk, got {free}")
+        base, saved = running(job.store), 0
         for file in needed(variant):
-            ref = manifest.files[file]
-            url, part = f"{self._repo}blobs/{ref.sha256}", job.store.part(ref.sha256)
-            self._link.blob(self._disk, url, part, ref.size, ref.sha256, lambda: self._interrupt(job))
+            saved += self._downloads.file(file, manifest.files[file], job.store, base, lambda: self._interrupt(job))
         job.fetched = (data, Slot(wanted.digest, manifest.version, variant.id, runtime))
-        job.go(Event.DONE, reason=f"{manifest.version} {variant.id} for {runtime}")
+        told = f"; {saved} bytes came from the running package" if saved else ""
+        job.go(Event.DONE, reason=f"{manifest.version} {variant.id} for {runtime}{told}")
 
     def _stage(self, job: Job) -> None:
         spare = job.state.slot(job.state.spare)
