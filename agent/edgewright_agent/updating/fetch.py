@@ -51,8 +51,7 @@ class Spent(LinkDown):
 
     def __init__(self, limit: int, after_s: float) -> None:
         super().__init__(
-            f"the {limit} bytes that this device may download in a day are used up; "
-            f"going on in at most {after_s / 3600:.1f} h"
+            f"the {limit} bytes that this device may download in a day are used up; it goes on when the next begins"
         )
         self.after_s = after_s
 

@@ -61,7 +61,7 @@ class Installer:
         self._clock, self._boot_id, self._uniform, self._unforeseen = clock, boot_id, uniform, unforeseen
         self._inbox = Inbox(self._want, self._observed, unforeseen)
         self._stopping = link.stopping
-        self._steps = Steps(disk, trust, link, repo, runtimes, link.stopping, self._interrupt)
+        self._steps = Steps(disk, trust, link, repo, runtimes, link.stopping, self._interrupt, uniform)
         self._jobs: dict[str, Job] = {}
 
     def boot(self, *, unclean: bool) -> None:

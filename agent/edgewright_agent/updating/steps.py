@@ -26,11 +26,12 @@ from . import health, update
 from .choice import choose
 from .delta import Downloads, running
 from .failures import DiskFull
-from .fetch import Link
+from .fetch import Link, Spent
 from .job import Job, Loaded
 from .quality import PrePeriod, Seen
 from .slots import Damaged, Side, Slot, Store, needed
 from .trust import Trust
+from .turns import Turns, put_off
 from .update import Event, State
 
 SPARE_BYTES: Final = 4 << 20  # of disk that a download leaves free
@@ -49,8 +50,10 @@ class Steps:
         runtimes: tuple[str, ...],
         stopping: threading.Event,
         interrupt: Callable[[Job], None],
+        uniform: Callable[[], float],
     ) -> None:
         self._disk, self._trust, self._downloads = disk, trust, Downloads(disk, link, repo)
+        self._turns = Turns(disk, link, uniform)
         self._runtimes, self._stopping, self._interrupt = runtimes, stopping, interrupt
         self._arch, self._agent = platform.machine().lower(), importlib.metadata.version("edgewright")
         self._table: dict[State, Callable[[Job], None]] = {
@@ -69,6 +72,8 @@ class Steps:
         except Damaged:
             job.store.save(job.state.with_slot(job.state.spare, None))  # so that it is fetched again
             raise
+        except Spent as spent:
+            put_off(job, spent.after_s, str(spent), "link")
 
     def _fetch(self, job: Job) -> None:
         wanted = job.record.wanted
@@ -79,6 +84,7 @@ class Steps:
             self._trust.allow(wanted.name, wanted.digest, lambda: self._interrupt(job))
             job.go(Event.DONE, reason="the other slot holds it already")
             return
+        self._turns.wait(job)
         data = self._trust.manifest(wanted.name, wanted.digest, lambda: self._interrupt(job))
         manifest = decode_manifest(data)
         variant, runtime = choose(manifest, wanted, agent=self._agent, arch=self._arch, runtimes=self._runtimes)
