@@ -61,7 +61,7 @@ def test_a_release_that_is_withdrawn_while_it_comes_in_never_answers(world, feed
         feed(agent, image)
         world.want(first)
         assert world.hub.wait(lambda: world.hub.trace("dev-1") == GOOD)
-        link = agent._installer._steps._link
+        link = agent._link
         chunks, again = link.chunks, threading.Event()
 
         def withdrawn(response):
@@ -108,7 +108,7 @@ def test_a_trial_that_breaks_is_ended_while_another_model_comes_in(world, feed, 
         assert world.hub.wait(lambda: world.hub.trace("dev-1") == GOOD)
         world.want(second, windows=10_000)
         assert world.hub.wait(lambda: world.hub.trace("dev-1")[-1] == "probation")
-        link = agent._installer._steps._link
+        link = agent._link
         rolled_back, begun, chunks = threading.Event(), threading.Event(), link.chunks
         emit = agent._installer._host.emit
 
