@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from msgspec import UNSET, UnsetType
 from torch import nn
 
-from edgewright_contracts.manifest import Task, TensorIn
+from edgewright_contracts.manifest import SessionOptions, Task, TensorIn
 
 from .rows import Array, Data
 
@@ -106,7 +107,8 @@ class Recipe:
     `data` is called once, when rows are needed; `source` is a cheap fingerprint of what it will read, so that finished
     steps are found again without reading it. `settings` is whatever else the weights depend on, for provenance.
     `front` makes the preprocessing that is exported with the net: raw rows (a tensor of the input's dtype) → the net's
-    input. `calibration` counts the training rows that set ranges of int8.
+    input. `calibration` counts the training rows that set ranges of int8. `session` is how devices
+    load and run the files, where that is not how the runtime does it by itself.
     """
 
     name: str
@@ -129,3 +131,4 @@ class Recipe:
     metric: str = "accuracy"
     calibration: int = 256
     notes: tuple[str, ...] = ()
+    session: SessionOptions | UnsetType = UNSET

@@ -53,11 +53,26 @@ class TensorOut(msgspec.Struct, frozen=True, kw_only=True):
     shape: Annotated[tuple[Dimension, ...], msgspec.Meta(max_length=8)]
 
 
+class SessionOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How a device loads and runs a variant. A small model is best left at the defaults; of the weights of a large one
+    `mmap` keeps no private copy, so that the kernel may drop and read them again."""
+
+    threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1  # of one run; never more than the device has cores
+    arena: bool = True  # onnxruntime: keep the memory of a run for the next one
+    prepack: bool = True  # onnxruntime: a copy of the weights in the order that the CPU reads them in
+    mmap: bool = False  # onnxruntime: weights in a file of their own, mapped, which rules prepacking out
+
+
 class Variant(msgspec.Struct, frozen=True, kw_only=True):
     id: VariantId
     format: Format
     precision: Literal["fp32", "fp16", "int8", "mixed"]
     batch: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0  # 0: any; TFLite: 1
+    session: SessionOptions | msgspec.UnsetType = msgspec.UNSET  # unset: a manifest from before has the same bytes
+
+    @property
+    def options(self) -> SessionOptions:
+        return SessionOptions() if isinstance(self.session, msgspec.UnsetType) else self.session
 
     @property
     def model(self) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgewright_contracts.errors import ContractError, Refused, RequestError, Unavailable
-from edgewright_contracts.manifest import TensorIn, TensorOut
+from edgewright_contracts.manifest import SessionOptions, TensorIn, TensorOut
 
 Array = npt.NDArray[np.generic]
 
@@ -38,6 +38,10 @@ class LoadFailed(Refused):
     """The runtime works but does not take this file: the package is to blame, not the device."""
 
 
+class NoMemory(Unavailable):
+    """The device has too little memory for this file, now: that says nothing about the file."""
+
+
 class Place(NamedTuple):
     distribution: str
     module: str  # ours
@@ -53,14 +57,23 @@ RUNTIMES: Final[dict[str, Place]] = {
 SUFFIXES: Final = {"onnxruntime": ".onnx", "litert": ".tflite", "tflite-runtime": ".tflite"}
 
 
+DEFAULTS: Final = SessionOptions()
+
+
 def open_session(
-    model: Path, runtime: str, *, inputs: tuple[TensorIn, ...], outputs: tuple[TensorOut, ...], threads: int = 1
+    model: Path,
+    runtime: str,
+    *,
+    inputs: tuple[TensorIn, ...],
+    outputs: tuple[TensorOut, ...],
+    options: SessionOptions = DEFAULTS,
+    optimised: bool = False,
 ) -> Session:
-    """Load `model`, always from its path, so that the runtime may map it.
+    """Load `model`, always from its path, so that the runtime may map it. `optimised`: a file that `optimise` made.
 
     Raises RequestError for an unknown runtime or a file of another format, Unavailable when the runtime is not
-    installed or does not work here, LoadFailed when it refuses the file, ContractError when the file's tensors are not
-    those that the manifest declares.
+    installed or does not work here, NoMemory, LoadFailed when it refuses the file, ContractError when the file's
+    tensors are not those that the manifest declares.
     """
     place = _place(runtime)
     if model.suffix != SUFFIXES[runtime]:
@@ -69,8 +82,30 @@ def open_session(
     if not model.is_file():
         raise LoadFailed(f"{model}: expected a model file, got nothing there")
     module = importlib.import_module(f".{place.module}", __package__)
-    session: Session = module.open_file(model, runtime, version, inputs, outputs, threads)
+    session: Session = module.open_file(model, runtime, version, inputs, outputs, options, optimised)
     return session
+
+
+def optimise(model: Path, runtime: str, target: Path, options: SessionOptions = DEFAULTS) -> tuple[Path, ...]:
+    """Write into the directory `target` what `runtime` makes of `model` for this very CPU; the first file is to load.
+
+    Nothing is synced. Empty for a runtime that maps its files as they are. The files are of this version of the runtime
+    and of this CPU only: another may crash on them. Raises what `open_session` raises, and OSError.
+    """
+    if _place(runtime).module != "onnx":
+        return ()
+    version = probe(runtime)
+    from . import onnx
+
+    return onnx.optimise(model, version, target, options)
+
+
+_SHORT: Final = ("bad_alloc", "bad allocation", "failed to allocate memory", "cannot allocate memory", "out of memory")
+
+
+def short_of_memory(error: BaseException) -> bool:
+    """Whether a library's exception means that memory ran out; most of them say so only in words."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _SHORT)
 
 
 def available() -> dict[str, str]:

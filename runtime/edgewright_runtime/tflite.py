@@ -9,6 +9,7 @@ Not concurrent: an interpreter owns its tensors, and its owner must lock.
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -16,9 +17,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from edgewright_contracts.errors import ContractError, Unavailable
-from edgewright_contracts.manifest import TensorIn, TensorOut
+from edgewright_contracts.manifest import SessionOptions, TensorIn, TensorOut
 
-from .runtime import RUNTIMES, Array, LoadFailed, names_by_position, only_input
+from .runtime import RUNTIMES, Array, LoadFailed, NoMemory, names_by_position, only_input, short_of_memory
 
 # y = logistic(x) of one float: the smallest model that proves that an interpreter can be made. tflite-runtime imports
 # beside numpy 2 and fails only here.
@@ -57,12 +58,15 @@ def open_file(
     version: str,
     inputs: tuple[TensorIn, ...],
     outputs: tuple[TensorOut, ...],
-    threads: int,
+    options: SessionOptions,
+    _optimised: bool,  # the file is what the interpreter maps: there is nothing to write down
 ) -> TfliteSession:
     try:
-        raw = _interpreter(runtime)(model_path=str(model), num_threads=threads)
+        raw = _interpreter(runtime)(model_path=str(model), num_threads=min(options.threads, os.cpu_count() or 1))
         raw.allocate_tensors()
     except Exception as error:
+        if short_of_memory(error):
+            raise NoMemory(f"too little memory to load {model.name} with {runtime} {version}: {error}") from error
         raise LoadFailed(f"{runtime} {version} does not load {model.name}: {error}") from error
     return TfliteSession(raw, runtime, version, inputs, outputs)
 

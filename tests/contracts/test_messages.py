@@ -41,6 +41,14 @@ def manifests(draw: st.DrawFn) -> manifest.Manifest:
             format="onnx" if one.startswith("onnx") else "tflite",
             precision="fp32" if one.endswith("fp32") else "int8",
             batch=draw(st.integers(0, 4096)),
+            session=draw(
+                st.one_of(
+                    st.just(msgspec.UNSET),
+                    st.builds(
+                        manifest.SessionOptions, threads=st.integers(1, 64), arena=st.booleans(), mmap=st.booleans()
+                    ),
+                )
+            ),
         )
         for one in draw(st.lists(VARIANTS, min_size=1, max_size=4, unique=True))
     )

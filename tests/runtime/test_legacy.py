@@ -21,17 +21,22 @@ import json, sys
 import numpy as np
 from pathlib import Path
 from edgewright_contracts.package import read_package
-from edgewright_runtime.runtime import available, open_session
+from edgewright_contracts.manifest import SessionOptions
+from edgewright_runtime.runtime import available, open_session, optimise
 from edgewright_runtime.selftest import run_selftest
 
 package = read_package(Path(sys.argv[1]))
 m = package.manifest
 v = m.variant("tflite-fp32")
-session = open_session(package.root / v.model, "tflite-runtime", inputs=m.inputs, outputs=m.outputs)
+model = package.root / v.model
+options = SessionOptions(threads=2)
+session = open_session(model, "tflite-runtime", inputs=m.inputs, outputs=m.outputs, options=options)
+made = optimise(model, "tflite-runtime", package.root, options)
 result = run_selftest(session, package.read(v.selftest), m, v)
 y = session.run({"image": np.load(sys.argv[2])})
 np.savez(sys.argv[3], **y)
-print(json.dumps({"numpy": np.__version__, "available": available(), "passed": result.passed, "reason": result.reason}))
+told = {"numpy": np.__version__, "available": available(), "passed": result.passed, "reason": result.reason}
+print(json.dumps({**told, "optimised": len(made)}))
 """
 
 pytestmark = [
@@ -56,6 +61,7 @@ def test_tflite_runtime_answers_like_litert_and_passes_the_same_selftest(tmp_pat
     assert told["numpy"].startswith("1.")
     assert told["available"]["tflite-runtime"].startswith("2.14")
     assert told["passed"], told["reason"]
+    assert told["optimised"] == 0  # it maps the file as it is
     m = read_package(tmp_path / "p").manifest
     file = package.root / m.variant("tflite-fp32").model
     here = open_session(file, "litert", inputs=m.inputs, outputs=m.outputs).run({"image": x})

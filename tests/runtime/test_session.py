@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgewright_contracts.errors import ContractError, RequestError, Unavailable
-from edgewright_contracts.manifest import TensorIn, TensorOut
+from edgewright_contracts.manifest import SessionOptions, TensorIn, TensorOut
 from edgewright_runtime import runtime
 from edgewright_runtime.selftest import run_selftest
 from sim import packages, tflite
@@ -68,6 +68,54 @@ def test_the_selftest_refuses_a_file_that_answers_otherwise(tmp_path, name, vari
     assert not result.passed
     assert result.flipped > 0
     assert "probabilities" in result.reason
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        SessionOptions(),
+        SessionOptions(mmap=True),
+        SessionOptions(prepack=False),
+        SessionOptions(threads=64, arena=False),
+    ],
+)
+@pytest.mark.parametrize(("name", "variant"), VARIANTS)
+def test_options_change_how_a_file_runs_and_not_what_it_answers(package, tmp_path, name, variant, options):
+    m = package.manifest
+    file, tensors = package.root / m.variant(variant).model, {"inputs": m.inputs, "outputs": m.outputs}
+    x, _ = packages.draw(5, seed=4)
+    expected = runtime.open_session(file, name, **tensors).run({"image": x})
+    sessions = [runtime.open_session(file, name, **tensors, options=options)]
+    made = runtime.optimise(file, name, tmp_path, options)
+    if made:
+        sessions.append(runtime.open_session(made[0], name, **tensors, options=options, optimised=True))
+    assert bool(made) == (name == "onnxruntime")
+    for session in sessions:
+        for key, value in session.run({"image": x}).items():
+            np.testing.assert_allclose(value, expected[key], atol=1e-6)
+
+
+def test_mapped_weights_lie_in_a_file_of_their_own(tmp_path):
+    package = packages.make_package(tmp_path / "p", slow=1)
+    made = runtime.optimise(
+        package.root / "variants/onnx-fp32/model.onnx", "onnxruntime", tmp_path, SessionOptions(mmap=True)
+    )
+    graph, weights = (file.stat().st_size for file in made)
+    assert graph < 20_000 < 512 * 512 * 4 < weights
+
+
+def test_too_little_memory_is_the_devices_and_not_the_files(package, tmp_path, monkeypatch):
+    import onnxruntime
+
+    def refuse(*_, **__):
+        raise RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc")
+
+    runtime.probe("onnxruntime")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    with pytest.raises(runtime.NoMemory, match="too little memory to load"):
+        open_variant(package, *VARIANTS[0])
+    assert runtime.short_of_memory(MemoryError())
+    assert not runtime.short_of_memory(RuntimeError("INVALID_GRAPH"))
 
 
 def test_a_selftest_that_lacks_an_array_names_it(package):

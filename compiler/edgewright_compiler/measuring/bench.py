@@ -105,7 +105,7 @@ def _first(package: Package, variant: Variant, runtime: str, machine: Machine) -
         with np.load(io.BytesIO(npz), allow_pickle=False) as arrays:
             rows = {tensor.name: arrays[f"input:{tensor.name}"] for tensor in manifest.inputs}
         memory = footprint(path, runtime, manifest.inputs, manifest.outputs, rows)
-        session = open_session(path, runtime, inputs=manifest.inputs, outputs=manifest.outputs)
+        session = open_session(path, runtime, inputs=manifest.inputs, outputs=manifest.outputs, options=variant.options)
         tested = run_selftest(session, npz, manifest, variant)
     except EdgewrightError as error:
         return Tried(msgspec.structs.replace(told, failed=str(error)))

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from msgspec import UnsetType
 
 from edgewright_contracts.baseline import encode_baseline
 from edgewright_contracts.errors import Refused, RequestError
-from edgewright_contracts.manifest import Budgets, FileRef, Format, Manifest, Provenance, Variant
+from edgewright_contracts.manifest import Budgets, FileRef, Format, Manifest, Provenance, SessionOptions, Variant
 from edgewright_contracts.package import Package
 from edgewright_devices import DeviceProfile
 from edgewright_runtime.golden import GOLDEN_FILE
@@ -75,8 +76,8 @@ def chosen(bench: Workbench, choice: Choice, taught_by: Learned | None) -> Chose
             raise Refused(f"{scheme.id}, which choice.json asks for, cannot be made here: {done.refused}")
         if scheme.precision != FLOAT:
             plain = float_of(scheme.format)
-            parts.append(Part(_variant(plain), plain, built.file(scheme.format), promised=False))
-        parts.append(Part(_variant(scheme), scheme, done.file, promised=True))
+            parts.append(Part(_variant(plain, bench.recipe.session), plain, built.file(scheme.format), promised=False))
+        parts.append(Part(_variant(scheme, bench.recipe.session), scheme, done.file, promised=True))
     return Chosen(choice, built, tuple(parts))
 
 
@@ -129,10 +130,12 @@ def reference_rows(bench: Workbench) -> Rows:
     return {name: np.concatenate([rows, data.test.inputs[name]]) for name, rows in data.validation.inputs.items()}
 
 
-def _variant(scheme: Scheme) -> Variant:
+def _variant(scheme: Scheme, session: SessionOptions | UnsetType) -> Variant:
     form: Format = scheme.format
     batch = 1 if form == "tflite" or scheme.method == "dynamic" else 0
-    return Variant(id=f"{form}-{scheme.precision}", format=form, precision=scheme.precision, batch=batch)
+    return Variant(
+        id=f"{form}-{scheme.precision}", format=form, precision=scheme.precision, batch=batch, session=session
+    )
 
 
 def _files(taken: Chosen, rows: Rows, outputs: Mapping[str, Outputs]) -> dict[str, bytes]:
