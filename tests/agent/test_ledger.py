@@ -184,13 +184,13 @@ def test_a_new_spool_id_renumbers_what_is_held_densely_from_1():
 def test_a_boot_declares_the_window_that_the_last_one_left_open():
     first = Unclean(boot_id="1" * 16, open_since_mono_ms=10)
     second = Unclean(boot_id="2" * 16, open_since_mono_ms=0)
-    state = ledger.booted(State(SPOOL), first)
+    state = ledger.apply(State(SPOOL), ledger.Booted(first))
     later = msgspec_replace(first, 500)
     state = ledger.apply(state, Sealed((), later))
-    assert ledger.booted(state, second).unclean == (later,)
+    assert ledger.apply(state, ledger.Booted(second)).unclean == (later,)
     clean = ledger.apply(state, ledger.Closed())
-    assert ledger.booted(clean, second).unclean == ()
-    told = ledger.apply(ledger.booted(state, second), ledger.Declared(("1" * 16,)))
+    assert ledger.apply(clean, ledger.Booted(second)).unclean == ()
+    told = ledger.apply(ledger.apply(state, ledger.Booted(second)), ledger.Declared(("1" * 16,)))
     assert told.unclean == ()
     assert told.open == second
 

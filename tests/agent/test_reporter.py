@@ -204,6 +204,67 @@ def test_a_full_disk_keeps_the_window_in_memory_and_loses_no_count(bench):
     assert sum(bench.counts()) == 18
 
 
+def test_a_disk_that_takes_nothing_is_told_at_once_by_a_birth_and_by_an_event_once_it_takes_something(bench):
+    bench.link.start(bench.reporter)
+    bench.pass_window(1)
+    bench.disk.full = True
+    bench.pass_window(5)
+    assert "space" in bench.hub.births["dev-1"][-1].spool.trouble
+    assert bench.hub.events["dev-1"] == []
+    bench.disk.full = False
+    bench.pass_window(7)
+    bench.reporter.turn()
+    (told,) = bench.hub.events["dev-1"]
+    assert (told.failure, told.reason[:9], "space" in told.reason) == ("disk", "for 300 s", True)
+    assert bench.spool.told().trouble == ""
+
+
+def test_a_window_that_is_sealed_while_the_hub_is_there_costs_one_durable_write(bench):
+    bench.link.start(bench.reporter)
+    bench.pass_window(1)
+    before = bench.disk.trace.count("fsync 00000001.log")
+    for _ in range(4):
+        bench.pass_window(1)
+    assert bench.disk.trace.count("fsync 00000001.log") - before == 4
+    assert bench.counts() == [1] * 5
+
+
+def test_a_boot_that_learns_the_time_late_tells_when_its_windows_were(package):
+    bench = Bench(package, SimClock(None))
+    for n in range(3):
+        bench.pass_window(n)
+    wall = 1_800_000_000_000
+    bench.clock.set_wall(wall)
+    bench.link.start(bench.reporter)
+    bench.reporter.turn()
+    windows = bench.hub.windows["dev-1"]
+    assert [(w.n, w.clock, w.wall_start_ms) for w in windows] == [
+        (n, "free", wall - (3 - n) * 300_000) for n in range(3)
+    ]
+    bench.pass_window(9)
+    assert bench.hub.windows["dev-1"][-1].clock == "synced"
+
+
+@pytest.mark.parametrize("years", [10, -10])
+def test_a_clock_that_jumps_by_years_ends_no_window_early_or_late_and_dates_each_by_its_own_end(package, years):
+    bench = Bench(package)
+    bench.link.start(bench.reporter)
+    bench.pass_window(1)
+    jumped = bench.clock.wall_ms() + years * 31_557_600_000 + 137_000
+    bench.clock.advance(100)
+    bench.clock.set_wall(jumped)
+    bench.reporter.turn()
+    assert bench.counts() == [1]
+    bench.pass_window(2, 200)
+    bench.pass_window(3, 300 - (jumped + 200_000) // 1000 % 300)  # to the next multiple by the new time
+    bench.pass_window(4)
+    first, second, third, fourth = bench.hub.windows["dev-1"]
+    assert [w.n for w in (first, second, third, fourth)] == [1, 2, 3, 4]
+    assert [w.mono_start_ms for w in (second, third, fourth)] == [w.mono_end_ms for w in (first, second, third)]
+    assert second.wall_start_ms == jumped - 100_000
+    assert (fourth.wall_start_ms % 300_000, fourth.mono_end_ms - fourth.mono_start_ms) == (0, 300_000)
+
+
 def test_an_older_wish_is_ignored_and_a_newer_one_survives_a_restart(bench, package):
     bench.link.start(bench.reporter)
     for rev, window_s in ((5, 60.0), (4, 10.0), (5, 10.0)):

@@ -1,16 +1,25 @@
 """A disk in memory whose power is cut at the n-th call. Implements edgewright_agent.disk.Disk.
 
-What survives a cut is what `edgewright_agent.disk` promises and, of the rest, as little (`keep="least"`) or as much
-(`keep="most"`) as a real disk might leave: unsynced data is gone or there, an unsynced name is the old or the new one,
-and the write that was cut is torn in the middle.
+What survives a cut is what `edgewright_agent.disk` promises and, of the rest, what an image leaves:
+
+    least   nothing: unsynced data is gone, an unsynced name is the old one
+    most    all of it; the write that was cut is torn in the middle
+    names   unsynced names without their unsynced data, as of a rename that overtakes what it renames
+    data    unsynced data without unsynced names
+    torn    of each file some prefix, perhaps with its last page zeroed; of each name the old or the new one
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import random
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal, get_args
+
+Keep = Literal["least", "most", "names", "data", "torn"]
+KEEPS: Final[tuple[Keep, ...]] = get_args(Keep)
+PAGE: Final = 4096
 
 
 class PowerCut(BaseException):
@@ -34,16 +43,30 @@ class SimDisk:
         self.written = 0
         self.trace: list[str] = []
 
-    def crash(self, keep: Literal["least", "most"]) -> None:
-        """The machine starts again with what survived."""
-        if keep == "least":
+    def crash(self, keep: Keep, seed: int = 0) -> None:
+        """The machine starts again with what survived; `seed` says which of the torn images it is."""
+        rng = random.Random(seed)
+        if keep in ("least", "data"):
             self.names = dict(self.durable_names)
-            for file in self.names.values():
+        elif keep == "torn":
+            for path in sorted(self.names.keys() | self.durable_names.keys()):
+                old = self.durable_names.get(path)
+                if old is not self.names.get(path) and rng.random() < 0.5:
+                    self.names.pop(path, None)
+                    self.names |= {path: old} if old else {}
+        for _, file in sorted(self.names.items()):
+            if keep in ("least", "names"):
                 file.data = file.durable
+            elif keep == "torn" and file.data != file.durable:
+                file.data = _torn(file, rng)
         for file in self.names.values():
             file.durable = file.data
         self.durable_names = dict(self.names)
         self.cut_at = None
+
+    def image(self) -> dict[Path, bytes]:
+        """What a restart finds."""
+        return {path: file.data for path, file in self.names.items()}
 
     def read(self, path: Path) -> bytes:
         if path not in self.names:
@@ -116,3 +139,14 @@ class SimDisk:
     def _space(self) -> None:
         if self.full:
             raise OSError(errno.ENOSPC, "no space left on device")
+
+
+def _torn(file: File, rng: random.Random) -> bytes:
+    """A prefix of what is not synced behind what is; where the file was written anew, what was synced may be gone."""
+    kept = len(file.durable) if file.data.startswith(file.durable) else 0
+    end = rng.randint(kept, len(file.data))
+    torn = file.data[:end]
+    if rng.random() < 0.5:  # the size reached the disk, the last page did not
+        hole = max(kept, end - end % PAGE)
+        torn = torn[:hole] + bytes(end - hole)
+    return torn

@@ -12,7 +12,7 @@ from edgewright_contracts import desired as down
 from edgewright_contracts.errors import ContractError
 
 from .. import identity
-from ..delivery import spool
+from ..delivery import journal
 from ..disk import RealDisk
 from ..updating import slots
 from ..updating.slots import Slot
@@ -47,7 +47,7 @@ def read(home: Path) -> Status:
     """Raises RequestError when `home` is not enrolled."""
     who = identity.load(home)
     disk = RealDisk()
-    held, _ = spool.read(disk, home / "spool")
+    held = journal.read(disk, home / "spool").state
     return Status(
         device=who.device,
         hub=f"{who.hub.broker.host}:{who.hub.broker.port}",

@@ -86,6 +86,12 @@ class Renumbered(msgspec.Struct, frozen=True, array_like=True, tag="renumbered")
     spool_id: str
 
 
+class Booted(msgspec.Struct, frozen=True, array_like=True, tag="booted"):
+    """A new boot begins: a window that an earlier one left open is lost, and will be declared."""
+
+    open: Unclean
+
+
 class Closed(msgspec.Struct, frozen=True, array_like=True, tag="closed"):
     """The last window was sealed and nothing more will be counted by this boot."""
 
@@ -96,7 +102,7 @@ class Declared(msgspec.Struct, frozen=True, array_like=True, tag="declared"):
     boot_ids: tuple[str, ...]
 
 
-Record = Sealed | Numbered | Merged | Acked | Dropped | Renumbered | Closed | Declared
+Record = Sealed | Numbered | Merged | Acked | Dropped | Renumbered | Booted | Closed | Declared
 
 
 class RuleBroken(RuntimeError):
@@ -145,16 +151,13 @@ def apply(state: State, record: Record) -> State:
             seqs = {item.id: n for n, item in enumerate(state.numbered, 1)}
             items = tuple(msgspec.structs.replace(i, seq=seqs.get(i.id, 0)) for i in state.items)
             return _with(state, spool_id=spool_id, items=items, next_seq=len(seqs) + 1)
+        case Booted(opened):
+            unclean = (*state.unclean, state.open)[-UNCLEAN_KEPT:] if state.open is not None else state.unclean
+            return _with(state, open=opened, unclean=unclean)
         case Closed():
             return _with(state, open=None)
         case Declared(boot_ids):
             return _with(state, unclean=tuple(u for u in state.unclean if u.boot_id not in boot_ids))
-
-
-def booted(state: State, opened: Unclean) -> State:
-    """A new boot begins: a window that an earlier one left open is lost, and will be declared."""
-    unclean = (*state.unclean, state.open)[-UNCLEAN_KEPT:] if state.open is not None else state.unclean
-    return _with(state, open=opened, unclean=unclean)
 
 
 def rewound(state: State, ack: Ack) -> bool:

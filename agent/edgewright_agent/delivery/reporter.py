@@ -22,6 +22,7 @@ from edgewright_contracts import report
 from edgewright_contracts.birth import Unclean
 from edgewright_contracts.desired import REOFFER_S, Ack, Command, Config, Desired
 from edgewright_contracts.errors import ContractError
+from edgewright_contracts.event import Event
 from edgewright_contracts.report import Window
 from edgewright_contracts.topics import Kind
 
@@ -34,7 +35,7 @@ from ..telemetry.meter import Meter
 from ..telemetry.rows import Subject
 from ..unforeseen import Unforeseen
 from .mqtt import Transport
-from .spool import Spool
+from .spool import Spool, Terms
 from .wishes import Wishes
 
 LONGEST_WAIT_S: Final = 30.0
@@ -95,6 +96,7 @@ class Reporter:
         self._kept: list[Message] = []  # that the disk did not take
         self._said: Said | None = None
         self._connection = 0
+        self._trouble: tuple[str, float] | None = None  # why the disk takes nothing, and since when
         self._usage = Consumption(disk, transport, received)
         self._wishes = Wishes(home / "desired.json", disk, clock, boot_id, desire=desire, emit=spool.event)
         self._since_ms, self._since_wall = clock.monotonic_ns() // 1_000_000, clock.wall_ms()
@@ -151,6 +153,7 @@ class Reporter:
         self._meter.drain()
         if self._said is not None and self._transport.online and self._now_s() >= self._said.again_s:
             self._say_birth(min(2 * self._said.wait_s, BIRTH_S[1]))
+        self._tell_trouble()
         self._offer()
 
     def seal(self) -> None:
@@ -174,11 +177,12 @@ class Reporter:
         self._since_ms, self._since_wall = now_ms, wall
         self._pending = _fewer([*self._pending, *(w for _, w in sealed)]) if self._pending else [w for _, w in sealed]
         try:
+            terms = self._terms() if self._transport.online else None
             try:
-                self._spool.seal(self._pending, self.opened())
+                self._spool.seal(self._pending, self.opened(), terms)
             except ContractError:
                 self._drop_unfit()
-                self._spool.seal(self._pending, self.opened())
+                self._spool.seal(self._pending, self.opened(), terms)
             self._pending = []
             if self._unfit:
                 self._spool.lost(self._unfit)
@@ -231,13 +235,45 @@ class Reporter:
         if not self._transport.online:
             return
         now = self._now_s()
-        offers = self._spool.offer(compress=self.config.compress)
+        offers = self._spool.offer(self._terms())
         for offer in offers:
             before = self._offered.get(offer.seq)
             if (before is None or now - before >= REOFFER_S) and self._transport.publish(offer.kind, offer.payload):
                 self._offered[offer.seq] = now
         live = {o.seq for o in offers}
         self._offered = {seq: at for seq, at in self._offered.items() if seq in live}
+
+    def _terms(self) -> Terms:
+        wall = self._clock.wall_ms()
+        offset_ms = None if wall is None else wall - self._clock.monotonic_ns() // 1_000_000
+        return Terms(self.config.compress, self._boot_id, offset_ms, clocks.state(self._clock))
+
+    def _tell_trouble(self) -> None:
+        """A birth can say at once that the disk takes nothing; an event, which needs the disk, says it afterwards."""
+        trouble = self._spool.trouble
+        if trouble and self._trouble is None:
+            self._trouble = (trouble, self._now_s())
+            if self._transport.online:
+                self._say_birth(BIRTH_S[0])
+        elif self._trouble is not None and not trouble:
+            why, since_s = self._trouble
+            took = (
+                f"for {self._now_s() - since_s:.0f} s the disk took nothing ({why}); what was counted waited in memory"
+            )
+            self._spool.event(
+                Event(
+                    spool_id="0" * 16,  # given with the number, when it is offered
+                    seq=1,
+                    boot_id=self._boot_id,
+                    mono_ms=self._clock.monotonic_ns() // 1_000_000,
+                    wall_ms=self._clock.wall_ms(),
+                    before="spool",
+                    after="spool",
+                    reason=took[:1024],
+                    failure="disk",
+                )
+            )
+            self._trouble = None
 
     def _receive(self) -> None:
         """Handle what came, and again what the disk did not take. An ack is not kept: the hub says it again."""
