@@ -1,48 +1,81 @@
-"""What the agent itself uses: processor time, memory, bytes over the link and onto the disk."""
+"""What the agent itself uses: processor time, memory, bytes as the wire carried them and bytes onto the disk; and how
+warm and how empty the device is."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import NamedTuple
 
 from edgewright_contracts.report import Gauge, Usage
 
 from ..delivery.mqtt import Transport
 from ..disk import Disk
+from ..limits.device import Device, resident_kb
+
+__all__ = ["Consumption", "Totals", "resident_kb"]
+
+ZERO_C_DK = 2731.5  # in tenths of a kelvin
+
+
+class Totals(NamedTuple):
+    """Since the start of the process; bytes with what MQTT, TLS, TCP and IP put around them."""
+
+    cpu_ms: int
+    sent: int
+    received: int
+    fetched: int  # of packages and signed metadata
+    written: int
 
 
 class Consumption:
-    """What this process uses, between two calls."""
+    """What this process uses, between two calls of `since_last`. Levels are sampled by `sample`, and at the end."""
 
-    def __init__(self, disk: Disk, transport: Transport, received: Callable[[], int]) -> None:
+    def __init__(
+        self, disk: Disk, transport: Transport, received: Callable[[], int], device: Device | None = None
+    ) -> None:
+        """`received` are the bytes of packages so far."""
         self._disk, self._transport, self._fetched = disk, transport, received
-        self._last = self._totals()
+        self._device = device or Device()
+        self._last = self.totals()
         self._at = time.monotonic()
+        self._rss = self._temperature = self._discharge = Gauge()
+
+    def sample(self) -> float:
+        """Look at the levels once more: RSS in MB."""
+        rss_kb = resident_kb()
+        self._rss += Gauge(1, rss_kb, rss_kb)
+        warm = self._device.temperature_c()
+        if warm is not None:
+            dk = round(ZERO_C_DK + 10 * warm)
+            self._temperature += Gauge(1, dk, dk)
+        empty = self._device.discharge_permille()
+        if empty is not None:
+            self._discharge += Gauge(1, empty, empty)
+        return rss_kb / 1024
 
     def since_last(self) -> tuple[Usage, float]:
         """(usage, RSS in MB)."""
-        now, at = self._totals(), time.monotonic()
-        cpu_ms, sent, got, written = (a - b for a, b in zip(now, self._last, strict=True))
+        rss_mb = self.sample()
+        now, at = self.totals(), time.monotonic()
+        cpu_ms, sent, got, fetched, written = (a - b for a, b in zip(now, self._last, strict=True))
         permille = int(cpu_ms / max(1e-3, at - self._at))
-        self._last, self._at = now, at
-        rss_kb = resident_kb()
         usage = Usage(
-            rss_kb=Gauge(1, rss_kb, rss_kb),
+            rss_kb=self._rss,
             cpu_permille=Gauge(1, permille, permille),
+            temperature_dk=self._temperature,
+            discharge_permille=self._discharge,
             cpu_ms=cpu_ms,
             bytes_sent=sent,
-            bytes_received=got,
+            bytes_received=got + fetched,
             bytes_written=written,
         )
-        return usage, rss_kb / 1024
+        self._last, self._at = now, at
+        self._rss = self._temperature = self._discharge = Gauge()
+        return usage, rss_mb
 
-    def _totals(self) -> tuple[int, int, int, int]:
+    def totals(self) -> Totals:
         sent, got = self._transport.traffic()
-        return int(time.process_time() * 1000), sent, got + self._fetched(), self._disk.written
-
-
-def resident_kb() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGESIZE") // 1024
+        more_sent, more_got = self._transport.overhead()
+        cpu_ms = int(time.process_time() * 1000)
+        return Totals(cpu_ms, sent + more_sent, got + more_got, self._fetched(), self._disk.written)

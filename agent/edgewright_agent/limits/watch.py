@@ -1,0 +1,121 @@
+"""The watch: reads what the device has left, lets the governor decide, and makes the meter and the windows obey.
+
+Order: every `LOOK_S` on the telemetry thread: read → add to the day → decide → obey → say. What is held back is said in
+an event (`notices`), and counted in `shed` by whoever does without.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Final
+
+from edgewright_contracts.desired import Config
+from edgewright_contracts.report import Usage
+
+from ..clock import Clock
+from ..disk import Disk
+from ..telemetry.consumption import Consumption
+from ..telemetry.meter import Meter
+from ..telemetry.notices import Notice, Notices
+from . import cgroup, governor
+from .day import Diary
+from .device import Device
+from .governor import Held, Readings, Step
+from .share import Share
+
+LOOK_S: Final = 10.0
+
+log = logging.getLogger(__name__)
+
+
+class Watch:
+    """`may` and `readings` may be used from any thread, all else from the telemetry's only."""
+
+    def __init__(
+        self, path: Path, *, disk: Disk, clock: Clock, meter: Meter, consumption: Consumption, device: Device,
+        notices: Notices,
+    ) -> None:  # fmt: skip
+        """`path` is the file that the day's counts are kept in."""
+        self._clock, self._meter, self._consumption = clock, meter, consumption
+        self._device, self._notices = device, notices
+        self._diary = Diary(path, disk)
+        self._share = Share()
+        self._held = Held()
+        self._steps: frozenset[Step] = frozenset()
+        self._looked_s = -LOOK_S
+        self._before = consumption.totals()
+        self._bounded: float | None = None
+        self.readings = Readings()
+
+    def may(self, step: Step) -> bool:
+        """Whether this may be done now; it can change every `LOOK_S`."""
+        return step not in self._steps
+
+    def config(self, asked: Config) -> Config:
+        """What is done of what the hub asks for."""
+        return governor.relieved(governor.profiled(asked), self._steps)
+
+    def obey(self, asked: Config) -> None:
+        """Let the meter count what `config` says."""
+        now = self.config(asked)
+        self._meter.asked_every, self._meter.monitor_every = asked.monitor_every, now.monitor_every
+        self._meter.scene_ns = int(asked.scene_s * 1e9)
+
+    def turn(self, asked: Config) -> None:
+        """One round; it looks at the device when it is time. A disk that takes nothing delays only the diary."""
+        now_s = self._clock.monotonic_ns() / 1e9
+        if now_s - self._looked_s >= LOOK_S:
+            self._look(asked, now_s)
+        self._notices.spool()
+
+    def since_last(self, asked: Config, *, hurried: bool) -> tuple[Usage, float]:
+        """(usage, RSS in MB) of the window that ends; one that was lengthened for want of something says so."""
+        wished, done = governor.profiled(asked), self.config(asked)
+        length = (done.rollout_window_s / wished.rollout_window_s) if hurried else (done.window_s / wished.window_s)
+        if length > 1:
+            self._meter.shed("windows", round(length) - 1)
+        return self._consumption.since_last()
+
+    def close(self, asked: Config) -> None:
+        """The process ends."""
+        self._look(asked, self._clock.monotonic_ns() / 1e9, last=True)
+
+    def _look(self, asked: Config, now_s: float, *, last: bool = False) -> None:
+        elapsed_s = max(0.0, now_s - self._looked_s) if self._looked_s >= 0 else 0.0
+        self._looked_s = now_s
+        rss_mb = self._consumption.sample()
+        totals, before = self._consumption.totals(), self._before
+        self._before = totals
+        day = self._diary.add(
+            run_s=elapsed_s,
+            wall_ms=self._clock.wall_ms(),
+            link=totals.sent + totals.received - before.sent - before.received,
+            written=totals.written - before.written,
+        )
+        self.readings = Readings(
+            rss_mb,
+            self._share.permille(now_s, self._device.background_ns()),
+            self._device.temperature_c(),
+            day.link,
+            day.written,
+        )
+        held = governor.advance(self._held, self.readings, asked, now_s)
+        self._say(held, asked)
+        self._held, self._steps = held, held.steps
+        self.obey(asked)
+        if asked.limits.rss_mb != self._bounded:
+            self._bounded = asked.limits.rss_mb
+            cgroup.bound(self._bounded)
+        try:
+            self._diary.keep(link_budget=asked.bytes_per_day, disk_budget=asked.limits.written_per_day, last=last)
+        except OSError as error:
+            log.warning("what was used today is not written down: %s", error)
+
+    def _say(self, held: Held, asked: Config) -> None:
+        said = governor.told(held, self.readings, asked)
+        for need, depth in held.depth.items():
+            before = self._held.depth.get(need, 0)
+            if depth != before:
+                reason = said.get(need, f"{need}: within its limit again; nothing is held back for it")
+                self._notices.note(Notice(f"{need} {before}", f"{need} {depth}", reason))
