@@ -13,7 +13,8 @@ from edgewright_agent import clock
 from edgewright_agent.clock import SystemClock
 from edgewright_agent.delivery import reporter as reporters
 from edgewright_agent.delivery import wishes
-from edgewright_agent.delivery.reporter import Reporter, length_s
+from edgewright_agent.delivery.reporter import Reporter
+from edgewright_agent.delivery.span import length_s
 from edgewright_agent.delivery.spool import Spool
 from edgewright_agent.inference.model import Active, InferenceFailed, Model, Rejected
 from edgewright_agent.telemetry.meter import Meter

@@ -29,12 +29,17 @@ from edgewright_contracts.topics import Kind
 from .. import clock as clocks
 from ..clock import Clock
 from ..disk import Disk
+from ..limits.device import Device
+from ..limits.governor import Step
+from ..limits.watch import Watch
 from ..telemetry.consumption import Consumption
 from ..telemetry.counts import Clocks
 from ..telemetry.meter import Meter
+from ..telemetry.notices import Notices
 from ..telemetry.rows import Subject
 from ..unforeseen import Unforeseen
 from .mqtt import Transport
+from .span import full, length_s, longest_s
 from .spool import Spool, Terms
 from .wishes import Wishes
 
@@ -97,7 +102,13 @@ class Reporter:
         self._said: Said | None = None
         self._connection = 0
         self._trouble: tuple[str, float] | None = None  # why the disk takes nothing, and since when
-        self._usage = Consumption(disk, transport, received)
+        device = Device()
+        self.notices = Notices(spool.event, clock, boot_id, wake)
+        self.watch = Watch(
+            home / "day.json", disk=disk, clock=clock, meter=meter, device=device, notices=self.notices,
+            consumption=Consumption(disk, transport, received, device),
+        )  # fmt: skip
+        self._more = 0  # lengths that the open window goes on beyond its first, because it is not full
         self._wishes = Wishes(home / "desired.json", disk, clock, boot_id, desire=desire, emit=spool.event)
         self._since_ms, self._since_wall = clock.monotonic_ns() // 1_000_000, clock.wall_ms()
 
@@ -106,13 +117,23 @@ class Reporter:
         return self._wishes.desired
 
     @property
-    def config(self) -> Config:
+    def asked(self) -> Config:
+        """What the hub asks for."""
         return self.desired.config if self.desired else Config()
+
+    @property
+    def config(self) -> Config:
+        """What is done of it, within what the device has left."""
+        return self.watch.config(self.asked)
 
     @property
     def window_s(self) -> float:
         config = self.config
         return min(config.window_s, config.rollout_window_s) if self._hurried() else config.window_s
+
+    @property
+    def longest_s(self) -> float:
+        return self.window_s if self._hurried() else longest_s(self.config)
 
     # What the link calls, on its own thread.
 
@@ -148,8 +169,12 @@ class Reporter:
     def turn(self) -> None:
         """One round: messages, rows, the window if it is due, offers."""
         self._receive()
+        self.watch.turn(self.asked)
         if self._now_s() >= self._due_s():
-            self.seal()
+            if self._full():
+                self.seal()
+            else:
+                self._more += 1
         self._meter.drain()
         if self._said is not None and self._transport.online and self._now_s() >= self._said.again_s:
             self._say_birth(min(2 * self._said.wait_s, BIRTH_S[1]))
@@ -161,7 +186,7 @@ class Reporter:
         now_ms, wall = self._clock.monotonic_ns() // 1_000_000, self._clock.wall_ms()
         self._meter.drain(until_ns=now_ms * 1_000_000)
         span_ms = now_ms - self._since_ms
-        usage, rss_mb = self._usage.since_last()
+        usage, rss_mb = self.watch.since_last(self.asked, hurried=self._hurried())
         sealed = self._meter.take(
             self._subjects(),
             Clocks(
@@ -170,14 +195,14 @@ class Reporter:
                 end_ms=now_ms,
                 wall_start_ms=None if wall is None else max(0, wall - span_ms),
                 clock=clocks.state(self._clock),
-                next_due_s=ceil(2 * self.window_s),
+                next_due_s=ceil(2 * self.longest_s),
             ),
             usage,
         )
-        self._since_ms, self._since_wall = now_ms, wall
+        self._since_ms, self._since_wall, self._more = now_ms, wall, 0
         self._pending = _fewer([*self._pending, *(w for _, w in sealed)]) if self._pending else [w for _, w in sealed]
         try:
-            terms = self._terms() if self._transport.online else None
+            terms = self._terms() if self._transport.online and not self._reports_wait() else None
             try:
                 self._spool.seal(self._pending, self.opened(), terms)
             except ContractError:
@@ -209,6 +234,7 @@ class Reporter:
     def finish(self) -> None:
         """Seal everything counted, and leave nothing open: when this thread ends, or never began."""
         self._meter.drain()
+        self.watch.close(self.asked)
         self.seal()
         if not self._pending:
             self._spool.close()
@@ -216,7 +242,17 @@ class Reporter:
 
     def _due_s(self) -> float:
         synced = self._clock.synced() if self._since_wall is not None else False
-        return self._since_ms / 1000 + length_s(self._since_wall if synced else None, self.window_s)
+        return (
+            self._since_ms / 1000
+            + self._more * self.window_s
+            + length_s(self._since_wall if synced else None, self.window_s)
+        )
+
+    def _full(self) -> bool:
+        if self._hurried() or not self.config.window_rows:
+            return True
+        self._meter.drain()
+        return full(self.config, self._meter.most(), self._now_s() - self._since_ms / 1000)
 
     def _wait_s(self) -> float:
         due = self._due_s()
@@ -232,7 +268,7 @@ class Reporter:
         self._wake.set()
 
     def _offer(self) -> None:
-        if not self._transport.online:
+        if not self._transport.online or self._reports_wait():
             return
         now = self._now_s()
         offers = self._spool.offer(self._terms())
@@ -242,6 +278,13 @@ class Reporter:
                 self._offered[offer.seq] = now
         live = {o.seq for o in offers}
         self._offered = {seq: at for seq, at in self._offered.items() if seq in live}
+
+    def _reports_wait(self) -> bool:
+        """The day's bytes are used up: windows stay in the spool, where they merge. An event takes all along."""
+        state = self._spool.state
+        return not self.watch.may(Step.REPORTS) and not any(
+            item.kind == "event" for item in (*state.numbered, *state.unnumbered)
+        )
 
     def _terms(self) -> Terms:
         wall = self._clock.wall_ms()
@@ -309,7 +352,7 @@ class Reporter:
     def _say_birth(self, wait_s: float) -> None:
         boots = tuple(u.boot_id for u in self._spool.state.unclean)
         self._said = Said(self._connection, boots, self._now_s() + wait_s, wait_s)
-        self._transport.publish("birth", self._born(self._connection, ceil(self.window_s)))
+        self._transport.publish("birth", self._born(self._connection, ceil(self.longest_s)))
 
     def _acknowledged(self, ack: Ack) -> None:
         self._spool.ack(ack)
@@ -334,13 +377,6 @@ class Reporter:
         else:
             log.warning("command %s is not supported by this agent", command.verb)
         self._commands = [*self._commands, command.id][-COMMANDS_KEPT:]
-
-
-def length_s(wall_ms: int | None, window_s: float) -> float:
-    """Seconds from `wall_ms` to the next multiple of the window's length; the whole length without a synced clock."""
-    if wall_ms is None:
-        return window_s
-    return window_s - (wall_ms / 1000) % window_s
 
 
 def _fewer(windows: list[Window]) -> list[Window]:

@@ -80,6 +80,7 @@ class Watch:
     def close(self, asked: Config) -> None:
         """The process ends."""
         self._look(asked, self._clock.monotonic_ns() / 1e9, last=True)
+        self._notices.spool()
 
     def _look(self, asked: Config, now_s: float, *, last: bool = False) -> None:
         elapsed_s = max(0.0, now_s - self._looked_s) if self._looked_s >= 0 else 0.0
