@@ -32,7 +32,7 @@ from edgewright_contracts import desired
 from edgewright_contracts.desired import ACK_S
 from edgewright_contracts.errors import RequestError, Unavailable
 
-from . import control, durable, enrolment, retention, telemetry, tokens
+from . import control, deltas, durable, enrolment, retention, telemetry, tokens
 from .api import Hub
 from .app import device_app, page_app
 from .broker import EmbeddedBroker
@@ -171,6 +171,7 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
             ("the tick", config.tick_s, lambda: conductor.tick(_now_ms())),
             ("drift", config.tick_s, lambda: conductor.drift.tick(_now_ms())),
             ("retention", retention.EVERY_S, lambda: retention.shorten(control_engine, telemetry_engine, _now_ms())),
+            ("making deltas", deltas.EVERY_S, deltas.Deltas(registry, control_engine, stop.is_set).tick),
         ):
             await stack.enter_async_context(vitals.every(name, seconds, act))
 

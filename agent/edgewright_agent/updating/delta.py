@@ -1,12 +1,10 @@
 """Deltas: a file made of the one that already runs here and a patch, instead of downloaded whole.
 
-`deltas/<old sha256>/<new sha256>.zst` is a zstd frame whose dictionary is the old file (`zstd --patch-from`). Nobody
-signs it, and nobody has to: what comes out is checked against the signed hash, and whatever goes wrong (no such patch,
-no zstandard here, a damaged one, one that unpacks to more) the file is downloaded whole. A file that is the same in
-both packages is copied.
+Nobody signs a patch (contracts.delta), and nobody has to: what comes out is checked against the signed hash, and
+whatever goes wrong (no such patch, no zstandard here, a damaged one, one that unpacks to more) the file is downloaded
+whole. A file that is the same in both packages is copied.
 
-Cost: memory of the old file and a window of the larger one, together at most `MEMORY` bytes; a patch of at most
-`WORTH_SHARE` of the file on disk.
+Cost: memory of the old file and a window of the larger one; disk of the patch besides.
 """
 
 from __future__ import annotations
@@ -16,8 +14,8 @@ import importlib.util
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
+from edgewright_contracts import delta
 from edgewright_contracts.errors import ContractError
 from edgewright_contracts.manifest import FileRef
 from edgewright_contracts.package import Package
@@ -25,10 +23,6 @@ from edgewright_contracts.package import Package
 from ..disk import Disk
 from .fetch import CHUNK, Absent, Link, WrongBytes, etag_of
 from .slots import Store
-
-MEMORY: Final = 32 << 20
-SMALLEST: Final = 8 << 10  # of a file; asking for less than this costs as much as it saves
-WORTH_SHARE: Final = 0.8  # of the whole file that a patch may have
 
 log = logging.getLogger(__name__)
 
@@ -62,23 +56,23 @@ class Downloads:
     def _short(self, file: str, ref: FileRef, part: Path, base: Package, interrupt: Callable[[], None]) -> int:
         """Bytes saved; 0 when the file must be downloaded whole, and then `part` is begun."""
         old = base.manifest.files.get(file)
-        if old is None or old.size + ref.size > MEMORY or self._disk.size(base.root / file) != old.size:
+        if old is None or self._disk.size(base.root / file) != old.size:
             return 0
-        if old.sha256 == ref.sha256:
+        if old.sha256 == ref.sha256 and ref.size <= delta.PAIR_BYTES:
             data = self._disk.read(base.root / file)
             if hashlib.sha256(data).hexdigest() != old.sha256:
                 return 0
             self._disk.write(part, data)
             return ref.size
-        if min(old.size, ref.size) < SMALLEST or importlib.util.find_spec("zstandard") is None:
+        if not delta.fits(old, ref) or importlib.util.find_spec("zstandard") is None:
             return 0
         return self._patched(old, base.root / file, ref, part, interrupt)
 
     def _patched(self, old: FileRef, place: Path, ref: FileRef, part: Path, interrupt: Callable[[], None]) -> int:
-        url = f"{self._repo}deltas/{old.sha256}/{ref.sha256}.zst"
+        url = self._repo + delta.path(old.sha256, ref.sha256)
         patch, made = part.with_name(part.name + ".zst"), part.with_name(part.name + ".made")
         try:
-            self._link.unsigned(self._disk, url, patch, int(WORTH_SHARE * ref.size), interrupt)
+            self._link.unsigned(self._disk, url, patch, delta.most(ref), interrupt)
             size = self._disk.size(patch) or 0
             apply(self._disk, self._disk.read(place), self._disk.read(patch), made, ref)
         except (Absent, WrongBytes, Unfit) as error:
@@ -105,7 +99,7 @@ def apply(disk: Disk, old: bytes, patch: bytes, target: Path, ref: FileRef) -> N
     """Write into `target` what `patch` makes of `old`. Raises Unfit, and never writes more than `ref.size` bytes."""
     import zstandard
 
-    window = 1 << max(10, max(len(old), ref.size).bit_length())
+    window = 1 << delta.window_log(len(old), ref.size)
     dictionary = zstandard.ZstdCompressionDict(old, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
     digest, size = hashlib.sha256(), 0
     disk.write(target, b"")
