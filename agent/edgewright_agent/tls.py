@@ -20,6 +20,7 @@ import urllib3
 from edgewright_contracts.errors import Unavailable
 
 from .clock import Clock
+from .delivery import tunnel
 from .identity import Identity
 
 _NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which Python gives no name
@@ -93,6 +94,7 @@ def through(proxy: str, **options: Any) -> Pools:
     """A pool of connections, through the proxy if there is one."""
     if not proxy:
         return urllib3.PoolManager(**options)
-    address = urllib3.util.parse_url(proxy)
-    headers = urllib3.make_headers(proxy_basic_auth=address.auth) if address.auth else None
-    return urllib3.ProxyManager(proxy, proxy_headers=headers, **options)
+    known = tunnel.parse(proxy)
+    headers = {"Proxy-Authorization": known.authorization} if known.authorization else None
+    host = f"[{known.host}]" if ":" in known.host else known.host
+    return urllib3.ProxyManager(f"http://{host}:{known.port}", proxy_headers=headers, **options)

@@ -27,6 +27,7 @@ from .ca import Authority
 from .conductor import Conductor, Verb
 from .registry import TARGETS_BYTES, Registry
 from .specification import RolloutSpec
+from .websocket import PATH
 
 PAGE: Final = 500  # rows of one answer
 SPEC_BYTES: Final = 64 * KIB
@@ -45,6 +46,7 @@ class Hub:
     repo: str  # URL, with a slash at the end
     ails: Callable[[], list[str]]  # why the hub is not well
     open_to_read: bool  # whoever reaches this listener may read: it is on loopback
+    websocket: tuple[str, int] | None = None  # where devices reach MQTT over WebSocket; None: nowhere
 
 
 class Caller(NamedTuple):
@@ -128,6 +130,7 @@ def enroll(request: Request, body: EnrolBody) -> dict[str, Any]:
         "root": hub.registry.first_root.decode(),
         "broker": {"host": hub.broker[0], "port": hub.broker[1]},
         "repo": hub.repo,
+        "websocket": {"host": hub.websocket[0], "port": hub.websocket[1], "path": PATH} if hub.websocket else None,
     }
 
 

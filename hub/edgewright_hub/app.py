@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgewright_contracts.errors import EdgewrightError, Refused, RequestError
 
-from . import api, pages
+from . import api, pages, renewal, websocket
 from .api import Hub
 from .conductor import NotFound
 from .registry import TARGETS_BYTES, Conflict
@@ -38,9 +38,13 @@ _STATUS: Final[tuple[tuple[type[EdgewrightError], int], ...]] = (
 )
 
 
-def device_app(hub: Hub) -> FastAPI:
+def device_app(hub: Hub, mqtt: websocket.Connected | None = None) -> FastAPI:
+    """With `mqtt`, an embedded broker, it speaks MQTT over WebSocket too."""
     app = _app(hub)
     app.include_router(api.enrol_router)
+    app.include_router(renewal.router)
+    if mqtt is not None:
+        app.router.routes.append(websocket.route(mqtt))
     app.include_router(api.router)
     app.mount("/repo", RepositoryFiles(directory=hub.registry.folder))
     return app

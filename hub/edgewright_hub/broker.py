@@ -140,7 +140,7 @@ class EmbeddedBroker:
         self._broker._subscriptions = _Subscriptions()
         await self._broker.start()
         self._server = await asyncio.start_server(
-            self._connected, sock=self._listener, ssl=self._context, ssl_handshake_timeout=CONNECT_S
+            self.connected, sock=self._listener, ssl=self._context, ssl_handshake_timeout=CONNECT_S
         )
 
     @property
@@ -157,11 +157,12 @@ class EmbeddedBroker:
             await asyncio.wait_for(self._broker.shutdown(), 2.0)
         self._server = self._broker = None
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection until it ends: of our own port, or of `websocket`."""
         peer: ssl.SSLObject | None = writer.get_extra_info("ssl_object")
         name = common_name(peer) or ""
         try:
-            why_not = await asyncio.to_thread(self._outdated, name, _key_sha256(peer))
+            why_not = await asyncio.to_thread(self._outdated, name, public_key_sha256(peer))
             packets = await _admit(name, why_not, reader, writer)
             if packets is not None and self._broker is not None:
                 if name in self._writers:
@@ -293,7 +294,7 @@ def common_name(peer: ssl.SSLObject | None) -> str | None:
     return str(names[0]) if len(names) == 1 else None
 
 
-def _key_sha256(peer: ssl.SSLObject | None) -> str:
+def public_key_sha256(peer: ssl.SSLObject | None) -> str:
     """Of the client's public key, as `ca.Signed` has it."""
     certificate = peer.getpeercert(binary_form=True) if peer is not None else None
     return key_sha256(x509.load_der_x509_certificate(certificate).public_key()) if certificate else ""

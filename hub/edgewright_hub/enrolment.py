@@ -34,7 +34,7 @@ def enrol(engine: sa.Engine, authority: Authority, request: Request, *, now_ms: 
     with engine.begin() as connection:
         known = connection.execute(sa.select(devices).where(devices.c.id == request.device)).one_or_none()
         given = tokens.terms(connection, token.secret, request.device, now_ms=now_ms)
-        if known is None or known.key_sha256 != signed.key_sha256:
+        if known is None or known.key_sha256 != signed.key_sha256 or known.state != "enrolled":
             exact = given.pattern in {request.device, re.escape(request.device)}
             if known is not None and known.state == "enrolled" and not exact:
                 raise Refused(
@@ -58,6 +58,22 @@ def enrol(engine: sa.Engine, authority: Authority, request: Request, *, now_ms: 
                 what="enrol",
                 detail=f"fleet {given.fleet}, certificate {signed.serial}",
             )
+        )
+    return signed.certificate
+
+
+def renew(engine: sa.Engine, authority: Authority, device: str, csr: str, *, key_sha256: str, now_ms: int) -> str:
+    """A new certificate, PEM, for a device that just proved to hold the key `key_sha256`, and for no other key: whoever
+    read a key once must not be able to give the device another. Nothing but the serial changes, so an answer that was
+    lost costs nothing. Raises ContractError or Refused."""
+    signed = authority.sign(csr, device, now=datetime.fromtimestamp(now_ms / 1000, UTC))
+    if signed.key_sha256 != key_sha256:
+        raise Refused("csr: expected the key of the certificate that is renewed; another key needs a new enrolment")
+    devices = control.devices
+    with engine.begin() as connection:
+        connection.execute(devices.update().where(devices.c.id == device).values(serial=signed.serial))
+        connection.execute(
+            control.audit.insert().values(at_ms=now_ms, who=device, what="renew", detail=f"certificate {signed.serial}")
         )
     return signed.certificate
 

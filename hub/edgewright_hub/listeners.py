@@ -11,13 +11,17 @@ import contextlib
 import ipaddress
 import logging
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
 
 from edgewright_contracts.errors import Unavailable
+
+from . import peers, websocket
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +57,10 @@ class _Server(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def web(
-    app: FastAPI, listener: socket.socket, certificate: tuple[str, str] | None, stop: asyncio.Event
+    app: FastAPI, listener: socket.socket, folder: Path | None, stop: asyncio.Event
 ) -> AsyncIterator[asyncio.Task[None]]:
-    """Serve until `stop` is set or the context ends. Gives the task that serves."""
+    """Serve until `stop` is set or the context ends. Gives the task that serves. With the `folder` of an authority, by
+    TLS, where clients may show a certificate of it."""
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -63,8 +68,15 @@ async def web(
         server_header=False,
         lifespan="off",
         timeout_graceful_shutdown=1,
-        ssl_certfile=certificate[0] if certificate else None,
-        ssl_keyfile=certificate[1] if certificate else None,
+        http=peers.Protocol,
+        ws="websockets-sansio",
+        ws_max_size=websocket.MESSAGE_BYTES,
+        ws_ping_interval=None,  # a ping every 20 s would cost a metered device 300 kB a day; MQTT has its own
+        ws_per_message_deflate=False,
+        ssl_certfile=folder / "server.pem" if folder else None,
+        ssl_keyfile=str(folder / "server.key") if folder else None,
+        ssl_ca_certs=str(folder / "ca.pem") if folder else None,
+        ssl_cert_reqs=ssl.CERT_OPTIONAL if folder else ssl.CERT_NONE,
     )
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))

@@ -32,7 +32,7 @@ from edgewright_contracts import desired
 from edgewright_contracts.desired import ACK_S
 from edgewright_contracts.errors import RequestError, Unavailable
 
-from . import control, deltas, durable, enrolment, retention, telemetry, tokens
+from . import control, deltas, durable, enrolment, retention, telemetry, tokens, websocket
 from .api import Hub
 from .app import device_app, page_app
 from .broker import EmbeddedBroker
@@ -121,11 +121,13 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
         registry.open(config.trust, now=now)
 
         broker = config.broker or Address(reachable(config.mqtt.host), config.mqtt.port)
+        over_web: websocket.Connected | None = None
         if mqtt is not None:
             embedded = EmbeddedBroker(mqtt, authority.broker_context(), partial(enrolment.outdated, control_engine))
             await embedded.start()
             stack.push_async_callback(embedded.stop)
             vitals.keep("the embedded broker", lambda: embedded.serving)
+            over_web = embedded.connected
             broker = Address(reachable(config.mqtt.host), mqtt.getsockname()[1])
         consumer = Consumer(
             telemetry_engine,
@@ -159,10 +161,10 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
             "conductor": conductor,
             "broker": told,
             "repo": f"{url}/repo/",
+            "websocket": (name, https.getsockname()[1]) if over_web else None,
             "ails": vitals.reasons,
         }
-        certificate = (str(config.data / "ca" / "server.pem"), str(config.data / "ca" / "server.key"))
-        device_web = web(device_app(Hub(**common, open_to_read=False)), https, certificate, stop)
+        device_web = web(device_app(Hub(**common, open_to_read=False), over_web), https, config.data / "ca", stop)
         page_web = web(page_app(Hub(**common, open_to_read=True)), page, None, stop)
         for name, one in (("the listener of devices", device_web), ("the listener of the page", page_web)):
             vitals.keep_task(name, await stack.enter_async_context(one))

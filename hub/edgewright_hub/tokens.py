@@ -2,7 +2,8 @@
 
 Both are 32 random bytes, kept only as their sha256. An enrolment token is one string that a person can carry: the
 secret, and the hashes of root.json and of the hub's CA, so that a device trusts nothing that the network says first.
-`ew1.` + base64url of JSON {"secret", "root_sha256", "ca_sha256"}, without padding.
+`ew1.` + base64url of JSON {"secret", "root_sha256", "ca_sha256", "pattern"}, without padding; the pattern lets a device
+choose an id that fits, the hub's own copy decides.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class EnrolmentToken(msgspec.Struct, frozen=True, kw_only=True):
     secret: str
     root_sha256: str
     ca_sha256: str
+    pattern: str = ""
 
 
 def issue(
@@ -69,7 +71,9 @@ def issue(
                 fleet=fleet,
             )
         )
-    body = msgspec.json.encode(EnrolmentToken(secret=secret, root_sha256=root_sha256, ca_sha256=ca_sha256))
+    body = msgspec.json.encode(
+        EnrolmentToken(secret=secret, root_sha256=root_sha256, ca_sha256=ca_sha256, pattern=pattern)
+    )
     return PREFIX + base64.urlsafe_b64encode(body).decode().rstrip("=")
 
 

@@ -3,6 +3,10 @@
 The token pins sha256 of the hub's CA and of the owner's root metadata, so nothing that the hub says first is trusted:
 the CA is fetched without TLS trust and must match, then everything else goes over TLS under that CA, and the root must
 match too. The private key is made here and never leaves the device.
+
+Enrolling again (`again`) is the way back for a certificate that ended, and for a hub that moved: the same id, the same
+key if it is still there, and nothing else of the device is touched: its models, what it has to report and what it has
+seen of the owner's metadata stay. Until the hub has answered, so does the earlier identity.
 """
 
 from __future__ import annotations
@@ -10,9 +14,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import ssl
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
@@ -26,8 +31,12 @@ from edgewright_contracts.codec import Text, decode
 from edgewright_contracts.errors import ContractError, Refused, RequestError, Unavailable
 from edgewright_contracts.topics import DEVICE
 
+from .. import tls
+from ..clock import Clock, SystemClock
+from ..delivery import tunnel
 from ..disk import Disk, atomic_write
-from ..identity import Endpoint, Hub, is_enrolled
+from ..identity import Endpoint, Hub, Websocket, is_enrolled, load
+from .names import fitting
 
 TOKEN_PREFIX = "ew1."  # noqa: S105 - the name of the format
 ANSWER_BYTES = 1 << 20
@@ -38,6 +47,7 @@ class Token(msgspec.Struct, frozen=True):
     secret: Text
     root_sha256: Text
     ca_sha256: Text
+    pattern: Text = ""  # of the ids that it is for; "": it does not say
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -45,29 +55,52 @@ class Answer(msgspec.Struct, frozen=True):
     root: str
     broker: Endpoint
     repo: Text
+    websocket: Websocket | None = None
 
 
-def enroll(disk: Disk, home: Path, *, hub: str, token: str, device: str) -> Hub:
-    """Make the identity of `device` in `home`. The key is written first and hub.json last: whole or not enrolled.
+class Way(NamedTuple):
+    """How this device reaches its hub: through a proxy or not, by WebSocket only or as it works."""
+
+    proxy: str = ""
+    websocket: bool = False
+
+
+DIRECT: Final = Way()
+
+
+def enroll(
+    disk: Disk,
+    home: Path,
+    *,
+    hub: str,
+    token: str,
+    device: str | None = None,
+    way: Way = DIRECT,
+    again: bool = False,
+    clock: Clock | None = None,
+) -> Hub:
+    """Make the identity of `device` in `home`; None takes an id that fits the token, always the same on one machine.
+    The key is written first and hub.json last: whole or not enrolled.
 
     Raises RequestError (bad token, id or URL; already enrolled), Refused (the hub is not the one that the token names,
     or refuses the token), Unavailable (no connection).
     """
-    if not DEVICE.match(device):
-        raise RequestError(f"expected a device id of a-z, 0-9 and -, at most 63 characters, got {device!r}")
-    if is_enrolled(home):
-        raise RequestError(f"{home} is enrolled already; name another --home, or remove {home / 'identity'} first")
     secret = parse(token)
     base = hub.rstrip("/")
     if urlsplit(base).scheme != "https":
         raise RequestError(f"expected a hub URL that begins with https://, got {hub!r}")
+    if way.proxy:
+        tunnel.parse(way.proxy)
+    device = _who(home, device, secret.pattern, again=again)
     folder = home / "identity"
     made = not disk.list(folder)
     earlier = disk.size(folder / "device.key") is not None  # and a hub may have answered it
     disk.mkdir(folder)
     try:
-        return _exchange(disk, folder, base=base, token=token.strip(), secret=secret, device=device)
+        return _Exchange(disk, folder, base, way, clock or SystemClock()).run(token.strip(), secret, device)
     except BaseException as error:
+        if again:
+            raise  # what lies there is an identity; it stays
         unasked = isinstance(error, Refused) or disk.size(folder / "device.key") is None
         _leave(disk, folder, key=earlier or not unasked)
         if made and not disk.list(folder):
@@ -75,21 +108,82 @@ def enroll(disk: Disk, home: Path, *, hub: str, token: str, device: str) -> Hub:
         raise
 
 
-def _exchange(disk: Disk, folder: Path, *, base: str, token: str, secret: Token, device: str) -> Hub:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", urllib3.exceptions.InsecureRequestWarning)  # the hash decides, not TLS
-        ca = _get(urllib3.PoolManager(cert_reqs="CERT_NONE"), base + "/enroll/ca.pem", CA_BYTES)
-    _pinned("CA", ca, secret.ca_sha256, base)
-    atomic_write(disk, folder / "ca.pem", ca)
-    key = _key(disk, folder / "device.key")
-    answer = _ask(base, str(folder / "ca.pem"), token, device, key)
-    _pinned("root metadata", answer.root.encode(), secret.root_sha256, base)
-    _fits(answer.certificate, key, device)
-    said = Hub(device, answer.broker, answer.repo if answer.repo.endswith("/") else answer.repo + "/")
-    atomic_write(disk, folder / "device.crt", answer.certificate.encode())
-    atomic_write(disk, folder / "root.json", answer.root.encode())
-    atomic_write(disk, folder / "hub.json", msgspec.json.encode(said))
-    return said
+class _Exchange:
+    """What is said between the device and `base`, and what is written of it."""
+
+    def __init__(self, disk: Disk, folder: Path, base: str, way: Way, clock: Clock) -> None:
+        self._disk, self._folder, self._base, self._way, self._clock = disk, folder, base, way, clock
+
+    def run(self, token: str, secret: Token, device: str) -> Hub:
+        unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", urllib3.exceptions.InsecureRequestWarning)  # the hash decides, not TLS
+            ca = request(self._pool(unverified), "GET", self._base + "/enroll/ca.pem", CA_BYTES)
+        _pinned("CA", ca, secret.ca_sha256, self._base)
+        key = _key(self._disk, self._folder / "device.key")
+        answer = self._ask(ca, token, device, key)
+        root = answer.root.encode()
+        _pinned("root metadata", root, secret.root_sha256, self._base)
+        if (self._disk.size(self._folder / "root.json") or 0) and self._disk.read(self._folder / "root.json") != root:
+            raise Refused(
+                f"{self._base} serves packages of another owner than this device was enrolled for; "
+                "enrol with another --home, where no models of the first are"
+            )
+        fits(answer.certificate, key, device)
+        if self._way.websocket and answer.websocket is None:
+            raise Refused(f"{self._base} offers no WebSocket; enrol without --websocket")
+        said = Hub(
+            device,
+            answer.broker,
+            answer.repo if answer.repo.endswith("/") else answer.repo + "/",
+            api=self._base,
+            websocket=answer.websocket,
+            link="websocket" if self._way.websocket else "auto",
+            proxy=self._way.proxy,
+        )
+        for name, data in (
+            ("ca.pem", ca),
+            ("device.crt", answer.certificate.encode()),
+            ("root.json", root),
+            ("hub.json", msgspec.json.encode(said)),
+        ):
+            atomic_write(self._disk, self._folder / name, data)
+        return said
+
+    def _ask(self, ca: bytes, token: str, device: str, key: ec.EllipticCurvePrivateKey) -> Answer:
+        context = tls.Context(ssl.PROTOCOL_TLS_CLIENT)
+        context.sslsocket_class = tls.Socket
+        context.clock, context.floor_s = self._clock, 0.0
+        try:
+            context.load_verify_locations(cadata=ca.decode("ascii"))
+        except (ssl.SSLError, ValueError) as error:
+            raise Refused(f"{self._base}: its CA, which the token names, cannot be read: {error}") from error
+        body = {"token": token, "device": device, "csr": signing_request(device, key)}
+        url = self._base + "/api/v1/enroll"
+        data = request(self._pool(context), "POST", url, ANSWER_BYTES, json.dumps(body).encode())
+        return decode(Answer, data, name="the hub's answer", limit=ANSWER_BYTES, wire="json")
+
+    def _pool(self, context: ssl.SSLContext) -> urllib3.PoolManager:
+        return tls.through(self._way.proxy, ssl_context=context)
+
+
+def _who(home: Path, named: str | None, pattern: str, *, again: bool) -> str:
+    """The id to ask for. Raises RequestError."""
+    known = load(home).device if is_enrolled(home) else None
+    if known is not None:
+        if not again:
+            raise RequestError(
+                f"{home} is enrolled already as {known}. Add --again to renew it with this token (models and reports "
+                f"stay), name another --home, or remove {home / 'identity'} first to give it a new key"
+            )
+        if named not in (None, known):
+            raise RequestError(f"{home} is {known}, and reports as it; another id needs another --home")
+        return known
+    device = named or fitting(pattern)
+    if not DEVICE.match(device):
+        raise RequestError(f"expected a device id of a-z, 0-9 and -, at most 63 characters, got {device!r}")
+    return device
 
 
 def _leave(disk: Disk, folder: Path, *, key: bool) -> None:
@@ -113,33 +207,34 @@ def parse(token: str) -> Token:
         raise RequestError(f"the enrolment token is damaged ({error}); copy it whole, or ask for a new one") from None
 
 
+def read_key(disk: Disk, path: Path) -> ec.EllipticCurvePrivateKey:
+    """Raises FileNotFoundError, RequestError."""
+    try:
+        found = serialization.load_pem_private_key(disk.read(path), None)
+    except ValueError as error:
+        raise RequestError(f"{path} is damaged ({error}); remove it to enrol with a new key") from None
+    if not isinstance(found, ec.EllipticCurvePrivateKey):
+        raise RequestError(f"{path}: expected a key on an elliptic curve; remove it to enrol with a new key")
+    return found
+
+
 def _key(disk: Disk, path: Path) -> ec.EllipticCurvePrivateKey:
     """The key of an earlier try, else a new one: asking again with the same key costs no use of the token."""
     try:
-        found = serialization.load_pem_private_key(disk.read(path), None)
-        if isinstance(found, ec.EllipticCurvePrivateKey):
-            return found
+        return read_key(disk, path)
     except FileNotFoundError:
         pass
-    except ValueError as error:
-        raise RequestError(f"{path} is damaged ({error}); remove it to enrol with a new key") from None
     key = ec.generate_private_key(ec.SECP256R1())
     form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     atomic_write(disk, path, key.private_bytes(*form))
     return key
 
 
-def _ask(base: str, ca: str, token: str, device: str, key: ec.EllipticCurvePrivateKey) -> Answer:
+def signing_request(device: str, key: ec.EllipticCurvePrivateKey) -> str:
+    """PEM."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, device)])
     csr = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
-    body = {
-        "token": token,
-        "device": device,
-        "csr": csr.public_bytes(serialization.Encoding.PEM).decode(),
-    }
-    pool = urllib3.PoolManager(cert_reqs="CERT_REQUIRED", ca_certs=ca)
-    data = _send(pool, base + "/api/v1/enroll", body)
-    return decode(Answer, data, name="the hub's answer", limit=ANSWER_BYTES, wire="json")
+    return csr.public_bytes(serialization.Encoding.PEM).decode()
 
 
 def _pinned(what: str, data: bytes, expected: str, base: str) -> None:
@@ -150,7 +245,8 @@ def _pinned(what: str, data: bytes, expected: str, base: str) -> None:
         )
 
 
-def _fits(certificate: str, key: ec.EllipticCurvePrivateKey, device: str) -> None:
+def fits(certificate: str, key: ec.EllipticCurvePrivateKey, device: str) -> None:
+    """Raise unless the certificate is for this device and key: ContractError, Refused."""
     try:
         found = x509.load_pem_x509_certificate(certificate.encode())
     except ValueError as error:
@@ -160,15 +256,8 @@ def _fits(certificate: str, key: ec.EllipticCurvePrivateKey, device: str) -> Non
         raise Refused(f"expected a certificate for {device} and this device's key, got one for {names}")
 
 
-def _get(pool: urllib3.PoolManager, url: str, limit: int) -> bytes:
-    return _body(pool, "GET", url, limit, None)
-
-
-def _send(pool: urllib3.PoolManager, url: str, body: dict[str, Any]) -> bytes:
-    return _body(pool, "POST", url, ANSWER_BYTES, json.dumps(body).encode())
-
-
-def _body(pool: urllib3.PoolManager, method: str, url: str, limit: int, body: bytes | None) -> bytes:
+def request(pool: urllib3.PoolManager, method: str, url: str, limit: int, body: bytes | None = None) -> bytes:
+    """The body of the answer. Raises Unavailable, Refused with the hub's reason, ContractError for too much."""
     headers = {"Content-Type": "application/json"} if body is not None else {}
     try:
         response = pool.request(

@@ -1,0 +1,94 @@
+"""The hub's real process in a thread: what devices reach of it, on free ports of loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+import sqlalchemy as sa
+
+from edgewright_compiler.keys import init_keys
+from edgewright_hub import control, telemetry, tokens
+from edgewright_hub.ca import open_authority
+from edgewright_hub.listeners import Address
+from edgewright_hub.serve import Config, serve
+from edgewright_hub.store import open_engine
+
+
+class DeviceHub:
+    def __init__(self, folder: Path) -> None:
+        init_keys(folder / "owner", now=datetime.now(UTC))
+        self._config = Config(
+            data=folder / "data",
+            trust=folder / "owner" / "hub",
+            https=Address("127.0.0.1", 0),
+            page=Address("127.0.0.1", 0),
+            mqtt=Address("127.0.0.1", 0),
+        )
+        self._ready, self._stop = threading.Event(), asyncio.Event()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._ready.wait(20)
+        self.control = open_engine(self._config.data / "hub.db", synchronous="FULL")
+        self.telemetry = open_engine(self._config.data / "telemetry.db", synchronous="NORMAL")
+        self.authority = open_authority(self._config.data / "ca", now=datetime.now(UTC))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.control.dispose()
+        self.telemetry.dispose()
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(10)
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(serve(self._config, stop=self._stop, ready=self._began))
+        finally:
+            self._loop.close()
+
+    def _began(self, running) -> None:
+        self.url, self.broker = running.https, running.broker
+        self.port = int(running.https.rpartition(":")[2])
+        self._ready.set()
+
+    def token(self, pattern: str = ".*", *, uses: int = 1) -> str:
+        root = (self._config.data / "repo" / "metadata" / "1.root.json").read_bytes()
+        return tokens.issue(
+            self.control,
+            uses=uses,
+            expires_s=3600,
+            pattern=pattern,
+            fleet="default",
+            root_sha256=hashlib.sha256(root).hexdigest(),
+            ca_sha256=self.authority.ca_sha256,
+            now_ms=int(time.time() * 1000),
+        )
+
+    def retire(self, device: str) -> None:
+        with self.control.begin() as connection:
+            connection.execute(control.devices.update().where(control.devices.c.id == device).values(state="retired"))
+
+    def buried(self, topic: str) -> list[bytes]:
+        """What came on this topic and could not be read."""
+        d = telemetry.dead_letters.c
+        with self.telemetry.connect() as connection:
+            return list(connection.execute(sa.select(d.body).where(d.topic == topic)).scalars())
+
+    def until(self, done: Callable[[], object], seconds: float = 20.0) -> None:
+        end = time.monotonic() + seconds
+        while not done():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+    def spend(self, token: str) -> None:
+        with self.control.begin() as connection:
+            tokens.spend(connection, tokens.hash_of(tokens.parse(token).secret))
