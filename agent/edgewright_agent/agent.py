@@ -35,8 +35,10 @@ from .delivery.mqtt import MqttTransport, Transport
 from .delivery.reporter import Reporter
 from .delivery.spool import Spool
 from .disk import Disk, RealDisk
-from .inference.model import Active, Model
+from .inference.model import Active, Fallback, Model, Turned
+from .limits.governor import Step
 from .telemetry.meter import Meter
+from .telemetry.notices import Notice
 from .telemetry.ring import Outcome
 from .telemetry.rows import Subject
 from .unforeseen import Unforeseen
@@ -173,11 +175,17 @@ class Agent:
             os.close(self._lock)
             self._lock = -1
 
-    def model(self, name: str) -> Model:
-        """The model of this name; it may have no package yet, and then `predict` raises Unavailable."""
+    def model(self, name: str, *, fallback: Fallback | None = None) -> Model:
+        """The model of this name; it may have no package yet, and then `predict` raises Unavailable.
+
+        `fallback` answers where `predict` would raise Unavailable (no package, a run that failed, a model that failed
+        again and again): outputs by name, or a function of the inputs that gives them. Such a prediction says so.
+        """
         found = self._models.get(name)
         if found is None:
-            found = self._models.setdefault(name, Model(name, self._meter, self._clock, self._ids))
+            found = self._models.setdefault(name, Model(name, self._meter, self._clock, self._ids, self._turned))
+        if fallback is not None:
+            found.fallback = fallback
         return found
 
     def dead(self) -> list[str]:
@@ -226,6 +234,14 @@ class Agent:
         active = Active(subject, loaded.session, before.turn if before and same else None)
         target.switch(active)
 
+    def may(self, step: Step) -> bool:
+        """Whether the device has room for this just now; an inference needs none."""
+        return self._reporter.watch.may(step)
+
+    def _turned(self, turned: Turned) -> None:
+        before, after = ("closed", "open") if turned.open else ("open", "closed")
+        self._reporter.notices.note(Notice(before, after, f"breaker: {turned.reason}"[:1024], turned.subject))
+
     def _subjects(self) -> list[Subject]:
         return [m.active.subject for m in self.models() if m.active is not None]
 
@@ -237,7 +253,7 @@ class Agent:
             self._installer.observe(Sealed(model, windows, rss_mb))
 
     def _desire(self, desired: Desired) -> None:
-        self._meter.monitor_every = desired.config.monitor_every
+        self._reporter.watch.obey(desired.config)
         self._link.pace(desired.config.download)
         self._installer.desire(desired)
 
