@@ -26,6 +26,7 @@ from edgewright_contracts import birth, event
 from edgewright_contracts.desired import Desired
 from edgewright_contracts.errors import RequestError
 from edgewright_contracts.report import Phase, Rollout, Window
+from edgewright_runtime.golden import Transform
 from edgewright_runtime.runtime import available, probe
 
 from . import clock as clocks
@@ -36,6 +37,8 @@ from .delivery.reporter import Reporter
 from .delivery.spool import Spool
 from .disk import Disk, RealDisk
 from .inference.model import Active, Fallback, Model, Turned
+from .inference.shadow import Allowance, Shadow
+from .limits.device import resident_kb
 from .limits.governor import Step
 from .telemetry.meter import Meter
 from .telemetry.notices import Notice
@@ -91,6 +94,7 @@ class Agent:
         self._wake = wake
         self._ids = itertools.count(1)
         self._models: dict[str, Model] = {}
+        self._transforms: dict[str, Transform] = {}
         self._transport = transport or MqttTransport(
             self.identity,
             self.boot_id,
@@ -175,12 +179,19 @@ class Agent:
             os.close(self._lock)
             self._lock = -1
 
-    def model(self, name: str, *, fallback: Fallback | None = None) -> Model:
+    def model(self, name: str, *, transform: Transform | None = None, fallback: Fallback | None = None) -> Model:
         """The model of this name; it may have no package yet, and then `predict` raises Unavailable.
+
+        `transform` is what the application itself does to raw samples [n, ...] before it predicts, for packages of
+        `preprocess: host`: such a package is only installed when it makes the package's own tensors of the package's
+        own samples. It is called on a thread of the agent, with one sample at a time.
 
         `fallback` answers where `predict` would raise Unavailable (no package, a run that failed, a model that failed
         again and again): outputs by name, or a function of the inputs that gives them. Such a prediction says so.
         """
+        if transform is not None:
+            self._transforms[name] = transform
+            self._installer.registered(name)
         found = self._models.get(name)
         if found is None:
             found = self._models.setdefault(name, Model(name, self._meter, self._clock, self._ids, self._turned))
@@ -234,9 +245,34 @@ class Agent:
         active = Active(subject, loaded.session, before.turn if before and same else None)
         target.switch(active)
 
+    def watch(self, model: str, candidate: Loaded, share: float, rollout: Rollout) -> Shadow:
+        target, package = self.model(model), candidate.package
+        assert target.active is not None  # a shadow run is left out where nothing answers
+        baseline = candidate.baseline
+        subject = Subject(model, package.manifest, package.digest, candidate.variant, baseline, "shadow", rollout)
+        shadow = Shadow(
+            target.active,
+            Active(subject, candidate.session),
+            attach=target.watch,
+            share=share,
+            meter=self._meter,
+            allowance=lambda: Allowance(self.may(Step.SHADOW), permille=self._reporter.config.limits.cpu_permille),
+            now_ns=self._clock.monotonic_ns,
+            uniform=random.random,
+        )
+        shadow.start()
+        return shadow
+
     def may(self, step: Step) -> bool:
         """Whether the device has room for this just now; an inference needs none."""
         return self._reporter.watch.may(step)
+
+    def room_mb(self) -> float | None:
+        limit = self._reporter.config.limits.rss_mb
+        return None if limit is None else limit - resident_kb() / 1024
+
+    def transform(self, model: str) -> Transform | None:
+        return self._transforms.get(model)
 
     def _turned(self, turned: Turned) -> None:
         before, after = ("closed", "open") if turned.open else ("open", "closed")

@@ -9,6 +9,7 @@ from edgewright_agent.updating.choice import choose, release
 from edgewright_agent.updating.failures import Unsuited
 from edgewright_contracts.desired import DesiredModel
 from edgewright_contracts.errors import ContractError
+from edgewright_contracts.manifest import FileRef
 from sim import packages
 
 WANTED = DesiredModel(name="digits", digest="a" * 64)
@@ -52,12 +53,14 @@ def test_a_package_for_a_later_agent_is_refused_with_both_versions(manifest, nee
         choose(later, WANTED, **HERE)
 
 
-def test_a_package_whose_preprocessing_is_the_applications_is_refused_with_the_way_out(manifest):
+def test_a_package_whose_preprocessing_is_the_applications_needs_it_named_and_vectors_to_check_it_by(manifest):
     host = msgspec.structs.replace(manifest, preprocess="host")
-    with pytest.raises(
-        Unsuited, match=r"expected preprocess: graph, digits .* has host, .*in the graph, by front\(data\) instead"
-    ):
-        choose(host, WANTED, **HERE)
+    with pytest.raises(ContractError, match=r"golden\.npz, for preprocess is host"):
+        choose(host, WANTED, **HERE, transform=True)
+    checked = msgspec.structs.replace(host, files={**host.files, "golden.npz": FileRef("0" * 64, 1)})
+    with pytest.raises(Unsuited, match=r"agent\.model\('digits', transform=function\).* by front\(data\) instead"):
+        choose(checked, WANTED, **HERE)
+    assert choose(checked, WANTED, **HERE, transform=True)[1] == "litert"
 
 
 def test_a_package_of_another_name_is_not_what_was_wanted(manifest):

@@ -13,7 +13,7 @@ import pytest
 from edgewright_agent.disk import RealDisk
 from edgewright_agent.updating.inbox import Inbox, Sealed
 from edgewright_agent.updating.update import State
-from edgewright_contracts.desired import Desired, DesiredModel, Shadow
+from edgewright_contracts.desired import Desired, DesiredModel
 from edgewright_contracts.errors import RequestError, Unavailable
 from sim import packages
 
@@ -196,17 +196,6 @@ def test_a_disk_that_fills_up_before_the_switch_keeps_the_new_package_from_answe
         disk.full = False
 
 
-def test_a_shadow_run_that_this_agent_cannot_do_is_named_and_not_passed_over_in_silence(world):
-    package = world.package("v1")
-    with world.agent() as agent:
-        model = DesiredModel(name="digits", digest=package.digest, shadow=Shadow(share=0.1))
-        world.hub.want("dev-1", Desired(rev=1, models=(model,)))
-        assert agent.model("digits").wait(20)
-        assert world.hub.wait(lambda: len(world.hub.events["dev-1"]) > 0)
-    wanted = msgspec.structs.asdict(world.hub.events["dev-1"][0])
-    assert (wanted["after"], "shadow run is not supported" in wanted["reason"]) == ("fetch", True)
-
-
 def test_what_the_package_before_did_outlives_a_reboot_and_a_rollback(world, feed):
     first, second = world.package("v1"), world.package("v2", version="2.0.0", seed=2)
     good = packages.draw(1, seed=1)[0][0]
@@ -280,10 +269,13 @@ class Wishes:
 
     def __init__(self) -> None:
         self.full, self.bug, self.seen = False, False, []
-        self.inbox = Inbox(lambda model, cleared: self.take(model.name, model.digest), self.observed, self)
+        self.inbox = Inbox(lambda w: self.take(w.model.name, w.model.digest), self.observed, self.registered, self)
 
     def observed(self, sealed) -> None:
         self.take(sealed.model, sealed.rss_mb)
+
+    def registered(self, news) -> None:
+        self.take(news)
 
     def take(self, *what) -> None:
         if self.bug:

@@ -110,10 +110,16 @@ class Model:
         if active is not None:
             active.rows = self._meter.rows(active.subject, active)
             if before is not None and before.session is active.session:
-                active.breaker = before.breaker  # the same package, in another phase
+                active.breaker, active.tap = before.breaker, before.tap  # the same package, in another phase
         with self._ready:
             self._active = active
             self._ready.notify_all()
+
+    def watch(self, tap: Tap | None) -> None:
+        """`tap` looks on at what answers now; None: nobody does."""
+        with self._ready:
+            if self._active is not None:
+                self._active.tap = tap
 
     def wait(self, timeout: float | None = None) -> bool:
         """Until a package answers; False when none does within `timeout` seconds."""

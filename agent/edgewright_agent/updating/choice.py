@@ -10,14 +10,22 @@ import re
 from edgewright_contracts.desired import DesiredModel
 from edgewright_contracts.errors import ContractError
 from edgewright_contracts.manifest import Manifest, Variant
+from edgewright_runtime.golden import GOLDEN_FILE
 
 from .failures import Unsuited
 
 
 def choose(
-    manifest: Manifest, wanted: DesiredModel, *, agent: str, arch: str, runtimes: tuple[str, ...]
+    manifest: Manifest,
+    wanted: DesiredModel,
+    *,
+    agent: str,
+    arch: str,
+    runtimes: tuple[str, ...],
+    transform: bool = False,
 ) -> tuple[Variant, str]:
-    """(variant, runtime), the best that `wanted` allows; `agent` is the version of this program.
+    """(variant, runtime), the best that `wanted` allows; `agent` is the version of this program, `transform` whether
+    the application has named its own preprocessing.
 
     Raises Unsuited, ContractError.
     """
@@ -29,11 +37,10 @@ def choose(
             f"update the agent, or send {manifest.name} {manifest.version} to other devices"
         )
     if manifest.preprocess == "host":
-        raise Unsuited(
-            f"expected preprocess: graph, {manifest.name} {manifest.version} has host, and this agent cannot check the "
-            f"application's own transform against golden.npz; make the package with its preprocessing in the graph, "
-            f"by front(data) instead of host(rows): docs/your-own-model.md"
-        )
+        if GOLDEN_FILE not in manifest.files:
+            raise ContractError("files", f"{GOLDEN_FILE}, for preprocess is host", "none")
+        if not transform:
+            raise untransformed(manifest)
     for variant, runtime in manifest.ranked(arch, runtimes):
         if wanted.variant in (None, variant.id):
             return variant, runtime
@@ -41,6 +48,16 @@ def choose(
         f"expected a variant{f' {wanted.variant}' if wanted.variant else ''} for {arch} with "
         f"{' or '.join(runtimes) or 'no runtime at all'}, "
         f"{manifest.name} {manifest.version} has {', '.join(manifest.ranking)}"
+    )
+
+
+def untransformed(manifest: Manifest) -> Unsuited:
+    """The refusal of a package whose preprocessing is the application's, which has named none."""
+    return Unsuited(
+        f"expected the application's preprocessing, for {manifest.name} {manifest.version} has preprocess: host, and "
+        f"none is registered; name it, as agent.model({manifest.name!r}, transform=function), in the process that "
+        f"predicts. A daemon has no such process: there, put the preprocessing in the graph, by front(data) instead of "
+        f"host(rows)"
     )
 
 

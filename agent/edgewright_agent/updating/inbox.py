@@ -19,6 +19,20 @@ from ..unforeseen import Unforeseen
 KEPT_N: Final = 1000  # of sealed windows, while a full disk does not take what follows from them
 
 
+class Wish(NamedTuple):
+    """`rev` is of the document that it stands in; `cleared` are digests that may be tried again."""
+
+    model: DesiredModel
+    cleared: tuple[str, ...]
+    rev: int
+
+
+class Registered(NamedTuple):
+    """The application has named its preprocessing for this model."""
+
+    model: str
+
+
 class Sealed(NamedTuple):
     """What was sealed together for one model."""
 
@@ -30,21 +44,23 @@ class Sealed(NamedTuple):
 class Inbox:
     """`put` may be called from any thread; all else is the install thread's, on which the handlers run.
 
-    `want` gets a model that the hub desires, and the digests that it cleared. Wishes go before windows.
+    Wishes go before windows.
     """
 
     def __init__(
         self,
-        want: Callable[[DesiredModel, tuple[str, ...]], None],
+        want: Callable[[Wish], None],
         observed: Callable[[Sealed], None],
+        registered: Callable[[Registered], None],
         unforeseen: Unforeseen,
     ) -> None:
-        self._want, self._observed, self._unforeseen = want, observed, unforeseen
-        self._queue: queue.SimpleQueue[Desired | Sealed | None] = queue.SimpleQueue()
-        self._wishes: dict[str, tuple[DesiredModel, tuple[str, ...]]] = {}
+        self._want, self._observed, self._registered, self._unforeseen = want, observed, registered, unforeseen
+        self._queue: queue.SimpleQueue[Desired | Sealed | Registered | None] = queue.SimpleQueue()
+        self._wishes: dict[str, Wish] = {}
+        self._news: dict[str, Registered] = {}
         self._sealed: deque[Sealed] = deque(maxlen=KEPT_N)
 
-    def put(self, message: Desired | Sealed | None) -> None:
+    def put(self, message: Desired | Sealed | Registered | None) -> None:
         """None only wakes the reader."""
         self._queue.put(message)
 
@@ -59,15 +75,20 @@ class Inbox:
             message = self._queue.get(timeout=wait_s) if wait_s else self._queue.get_nowait()
             while True:
                 if isinstance(message, Desired):
-                    self._wishes |= {m.name: (m, message.cleared_digests) for m in message.models}
+                    self._wishes |= {m.name: Wish(m, message.cleared_digests, message.rev) for m in message.models}
                 elif isinstance(message, Sealed):
                     self._sealed.append(message)
+                elif isinstance(message, Registered):
+                    self._news[message.model] = message
                 message = self._queue.get_nowait()
         except queue.Empty:
             pass
         for name, wish in list(self._wishes.items()):
-            if self.handled(self._want, *wish):
+            if self.handled(self._want, wish):
                 del self._wishes[name]
+        for name, news in list(self._news.items()):
+            if self.handled(self._registered, news):
+                del self._news[name]
         while self._sealed and self.handled(self._observed, self._sealed[0]):
             self._sealed.popleft()
 

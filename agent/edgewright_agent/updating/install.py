@@ -13,21 +13,22 @@ from typing import Final
 
 import msgspec
 
-from edgewright_contracts.desired import Desired, DesiredModel
+from edgewright_contracts.desired import Desired
 from edgewright_contracts.errors import ContractError
+from edgewright_contracts.event import FailureClass
 from edgewright_contracts.report import Window
 
 from ..clock import Clock
 from ..disk import Disk
 from ..unforeseen import Unforeseen, tail
-from . import health, update
+from . import health, orders, trial, update
 from .failures import Unsuited, classify
 from .fetch import Link
 from .health import Conclusion, Health
-from .inbox import Inbox, Sealed
+from .inbox import Inbox, Registered, Sealed, Wish
 from .job import Host, Interrupted, Job
 from .retreat import load_active, roll_back
-from .slots import ModelState, Store
+from .slots import ModelState, Store, recover
 from .steps import Steps
 from .trust import Trust
 from .update import Event, Record, State
@@ -59,9 +60,11 @@ class Installer:
     ) -> None:
         self._disk, self._models, self._host = disk, models, host
         self._clock, self._boot_id, self._uniform, self._unforeseen = clock, boot_id, uniform, unforeseen
-        self._inbox = Inbox(self._want, self._observed, unforeseen)
+        self._inbox = Inbox(self._want, self._observed, self._registered, unforeseen)
         self._stopping = link.stopping
-        self._steps = Steps(disk, trust, link, repo, runtimes, link.stopping, self._interrupt, uniform)
+        self._steps = Steps(
+            disk, trust, link, repo, runtimes, link.stopping, self._interrupt, uniform, host, self._shadow
+        )
         self._jobs: dict[str, Job] = {}
 
     def boot(self, *, unclean: bool) -> None:
@@ -71,10 +74,9 @@ class Installer:
         refuses, what can be loaded answers.
         """
         for name in self._disk.list(self._models):
-            job = self._job(name)
             for part in (self._resume, self._load):
                 try:
-                    part(job, unclean)
+                    part(self._job(name), unclean)
                 except OSError as error:
                     self._unforeseen.tell("install", error)
 
@@ -101,20 +103,28 @@ class Installer:
     def desire(self, desired: Desired) -> None:
         self._inbox.put(desired)
 
+    def registered(self, model: str) -> None:
+        """The application has named its preprocessing for `model`."""
+        self._inbox.put(Registered(model))
+
     def observe(self, sealed: Sealed) -> None:
         self._inbox.put(sealed)
 
     def stop(self) -> None:
         self._stopping.set()
         self._inbox.put(None)
+        for job in list(self._jobs.values()):
+            if job.watch is not None:
+                job.watch.stop()
 
     def states(self) -> dict[str, ModelState]:
         """For births; each state is a frozen snapshot."""
         return {name: job.state for name, job in list(self._jobs.items())}
 
     def hurried(self) -> bool:
-        """Whether windows shall be short: a probation or a rollout is on."""
-        return any(j.record.state is State.PROBATION or j.rollout for j in list(self._jobs.values()))
+        """Whether windows shall be short: a trial or a rollout is on."""
+        trials = (State.SHADOW, State.PROBATION)
+        return any(j.record.state in trials or j.rollout for j in list(self._jobs.values()))
 
     def _turn(self) -> None:
         """One step of each job, and what came in between them; without anything to do, the wait for a message."""
@@ -132,43 +142,34 @@ class Installer:
     def _interrupt(self, job: Job) -> None:
         """Called in the middle of a long step of `job`: raises Interrupted when something cannot wait for its end."""
         self._inbox.read_new()
-        if _withdrawn(job) or any(self._urgent(other) for other in self._jobs.values() if other is not job):
+        if orders.withdrawn(job) or any(self._urgent(other) for other in self._jobs.values() if other is not job):
             raise Interrupted
 
     def _urgent(self, job: Job) -> bool:
         rolling_back = job.record.state is State.ROLLBACK and job.now_s >= job.retry_at_s
-        return rolling_back or _withdrawn(job) or self._conclusion(job) is not None
+        return rolling_back or orders.withdrawn(job) or self._conclusion(job) is not None
 
     def _conclusion(self, job: Job) -> Conclusion | None:
-        on_trial = job.record.state is State.PROBATION
-        return health.conclude(job.record, job.now_s - job.probation_since_s, self._host.online) if on_trial else None
+        if job.record.state is State.PROBATION:
+            return health.conclude(job.record, job.now_s - job.trial_since_s, self._host.online)
+        return trial.conclude(job) if job.record.state is State.SHADOW and job.watch is not None else None
 
     def _job(self, name: str) -> Job:
         if name not in self._jobs:
             try:
                 store = Store(self._disk, self._models, name)
-            except ContractError as error:  # flash rots; a device that can fetch again must not stay dark
+            except ContractError as error:  # flash rots, agents are put back to an earlier version: answer all the same
                 self._unforeseen.tell("install", error)
-                self._disk.unlink(self._models / name / "state.json")
-                store = Store(self._disk, self._models, name)
+                store = Store(self._disk, self._models, name, recover(self._disk, self._models / name))
             self._jobs[name] = Job(store, self._host, self._clock, self._boot_id)
         return self._jobs[name]
 
-    def _want(self, model: DesiredModel, cleared: tuple[str, ...]) -> None:
-        job = self._job(model.name)
-        before, job.wanted = job.wanted, model
-        if before is not None and before.rollout != model.rollout and job.loaded is not None:
-            job.switch()
-        self._clear(job, cleared)
-        job.retry_at_s = 0.0
+    def _want(self, wish: Wish) -> None:
+        orders.take(self._job(wish.model.name), wish)
 
-    def _clear(self, job: Job, digests: tuple[str, ...]) -> None:
-        kept = {d: why for d, why in job.state.blocked.items() if d not in digests}
-        if len(kept) == len(job.state.blocked):
-            return
-        job.store.save(msgspec.structs.replace(job.state, blocked=kept))
-        if job.record.state is State.BLOCKED and job.record.digest in digests:
-            job.go(Event.DONE, reason="cleared by the operator", failure="operator")
+    def _registered(self, news: Registered) -> None:
+        if news.model in self._jobs:
+            orders.registered(self._jobs[news.model])
 
     def _observed(self, sealed: Sealed) -> None:
         job = self._jobs.get(sealed.model)
@@ -181,6 +182,8 @@ class Installer:
             self._judge(job, mine, sealed.rss_mb)
         elif not on_trial:
             job.remember(sealed.windows)
+            if record.state is State.SHADOW:
+                trial.observe(job, sealed.windows)
 
     def _judge(self, job: Job, windows: list[Window], rss_mb: float) -> None:
         loaded, record = job.loaded, job.record
@@ -205,46 +208,45 @@ class Installer:
     def _advance(self, job: Job) -> bool:
         """Take one step; False when the model waits for something: a wish, a window, a retry."""
         state = job.record.state
-        if _withdrawn(job):
+        if orders.withdrawn(job):
             job.go(Event.WITHDRAWN, reason="the hub wants something else", failure="operator")
         elif state is State.IDLE:
             return self._begin(job)
-        elif state is State.PROBATION:
+        elif state in update.UNDER_WAY and (why := self._cut_short(job)) is not None:
+            self._delay(job, *why)
+        elif state is State.PROBATION or (state is State.SHADOW and job.watch is not None):
             end = self._conclusion(job)
             if end is None:
                 return False
-            job.go(end.event, reason=end.reason, failure=end.failure)
-        elif state is State.BLOCKED or job.now_s < job.retry_at_s:
+            if end.event is Event.DELAYED and state is State.SHADOW:
+                self._delay(job, end.reason, "operator")
+            else:
+                job.go(end.event, reason=end.reason, failure=end.failure)
+        elif state in (State.BLOCKED, State.HELD) or job.now_s < job.retry_at_s:
             return False
         else:
             self._step(job)
         return True
 
     def _begin(self, job: Job) -> bool:
-        wanted = job.wanted
-        if wanted is None or wanted == job.unsuited or job.now_s < job.retry_at_s or not self._in_hours(wanted):
-            return False
         running = job.state.running
-        if wanted.digest is None:
-            if running is not None:
-                job.emit(Record(), f"the hub wants no package; {running.version} stopped")
-                job.store.save(msgspec.structs.replace(job.state, active=None, record=Record()))
-                load_active(job)
-            return False
-        if running is not None and running.digest == wanted.digest and wanted.variant in (None, running.variant):
-            return False
-        if wanted.digest in job.state.blocked:
-            job.keep(Record(wanted=wanted))
-            job.go(Event.BROKEN, reason=f"blocked: {job.state.blocked[wanted.digest]}", failure="model")
-            return False
-        job.announce(update.want(job.record, wanted))
-        return True
+        if job.wanted is not None and job.wanted.digest is None and running is not None:
+            job.emit(Record(), f"the hub wants no package; {running.version} stopped")
+            job.save(msgspec.structs.replace(job.state, active=None, record=Record()))
+            load_active(job)
+        elif orders.due(job, self._clock.wall_ms(), self._host.online):
+            orders.begin(job)
+            return job.record.state is State.FETCH
+        return False
 
-    def _in_hours(self, wanted: DesiredModel) -> bool:
-        if wanted.not_before is None and wanted.not_after is None:
-            return True
-        now = self._clock.wall_ms()
-        return now is not None and (wanted.not_before or 0) <= now <= (wanted.not_after or now)
+    def _cut_short(self, job: Job) -> tuple[str, FailureClass] | None:
+        """Why an attempt shall not go on, although nothing failed."""
+        if update.looping(job.record):
+            return f"{job.record.steps} steps without an end: restarts cut the update off again and again", "power"
+        wanted = job.wanted
+        if wanted is not None and orders.over(wanted, self._clock.wall_ms()):
+            return f"not ready in time: it was wanted until {wanted.not_after} ms (UTC)", "operator"
+        return None
 
     def _step(self, job: Job) -> None:
         try:
@@ -270,20 +272,25 @@ class Installer:
             if failure == "model":
                 job.go(Event.BROKEN, reason=str(error), failure=failure, log_tail=tail(error))
                 return
-            job.go(Event.DELAYED, reason=str(error), failure=failure, log_tail=tail(error))
+            self._delay(job, str(error), failure, tail(error))
             if isinstance(error, Unsuited):
                 job.unsuited = job.record.wanted
-            if job.record.state is not State.ROLLBACK or state is State.ROLLBACK:
-                self._wait(job)  # but rolling back begins at once
         except OSError as full:  # the disk does not even take the event: stay, and try the step again later
             log.error("%s: cannot record the failure: %s", job.store.name, full)  # noqa: TRY400
             self._wait(job)
 
+    def _shadow(self, job: Job) -> None:
+        trial.begin(job, self._host)
+
+    def _delay(self, job: Job, reason: str, failure: FailureClass, log_tail: str = "") -> None:
+        before = job.record.state
+        if before not in (State.COMMIT, State.ROLLBACK) or job.record.steps < update.STEPS:
+            job.go(Event.DELAYED, reason=reason, failure=failure, log_tail=log_tail)
+        if job.record.state is not State.ROLLBACK or before is State.ROLLBACK:
+            self._wait(job)  # but rolling back begins at once
+
     def _wait(self, job: Job) -> None:
-        """The next attempt comes later each time."""
-        job.retry_at_s = job.now_s + update.retry_after_s(job.record.attempt, self._uniform())
-
-
-def _withdrawn(job: Job) -> bool:
-    """Whether what is under way is not wanted any more."""
-    return job.wanted is not None and job.record.digest != job.wanted.digest and job.record.state in update.CANCELLED
+        """The next attempt comes later each time; what must be done is tried until it is, without a word more."""
+        must = job.record.state in (State.COMMIT, State.ROLLBACK)
+        n = max(job.record.attempt, job.record.steps - 8) if must else job.record.attempt
+        job.retry_at_s = job.now_s + update.retry_after_s(n, self._uniform())

@@ -1,7 +1,7 @@
 """A job: one model on this device. What is on disk, what the hub wants, and what is loaded; and what is told of it.
 
 Order of every step: do it, spool the event, persist the record. Cut between the last two, the event comes twice with
-the same attempt; it never goes missing.
+the same attempt; it never goes missing. While the disk takes events and not the record, each is told only once.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from edgewright_contracts.event import FailureClass
 from edgewright_contracts.manifest import Variant
 from edgewright_contracts.package import Package
 from edgewright_contracts.report import Phase, Rollout, Window
+from edgewright_runtime.golden import Transform
 from edgewright_runtime.runtime import Session
 
 from ..clock import Clock
@@ -41,6 +42,16 @@ class Loaded(NamedTuple):
     session: Session
 
 
+class Watch(Protocol):
+    """A shadow run under way."""
+
+    def broken(self) -> str:
+        """What the candidate did that no model may do; "" while it does well."""
+
+    def stop(self) -> None:
+        """It looks on no more, and its session is let go. Safe to repeat."""
+
+
 class Host(Protocol):
     """What the rest of the agent does for the installer."""
 
@@ -53,6 +64,15 @@ class Host(Protocol):
     def switch(self, model: str, loaded: Loaded | None, phase: Phase, rollout: Rollout) -> None:
         """From now on the model answers with this; None: with Unavailable."""
 
+    def watch(self, model: str, candidate: Loaded, share: float, rollout: Rollout) -> Watch:
+        """Let `candidate` see a share of the live inputs of what answers now."""
+
+    def room_mb(self) -> float | None:
+        """Memory that this process may still take; None: no limit."""
+
+    def transform(self, model: str) -> Transform | None:
+        """The application's own preprocessing, if it has named one."""
+
 
 class Job:
     """Of the install thread only, but for `state` and `rollout`, which are frozen."""
@@ -61,15 +81,19 @@ class Job:
         self.store = store
         self._host, self._clock, self._boot_id = host, clock, boot_id
         self.wanted: DesiredModel | None = None
+        self.rev = 0  # of the document that wants it
         self.unsuited: DesiredModel | None = None  # wanted, and not for this device: waits until something else is
+        self.waiting: DesiredModel | None = None  # wanted, and it was told that its hours are not now
         self.loaded: Loaded | None = None
         self.candidate: Loaded | None = None
+        self.watch: Watch | None = None
         self.fetched: tuple[bytes, Slot] | None = None
         self.phase: Phase = "normal"
         self.history = store.state.history
         self.history_kept_s = self.now_s
         self.retry_at_s = 0.0
-        self.probation_since_s = 0.0
+        self.trial_since_s = 0.0  # the beginning of a shadow run or a probation, by this boot
+        self._told: list[Record] = []  # whose event is spooled, and which are not persisted
 
     @property
     def state(self) -> ModelState:
@@ -106,7 +130,7 @@ class Job:
         if record.state is State.BLOCKED and record.digest not in self.state.blocked:
             self.emit(record, reason, failure=failure, log_tail=log_tail)
             blocked = {**self.state.blocked, record.digest: reason}
-            self.store.save(msgspec.structs.replace(self.state, record=record, blocked=blocked))
+            self.save(msgspec.structs.replace(self.state, record=record, blocked=blocked))
         else:
             self.announce(record, log_tail)
 
@@ -115,10 +139,23 @@ class Job:
         self.keep(record)
 
     def keep(self, record: Record) -> None:
-        self.store.save(msgspec.structs.replace(self.state, record=record))
+        self.save(msgspec.structs.replace(self.state, record=record))
+
+    def save(self, state: ModelState) -> None:
+        self.store.save(state)
+        self._told.clear()
+        if state.record.state is not State.SHADOW:
+            self.end_watch()
+
+    def end_watch(self) -> None:
+        watch, self.watch = self.watch, None
+        if watch is not None:
+            watch.stop()
 
     def emit(self, after: Record, reason: str, *, failure: FailureClass | None = None, log_tail: str = "") -> None:
         before = self.record
+        if after in self._told:
+            return
         slot = self.state.slot(self.state.spare) if self.state.running is None else self.state.running
         mine = slot if slot is not None and slot.digest == after.digest else None
         log.info("%s: %s → %s %s", self.store.name, before.state, after.state, reason)
@@ -141,6 +178,7 @@ class Job:
                 log=log_tail[-events.LOG_TAIL_BYTES :],
             )
         )
+        self._told.append(after)
 
     def remember(self, windows: list[Window]) -> None:
         """Add windows of the running package to its pre-period; old ones fade."""
@@ -157,5 +195,5 @@ class Job:
     def keep_history(self) -> None:
         """A reboot must not forget what the running package did, or the next is judged against a guess."""
         if self.history != self.state.history:
-            self.store.save(msgspec.structs.replace(self.state, history=self.history))
+            self.save(msgspec.structs.replace(self.state, history=self.history))
         self.history_kept_s = self.now_s

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 def load_active(job: Job) -> None:
     """Make the session of the active slot; a slot that does not load any more falls back to the other."""
     job.phase = "probation" if job.record.state is State.PROBATION else "normal"
-    job.probation_since_s = job.now_s
+    job.trial_since_s = job.now_s
     job.loaded = None
     side = job.state.active
     if side is not None:
@@ -72,7 +72,7 @@ def roll_back(job: Job) -> None:
     back_to = state.running
     job.emit(after, f"runs {back_to.version} again" if back_to else "nothing was there before")
     # One write moves the pointer and ends the rollback: there is no moment between them.
-    job.store.save(msgspec.structs.replace(state, record=after, history=job.history))
+    job.save(msgspec.structs.replace(state, record=after, history=job.history))
 
 
 def _fall_back(job: Job, error: Exception) -> None:
@@ -91,4 +91,5 @@ def _fall_back(job: Job, error: Exception) -> None:
     assert broken is not None
     state = msgspec.structs.replace(job.state.with_slot(broken, None), active=other if job.loaded else None)
     job.emit(job.record, f"the active slot does not load: {error}", failure="disk")
-    job.store.save(state)
+    job.save(state)
+    job.store.commit()

@@ -1,11 +1,13 @@
 """Two slots per model on disk, a and b, and the one file that says which of them runs.
 
     models/<name>/state.json      pointer, slots, update record, blocked digests; replaced atomically
+    models/<name>/committed.json  the slot that was committed last: what runs when state.json cannot be read
     models/<name>/a/  b/          manifest.json and the files of one variant
     models/<name>/parts/<sha256>  downloads
 
 Guarantee: `state.json` names a slot only while that slot is whole and durable. It is forgotten there before the first
-byte of it is overwritten.
+byte of it is overwritten. A state.json that is damaged, or of a later agent, costs the update that was under way, and
+not the model that answers.
 """
 
 from __future__ import annotations
@@ -19,13 +21,14 @@ from edgewright_contracts.codec import Name, Sha256, Version, decode
 from edgewright_contracts.errors import ContractError
 from edgewright_contracts.manifest import Manifest, Variant, VariantId, decode_manifest, digest
 from edgewright_contracts.package import Package
+from edgewright_runtime.golden import GOLDEN_FILE
 
 from ..disk import Disk, atomic_write
 from .quality import PrePeriod
 from .update import Record
 
 STATE_BYTES: Final = 1 << 20
-VERSION: Final = 1
+VERSION: Final = 2  # 2: shadow runs, held updates; 1 is read
 
 Side = Literal["a", "b"]
 
@@ -66,14 +69,40 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, a=slot) if side == "a" else msgspec.structs.replace(self, b=slot)
 
 
+class Committed(msgspec.Struct, frozen=True):
+    """`committed.json`; slots are verified before they are loaded, so that this may be older than they are."""
+
+    side: Side
+    slot: Slot
+
+
+class Lasting(msgspec.Struct, frozen=True):
+    """What every version of `state.json` says in the same words."""
+
+    active: Side | None = None
+    a: Slot | None = None
+    b: Slot | None = None
+    blocked: dict[Sha256, str] = {}
+
+
 class Store:
     """The slots of one model. Not thread-safe: the install thread owns it."""
 
-    def __init__(self, disk: Disk, models: Path, name: Name) -> None:
+    def __init__(self, disk: Disk, models: Path, name: Name, state: ModelState | None = None) -> None:
+        """`state` takes the place of a file that cannot be read; else raises ContractError for such a file."""
         self._disk, self.name = disk, name
         self.root = models / name
         disk.mkdir(self.root)
-        self.state = load(disk, self.root)
+        self.state = load(disk, self.root) if state is None else state
+
+    def commit(self) -> None:
+        """What is active now is the good one. May be repeated."""
+        side, slot = self.state.active, self.state.running
+        if side is None or slot is None:
+            return
+        data = msgspec.json.encode(Committed(side, slot))
+        if _committed(self._disk, self.root) != Committed(side, slot):
+            atomic_write(self._disk, self.root / "committed.json", data)
 
     def save(self, state: ModelState) -> None:
         atomic_write(self._disk, self.root / "state.json", msgspec.json.encode(state, order="deterministic"))
@@ -88,7 +117,7 @@ class Store:
 
     def to_download(self, manifest: Manifest, variant: Variant) -> int:
         """Bytes that are still missing to run `variant`."""
-        refs = [manifest.files[file] for file in needed(variant)]
+        refs = [manifest.files[file] for file in files(manifest, variant)]
         return sum(max(0, r.size - (self._disk.size(self.root / "parts" / r.sha256) or 0)) for r in refs)
 
     def stage(self, manifest_bytes: bytes, slot: Slot) -> None:
@@ -98,7 +127,7 @@ class Store:
         folder = self.side(side)
         self.save(self.state.with_slot(side, None))
         self._disk.remove_tree(folder)
-        for file in needed(manifest.variant(slot.variant)):
+        for file in files(manifest, manifest.variant(slot.variant)):
             target = folder / file
             self._disk.mkdir(target.parent)
             self._disk.rename(self.part(manifest.files[file].sha256), target)
@@ -125,7 +154,7 @@ class Store:
         """`package`, and every file of the slot's variant is what was signed. Raises Damaged, OSError."""
         package, slot = self.package(side), self.state.slot(side)
         assert slot is not None
-        for file in needed(package.manifest.variant(slot.variant)):
+        for file in files(package.manifest, package.manifest.variant(slot.variant)):
             path, ref = package.root / file, package.manifest.files[file]
             if self._disk.size(path) != ref.size:
                 raise Damaged(str(path), f"{ref.size} bytes", f"{self._disk.size(path)}")
@@ -136,14 +165,48 @@ class Store:
 
 
 def load(disk: Disk, root: Path) -> ModelState:
-    """Reads only. Raises ContractError when state.json is damaged."""
+    """Reads only. Raises ContractError when state.json is damaged, or of a later agent."""
+    path = root / "state.json"
     try:
-        data = disk.read(root / "state.json")
+        data = disk.read(path)
     except FileNotFoundError:
         return ModelState()
-    return decode(ModelState, data, name=str(root / "state.json"), limit=STATE_BYTES, wire="json")
+    except OSError as error:
+        raise Damaged(str(path), "a file that can be read", str(error)) from error
+    return msgspec.structs.replace(decode(ModelState, data, name=str(path), limit=STATE_BYTES, wire="json"), v=VERSION)
+
+
+def recover(disk: Disk, root: Path) -> ModelState:
+    """What can be told of a model whose `load` raises: it answers with what was committed last. Reads only.
+
+    A package that was on trial is not taken for good: the record that would judge it is lost. Without anything that was
+    committed it is, for nothing else is here to answer.
+    """
+    try:
+        data = disk.read(root / "state.json")
+        known = decode(Lasting, data, name="state.json", limit=STATE_BYTES, wire="json")
+    except (ContractError, OSError):
+        known = Lasting()
+    state = ModelState(active=known.active, a=known.a, b=known.b, blocked=known.blocked)
+    good = _committed(disk, root)
+    if good is not None and good.slot.digest not in known.blocked:
+        state = msgspec.structs.replace(state.with_slot(good.side, good.slot), active=good.side)
+    return state
+
+
+def _committed(disk: Disk, root: Path) -> Committed | None:
+    try:
+        data = disk.read(root / "committed.json")
+        return decode(Committed, data, name="committed.json", limit=STATE_BYTES, wire="json")
+    except (ContractError, OSError):
+        return None  # none yet, or damaged as well
 
 
 def needed(variant: Variant) -> tuple[str, ...]:
-    """What a device downloads beside the manifest."""
+    """What every device downloads beside the manifest."""
     return (variant.model, variant.baseline, variant.selftest)
+
+
+def files(manifest: Manifest, variant: Variant) -> tuple[str, ...]:
+    """`needed`, and the vectors that an application's own preprocessing is checked by."""
+    return (*needed(variant), *([GOLDEN_FILE] if manifest.preprocess == "host" else []))

@@ -19,17 +19,19 @@ from edgewright_contracts.baseline import decode_baseline
 from edgewright_contracts.channels import Binner
 from edgewright_contracts.errors import Refused
 from edgewright_contracts.manifest import decode_manifest
+from edgewright_contracts.package import Package
+from edgewright_runtime.golden import GOLDEN_FILE, check, read_golden
 from edgewright_runtime.runtime import open_session
 
 from ..disk import Disk
 from . import health, update
-from .choice import choose
+from .choice import choose, untransformed
 from .delta import Downloads, running
-from .failures import DiskFull
+from .failures import DiskFull, Unsuited
 from .fetch import Link, Spent
-from .job import Job, Loaded
+from .job import Host, Job, Loaded
 from .quality import PrePeriod, Seen
-from .slots import Damaged, Side, Slot, Store, needed
+from .slots import Damaged, Side, Slot, Store, files
 from .trust import Trust
 from .turns import Turns, put_off
 from .update import Event, State
@@ -51,15 +53,18 @@ class Steps:
         stopping: threading.Event,
         interrupt: Callable[[Job], None],
         uniform: Callable[[], float],
+        host: Host,
+        shadow: Callable[[Job], None],
     ) -> None:
         self._disk, self._trust, self._downloads = disk, trust, Downloads(disk, link, repo)
         self._turns = Turns(disk, link, uniform)
-        self._runtimes, self._stopping, self._interrupt = runtimes, stopping, interrupt
+        self._runtimes, self._stopping, self._interrupt, self._host = runtimes, stopping, interrupt, host
         self._arch, self._agent = platform.machine().lower(), importlib.metadata.version("edgewright")
         self._table: dict[State, Callable[[Job], None]] = {
             State.FETCH: self._fetch,
             State.STAGE: self._stage,
             State.SELFTEST: self._selftest,
+            State.SHADOW: shadow,
             State.WARMUP: self._warm_up,
             State.ACTIVATE: self._activate,
             State.COMMIT: self._commit,
@@ -87,12 +92,19 @@ class Steps:
         self._turns.wait(job)
         data = self._trust.manifest(wanted.name, wanted.digest, lambda: self._interrupt(job))
         manifest = decode_manifest(data)
-        variant, runtime = choose(manifest, wanted, agent=self._agent, arch=self._arch, runtimes=self._runtimes)
+        variant, runtime = choose(
+            manifest,
+            wanted,
+            agent=self._agent,
+            arch=self._arch,
+            runtimes=self._runtimes,
+            transform=self._host.transform(wanted.name) is not None,
+        )
         need, free = job.store.to_download(manifest, variant) + SPARE_BYTES, self._disk.free(job.store.root)
         if need > free:
             raise DiskFull(f"expected {need} bytes of free disk, got {free}")
         base, saved = running(job.store), 0
-        for file in needed(variant):
+        for file in files(manifest, variant):
             saved += self._downloads.file(file, manifest.files[file], job.store, base, lambda: self._interrupt(job))
         job.fetched = (data, Slot(wanted.digest, manifest.version, variant.id, runtime))
         told = f"; {saved} bytes came from the running package" if saved else ""
@@ -108,7 +120,7 @@ class Steps:
 
     def _selftest(self, job: Job) -> None:
         side, slot = job.staged()
-        job.store.verified(side)
+        self._check_transform(job.store.name, job.store.verified(side))
         verdict, tail = health.selftest(
             job.store.side(side),
             slot.variant,
@@ -117,9 +129,27 @@ class Steps:
             interrupt=lambda: self._interrupt(job),
         )
         if verdict.passed:
-            job.go(Event.DONE, reason=f"passed; peak {verdict.rss_mb:.0f} MB")
+            asked = job.record.wanted is not None and job.record.wanted.shadow is not None
+            job.go(Event.WATCH if asked else Event.DONE, reason=f"passed; peak {verdict.rss_mb:.0f} MB")
         else:
             job.go(Event.BROKEN, reason=f"self-test: {verdict.reason}", failure="model", log_tail=tail)
+
+    def _check_transform(self, name: str, package: Package) -> None:
+        """The application does to its samples what the package was made with. Raises Unsuited, ContractError."""
+        manifest = package.manifest
+        if manifest.preprocess != "host":
+            return
+        transform = self._host.transform(name)
+        if transform is None:
+            raise untransformed(manifest)
+        golden = read_golden(package.read(GOLDEN_FILE), manifest)
+        try:
+            check(golden, transform)
+        except Refused as error:
+            raise Unsuited(f"the application's preprocessing: {error}") from None
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+            raise Unsuited(f"the application's preprocessing fails on the package's own samples: {said}") from error
 
     def _warm_up(self, job: Job) -> None:
         side, _ = job.staged()
@@ -143,12 +173,13 @@ class Steps:
         job.emit(record, "")
         # One write moves the pointer and begins the probation: there is no moment between them. The package answers
         # only behind it, for nobody would judge what the disk does not know of.
-        job.store.save(msgspec.structs.replace(job.state, active=side, record=record, history=PrePeriod()))
+        job.save(msgspec.structs.replace(job.state, active=side, record=record, history=PrePeriod()))
         job.loaded, job.candidate, job.phase = job.candidate, None, "probation"
-        job.probation_since_s, job.history = job.now_s, PrePeriod()
+        job.trial_since_s, job.history = job.now_s, PrePeriod()
         job.switch()
 
     def _commit(self, job: Job) -> None:
+        job.store.commit()
         job.phase = "normal"
         if job.loaded is not None:
             job.switch()

@@ -1,11 +1,13 @@
 """The update machine: one table. What to do in a state is `install.py`'s; this module only says what comes next.
 
-    idle → fetch → stage → selftest → warmup → activate → probation → commit → idle
+    idle → fetch → stage → selftest [→ shadow] → warmup → activate → probation → commit → idle
                      a failure of the model, before activate → blocked, after it → rollback → blocked
-                     a failure of link, power, disk or hub: back to idle, and again later
+                     a failure of link, power, disk, hub or operator: back to idle, and again later
+                     the same package failed too often so: → held, until the hub says something new
 
 Guarantee: only a failure of class `model` ends in `blocked`. Where to go on after a restart is the row `BOOT` of the
-same table. A pair that is not in the table is a bug and raises. The record is persisted with every step.
+same table. A pair that is not in the table is a bug and raises. The record is persisted with every step. Nothing is
+written for ever: an attempt has at most STEPS steps, a package ATTEMPTS attempts, and each waits longer than the last.
 """
 
 from __future__ import annotations
@@ -21,8 +23,11 @@ from edgewright_contracts.event import FailureClass
 
 from .quality import PrePeriod, Seen
 
-VERSION: Final = 1
-RETRY_S: Final = (10.0, 3600.0)  # first and longest wait before another attempt
+RETRY_S: Final = (10.0, 6 * 3600.0)  # first and longest wait before another attempt
+STEPS: Final = 28  # of one attempt: a good one takes 9, each cut of the power in the middle adds some (Mender's bound)
+
+# In a row, of one package: about a week. What an operator must change does not change by trying.
+ATTEMPTS: Final[dict[FailureClass, int]] = {"link": 40, "power": 40, "disk": 40, "hub": 40, "operator": 6}
 
 
 class State(StrEnum):
@@ -30,19 +35,23 @@ class State(StrEnum):
     FETCH = "fetch"
     STAGE = "stage"
     SELFTEST = "selftest"
+    SHADOW = "shadow"
     WARMUP = "warmup"
     ACTIVATE = "activate"
     PROBATION = "probation"
     COMMIT = "commit"
     ROLLBACK = "rollback"
     BLOCKED = "blocked"
+    HELD = "held"
 
 
 class Event(StrEnum):
     WANTED = "wanted"  # the hub desires a digest that does not run
     DONE = "done"  # the step of this state is done
+    WATCH = "watch"  # the self-test is done, and a shadow run was asked for
     BROKEN = "broken"  # the model failed
-    DELAYED = "delayed"  # link, power, disk or hub failed
+    DELAYED = "delayed"  # anything else failed
+    EXHAUSTED = "exhausted"  # it failed too often
     WITHDRAWN = "withdrawn"  # the hub desires something else now
     BOOT = "boot"  # the agent starts and finds the record in this state
 
@@ -55,16 +64,20 @@ TABLE: Final[dict[tuple[State, Event], State]] = {
     (S.FETCH,     E.DONE):      S.STAGE,
     (S.STAGE,     E.DONE):      S.SELFTEST,
     (S.SELFTEST,  E.DONE):      S.WARMUP,
+    (S.SELFTEST,  E.WATCH):     S.SHADOW,
+    (S.SHADOW,    E.DONE):      S.WARMUP,
     (S.WARMUP,    E.DONE):      S.ACTIVATE,
     (S.ACTIVATE,  E.DONE):      S.PROBATION,
     (S.PROBATION, E.DONE):      S.COMMIT,
     (S.COMMIT,    E.DONE):      S.IDLE,
     (S.BLOCKED,   E.DONE):      S.IDLE,         # cleared by the operator
+    (S.HELD,      E.DONE):      S.IDLE,         # something is new: the hub's document, the application's transform
 
     (S.IDLE,      E.BROKEN):    S.BLOCKED,      # wanted again, but blocked before
     (S.FETCH,     E.BROKEN):    S.BLOCKED,      # signed, but not a package that this device can run
     (S.STAGE,     E.BROKEN):    S.BLOCKED,
     (S.SELFTEST,  E.BROKEN):    S.BLOCKED,
+    (S.SHADOW,    E.BROKEN):    S.BLOCKED,
     (S.WARMUP,    E.BROKEN):    S.BLOCKED,
     (S.ACTIVATE,  E.BROKEN):    S.ROLLBACK,     # the pointer may have moved already
     (S.PROBATION, E.BROKEN):    S.ROLLBACK,
@@ -74,48 +87,57 @@ TABLE: Final[dict[tuple[State, Event], State]] = {
     (S.FETCH,     E.DELAYED):   S.IDLE,
     (S.STAGE,     E.DELAYED):   S.IDLE,
     (S.SELFTEST,  E.DELAYED):   S.IDLE,
+    (S.SHADOW,    E.DELAYED):   S.IDLE,
     (S.WARMUP,    E.DELAYED):   S.IDLE,
     (S.ACTIVATE,  E.DELAYED):   S.ROLLBACK,
     (S.PROBATION, E.DELAYED):   S.ROLLBACK,     # no verdict in time
     (S.COMMIT,    E.DELAYED):   S.COMMIT,
     (S.ROLLBACK,  E.DELAYED):   S.ROLLBACK,
+    (S.IDLE,      E.EXHAUSTED): S.HELD,
 
     (S.FETCH,     E.WITHDRAWN): S.IDLE,
     (S.STAGE,     E.WITHDRAWN): S.IDLE,
     (S.SELFTEST,  E.WITHDRAWN): S.IDLE,
+    (S.SHADOW,    E.WITHDRAWN): S.IDLE,
     (S.WARMUP,    E.WITHDRAWN): S.IDLE,
     (S.ACTIVATE,  E.WITHDRAWN): S.ROLLBACK,
     (S.PROBATION, E.WITHDRAWN): S.ROLLBACK,
     (S.BLOCKED,   E.WITHDRAWN): S.IDLE,
+    (S.HELD,      E.WITHDRAWN): S.IDLE,
 
     (S.IDLE,      E.BOOT):      S.IDLE,
     (S.FETCH,     E.BOOT):      S.FETCH,        # goes on with what was downloaded
     (S.STAGE,     E.BOOT):      S.FETCH,        # the slot may be half written
     (S.SELFTEST,  E.BOOT):      S.SELFTEST,
+    (S.SHADOW,    E.BOOT):      S.SHADOW,
     (S.WARMUP,    E.BOOT):      S.WARMUP,
     (S.ACTIVATE,  E.BOOT):      S.WARMUP,       # the session is gone with the process
     (S.PROBATION, E.BOOT):      S.PROBATION,
     (S.COMMIT,    E.BOOT):      S.COMMIT,
     (S.ROLLBACK,  E.BOOT):      S.ROLLBACK,
     (S.BLOCKED,   E.BOOT):      S.BLOCKED,
+    (S.HELD,      E.BOOT):      S.HELD,
 }  # fmt: skip
 
 RESUME: Final = {state: TABLE[state, Event.BOOT] for state in State}
 
 # Unclean boots in a row in a state that runs the model, until the model is to blame. The self-test runs in a process of
 # its own, so there only a model that takes the whole machine down with it gets that far: power cuts must not.
-CRASHES: Final = {S.SELFTEST: 40, S.WARMUP: 3, S.ACTIVATE: 3, S.PROBATION: 3}
+CRASHES: Final = {S.SELFTEST: 40, S.SHADOW: 3, S.WARMUP: 3, S.ACTIVATE: 3, S.PROBATION: 3}
+UNDER_WAY: Final = frozenset({S.FETCH, S.STAGE, S.SELFTEST, S.SHADOW, S.WARMUP, S.ACTIVATE})  # nothing has switched
 CANCELLED: Final = frozenset(s for s in S if (s, E.WITHDRAWN) in TABLE)
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Persisted in `state.json`. `wanted` is None when nothing was ever wanted."""
 
-    v: int = VERSION
     state: State = State.IDLE
     wanted: DesiredModel | None = None
-    attempt: int = 0  # of this digest, from 1
+    rev: int = 0  # of the hub's document that this attempt follows: only a newer one clears or releases
+    attempt: int = 0  # of this digest, from 1; anew when it is wanted again after all went well
+    steps: int = 0  # of this attempt
     crashes: int = 0  # unclean boots in a row in states of CRASHES, without a healthy window or a passed self-test
+    watched: int = 0  # windows of this shadow run that compared something
     healthy: int = 0  # windows of this probation
     breaches: int = 0  # windows in a row over a budget
     failure: FailureClass | None = None
@@ -139,27 +161,48 @@ def advance(record: Record, event: Event, *, reason: str = "", failure: FailureC
     except KeyError:
         raise UnknownStep(f"no transition from {record.state} on {event}") from None
     kept = record.failure if state in (S.ROLLBACK, S.BLOCKED) and failure is None else failure
-    passed = record.state is S.SELFTEST and event is E.DONE
+    passed = record.state is S.SELFTEST and event in (E.DONE, E.WATCH)
     crashes = 0 if passed else record.crashes  # the power cuts of a self-test are not the crashes of what follows
-    return msgspec.structs.replace(record, state=state, crashes=crashes, reason=reason[:1000], failure=kept)
+    freed = event is E.DONE and record.state in (S.BLOCKED, S.HELD)
+    return msgspec.structs.replace(
+        record,
+        state=state,
+        attempt=0 if freed else record.attempt,
+        steps=record.steps + 1,
+        crashes=crashes,
+        reason=reason[:1000],
+        failure=kept,
+    )
 
 
-def want(record: Record, wanted: DesiredModel) -> Record:
+def want(record: Record, wanted: DesiredModel, rev: int = 0) -> Record:
     """A new attempt at `wanted`, from idle."""
-    again = record.digest == wanted.digest
-    fresh = Record(wanted=wanted, attempt=record.attempt + 1 if again else 1)
-    skipped = "; a shadow run is not supported by this agent and is left out" if wanted.shadow else ""
-    return advance(fresh, Event.WANTED, reason=f"wanted by the hub{skipped}")
+    again = record.digest == wanted.digest and record.failure is not None
+    fresh = Record(wanted=wanted, rev=rev, attempt=record.attempt + 1 if again else 1)
+    return advance(fresh, Event.WANTED, reason="wanted by the hub")
+
+
+def exhausted(record: Record, rev: int) -> bool:
+    """Whether another attempt under document `rev` of the hub would be one too many; a newer one is worth another."""
+    known = record.failure is not None and rev <= record.rev
+    return known and record.attempt >= ATTEMPTS.get(record.failure or "operator", 1)
+
+
+def looping(record: Record) -> bool:
+    """Whether this attempt goes round in circles: restarts cut it off again and again."""
+    return record.state in UNDER_WAY and record.steps >= STEPS
 
 
 def resume(record: Record, *, unclean: bool) -> tuple[Record, Event | None]:
     """The record after a boot, and the event that must follow at once: the model crashes this process too often.
 
-    A clean boot changes nothing but the state, however often it comes.
+    A clean boot changes nothing but the state and the count of steps, however often it comes.
     """
     limit = CRASHES.get(record.state)
     crashes = record.crashes + 1 if unclean and limit is not None else record.crashes
-    found = msgspec.structs.replace(record, state=RESUME[record.state], crashes=crashes)
+    state = RESUME[record.state]
+    steps = record.steps + (state is not record.state)
+    found = msgspec.structs.replace(record, state=state, steps=steps, crashes=crashes)
     return found, Event.BROKEN if limit is not None and crashes >= limit else None
 
 

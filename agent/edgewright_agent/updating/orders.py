@@ -1,0 +1,105 @@
+"""Orders: what the hub wants of one model, and when an attempt at it begins, waits, or is given up.
+
+Guarantee: what is not begun has a reason that was told. A package that failed ATTEMPTS times in a row is held, and then
+nothing is written, until a newer document of the hub or what the application registers is a reason to try again. Only
+a newer document clears a blocked digest: a reboot reads the same one again.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from edgewright_contracts.desired import DesiredModel
+
+from . import update
+from .inbox import Wish
+from .job import Job
+from .update import Event, Record, State
+
+
+def take(job: Job, wish: Wish) -> None:
+    """The hub's document says this of the model. Raises OSError, and is to be taken again then."""
+    before, job.wanted, job.rev = job.wanted, wish.model, wish.rev
+    if before is not None and before.rollout != wish.model.rollout and job.loaded is not None:
+        job.switch()
+    if wish.rev > job.record.rev:
+        _clear(job, wish.cleared)
+        if job.record.state is State.HELD and job.record.digest == wish.model.digest:
+            job.go(Event.DONE, reason="the hub asks for it again")
+    job.retry_at_s = 0.0
+
+
+def registered(job: Job) -> None:
+    """The application named its preprocessing: what waited for it may be tried. Raises OSError."""
+    job.unsuited, job.retry_at_s = None, 0.0
+    if job.record.state is State.HELD:
+        job.go(Event.DONE, reason="the application has named its preprocessing")
+
+
+def due(job: Job, wall_ms: int | None, online: bool) -> bool:
+    """Whether an attempt shall begin now. Tells, once, what does not begin for a reason that the operator must know."""
+    wanted, record = job.wanted, job.record
+    if wanted is None or wanted.digest is None or wanted == job.unsuited or _runs(job, wanted):
+        return False
+    if record.digest == wanted.digest and wanted.digest not in job.state.blocked:
+        if update.exhausted(record, job.rev):
+            reason = f"held after {record.attempt} attempts, until the hub says something new; the last: "
+            job.go(Event.EXHAUSTED, reason=reason + record.reason, failure=record.failure)
+            return False
+        if record.failure == "link" and not online:
+            return False  # or a week without a network would use up all attempts
+    if job.now_s < job.retry_at_s:
+        return False
+    reason = out_of_hours(wanted, wall_ms)
+    if reason and job.waiting != wanted:
+        job.emit(record, reason)
+    job.waiting = wanted if reason else None
+    return not reason
+
+
+def begin(job: Job) -> None:
+    """An attempt at what is `due`, unless the package is blocked here."""
+    wanted = job.wanted
+    assert wanted is not None
+    blocked = job.state.blocked.get(wanted.digest or "")
+    if blocked is not None:
+        job.keep(Record(wanted=wanted, rev=job.rev))
+        job.go(Event.BROKEN, reason=f"blocked: {blocked}", failure="model")
+        return
+    job.announce(update.want(job.record, wanted, job.rev))
+
+
+def out_of_hours(wanted: DesiredModel, wall_ms: int | None) -> str:
+    """Why a switch to it is not for now, "" when it is."""
+    if wanted.not_before is None and wanted.not_after is None:
+        return ""
+    if wall_ms is None:
+        return "waits: it is wanted at certain hours, and this device does not know the time yet"
+    if wall_ms < (wanted.not_before or 0):
+        return f"waits until {wanted.not_before} ms (UTC), now {wall_ms}"
+    if over(wanted, wall_ms):
+        return f"not begun: it was wanted until {wanted.not_after} ms (UTC), now {wall_ms}; give it new hours"
+    return ""
+
+
+def over(wanted: DesiredModel, wall_ms: int | None) -> bool:
+    return wall_ms is not None and wanted.not_after is not None and wall_ms > wanted.not_after
+
+
+def withdrawn(job: Job) -> bool:
+    """Whether what is under way is not wanted any more."""
+    return job.wanted is not None and job.record.digest != job.wanted.digest and job.record.state in update.CANCELLED
+
+
+def _runs(job: Job, wanted: DesiredModel) -> bool:
+    running = job.state.running
+    return running is not None and running.digest == wanted.digest and wanted.variant in (None, running.variant)
+
+
+def _clear(job: Job, digests: tuple[str, ...]) -> None:
+    kept = {d: why for d, why in job.state.blocked.items() if d not in digests}
+    if len(kept) == len(job.state.blocked):
+        return
+    job.save(msgspec.structs.replace(job.state, blocked=kept))
+    if job.record.state is State.BLOCKED and job.record.digest in digests:
+        job.go(Event.DONE, reason="cleared by the operator", failure="operator")

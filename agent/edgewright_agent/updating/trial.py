@@ -1,0 +1,85 @@
+"""The trial of a candidate beside the model that answers, before it may answer itself: the state `shadow`.
+
+Guarantee: it ends. By as many windows that compared something as the hub asks for; as the model's failure when the
+candidate does what no model may; after the time of a probation without them, and is tried again later. Where there is
+nothing to compare with, or no room for two models, it is left out and that is told.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from edgewright_contracts.desired import Shadow
+from edgewright_contracts.manifest import Manifest
+from edgewright_contracts.report import Window
+
+from .health import Conclusion
+from .job import Host, Job
+from .slots import Slot
+from .steps import load
+from .update import Event
+
+MIB: Final = 1 << 20
+
+
+def begin(job: Job, host: Host) -> None:
+    """The step of `shadow`. Raises what `load` raises."""
+    side, slot = job.staged()
+    rule = asked(job)
+    manifest = job.store.verified(side).manifest
+    why = "the hub asks for none any more" if rule is None else _unlike(job, manifest) or _no_room(host, manifest, slot)
+    if rule is not None and not why:
+        candidate = load(job.store, side)
+        room = host.room_mb()
+        if room is None or room >= 0:
+            job.watch = host.watch(job.store.name, candidate, rule.share, job.rollout)
+            job.trial_since_s = job.now_s
+            return
+        why = f"both models together are {-room:.0f} MB over this agent's memory limit"
+    job.go(Event.DONE, reason=f"no shadow run: {why}")
+
+
+def observe(job: Job, windows: list[Window]) -> None:
+    """Windows of this model that were sealed together. Raises OSError."""
+    digest = job.record.digest[:16]
+    if any(w.n and w.shadow.n and w.phase == "shadow" and w.digest == digest for w in windows):
+        job.keep(msgspec.structs.replace(job.record, watched=job.record.watched + 1, crashes=0))
+
+
+def conclude(job: Job) -> Conclusion | None:
+    """How a shadow run ends; None: not yet."""
+    rule, record = asked(job), job.record
+    assert job.watch is not None
+    assert record.wanted is not None
+    if broken := job.watch.broken():
+        return Conclusion(Event.BROKEN, f"shadow: {broken}", "model")
+    if rule is None:
+        return Conclusion(Event.DONE, "the hub asks for no shadow run any more", None)
+    if record.watched >= rule.windows:
+        return Conclusion(Event.DONE, f"{record.watched} shadow windows", None)
+    if job.now_s - job.trial_since_s > record.wanted.probation.max_s:
+        reason = f"no shadow run in {record.wanted.probation.max_s:g} s: {record.watched} of {rule.windows} windows"
+        return Conclusion(Event.DELAYED, reason, "operator")
+    return None
+
+
+def asked(job: Job) -> Shadow | None:
+    wanted = job.wanted or job.record.wanted
+    return wanted.shadow if wanted else None
+
+
+def _unlike(job: Job, candidate: Manifest) -> str:
+    """Why the inputs of what answers cannot be given to the candidate."""
+    if job.loaded is None:
+        return "no model answers that it could be compared with"
+    now = {(t.name, t.dtype, t.shape) for t in job.loaded.package.manifest.inputs}
+    if now != {(t.name, t.dtype, t.shape) for t in candidate.inputs}:
+        return f"{candidate.version} takes other inputs than {job.loaded.package.manifest.version}"
+    return ""
+
+
+def _no_room(host: Host, candidate: Manifest, slot: Slot) -> str:
+    room, need = host.room_mb(), candidate.files[candidate.variant(slot.variant).model].size / MIB
+    return "" if room is None or room >= need else f"{room:.0f} MB of memory are left, it takes {need:.0f} or more"
