@@ -308,7 +308,7 @@ def test_an_enrolment_that_fails_leaves_at_most_the_key_that_a_hub_may_have_answ
     token = "ew1." + base64.urlsafe_b64encode(json.dumps(said).encode()).decode()
     posted = Refused("the hub refused: this token was used")
 
-    def body(pool, method, url, limit, data):
+    def body(pool, method, url, limit, data=None):
         if method == "POST":
             raise posted
         return ca
@@ -316,7 +316,7 @@ def test_an_enrolment_that_fails_leaves_at_most_the_key_that_a_hub_may_have_answ
     def ask(disk):
         enroll.enroll(disk, tmp_path, hub="https://127.0.0.1:1", token=token, device="d1")
 
-    monkeypatch.setattr(enroll, "_body", body)
+    monkeypatch.setattr(enroll, "request", body)
     folder = tmp_path / "identity"
     with pytest.raises(OSError, match="space"):
         ask(Full())
