@@ -46,7 +46,7 @@ test: install legacy mosquitto lint
 	$(BIN)/pytest tests/integration
 
 fuzz: install
-	EDGEWRIGHT_FUZZ=5000 $(BIN)/pytest tests/contracts/test_fuzz.py --timeout 0
+	EDGEWRIGHT_FUZZ=5000 $(BIN)/pytest tests/contracts/test_fuzz.py tests/agent/test_fuzz_oip.py --timeout 0
 
 benchmarks: install
 	$(BIN)/python benchmarks/agent_overhead.py

@@ -54,18 +54,23 @@ def enroll(home: Path, hub: str, token: str, device: str, as_json: bool) -> None
 
 @agent.command()
 @HOME
-@click.option("--listen", default=None, metavar="127.0.0.1:PORT", help="Serve the Open Inference Protocol v2 there.")
+@click.option(
+    "--listen",
+    metavar="127.0.0.1:PORT|unix:PATH",
+    help="Serve the Open Inference Protocol v2 there; a socket has mode 0660.",
+)
 @click.option("--verbose", is_flag=True, help="Log details, too.")
 @JSON
 def run(home: Path, listen: str | None, verbose: bool, as_json: bool) -> None:
     """Run the agent until SIGTERM."""
     from edgewright_agent.agent import Agent
+    from edgewright_agent.serving.listening import place
     from edgewright_agent.serving.service import serve
 
+    where = place(listen) if listen is not None else None
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("edgewright_agent").setLevel(logging.DEBUG if verbose else logging.INFO)
-    host, port = _address(listen)
-    serve(Agent(home), host, port)
+    serve(Agent(home), where)
     if as_json:
         _print({"ended": True})
 
@@ -134,15 +139,6 @@ def predict(home: Path, model: str, file: Path, as_json: bool) -> None:
     click.echo(f"{model} {found['version']} {found['variant']}")
     for name, values in found["outputs"].items():
         click.echo(f"  {name}: {json.dumps(values)[:200]}")
-
-
-def _address(listen: str | None) -> tuple[str | None, int]:
-    if listen is None:
-        return None, 0
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit() or not 0 <= int(port) <= 65535:
-        raise RequestError(f"expected --listen 127.0.0.1:PORT, got {listen!r}")
-    return host, int(port)
 
 
 def _print(answer: Any) -> None:
