@@ -18,6 +18,7 @@ from edgewright_agent.delivery.span import length_s
 from edgewright_agent.delivery.spool import Spool
 from edgewright_agent.inference.model import Active, InferenceFailed, Model, Rejected
 from edgewright_agent.telemetry.meter import Meter
+from edgewright_agent.telemetry.notices import Notice
 from edgewright_agent.telemetry.ring import Outcome
 from edgewright_agent.telemetry.rows import Subject
 from edgewright_agent.unforeseen import Unforeseen
@@ -484,3 +485,79 @@ def test_the_end_seals_the_open_window(bench):
     bench.reporter.run()
     assert bench.counts() == [9]
     assert bench.spool.state.open is None
+
+
+def desire(bench, rev=1, **config):
+    bench.hub.want("dev-1", Desired(rev=rev, config=Config(**config)))
+    bench.reporter.turn()
+
+
+def test_a_window_goes_on_until_it_holds_enough_and_says_how_long_that_may_take(bench):
+    bench.link.start(bench.reporter)
+    desire(bench, window_rows=10, window_max_s=1500)
+    bench.pass_window(4)
+    bench.pass_window(5)
+    assert bench.counts() == []
+    bench.pass_window(1)
+    for _ in range(5):
+        bench.pass_window(1)
+    windows = bench.hub.windows["dev-1"]
+    assert [w.n for w in windows] == [10, 5]
+    assert [(w.mono_end_ms - w.mono_start_ms) / 1000 for w in windows] == [900, 1500]
+    assert [w.next_due_s for w in windows] == [3000, 3000]
+
+
+def test_a_window_that_is_not_full_ends_when_a_rollout_begins(bench):
+    bench.link.start(bench.reporter)
+    desire(bench, window_rows=1000)
+    bench.pass_window(4)
+    bench.hurry = True
+    bench.pass_window(1, 1)
+    bench.pass_window(2, 60)
+    assert bench.counts() == [5, 2]
+    assert {w.next_due_s for w in bench.hub.windows["dev-1"]} == {120}
+
+
+def test_a_metered_device_sends_a_window_every_quarter_of_an_hour(bench):
+    bench.link.start(bench.reporter)
+    desire(bench, profile="metered")
+    for _ in range(6):
+        bench.pass_window(1)
+    assert bench.counts() == [3, 3]
+
+
+def test_used_up_bytes_make_windows_long_and_then_wait_for_the_next_day_and_lose_no_count(bench):
+    bench.link.start(bench.reporter)
+    desire(bench, bytes_per_day=4000)
+    for _ in range(100):
+        bench.pass_window(1)
+    sent = bench.link.traffic()[0] + bench.link.traffic()[1]
+    assert sum(bench.counts()) < 100
+    assert sent < 2 * 4000  # events say what is held back
+    bench.clock.advance(86_400)
+    desire(bench, rev=2)
+    for _ in range(20):
+        bench.clock.advance(REOFFER_S)
+        bench.reporter.turn()
+    bench.reporter.seal()
+    for _ in range(4):
+        bench.reporter.turn()
+    assert sum(bench.counts()) == 100
+    held = [w.shed["windows"] for w in bench.hub.windows["dev-1"] if w.shed]
+    assert held
+    assert [e.after for e in bench.hub.events["dev-1"]][:3] == ["link 1", "link 2", "link 3"]
+
+
+def test_an_event_takes_waiting_reports_along(bench):
+    bench.link.start(bench.reporter)
+    desire(bench, bytes_per_day=0)
+    bench.reporter.turn()
+    before = len(bench.counts())
+    bench.pass_window(3, 4000)
+    bench.pass_window(3, 4000)
+    assert len(bench.counts()) == before
+    bench.reporter.notices.note(Notice("closed", "open", "5 errors in a row", bench.subject))
+    for _ in range(3):
+        bench.reporter.turn()
+    assert sum(bench.counts()) == 6
+    assert bench.hub.events["dev-1"][-1].reason == "5 errors in a row"
