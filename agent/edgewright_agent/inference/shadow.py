@@ -167,7 +167,10 @@ class Shadow:
         ran = self._began = self._now()
         try:
             found = candidate.run(drawn.batch)
-        except Exception as error:  # whatever a runtime throws, it is this candidate's
+        except MemoryError:  # two models at once are one too many for now, which is not the candidate's fault
+            self._sheds(drawn.context)
+            return
+        except Exception as error:  # whatever else a runtime throws, it is this candidate's
             candidate.rows.fail(0, drawn.at_ns, ran, self._now(), context, kind(error))
             self._broken = f"{candidate.session.runtime} failed: {error}"
             return

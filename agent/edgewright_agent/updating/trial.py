@@ -14,6 +14,7 @@ import msgspec
 from edgewright_contracts.desired import Shadow
 from edgewright_contracts.manifest import Manifest
 from edgewright_contracts.report import Window
+from edgewright_runtime.runtime import NoMemory
 
 from .health import Conclusion
 from .job import Host, Job
@@ -31,13 +32,17 @@ def begin(job: Job, host: Host) -> None:
     manifest = job.store.verified(side).manifest
     why = "the hub asks for none any more" if rule is None else _unlike(job, manifest) or _no_room(host, manifest, slot)
     if rule is not None and not why:
-        candidate = load(job.store, side)
-        room = host.room_mb()
-        if room is None or room >= 0:
-            job.watch = host.watch(job.store.name, candidate, rule.share, job.rollout)
-            job.trial_since_s = job.now_s
-            return
-        why = f"both models together are {-room:.0f} MB over this agent's memory limit"
+        try:
+            candidate = load(job.store, side)
+        except NoMemory as error:
+            why = str(error)
+        else:
+            room = host.room_mb()
+            if room is None or room >= 0:
+                job.watch = host.watch(job.store.name, candidate, rule.share, job.rollout)
+                job.trial_since_s = job.now_s
+                return
+            why = f"both models together are {-room:.0f} MB over this agent's memory limit"
     job.go(Event.DONE, reason=f"no shadow run: {why}")
 
 
