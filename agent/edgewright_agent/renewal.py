@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 from .clock import Clock
 from .identity import Identity, Validity
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 class Outcome(NamedTuple):
     ends: float | None  # unix seconds of the new certificate; None: there is none
     reason: str = ""
-    failure: Literal["hub", "link", "operator"] | None = None
 
 
 def due_s(validity: Validity, share: float) -> float:
@@ -40,13 +39,13 @@ def due_s(validity: Validity, share: float) -> float:
 
 
 class Renewal:
-    """`tell` emits an event (reason, failure class); it may raise OSError. `ask` does the work."""
+    """`tell` says to the hub what became of the certificate ("renewed", "due", "ended") and why; `ask` does it."""
 
     def __init__(
         self,
         identity: Identity,
         clock: Clock,
-        tell: Callable[[str, Literal["hub", "link", "operator"] | None], None],
+        tell: Callable[[str, str], None],
         share: float,
         ask: Callable[[Identity], Outcome] | None = None,
     ) -> None:
@@ -56,8 +55,11 @@ class Renewal:
         self._again_s = self._told_s = -TELL_S
         self._stopping = threading.Event()
 
-    def run(self) -> None:
-        """Until `stop`."""
+    def start(self) -> None:
+        """Look now and every hour, on a thread of its own."""
+        threading.Thread(target=self._run, name="edgewright-renewal", daemon=True).start()
+
+    def _run(self) -> None:
         while not self._stopping.is_set():
             try:
                 self.look()
@@ -76,30 +78,19 @@ class Renewal:
             return
         left = validity.days_left(wall / 1000)
         if left <= 0:
-            done = Outcome(None, "run `edgewright agent enroll --again` on it with a new token", "operator")
+            done = Outcome(None, "run `edgewright agent enroll --again` on it with a new token")
         else:
             done = self._ask(self._identity)
         if done.ends is not None:
             self._wait_s, self._again_s, self._told_s = RETRY_S[0], -TELL_S, -TELL_S
-            until = datetime.fromtimestamp(done.ends, UTC).date()
-            log.info("the certificate is renewed until %s", until)
-            self._say(f"certificate renewed until {until}", None)
+            self._tell("renewed", f"the certificate is renewed until {datetime.fromtimestamp(done.ends, UTC).date()}")
             return
         self._again_s = now + self._wait_s
         self._wait_s = min(RETRY_S[1], 2 * self._wait_s)
-        ended = f"ended {-left:.0f} days ago" if left <= 0 else f"ends in {left:.0f} days and could not be renewed"
-        said = f"the certificate {ended}: {done.reason}"
-        log.warning("%s", said)
-        if now - self._told_s >= TELL_S and self._say(said, done.failure):
+        if now - self._told_s >= TELL_S:
             self._told_s = now
-
-    def _say(self, reason: str, failure: Literal["hub", "link", "operator"] | None) -> bool:
-        try:
-            self._tell(reason, failure)
-        except OSError as error:
-            log.error("the disk does not take the event: %s", error)  # noqa: TRY400
-            return False
-        return True
+            ended = f"ended {-left:.0f} days ago" if left <= 0 else f"ends in {left:.0f} days and could not be renewed"
+            self._tell("ended" if left <= 0 else "due", f"the certificate {ended}: {done.reason}")
 
 
 def in_a_child(identity: Identity) -> Outcome:
@@ -107,16 +98,11 @@ def in_a_child(identity: Identity) -> Outcome:
     try:
         done = subprocess.run(command, capture_output=True, timeout=CHILD_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Outcome(None, str(error), "link")
+        return Outcome(None, str(error))
     try:
         said = json.loads(done.stdout)
-        if "ends" in said:
-            return Outcome(float(said["ends"]))
-        failure: Literal["hub", "link", "operator"] = (
-            "link" if done.returncode == 3 else "hub" if done.returncode == 1 else "operator"
-        )
-        return Outcome(None, str(said["error"])[:500], failure)
+        return Outcome(float(said["ends"])) if "ends" in said else Outcome(None, str(said["error"])[:500])
     except (ValueError, KeyError, TypeError):
         if b"No module named 'cryptography'" in done.stderr:
-            return Outcome(None, "renewing needs cryptography: pip install 'edgewright[agent-enroll]'", "operator")
-        return Outcome(None, done.stderr.decode(errors="replace")[-300:] or f"status {done.returncode}", "operator")
+            return Outcome(None, "renewing needs cryptography: pip install 'edgewright[agent-enroll]'")
+        return Outcome(None, done.stderr.decode(errors="replace")[-300:] or f"status {done.returncode}")
