@@ -22,8 +22,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal
 
+import msgspec
+
 from edgewright_contracts import birth, event
-from edgewright_contracts.desired import Desired
+from edgewright_contracts.desired import Config, Desired
 from edgewright_contracts.errors import RequestError
 from edgewright_contracts.report import Phase, Rollout, Window
 from edgewright_runtime.golden import Transform
@@ -36,10 +38,13 @@ from .delivery.mqtt import MqttTransport, Transport
 from .delivery.reporter import Reporter
 from .delivery.spool import Spool
 from .disk import Disk, RealDisk
+from .hosting import logs
+from .hosting.live import Live
 from .inference.model import Active, Fallback, Model, Turned
 from .inference.shadow import Allowance, Shadow
 from .limits.device import resident_kb
 from .limits.governor import Step
+from .renewal import Renewal
 from .telemetry.meter import Meter
 from .telemetry.notices import Notice
 from .telemetry.ring import Outcome
@@ -79,6 +84,8 @@ class Agent:
         self.boot_id = secrets.token_hex(8)
         self._clock = clock or SystemClock()
         self._disk = disk or RealDisk()
+        self._began_ns = self._clock.monotonic_ns()
+        self._followed: Config | None = None
         self._lock = _only_one(self.home)
         try:
             self._build(runtimes, transport)
@@ -120,6 +127,12 @@ class Agent:
             uniform=random.random,
             unforeseen=unforeseen,
         )
+        self._renewal = Renewal(
+            self.identity,
+            self._clock,
+            lambda after, reason: self._reporter.notices.note(Notice("certificate", after, reason)),
+            share=random.random(),
+        )
         self._reporter = Reporter(
             self.home,
             disk=self._disk,
@@ -151,6 +164,8 @@ class Agent:
             for thread in self._threads:
                 thread.start()
             self._transport.start(self._reporter)
+            if self.identity.hub.api:
+                self._renewal.start()
         except BaseException:
             if not self._threads[0].is_alive():  # so nothing was counted, and nothing is lost
                 with contextlib.suppress(OSError):
@@ -167,6 +182,7 @@ class Agent:
     def close(self) -> None:
         """Stop all threads; the open window is sealed. Safe to repeat."""
         self._installer.stop()
+        self._renewal.stop()
         self._reporter.stop()
         for thread in self._threads:
             if thread.is_alive():
@@ -201,7 +217,30 @@ class Agent:
 
     def dead(self) -> list[str]:
         """Threads that ended although the agent was not closed: nothing foreseen does that."""
-        return [thread.name for thread in self._threads if not thread.is_alive()]
+        link = [self._transport.thread] if isinstance(self._transport, MqttTransport) else []
+        return [thread.name for thread in (*self._threads, *link) if not thread.is_alive()]
+
+    def live(self) -> Live:
+        """How the agent is just now; from any thread."""
+        watch, config, desired = self._reporter.watch, self._reporter.config, self._reporter.desired
+        used = {name: round(float(value), 1) for name, value in watch.readings._asdict().items() if value is not None}
+        return Live(
+            pid=os.getpid(),
+            boot_id=self.boot_id,
+            uptime_s=(self._clock.monotonic_ns() - self._began_ns) / 1e9,
+            clock=clocks.state(self._clock),
+            link=self._transport.condition(),
+            dead=self.dead(),
+            shed=[step.value for step in Step if not watch.may(step)],
+            used=used,
+            window_s=self._reporter.window_s,
+            profile=config.profile,
+            desired_rev=desired.rev if desired else 0,
+            config_version=config.version,
+            traffic=self._transport.traffic(),
+            overhead=self._transport.overhead(),
+            disk=self._spool.trouble,
+        )
 
     def settle(self, timeout: float = 10.0) -> bool:
         """Wait until everything predicted so far was counted: for tests and benchmarks, an application need not."""
@@ -289,6 +328,12 @@ class Agent:
             self._installer.observe(Sealed(model, windows, rss_mb))
 
     def _desire(self, desired: Desired) -> None:
+        logs.follow(desired.config.log_level)
+        before, self._followed = self._followed, desired.config
+        if before is not None and before != desired.config:
+            self._reporter.notices.note(
+                Notice(f"config {before.version}", f"config {desired.config.version}", changed(before, desired))
+            )
         self._reporter.watch.obey(desired.config)
         self._link.pace(desired.config.download)
         self._installer.desire(desired)
@@ -312,6 +357,13 @@ class Agent:
                 desired_rev=desired.rev if desired else 0,
             )
         )
+
+
+def changed(before: Config, desired: Desired) -> str:
+    """What of the configuration is followed from now on, for the operator who asked for it."""
+    was, now = msgspec.to_builtins(before), msgspec.to_builtins(desired.config)
+    moved = [f"{name} {was[name]} → {now[name]}" for name in now if now[name] != was[name] and name != "version"]
+    return f"revision {desired.rev} is followed: {', '.join(moved) or 'as before'}"[:1024]
 
 
 def hardware() -> birth.Hardware:
