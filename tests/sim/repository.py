@@ -2,12 +2,14 @@
 
     repo = Repository(folder); repo.publish(package); with repo.served() as url: ...
 
-`serving` counts requests; `break_after` cuts the next blob after so many bytes; `down` answers 503.
+`requests` are kept; `break_after` cuts the next blob after so many bytes; `down` answers 503; what ends in `endless` is
+served without an end.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -40,6 +42,7 @@ class Repository:
         self.requests: list[tuple[str, str]] = []  # path, Range
         self.break_after: int | None = None
         self.down = False
+        self.endless: str | None = None
         self.write("root")
         self.release()
 
@@ -117,12 +120,23 @@ class Repository:
             request.send_error(503 if self.down else 404)
             return
         data = file.read_bytes()
+        if self.endless is not None and request.path.endswith(self.endless):
+            request.send_response(200)
+            request.end_headers()
+            while True:  # until the client hangs up
+                request.wfile.write(data)
+        tag = f'"{hashlib.sha256(data).hexdigest()[:16]}"'
+        if request.headers.get("If-Range", tag) != tag:
+            wanted = ""
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
         if start >= len(data) > 0:
             request.send_error(416)
             return
         request.send_response(206 if wanted else 200)
         request.send_header("Content-Length", str(len(data) - start))
+        request.send_header("ETag", tag)
+        if wanted:
+            request.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         request.end_headers()
         body = data[start:]
         if self.break_after is not None and "/blobs/" in request.path and len(body) > self.break_after:

@@ -24,6 +24,7 @@ from ..disk import Disk, atomic_write
 DAY_S: Final = 86_400
 GRANT: Final = (4 * KIB, 256 * KIB)  # least and most of the ration that is written down at once; else a 16th of it
 SMALLEST_READ: Final = 64
+SHORTEST_S: Final = 0.001  # a wait that no clock rounds away
 
 
 class Bucket:
@@ -41,7 +42,8 @@ class Bucket:
         """Until `read` bytes may be read; 0 when they may be read now."""
         self._tokens = min(self.rate, self._tokens + (now_s - self._then_s) * self.rate)
         self._then_s = now_s
-        return max(0.0, (self.read - self._tokens) / self.rate)
+        missing = self.read - self._tokens
+        return max(missing / self.rate, SHORTEST_S) if missing > 0 else 0.0
 
     def take(self, n: int) -> None:
         self._tokens -= n
