@@ -1,18 +1,20 @@
-"""`edgewright agent`: enrol a device, run the agent, look at it, ask it for one prediction."""
+"""`edgewright agent`: run the agent, look at it, ask it for one prediction."""
 
 from __future__ import annotations
 
 import json
-import logging
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 import msgspec
 import numpy as np
 
 from edgewright_contracts.errors import RequestError
+
+from . import onboarding
+from .sideloading import sideload
 
 if TYPE_CHECKING:
     from edgewright_agent.console.status import Status
@@ -29,27 +31,8 @@ def agent() -> None:
     """Run and inspect the agent on a device."""
 
 
-@agent.command()
-@HOME
-@click.option("--hub", required=True, help="https://HOST:PORT of the hub.")
-@click.option("--token", required=True, help="The enrolment token that `edgewright hub token` printed.")
-@click.option("--device", required=True, help="The device's id: a-z, 0-9 and -, unique in the fleet.")
-@JSON
-def enroll(home: Path, hub: str, token: str, device: str, as_json: bool) -> None:
-    """Exchange a token for this device's certificate."""
-    from edgewright_agent.disk import RealDisk
-
-    try:
-        from edgewright_agent.enrolling import enroll as enrolment
-    except ModuleNotFoundError as error:
-        raise RequestError(
-            f"enrolling needs {error.name}, which is not installed: pip install 'edgewright[agent-enroll]'"
-        ) from None
-    said = enrolment.enroll(RealDisk(), home, hub=hub, token=token, device=device)
-    if as_json:
-        _print(msgspec.to_builtins(said))
-    else:
-        click.echo(f"{said.device} is enrolled. Start it with: edgewright agent run --home {home}")
+for _one in (onboarding.enroll, onboarding.renew, onboarding.install, onboarding.uninstall):
+    agent.add_command(_one)
 
 
 @agent.command()
@@ -59,18 +42,24 @@ def enroll(home: Path, hub: str, token: str, device: str, as_json: bool) -> None
     metavar="127.0.0.1:PORT|unix:PATH",
     help="Serve the Open Inference Protocol v2 there; a socket has mode 0660.",
 )
-@click.option("--verbose", is_flag=True, help="Log details, too.")
+@click.option("--log-format", type=click.Choice(["kv", "json"]), default="kv", show_default=True)
+@click.option("--verbose", is_flag=True, help="Log details, too, whatever the hub asks for.")
 @JSON
-def run(home: Path, listen: str | None, verbose: bool, as_json: bool) -> None:
+def run(home: Path, listen: str | None, log_format: Literal["kv", "json"], verbose: bool, as_json: bool) -> None:
     """Run the agent until SIGTERM."""
+    import os
+
     from edgewright_agent.agent import Agent
+    from edgewright_agent.hosting import logs
+    from edgewright_agent.hosting.presence import Presence
     from edgewright_agent.serving.listening import place
     from edgewright_agent.serving.service import serve
 
     where = place(listen) if listen is not None else None
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("edgewright_agent").setLevel(logging.DEBUG if verbose else logging.INFO)
-    serve(Agent(home), where)
+    logs.begin(log_format, verbose=verbose)
+    found = Agent(home)
+    with Presence(found, home, os.environ):
+        serve(found, where)
     if as_json:
         _print({"ended": True})
 
@@ -93,7 +82,8 @@ def status(home: Path, as_json: bool) -> None:
 def told(found: Status, home: Path) -> list[str]:
     """A device's status in lines that read alike in a terminal and in a log."""
     heard = f"desired revision {found.desired_rev}" if found.desired_rev else "nothing heard from it yet"
-    lines = [f"{found.device}: {'running' if found.alive else 'not running'}; hub {found.hub}, {heard}"]
+    hub = f"hub {found.hub}, {heard}" if found.hub else "no hub: nothing is sent, packages come by hand"
+    lines = [f"{found.device}: {'running' if found.alive else 'not running'}; {hub}"]
     if not found.alive:
         lines.append(f"  start it with: edgewright agent run --home {home}")
     if not found.models:
@@ -139,6 +129,9 @@ def predict(home: Path, model: str, file: Path, as_json: bool) -> None:
     click.echo(f"{model} {found['version']} {found['variant']}")
     for name, values in found["outputs"].items():
         click.echo(f"  {name}: {json.dumps(values)[:200]}")
+
+
+agent.add_command(sideload)
 
 
 def _print(answer: Any) -> None:
