@@ -284,7 +284,7 @@ def test_sigterm_ends_the_daemon_cleanly_and_a_kill_is_declared(world):
     for ending, unclean in ((signal.SIGTERM, 0), (signal.SIGKILL, 1)):
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ})
         line = next(one for one in process.stderr if "serving" in one)
-        url = line.split()[-1]
+        url = line.split()[-1].strip('"')
         assert call(url + "/health/ready")[0] == 200
         assert status.alive(home)
         process.send_signal(ending)
