@@ -9,12 +9,12 @@ import pytest
 from edgewright_agent.unforeseen import Unforeseen
 from edgewright_agent.updating.failures import DiskFull, Unsuited, classify
 from edgewright_agent.updating.fetch import LinkDown, WrongBytes
-from edgewright_agent.updating.health import CutShort, NoVerdict
+from edgewright_agent.updating.selftest import CutShort, NoVerdict
 from edgewright_agent.updating.slots import Damaged
 from edgewright_agent.updating.trust import Distrusted, NotAllowed
 from edgewright_agent.updating.update import S
 from edgewright_contracts.errors import ContractError, Refused, Unavailable
-from edgewright_runtime.runtime import LoadFailed
+from edgewright_runtime.runtime import LoadFailed, NoMemory
 from sim.clock import SimClock
 
 
@@ -30,6 +30,9 @@ from sim.clock import SimClock
         (DiskFull("x"), S.FETCH, "disk"),
         (CutShort("x"), S.SELFTEST, "power"),
         (NoVerdict("x"), S.SELFTEST, "disk"),
+        (NoMemory("x"), S.SELFTEST, "operator"),
+        (NoMemory("x"), S.WARMUP, "operator"),
+        (MemoryError("x"), S.WARMUP, "operator"),
         (Damaged("x", "y", "z"), S.WARMUP, "disk"),
         (OSError("x"), S.STAGE, "disk"),
         (LoadFailed("x"), S.WARMUP, "model"),

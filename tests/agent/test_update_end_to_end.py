@@ -182,12 +182,11 @@ def test_a_broken_link_is_retried_and_blames_nobody(world):
         assert world.hub.events["dev-1"][-1].attempt == 2
 
 
-@pytest.mark.parametrize("slow", [100])
-def test_a_package_over_its_latency_budget_rolls_back(world, slow):
+def test_a_package_over_its_memory_budget_rolls_back(world):
     from edgewright_contracts.manifest import Budgets
 
     good = world.package("v1")
-    bad = world.package("v2", version="2.0.0", slow=slow, budgets=Budgets(p95_ms=0.2))
+    bad = world.package("v2", version="2.0.0", budgets=Budgets(rss_mb=50))  # the self-test takes less than twice that
     with world.agent() as agent, Feed(agent) as feed:
         world.want(good)
         assert world.hub.wait(lambda: world.hub.trace("dev-1") == GOOD)
@@ -195,7 +194,19 @@ def test_a_package_over_its_latency_budget_rolls_back(world, slow):
         assert world.hub.wait(lambda: world.hub.trace("dev-1")[-2:] == ["rollback", "blocked"], 30)
         assert world.hub.wait(lambda: feed.digests[-1] == good.digest)
     assert feed.digests == [good.digest, bad.digest, good.digest]
-    assert any("p95 latency" in e.reason for e in world.hub.events["dev-1"])
+    assert any("left to probation: peak RSS" in e.reason for e in world.hub.events["dev-1"])
+    assert world.hub.events["dev-1"][-2].reason.startswith("RSS ")
+
+
+def test_a_package_far_over_its_latency_budget_never_answers(world):
+    from edgewright_contracts.manifest import Budgets
+
+    bad = world.package("v1", slow=40, budgets=Budgets(p95_ms=0.01))
+    with world.agent() as agent:
+        world.want(bad)
+        assert world.hub.wait(lambda: world.hub.trace("dev-1")[-2:] == ["selftest", "blocked"], 30)
+        assert agent.model("digits").active is None
+    assert world.hub.events["dev-1"][-1].reason.startswith("self-test: p95 latency")
 
 
 def test_without_the_hub_a_probation_lasts_longer_and_then_commits_marked_offline(world):

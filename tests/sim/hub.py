@@ -38,8 +38,8 @@ class SimHub:
         return sum(w.n for w in self.windows[device])
 
     def trace(self, device: str) -> list[str]:
-        """The states that a device went through, by its events."""
-        found = sorted(self.events[device], key=lambda e: e.seq)
+        """The states that a device went through, by its events about a model."""
+        found = sorted((e for e in self.events[device] if e.model), key=lambda e: e.seq)
         return [found[0].before, *(e.after for e in found)] if found else []
 
     def wait(self, condition, timeout: float = 20.0) -> bool:

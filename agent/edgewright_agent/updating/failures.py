@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from edgewright_contracts.errors import Refused, RequestError, Unavailable
 from edgewright_contracts.event import FailureClass
+from edgewright_runtime.runtime import NoMemory
 
 from .fetch import LinkDown, WrongBytes
-from .health import CutShort, NoVerdict
+from .selftest import CutShort, NoVerdict
 from .slots import Damaged
 from .trust import Distrusted, NotAllowed
 from .update import State
@@ -33,6 +34,8 @@ def classify(error: Exception, state: State) -> FailureClass:
         return "operator"
     if isinstance(error, CutShort):
         return "power"
+    if isinstance(error, NoMemory | MemoryError):
+        return "operator"  # free some, or send a smaller variant: given up after a few attempts
     if isinstance(error, OSError | DiskFull | Damaged | NoVerdict):
         return "disk"
     if isinstance(error, Unavailable):

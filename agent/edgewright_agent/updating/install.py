@@ -34,6 +34,7 @@ from .trust import Trust
 from .update import Event, Record, State
 
 TICK_S: Final = 1.0  # how soon a deadline is noticed
+SHORTEST: Final = 9  # steps of an attempt until it must be rolled back or committed
 
 __all__ = ["Installer", "Sealed"]
 
@@ -89,7 +90,10 @@ class Installer:
 
     def _load(self, job: Job, _: bool) -> None:
         if job.record.state is not State.ROLLBACK:  # or what is to be left would be loaded again
-            load_active(job)
+            if self._steps.proving.again(job):
+                load_active(job)
+            else:
+                job.switch()
         if job.record.state is State.ROLLBACK:
             self._step(job)
 
@@ -291,6 +295,8 @@ class Installer:
 
     def _wait(self, job: Job) -> None:
         """The next attempt comes later each time; what must be done is tried until it is, without a word more."""
-        must = job.record.state in (State.COMMIT, State.ROLLBACK)
-        n = max(job.record.attempt, job.record.steps - 8) if must else job.record.attempt
+        record = job.record
+        must = record.state in (State.COMMIT, State.ROLLBACK)
+        n = (max(1, record.steps - SHORTEST) if must else record.attempt) + job.refused
+        job.refused += 1
         job.retry_at_s = job.now_s + update.retry_after_s(n, self._uniform())

@@ -90,7 +90,7 @@ class Store:
 
     def __init__(self, disk: Disk, models: Path, name: Name, state: ModelState | None = None) -> None:
         """`state` takes the place of a file that cannot be read; else raises ContractError for such a file."""
-        self._disk, self.name = disk, name
+        self.disk, self.name = disk, name
         self.root = models / name
         disk.mkdir(self.root)
         self.state = load(disk, self.root) if state is None else state
@@ -101,24 +101,24 @@ class Store:
         if side is None or slot is None:
             return
         data = msgspec.json.encode(Committed(side, slot))
-        if _committed(self._disk, self.root) != Committed(side, slot):
-            atomic_write(self._disk, self.root / "committed.json", data)
+        if _committed(self.disk, self.root) != Committed(side, slot):
+            atomic_write(self.disk, self.root / "committed.json", data)
 
     def save(self, state: ModelState) -> None:
-        atomic_write(self._disk, self.root / "state.json", msgspec.json.encode(state, order="deterministic"))
+        atomic_write(self.disk, self.root / "state.json", msgspec.json.encode(state, order="deterministic"))
         self.state = state
 
     def side(self, side: Side) -> Path:
         return self.root / side
 
     def part(self, sha256: str) -> Path:
-        self._disk.mkdir(self.root / "parts")
+        self.disk.mkdir(self.root / "parts")
         return self.root / "parts" / sha256
 
     def to_download(self, manifest: Manifest, variant: Variant) -> int:
         """Bytes that are still missing to run `variant`."""
         refs = [manifest.files[file] for file in files(manifest, variant)]
-        return sum(max(0, r.size - (self._disk.size(self.root / "parts" / r.sha256) or 0)) for r in refs)
+        return sum(max(0, r.size - (self.disk.size(self.root / "parts" / r.sha256) or 0)) for r in refs)
 
     def stage(self, manifest_bytes: bytes, slot: Slot) -> None:
         """Move downloaded parts into the spare slot. May be cut anywhere and done again after another fetch."""
@@ -126,15 +126,15 @@ class Store:
         manifest = decode_manifest(manifest_bytes)
         folder = self.side(side)
         self.save(self.state.with_slot(side, None))
-        self._disk.remove_tree(folder)
+        self.disk.remove_tree(folder)
         for file in files(manifest, manifest.variant(slot.variant)):
             target = folder / file
-            self._disk.mkdir(target.parent)
-            self._disk.rename(self.part(manifest.files[file].sha256), target)
-            self._disk.fsync(target.parent)
-        atomic_write(self._disk, folder / "manifest.json", manifest_bytes)
+            self.disk.mkdir(target.parent)
+            self.disk.rename(self.part(manifest.files[file].sha256), target)
+            self.disk.fsync(target.parent)
+        atomic_write(self.disk, folder / "manifest.json", manifest_bytes)
         self.save(self.state.with_slot(side, slot))
-        self._disk.remove_tree(self.root / "parts")
+        self.disk.remove_tree(self.root / "parts")
 
     def package(self, side: Side) -> Package:
         """The package in a slot, its manifest checked against the digest. Raises Damaged, OSError."""
@@ -143,7 +143,7 @@ class Store:
             raise Damaged(f"{self.root.name}/{side}", "a package", "an empty slot")
         folder = self.side(side)
         try:
-            data = self._disk.read(folder / "manifest.json")
+            data = self.disk.read(folder / "manifest.json")
         except FileNotFoundError:
             raise Damaged(str(folder), "manifest.json", "none") from None
         if digest(data) != slot.digest:
@@ -156,9 +156,9 @@ class Store:
         assert slot is not None
         for file in files(package.manifest, package.manifest.variant(slot.variant)):
             path, ref = package.root / file, package.manifest.files[file]
-            if self._disk.size(path) != ref.size:
-                raise Damaged(str(path), f"{ref.size} bytes", f"{self._disk.size(path)}")
-            got = self._disk.sha256(path)
+            if self.disk.size(path) != ref.size:
+                raise Damaged(str(path), f"{ref.size} bytes", f"{self.disk.size(path)}")
+            got = self.disk.sha256(path)
             if got != ref.sha256:
                 raise Damaged(str(path), f"sha256 {ref.sha256}", got)
         return package

@@ -24,12 +24,13 @@ from edgewright_runtime.golden import GOLDEN_FILE, check, read_golden
 from edgewright_runtime.runtime import open_session
 
 from ..disk import Disk
-from . import health, update
+from . import update
 from .choice import choose, untransformed
 from .delta import Downloads, running
 from .failures import DiskFull, Unsuited
 from .fetch import Link, Spent
 from .job import Host, Job, Loaded
+from .proving import Proving, made, told
 from .quality import PrePeriod, Seen
 from .slots import Damaged, Side, Slot, Store, files
 from .trust import Trust
@@ -59,6 +60,7 @@ class Steps:
         self._disk, self._trust, self._downloads = disk, trust, Downloads(disk, link, repo)
         self._turns = Turns(disk, link, uniform)
         self._runtimes, self._stopping, self._interrupt, self._host = runtimes, stopping, interrupt, host
+        self.proving = Proving(disk, stopping)
         self._arch, self._agent = platform.machine().lower(), importlib.metadata.version("edgewright")
         self._table: dict[State, Callable[[Job], None]] = {
             State.FETCH: self._fetch,
@@ -119,18 +121,12 @@ class Steps:
         job.go(Event.DONE)
 
     def _selftest(self, job: Job) -> None:
-        side, slot = job.staged()
+        side, _ = job.staged()
         self._check_transform(job.store.name, job.store.verified(side))
-        verdict, tail = health.selftest(
-            job.store.side(side),
-            slot.variant,
-            slot.runtime,
-            stopping=self._stopping,
-            interrupt=lambda: self._interrupt(job),
-        )
+        verdict, tail = self.proving.prove(job.store, side, lambda: self._interrupt(job))
         if verdict.passed:
             asked = job.record.wanted is not None and job.record.wanted.shadow is not None
-            job.go(Event.WATCH if asked else Event.DONE, reason=f"passed; peak {verdict.rss_mb:.0f} MB")
+            job.go(Event.WATCH if asked else Event.DONE, reason=told(verdict))
         else:
             job.go(Event.BROKEN, reason=f"self-test: {verdict.reason}", failure="model", log_tail=tail)
 
@@ -153,14 +149,12 @@ class Steps:
 
     def _warm_up(self, job: Job) -> None:
         side, _ = job.staged()
+        self.proving.ensure(job.store, side, lambda: self._interrupt(job))
         began = job.now_s
         loaded = load(job.store, side)
         outputs = loaded.session.run(_first_rows(loaded))
         took = job.now_s - began
         Binner(loaded.baseline.channels).add(outputs)  # channels that do not fit the outputs could not be counted
-        budget = loaded.package.manifest.budgets.load_s
-        if budget is not None and took > budget:
-            raise Refused(f"loading took {took:.1f} s, budget {budget:g} s")
         job.candidate = loaded
         job.go(Event.DONE, reason=f"loaded in {took:.2f} s")
 
@@ -187,12 +181,23 @@ class Steps:
 
 
 def load(store: Store, side: Side) -> Loaded:
-    """The session of what a slot holds. Raises Damaged, ContractError, LoadFailed, Unavailable, OSError."""
+    """The session of what a slot holds, of the files that passed its self-test.
+
+    Raises Damaged, ContractError, LoadFailed, Unavailable, OSError.
+    """
     package, slot = store.verified(side), store.state.slot(side)
     assert slot is not None
     manifest = package.manifest
     variant = manifest.variant(slot.variant)
-    session = open_session(package.root / variant.model, slot.runtime, inputs=manifest.inputs, outputs=manifest.outputs)
+    file, optimised = made(store.disk, package, variant, slot.runtime)
+    session = open_session(
+        file,
+        slot.runtime,
+        inputs=manifest.inputs,
+        outputs=manifest.outputs,
+        options=variant.options,
+        optimised=optimised,
+    )
     return Loaded(package, variant, decode_baseline(package.read(variant.baseline)), session)
 
 

@@ -1,0 +1,118 @@
+"""Measurement: load time, peak memory and latency of a package on this device, against its own budgets.
+
+It runs in the self-test's process, beside a model that answers and at a lower priority, so what is slow once proves
+nothing: everything noisy is measured three times, as probation asks for three windows, and the best one counts. Of a
+run the shorter of wall and CPU time is judged, so that waiting for another process is not held against the model.
+
+- p95 latency and peak memory: over the budget by FAR is the model's failure; by less is told, and left to probation,
+  where windows of real work judge it.
+- load time: over the budget three times of three is the model's failure, for no window could ever judge it.
+
+Cost: at most 3 s and 300 runs, but for two warm-up runs and at least 5 runs in each round of a slow model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from edgewright_contracts.manifest import Budgets
+from edgewright_runtime.runtime import Array, Session
+
+FAR: Final = 2.0
+ROUNDS: Final = 3
+RUNS: Final = 100  # of a round
+LEAST_RUNS: Final = 5
+ROUND_S: Final = 1.0
+WARM_UP: Final = 2
+_STATUS: Final = Path("/proc/self/status")
+_RESET: Final = Path("/proc/self/clear_refs")
+
+
+class Measured(NamedTuple):
+    load_s: float  # best of up to ROUNDS
+    p95_ms: float  # of one sample, best of ROUNDS, of wall time
+    busy_ms: float  # likewise, of the shorter of wall and CPU time
+    rss_mb: float  # peak of the process
+
+
+class Missed(NamedTuple):
+    """Both "" when nothing is over its budget."""
+
+    failure: str
+    strain: str  # left to probation
+
+
+def measured(
+    opened: Callable[[], Session], tried: Callable[[Session], None], row: Mapping[str, Array], budgets: Budgets
+) -> Measured:
+    """`opened` loads the model anew; `tried` runs its self-test, whose memory counts; `row` is one sample."""
+    restart_peak()
+    start = time.perf_counter()
+    session = opened()
+    load_s = time.perf_counter() - start
+    tried(session)
+    for _ in range(WARM_UP):
+        session.run(row)
+    rounds = [_round(session, row) for _ in range(ROUNDS)]
+    peak = resident_mb("VmHWM")
+    del session
+    for _ in range(ROUNDS - 1):
+        if budgets.load_s is not None and load_s > budgets.load_s:
+            start = time.perf_counter()
+            opened()
+            load_s = min(load_s, time.perf_counter() - start)
+    return Measured(load_s, min(wall for wall, _ in rounds), min(busy for _, busy in rounds), peak)
+
+
+def missed(budgets: Budgets, found: Measured) -> Missed:
+    failures: list[str] = []
+    strains: list[str] = []
+    if budgets.load_s is not None and found.load_s > budgets.load_s:
+        failures.append(f"loading takes {found.load_s:.3g} s, budget {budgets.load_s:g} s")
+    if budgets.p95_ms is not None and found.busy_ms > budgets.p95_ms:
+        far = found.busy_ms > FAR * budgets.p95_ms
+        (failures if far else strains).append(f"p95 latency {found.busy_ms:.3g} ms, budget {budgets.p95_ms:g} ms")
+    if budgets.rss_mb is not None and found.rss_mb > budgets.rss_mb:
+        far = found.rss_mb > FAR * budgets.rss_mb
+        (failures if far else strains).append(f"peak RSS {found.rss_mb:.0f} MB, budget {budgets.rss_mb:g} MB")
+    return Missed("; ".join(failures), "; ".join(strains))
+
+
+def restart_peak() -> None:
+    """Let the peak begin at what is resident now. Not ru_maxrss: that is inherited from whoever started the process.
+
+    A kernel without clear_refs goes on counting from the start of this process.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # glibc's: what was freed before is not this model's
+    with contextlib.suppress(OSError):
+        _RESET.write_text("5")
+
+
+def resident_mb(name: str) -> float:
+    """`name` is a field of /proc/self/status: VmRSS, or VmHWM for the peak."""
+    line = next(one for one in _STATUS.read_text().splitlines() if one.startswith(f"{name}:"))
+    return int(line.split()[1]) * 1024 / 1e6
+
+
+def _round(session: Session, row: Mapping[str, Array]) -> tuple[float, float]:
+    """p95 of wall time, and of the shorter of wall and CPU time, ms."""
+    walls: list[int] = []
+    busy: list[int] = []
+    end = time.perf_counter_ns() + int(ROUND_S * 1e9)
+    while len(walls) < RUNS and (len(walls) < LEAST_RUNS or time.perf_counter_ns() < end):
+        worked, start = time.process_time_ns(), time.perf_counter_ns()
+        session.run(row)
+        wall = time.perf_counter_ns() - start
+        walls.append(wall)
+        busy.append(min(wall, time.process_time_ns() - worked))
+    return _p95_ms(walls), _p95_ms(busy)
+
+
+def _p95_ms(spans: list[int]) -> float:
+    return sorted(spans)[int(0.95 * (len(spans) - 1))] / 1e6

@@ -1,0 +1,132 @@
+"""Proving: the self-test of a slot, and again when what it ran on has changed.
+
+Guarantee: a slot answers on a runtime and a CPU on which it passed its self-test, or an operator was told why it
+answers all the same. After a new version of the runtime, on another board, or with damaged files of the optimised form,
+the active slot is tested before it answers. If it fails there:
+
+- the previous package answers, if that passes here; a package on trial is sent back, and not blocked: it is not to
+  blame for another runtime;
+- else the active one answers with a warning, for a device that says nothing is worse than one whose last digits differ;
+- but not what crashes, hangs or does not load: it would take the application with it.
+
+A self-test that cannot be run (no memory, no working Python) is no verdict, and the slot answers from its own file.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from edgewright_contracts.errors import ContractError, Refused, Unavailable
+from edgewright_contracts.manifest import Variant
+from edgewright_contracts.package import Package
+
+from ..disk import Disk
+from . import proof
+from .failures import classify
+from .job import Job
+from .selftest import selftest
+from .selftest_child import Verdict
+from .slots import Side, Slot, Store
+from .update import Event, State
+
+log = logging.getLogger(__name__)
+
+
+class Proving:
+    """Of one agent; the install thread's."""
+
+    def __init__(self, disk: Disk, stopping: threading.Event) -> None:
+        self._disk, self._stopping = disk, stopping
+
+    def prove(self, store: Store, side: Side, interrupt: Callable[[], None] = lambda: None) -> tuple[Verdict, str]:
+        """Run the self-test of a slot: (verdict, log); a pass is durable. Raises what `selftest` raises, OSError."""
+        package, variant, slot = _opened(store, side)
+        verdict, tail = selftest(package.root, variant.id, slot.runtime, stopping=self._stopping, interrupt=interrupt)
+        if verdict.passed:
+            proof.write(self._disk, package.root, proof.make(package, variant, slot.runtime, verdict.files))
+        return verdict, tail
+
+    def proven(self, store: Store, side: Side) -> bool:
+        """Whether a slot passed on this runtime and CPU. Raises Damaged, Unavailable, OSError."""
+        package, slot = store.package(side), store.state.slot(side)
+        assert slot is not None
+        variant = package.manifest.variant(slot.variant)
+        return proof.read(self._disk, package, variant, slot.runtime) is not None
+
+    def ensure(self, store: Store, side: Side, interrupt: Callable[[], None]) -> None:
+        """`prove` where there is no proof, as after a cut of the power. Raises Refused when it does not pass."""
+        if not self.proven(store, side):
+            verdict, _ = self.prove(store, side, interrupt)
+            if not verdict.passed:
+                raise Refused(f"self-test: {verdict.reason}")
+
+    def again(self, job: Job) -> bool:
+        """Before the active slot is loaded at a start: whether it may be. Raises OSError."""
+        side = job.state.active
+        if side is None:
+            return True
+        try:
+            if self.proven(job.store, side):
+                return True
+            verdict, tail = self.prove(job.store, side)
+        except ContractError:  # Damaged
+            return True  # loading it says so, and takes the other slot
+        except (Unavailable, MemoryError) as error:
+            log.warning("%s: the self-test cannot be run again: %s", job.store.name, error)
+            job.emit(
+                job.record, f"the self-test cannot be run again: {error}", failure=classify(error, job.record.state)
+            )
+            return True
+        if verdict.passed:
+            job.emit(job.record, f"another runtime, CPU or damaged files: self-test again: {told(verdict)}")
+            return True
+        return self._failed(job, side, f"self-test on this runtime and CPU: {verdict.reason}", verdict.ran, tail)
+
+    def _failed(self, job: Job, side: Side, reason: str, ran: bool, tail: str) -> bool:
+        if job.record.state is State.PROBATION:
+            job.go(Event.DELAYED, reason=reason, failure="operator", log_tail=tail)
+            return False  # the rollback is next
+        other = job.state.spare
+        slot = job.state.slot(other)
+        committed = slot is not None and slot.digest not in (job.record.digest, *job.state.blocked)
+        if committed and self._passes(job.store, other):
+            job.emit(job.record, f"{reason}; the previous package answers", failure="operator", log_tail=tail)
+            job.store.save(msgspec.structs.replace(job.state, active=other))
+            return True
+        how = "it answers all the same" if ran else "nothing answers"
+        job.emit(job.record, f"{reason}; {how}, send another package", failure="operator", log_tail=tail)
+        if ran:
+            package, variant, slot = _opened(job.store, side)
+            proof.write(self._disk, package.root, proof.make(package, variant, slot.runtime, {}, reason))
+        return ran
+
+    def _passes(self, store: Store, side: Side) -> bool:
+        try:
+            return self.proven(store, side) or self.prove(store, side)[0].passed
+        except (ContractError, Unavailable, MemoryError) as error:
+            log.warning("%s: slot %s cannot take over: %s", store.name, side, error)
+            return False
+
+
+def told(verdict: Verdict) -> str:
+    """What an event says of a pass."""
+    form = "; optimised for this CPU" if verdict.files else ""
+    strain = f"; left to probation: {verdict.reason}" if verdict.reason else ""
+    took = f"loads in {verdict.load_s * 1000:.3g} ms, p95 {verdict.p95_ms:.3g} ms, peak {verdict.rss_mb:.0f} MB"
+    return f"passed; {took}{form}{strain}"
+
+
+def made(disk: Disk, package: Package, variant: Variant, runtime: str) -> tuple[Path, bool]:
+    """(file to load, whether it is an optimised one). Raises Unavailable, OSError."""
+    return proof.to_load(package, variant, proof.read(disk, package, variant, runtime))
+
+
+def _opened(store: Store, side: Side) -> tuple[Package, Variant, Slot]:
+    package, slot = store.verified(side), store.state.slot(side)
+    assert slot is not None
+    return package, package.manifest.variant(slot.variant), slot
