@@ -82,7 +82,7 @@ class Wire(paho.Client):
         self._spoke_s = self._heard_s = monotonic()
         self._asked_s: float | None = None  # since when an answer is waited for
         self._silence_s = 0.0  # before the question
-        self._pinged = False
+        self._pinged = self._given_up = False
         self._acked = 0
 
     def open(self, tell_s: float) -> None:
@@ -107,6 +107,8 @@ class Wire(paho.Client):
     def watch(self) -> None:
         """Ask when the link was silent for the interval; end the connection when nothing answers."""
         now = self._monotonic()
+        if self._given_up:
+            return
         if self._asked_s is None:
             pace = self.pace if self._learning() else KeepAlive()
             if now - self._spoke_s >= pace.interval_s:
@@ -123,7 +125,7 @@ class Wire(paho.Client):
         else:
             if self._learning():
                 self.pace = keepalive.unanswered(self.pace, self._silence_s)
-            self._asked_s = None
+            self._given_up = True
             if self._tls_socket is not None:
                 with contextlib.suppress(OSError):
                     self._tls_socket.shutdown(socket.SHUT_RDWR)  # paho reads the end, and says so
