@@ -90,10 +90,7 @@ class Installer:
 
     def _load(self, job: Job, _: bool) -> None:
         if job.record.state is not State.ROLLBACK:  # or what is to be left would be loaded again
-            if self._steps.proving.again(job):
-                load_active(job)
-            else:
-                job.switch()
+            load_active(job)
         if job.record.state is State.ROLLBACK:
             self._step(job)
 

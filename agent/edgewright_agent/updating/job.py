@@ -93,6 +93,7 @@ class Job:
         self.history_kept_s = self.now_s
         self.retry_at_s = 0.0
         self.trial_since_s = 0.0  # the beginning of a shadow run or a probation, by this boot
+        self.refused = 0  # tries in a row of which the disk took nothing
         self._told: list[Record] = []  # whose event is spooled, and which are not persisted
 
     @property
@@ -144,6 +145,7 @@ class Job:
     def save(self, state: ModelState) -> None:
         self.store.save(state)
         self._told.clear()
+        self.refused = 0
         if state.record.state is not State.SHADOW:
             self.end_watch()
 

@@ -1,0 +1,367 @@
+"""What the hub wants and what comes of it in weeks: in virtual time, with an agent whose threads do not run."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edgewright_agent.agent import Agent
+from edgewright_agent.disk import RealDisk
+from edgewright_agent.updating import orders, update
+from edgewright_agent.updating.failures import DiskFull
+from edgewright_agent.updating.fetch import LinkDown
+from edgewright_agent.updating.inbox import Wish
+from edgewright_agent.updating.slots import Committed, ModelState, Slot, Store, files
+from edgewright_agent.updating.trust import NotAllowed
+from edgewright_agent.updating.update import Event, Record, State
+from edgewright_contracts.desired import DesiredModel
+from sim import packages
+from sim.broker import SimBroker, SimTransport
+from sim.clock import SimClock
+
+HOUR = 3600.0
+DIGEST = "d" * 64
+
+
+class Counting(RealDisk):
+    """Counts writes, and refuses those to names in `refused`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes, self.refused, self.unreadable = 0, (), ()
+
+    def _put(self, path, data, flags):
+        if any(name in path.name for name in self.refused):
+            raise OSError(errno.EROFS, "read-only file system")
+        self.writes += 1
+        super()._put(path, data, flags)
+
+    def read(self, path):
+        if path.name in self.unreadable:
+            raise OSError(errno.EIO, "input/output error")
+        return super().read(path)
+
+
+class Host:
+    """Of one device over several boots; `told` are its events."""
+
+    def __init__(self) -> None:
+        self.online, self.told, self.answers = True, [], None
+
+    def emit(self, event) -> None:
+        self.told.append(event)
+
+    def switch(self, model, loaded, phase, rollout) -> None:
+        self.answers = loaded.package.digest if loaded else None
+
+    def watch(self, *_):
+        raise AssertionError
+
+    def room_mb(self):
+        return None
+
+    def transform(self, model):
+        return None
+
+
+class Device:
+    """An agent whose threads do not run; `failing` is what the repository does."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.clock, self.disk, self.host = home, SimClock(), Counting(), Host()
+        self.failing: Exception | None = None
+        self.models = home / "models"
+        (home / "identity").mkdir()
+        said = {"device": "dev-1", "broker": {"host": "127.0.0.1", "port": 1}, "repo": "http://127.0.0.1:1/"}
+        (home / "identity" / "hub.json").write_bytes(msgspec.json.encode(said))
+        (home / "identity" / "root.json").write_bytes(b"{}")
+        self.agent = None
+        self.boot()
+
+    def boot(self, *, unclean: bool = False) -> None:
+        if self.agent is not None:
+            self.agent.close()
+        link = SimTransport(SimBroker(), "dev-1")
+        self.agent = Agent(self.home, runtimes=["onnxruntime"], transport=link, clock=self.clock, disk=self.disk)
+        self.installer = self.agent._installer
+        self.installer._host = self.installer._steps._host = self.host
+        self.installer._unforeseen._emit = self.host.emit
+        self.installer._uniform = lambda: 0.5
+        self.installer._steps._trust = self
+        self.installer.boot(unclean=unclean)
+
+    def manifest(self, name, digest, interrupt=None):
+        raise self.failing
+
+    def allow(self, name, digest, interrupt=None):
+        if self.failing:
+            raise self.failing
+
+    def want(self, rev: int, digest: str | None = DIGEST, cleared=(), **more) -> None:
+        self.installer._want(Wish(DesiredModel(name="digits", digest=digest, **more), cleared, rev))
+
+    @property
+    def job(self):
+        return self.installer._job("digits")
+
+    def live(self, seconds: float, tick_s: float = 600.0) -> None:
+        """The install thread's turns, without the thread."""
+        end = self.clock.mono_ns + seconds * 1e9
+        while self.clock.mono_ns < end:
+            for _ in range(20):
+                if not self.installer._advance(self.job):
+                    break
+            self.clock.advance(tick_s)
+
+    def states(self) -> list[str]:
+        return [e.after for e in self.host.told]
+
+    def put(self, package, side: str, **fields) -> None:
+        """The package lies in a slot, as after an update."""
+        variant = package.manifest.variants[0]
+        store = Store(self.disk, self.models, "digits")
+        for file in (*files(package.manifest, variant), "manifest.json"):
+            target = store.side(side) / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(package.root / file, target)
+        slot = Slot(package.digest, package.manifest.version, variant.id, "onnxruntime")
+        store.save(msgspec.structs.replace(store.state.with_slot(side, slot), **fields))
+
+
+@pytest.fixture
+def device(tmp_path):
+    made = Device(tmp_path)
+    yield made
+    made.agent.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "failure"),
+    [(LinkDown("no route"), "link"), (NotAllowed("not signed"), "hub"), (DiskFull("full"), "disk")],
+)
+def test_what_fails_for_weeks_is_held_with_its_reason_and_then_nothing_is_written_any_more(device, error, failure):
+    device.failing = error
+    device.want(1)
+    device.live(7 * 24 * HOUR)
+    assert device.job.record.state is State.IDLE  # a week is not too long
+    device.live(7 * 24 * HOUR)
+    last = device.host.told[-1]
+    assert (last.before, last.after, last.failure, last.attempt) == ("idle", "held", failure, 40)
+    assert last.reason == f"held after 40 attempts, until the hub says something new; the last: {error}"
+    writes, told = device.disk.writes, len(device.host.told)
+    assert writes < 100
+    device.live(60 * 24 * HOUR, 6 * HOUR)
+    device.boot(unclean=True)
+    device.want(1)  # the document that it has on its disk
+    device.live(24 * HOUR)
+    assert (device.disk.writes, len(device.host.told)) == (writes, told)
+    device.want(2)  # any newer one: for all we know the hub has been mended
+    device.live(HOUR)
+    assert device.states()[told : told + 3] == ["idle", "fetch", "idle"]
+    assert device.job.record.attempt > 1
+    device.want(3, digest="e" * 64)
+    device.live(1, 1)
+    assert (device.job.record.digest, device.job.record.attempt) == ("e" * 64, 1)
+
+
+def test_a_device_without_a_network_keeps_its_attempts_for_when_there_is_one(device):
+    device.failing = LinkDown("no route")
+    device.want(1)
+    device.live(1, 1)
+    device.host.online = False
+    told = len(device.host.told)
+    device.live(30 * 24 * HOUR, HOUR)
+    assert len(device.host.told) == told
+    device.host.online = True
+    device.live(HOUR)
+    assert device.job.record.attempt > 1
+    assert device.job.record.state is State.IDLE
+
+
+def test_an_attempt_that_restarts_cut_off_again_and_again_is_given_up_for_now(device):
+    device.failing = LinkDown("no route")
+    device.want(1)
+    orders.begin(device.job)
+    for _ in range(update.STEPS):
+        if not update.looping(device.job.record):
+            device.job.keep(update.advance(device.job.record, Event.DONE))  # → stage
+            device.boot(unclean=True)  # → fetch
+            device.want(1)
+    device.live(1, 1)
+    last = device.host.told[-1]
+    assert (last.before, last.after, last.failure) == ("fetch", "idle", "power")
+    assert last.reason.startswith("29 steps without an end")
+    assert device.job.state.blocked == {}
+
+
+def test_only_a_newer_document_clears_a_blocked_package(device):
+    blocked = Record(state=State.BLOCKED, wanted=DesiredModel(name="digits", digest=DIGEST), rev=5, failure="model")
+    device.job.save(ModelState(record=blocked, blocked={DIGEST: "crashes"}))
+    device.boot()
+    device.want(5, cleared=(DIGEST,))  # what cleared it before it failed once more
+    assert device.job.record.state is State.BLOCKED
+    device.want(6, cleared=(DIGEST,))
+    assert device.job.record.state is State.IDLE
+    assert device.job.state.blocked == {}
+
+
+def test_hours_are_kept_and_what_waits_for_them_is_told_once(device):
+    now = device.clock.wall_ms()
+    device.failing = LinkDown("no route")
+    device.want(1, not_before=now + 2 * 3600_000, not_after=now + 4 * 3600_000)
+    device.live(HOUR)
+    (told,) = device.host.told
+    assert (told.after, told.failure) == ("idle", None)
+    assert told.reason.startswith(f"waits until {now + 2 * 3600_000} ms (UTC)")
+    device.live(2 * HOUR)
+    assert device.states()[1:3] == ["fetch", "idle"]
+    device.live(2 * HOUR)
+    assert device.host.told[-1].reason.startswith("not begun: it was wanted until")
+    told_n = len(device.host.told)
+    device.live(24 * HOUR)
+    assert len(device.host.told) == told_n
+
+
+def test_an_update_that_is_not_ready_in_its_hours_does_not_switch_behind_them(device):
+    device.want(1, not_after=device.clock.wall_ms() + 1000)
+    orders.begin(device.job)
+    device.clock.advance(2)
+    device.live(1, 1)
+    last = device.host.told[-1]
+    assert (last.before, last.after, last.failure) == ("fetch", "idle", "operator")
+    assert last.reason.startswith("not ready in time")
+    device.live(HOUR)
+    assert device.host.told[-1].reason.startswith("not begun")
+
+
+def test_a_device_without_a_clock_waits_and_says_so(device):
+    device.clock.set_wall(None)
+    device.want(1, not_before=1)
+    device.live(HOUR)
+    (told,) = device.host.told
+    assert "does not know the time yet" in told.reason
+
+
+def test_a_disk_that_takes_events_but_no_state_hears_each_only_once(device):
+    device.job.save(ModelState(record=Record(state=State.ROLLBACK, wanted=DesiredModel(name="digits", digest=DIGEST))))
+    device.disk.refused = ("state.json",)
+    tried = []
+    device.host.switch = lambda *_: tried.append(device.clock.mono_ns)
+    device.live(4 * 24 * HOUR)
+    assert 1 <= len(device.host.told) <= 2
+    assert 15 < len(tried) < 30  # less and less often
+    device.disk.refused = ()
+    device.live(10 * HOUR)
+    assert device.job.record.state is State.IDLE
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("packages")
+    return [packages.make_package(root / str(i), version=f"{i}.0.0", seed=i) for i in (1, 2)]
+
+
+@pytest.fixture
+def two(made, device):
+    """v1 committed and in slot a, v2 on trial in slot b."""
+    first, second = made
+    device.put(first, "a", active="a")
+    store = Store(device.disk, device.models, "digits")
+    store.commit()
+    trial = Record(state=State.PROBATION, wanted=DesiredModel(name="digits", digest=second.digest))
+    device.put(second, "b", active="b", record=trial, blocked={DIGEST: "self-test"})
+    return first, second
+
+
+def test_a_state_of_a_later_agent_costs_the_trial_and_neither_the_answers_nor_what_was_blocked(device, two):
+    first, _ = two
+    path = device.models / "digits" / "state.json"
+    said = msgspec.json.decode(path.read_bytes())
+    said |= {"v": 99, "record": {"state": "levitating"}}
+    path.write_bytes(msgspec.json.encode(said))
+    before = path.read_bytes()
+    device.boot()
+    assert device.host.answers == first.digest
+    assert device.job.record.state is State.IDLE
+    assert list(device.job.state.blocked) == [DIGEST]
+    assert "state.json" in device.host.told[0].reason
+    assert path.read_bytes() == before  # the later agent finds it again, unless something new happens
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"\0" * 300, b'{"v":2,"active":"c"}'])
+@pytest.mark.parametrize("disk", ["well", "read-only"])
+def test_a_damaged_state_on_any_disk_leaves_what_was_committed_answering(device, two, damage, disk):
+    first, _ = two
+    (device.models / "digits" / "state.json").write_bytes(damage)
+    device.disk.refused = ("",) if disk == "read-only" else ()
+    device.boot()
+    assert device.host.answers == first.digest
+    device.disk.refused = ()
+
+
+def test_a_state_that_cannot_be_read_leaves_what_was_committed_answering(device, two):
+    device.disk.unreadable = ("state.json",)
+    device.boot()
+    assert device.host.answers == two[0].digest
+
+
+def test_without_a_word_of_what_was_committed_what_ran_goes_on(device, two):
+    (device.models / "digits" / "committed.json").unlink()
+    path = device.models / "digits" / "state.json"
+    path.write_bytes(path.read_bytes().replace(b'"probation"', b'"levitating"'))
+    device.boot()
+    assert device.host.answers == two[1].digest
+
+
+def test_a_state_of_the_agent_before_is_read(device, two):
+    path = device.models / "digits" / "state.json"
+    said = msgspec.json.decode(path.read_bytes()) | {"v": 1}
+    said["record"] = {k: v for k, v in said["record"].items() if k not in ("rev", "steps", "watched")} | {"v": 1}
+    path.write_bytes(msgspec.json.encode(said))
+    device.boot()
+    assert device.host.answers == two[1].digest
+    assert device.job.record.state is State.PROBATION
+    assert device.job.state.v == 2
+
+
+def test_what_is_committed_is_written_once(device, made):
+    device.put(made[0], "a", active="a")
+    store = Store(device.disk, device.models, "digits")
+    store.commit()
+    writes = device.disk.writes
+    store.commit()
+    assert device.disk.writes == writes
+    said = msgspec.json.decode((device.models / "digits" / "committed.json").read_bytes(), type=Committed)
+    assert said.side == "a"
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_a_device_that_boots_in_any_state_answers_and_comes_to_rest(device, two, state):
+    """With the repository away and nothing new: the model that ran answers, and the machine stands still or waits."""
+    first, second = two
+    device.failing = LinkDown("no route")
+    wanted = DesiredModel(name="digits", digest=second.digest)
+    failure = {State.ROLLBACK: "operator", State.BLOCKED: "model", State.HELD: "hub"}.get(state)
+    after_switch = state in (State.PROBATION, State.COMMIT, State.ROLLBACK)
+    blocked = {second.digest: "self-test"} if state is State.BLOCKED else {}
+    record = Record(state=state, wanted=wanted, rev=1, attempt=1, failure=failure)
+    store = Store(device.disk, device.models, "digits")
+    store.save(
+        msgspec.structs.replace(
+            store.state, active="b" if after_switch else "a", record=record, blocked=blocked,
+            b=None if state in (State.FETCH, State.STAGE) else store.state.b,
+        )
+    )  # fmt: skip
+    device.boot(unclean=True)
+    goes_on = state in (State.PROBATION, State.COMMIT)
+    assert device.host.answers == (second.digest if goes_on else first.digest)
+    if state in (State.SELFTEST, State.SHADOW, State.WARMUP, State.ACTIVATE):
+        return  # real steps: test_update_end_to_end and test_shadow
+    device.want(1, digest=second.digest)
+    device.live(8 * HOUR)
+    rest = {State.PROBATION: (State.IDLE, State.PROBATION), State.BLOCKED: (State.BLOCKED,), State.HELD: (State.HELD,)}
+    assert device.job.record.state in rest.get(state, (State.IDLE,))
