@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS = 1
 
-.PHONY: help install legacy mosquitto demo test lint fuzz benchmarks clean
+.PHONY: help install legacy mosquitto demo test test-arm64 lint fuzz benchmarks clean
 
 help:
 	@sed -n '2,4p' Makefile | cut -c3-
