@@ -27,8 +27,8 @@ from edgewright_contracts.errors import ContractError, Refused, RequestError, Un
 from edgewright_hub import ca, control
 from sim import wire
 from sim.clock import SimClock
+from sim.connect_proxy import ConnectProxy
 from sim.devicehub import DeviceHub
-from sim.proxy import ConnectProxy
 
 pytestmark = pytest.mark.process
 
