@@ -90,7 +90,10 @@ class Installer:
 
     def _load(self, job: Job, _: bool) -> None:
         if job.record.state is not State.ROLLBACK:  # or what is to be left would be loaded again
-            load_active(job)
+            if self._steps.proving.again(job):
+                load_active(job)
+            else:
+                job.switch()
         if job.record.state is State.ROLLBACK:
             self._step(job)
 
