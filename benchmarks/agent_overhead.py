@@ -5,34 +5,45 @@
 Both are timed in one run, in alternating blocks, so that a busy machine slows both. p50 and p99 are of single calls;
 CPU is the whole process's over all calls, with the telemetry thread's deferred work: a block ends when its last row was
 counted. Models of about 10 µs, 100 µs and 5 ms (convolutions and dense layers in ONNX and TFLite, sized here), float32
-inputs that are checked against a declared range, 22 monitored channels, windows of 10 s sealed to disk.
+inputs that are checked against a declared range, 22 monitored channels, windows of 10 s sealed to disk. `monitor_us` is
+what the 20 columns of the `monitor` output cost the bare model itself: medians of single calls, alternating with the
+same graph without them.
+
 `--quick` makes fewer calls and takes less than a minute.
+
+`whylogs` compares what it takes to record one row of 22 values that are already computed: here, to leave the row and to
+count it later, in processor time of both threads; there, `track(row)` and `log(frame)` by the best of several lengths,
+without making the frame. whylogs lives in an environment of its own (see `WHYLOGS`); without it, the field is null.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import io
+import itertools
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 import msgspec  # noqa: E402
 import numpy as np  # noqa: E402
+from provenance import provenance  # noqa: E402
 
 from edgewright_agent.agent import Agent  # noqa: E402
 from edgewright_agent.disk import RealDisk  # noqa: E402
+from edgewright_agent.telemetry.meter import Meter  # noqa: E402
+from edgewright_agent.telemetry.rows import BATCH, Subject  # noqa: E402
 from edgewright_agent.updating.slots import Slot, Store, needed  # noqa: E402
 from edgewright_contracts import baseline, binning, desired  # noqa: E402
 from edgewright_contracts import manifest as m  # noqa: E402
@@ -48,11 +59,15 @@ TARGETS = {"10us": 10e-6, "100us": 100e-6, "5ms": 5e-3}
 CALLS = {"10us": 100_000, "100us": 100_000, "5ms": 4_000}
 QUICK = {"10us": 20_000, "100us": 20_000, "5ms": 400}
 SIDES = {"10us": (8, 8, 1), "100us": (16, 16, 8), "5ms": (32, 32, 32)}  # input: height, width, channels
+MONITOR = {"10us": 4000, "100us": 2000, "5ms": 100}  # calls with and without it
+ROWS = 10_000  # that are recorded by both, here and in whylogs
+PEER_S = 40.0
+WHYLOGS = "python -m venv .venv-whylogs && .venv-whylogs/bin/pip install whylogs==1.6.4 pandas==2.2.3 'numpy<2'"
 VARIANTS = {"onnxruntime": ("onnx-fp32", "onnx"), "litert": ("tflite-fp32", "tflite")}
 
 
-def build(kind: str, shape: tuple[int, int, int], layers: int) -> bytes:
-    """`layers` 3x3 convolutions of as many channels as the input has, then probabilities and monitor."""
+def build(kind: str, shape: tuple[int, int, int], layers: int, *, monitor: bool = True) -> bytes:
+    """`layers` 3x3 convolutions of as many channels as the input has, then probabilities and, if asked, monitor."""
     rng = np.random.default_rng(1)
     h, w, c = shape
     kernels = [rng.normal(0, 0.3 / np.sqrt(c), (c, 3, 3, c)).astype(np.float32) for _ in range(layers)]
@@ -65,8 +80,9 @@ def build(kind: str, shape: tuple[int, int, int], layers: int) -> bytes:
             y = g.conv(y, k, np.zeros(c, np.float32))
         flat = g.reshape(y, (1, h * w * c))
         g.output("probabilities", g.softmax(g.dense(flat, head, np.zeros(10, np.float32))))
-        raw = g.reshape(x, (1, h * w * c))
-        g.output("monitor", g.dense(raw, columns, np.zeros(COLUMNS, np.float32)))
+        if monitor:
+            raw = g.reshape(x, (1, h * w * c))
+            g.output("monitor", g.dense(raw, columns, np.zeros(COLUMNS, np.float32)))
         return g.finish()
     from onnx import TensorProto, helper, numpy_helper
 
@@ -80,16 +96,19 @@ def build(kind: str, shape: tuple[int, int, int], layers: int) -> bytes:
         helper.make_node("Reshape", [f"y{layers}", "flat"], ["f"]),
         helper.make_node("MatMul", ["f", "head"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
-        helper.make_node("Reshape", ["x", "flat"], ["r"]),
-        helper.make_node("MatMul", ["r", "columns"], ["monitor"]),
     ]
     info = helper.make_tensor_value_info
+    found = [info("probabilities", TensorProto.FLOAT, ["n", 10])]
+    if monitor:
+        nodes.append(helper.make_node("Reshape", ["x", "flat"], ["r"]))
+        nodes.append(helper.make_node("MatMul", ["r", "columns"], ["monitor"]))
+        found.append(info("monitor", TensorProto.FLOAT, ["n", COLUMNS]))
     graph = helper.make_graph(
         nodes,
         "bench",
         [info("x", TensorProto.FLOAT, ["n", *shape])],
-        [info("probabilities", TensorProto.FLOAT, ["n", 10]), info("monitor", TensorProto.FLOAT, ["n", COLUMNS])],
-        [numpy_helper.from_array(v, k) for k, v in const.items()],
+        found,
+        [numpy_helper.from_array(v, k) for k, v in const.items() if monitor or k != "columns"],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     data: bytes = model.SerializeToString()
@@ -103,12 +122,12 @@ def tensors(shape: tuple[int, int, int]) -> tuple[tuple[m.TensorIn, ...], tuple[
     )
 
 
-def session(folder: Path, runtime: str, shape: tuple[int, int, int], layers: int) -> Any:
+def session(folder: Path, runtime: str, shape: tuple[int, int, int], layers: int, *, monitor: bool = True) -> Any:
     _, suffix = VARIANTS[runtime]
-    file = folder / f"model.{suffix}"
-    file.write_bytes(build(suffix, shape, layers))
+    file = folder / f"{'model' if monitor else 'plain'}.{suffix}"
+    file.write_bytes(build(suffix, shape, layers, monitor=monitor))
     inputs, outputs = tensors(shape)
-    return open_session(file, runtime, inputs=inputs, outputs=outputs)
+    return open_session(file, runtime, inputs=inputs, outputs=outputs if monitor else outputs[:1])
 
 
 def bare_s(s: Any, shape: tuple[int, int, int]) -> float:
@@ -140,8 +159,12 @@ def install(home: Path, runtime: str, size: str, layers: int) -> None:
     rng = np.random.default_rng(2)
     with tempfile.TemporaryDirectory() as folder:
         s = session(Path(folder), runtime, shape, layers)
-        rows = [s.run({"x": rng.random((1, *shape), np.float32)}) for _ in range(200)]
+        given = [rng.random((1, *shape), np.float32) for _ in range(64)]
+        rows = [s.run({"x": x}) for x in given]
     found = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
+    tested = {f"{kind}:{k}": y[:32] for k, y in found.items() for kind in ("output", "fp32")}
+    selftest = io.BytesIO()
+    np.savez(selftest, **{"input:x": np.concatenate(given[:32])}, **tested)
     channels = [
         Channel(
             name=f"monitor.{i}", group="embedding", kind="numeric", source=Source("monitor", "column", i),
@@ -160,8 +183,8 @@ def install(home: Path, runtime: str, size: str, layers: int) -> None:
     binner.add(found)
     files = {
         variant.model: build(suffix, shape, layers),
-        variant.baseline: baseline.encode_baseline(baseline.make(tuple(channels), binner.take(), 200)),
-        variant.selftest: b"unused",
+        variant.baseline: baseline.encode_baseline(baseline.make(tuple(channels), binner.take(), len(given))),
+        variant.selftest: selftest.getvalue(),
     }
     manifest = m.encode_manifest(
         m.Manifest(
@@ -229,6 +252,90 @@ def measure(home: Path, shape: tuple[int, int, int], calls: int, blocks: int) ->
     }
 
 
+def monitor_us(folder: Path, runtime: str, size: str, layers: int) -> float:
+    """What the output `monitor` adds to a bare run: the difference of the medians of alternating calls."""
+    shape = SIDES[size]
+    feed = {"x": np.random.default_rng(4).random((1, *shape), np.float32)}
+    sides = [session(folder, runtime, shape, layers, monitor=monitor).run for monitor in (True, False)]
+    took: tuple[list[int], list[int]] = ([], [])
+    for i in range(MONITOR[size] + 20):
+        for run, out in zip(sides, took, strict=True):
+            began = time.perf_counter_ns()
+            run(feed)
+            if i >= 20:
+                out.append(time.perf_counter_ns() - began)
+    return float(np.median(took[0]) - np.median(took[1])) / 1e3
+
+
+def recorded_us(subject: Subject, outputs: dict[str, Any]) -> float:
+    """Processor time to leave a row and to count it, least of five rounds over all rows of `outputs`."""
+    meter = Meter(threading.Event())
+    owner = threading.Event()
+    rows = meter.rows(subject, owner)
+    singles = [[outputs[name][i : i + 1] for name in subject.monitored] for i in range(ROWS)]
+    ids, took = itertools.count(1), []
+    for _ in range(5):
+        spent = 0
+        for at in range(0, ROWS, BATCH):
+            began = time.process_time_ns()
+            for one in singles[at : at + BATCH]:
+                kept = b""
+                for y in one:
+                    kept += y.tobytes()
+                rows.add(next(ids), 0, 1000, 11_000, 0, False, kept)
+            meter.drain()
+            spent += time.process_time_ns() - began
+        took.append(spent)
+    assert meter.most() == 5 * ROWS
+    return min(took) / ROWS / 1e3
+
+
+def against_whylogs(runtime: str) -> dict[str, Any] | None:
+    """The same rows recorded by whylogs, in a process of its own environment; None where that is not there."""
+    python = ROOT / ".venv-whylogs" / "bin" / "python"
+    if not python.exists():
+        print(f"whylogs: not compared, its environment is not there; make it with\n  {WHYLOGS}", file=sys.stderr)
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder) / "home"
+        home.mkdir()
+        install(home, runtime, "10us", 1)
+        with Agent(home, transport=SimTransport(SimBroker(), "bench")) as agent:
+            model = agent.model("bench")
+            assert model.wait(10)
+            assert model.active is not None
+            rng, run, subject = np.random.default_rng(5), model.active.run, model.active.subject
+            runs = [run({"x": rng.random((1, *SIDES["10us"]), np.float32)}) for _ in range(ROWS)]
+        outputs = {name: np.concatenate([one[name] for one in runs]) for name in subject.monitored}
+        ours = recorded_us(subject, outputs)
+        p = outputs["probabilities"]
+        numbers = np.column_stack((outputs["monitor"], p.max(axis=1))).astype(np.float64)
+        file = Path(folder) / "rows.npz"
+        np.savez(file, numbers=numbers, classes=np.array([f"class {i}" for i in p.argmax(axis=1)]))
+        done = subprocess.run(
+            [python, ROOT / "benchmarks" / "peers" / "whylogs_rows.py", file],
+            capture_output=True, text=True, check=False, timeout=PEER_S,
+        )  # fmt: skip
+    if done.returncode:
+        print(f"whylogs: not compared, it failed:\n{done.stderr[-2000:]}", file=sys.stderr)
+        return None
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    best = min(theirs["batch_us"].values())
+    print(
+        f"whylogs {theirs['version']}: {theirs['row_us']:.0f} µs a row, {best:.1f} µs in its best batch; "
+        f"here {ours:.2f} µs: x{theirs['row_us'] / ours:.0f} and x{best / ours:.1f}",
+        flush=True,
+    )
+    return {
+        "per_row_ratio": round(theirs["row_us"] / ours, 1),
+        "best_batch_ratio": round(best / ours, 2),
+        "row_us": round(theirs["row_us"], 1),
+        "best_batch_us": round(best, 2),
+        "ours_us": round(ours, 3),
+        "version": theirs["version"],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer calls; under a minute; results are not written")
@@ -247,44 +354,28 @@ def main() -> None:
                 layers = sized(Path(folder), runtime, size)
                 install(home, runtime, size, layers)
                 one = found.setdefault(runtime, {})[size] = measure(home, SIDES[size], calls[size], BLOCKS[size])
+                one["monitor_us"] = monitor_us(Path(folder), runtime, size, layers)
             print(
                 f"{runtime:12} {size:>5}: bare p50 {one['bare_us']['p50']:8.1f} p99 {one['bare_us']['p99']:8.1f} µs, "
                 f"agent p50 {one['agent_us']['p50']:8.1f} p99 {one['agent_us']['p99']:8.1f} µs, "
                 f"p50 x{one['ratio_p50']:.3f}, CPU x{one['ratio_cpu']:.3f} "
-                f"(+{one['added_cpu_us']:.1f} µs a call, {one['calls']} calls)",
+                f"(+{one['added_cpu_us']:.1f} µs a call, {one['calls']} calls); "
+                f"monitor itself {one['monitor_us']:.1f} µs",
                 flush=True,
             )
     result = {
         "ratio_p50": {r: {s: round(v[s]["ratio_p50"], 4) for s in ("100us", "5ms")} for r, v in found.items()},
         "ratio_cpu": {r: {s: round(v[s]["ratio_cpu"], 4) for s in ("100us", "5ms")} for r, v in found.items()},
         "added_cpu_us": {r: {"10us": round(v["10us"]["added_cpu_us"], 2)} for r, v in found.items()},
+        "monitor_us": {r: {s: round(v[s]["monitor_us"], 2) for s in TARGETS} for r, v in found.items()},
+        "whylogs": against_whylogs(next(iter(found))) if found else None,
     }
     if not arguments.quick:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-        full = {
-            **result,
-            "runs": found,
-            "machine": {
-                "cpu": cpu_name(),
-                "cores": os.cpu_count(),
-                "python": platform.python_version(),
-                "load": [round(one, 2) for one in os.getloadavg()],
-            },
-            "runtimes": available(),
-            "commit": commit.stdout.strip(),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
+        full = {**result, "runs": found, **provenance()}
         target = ROOT / "benchmarks" / "results" / "agent_overhead.json"
         target.write_text(json.dumps(full, indent=2) + "\n")
     if arguments.json:
         print(json.dumps(result))
-
-
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 if __name__ == "__main__":
