@@ -45,11 +45,19 @@ test: install legacy mosquitto lint
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --ignore tests/integration
 	$(BIN)/pytest tests/integration
 
+# Hostile input, other examples at every run: contracts, the Open Inference Protocol, TUF's metadata.
 fuzz: install
-	EDGEWRIGHT_FUZZ=5000 $(BIN)/pytest tests/contracts/test_fuzz.py tests/agent/test_fuzz_oip.py --timeout 0
+	EDGEWRIGHT_FUZZ=5000 $(BIN)/pytest $(wildcard tests/contracts/test_fuzz.py tests/agent/test_fuzz_*.py) --timeout 0
 
-benchmarks: install
+# The agent under qemu-user in a Debian arm64 root; as root (docs/arm64.md).
+test-arm64: install
+	@sh scripts/test_arm64.sh
+
+# The agent's figures: about 45 minutes on a machine with nothing else to do. With --quick each takes a minute.
+benchmarks: install mosquitto
 	$(BIN)/python benchmarks/agent_overhead.py
+	$(BIN)/python benchmarks/agent_footprint.py
+	$(BIN)/python benchmarks/update_gap.py
 	$(BIN)/python scripts/benchmark_docs.py
 
 clean:
