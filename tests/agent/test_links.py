@@ -135,7 +135,7 @@ def test_a_hundred_kilobytes_come_through_resets_and_a_tenth_at_most_is_sent_twi
     server = ("127.0.0.1", urllib.parse.urlsplit(world.url).port)
     with Proxy(server, bytes_per_s=25_000, resets=resets) as proxy:
         world.url = f"http://127.0.0.1:{proxy.port}/"
-        with world.agent() as agent:
+        with world.agent():
             world.want(package)
             assert world.hub.wait(lambda: "activate" in world.hub.trace("dev-1"), 60)
             assert world.hub.trace("dev-1").count("fetch") == 1  # a link that breaks is no failed attempt
