@@ -205,16 +205,18 @@ class MqttTransport:
         client = self._fresh(route)
         self._keep_count()
         self._client = client
-        client.open(keepalive.LONGEST_S if metered else keepalive.FIXED_S)
-        client.loop_start()
-        while not self._ended.wait(LOOK_S):
-            if self._metered() != metered and self.online:  # the broker must be told another keep-alive
-                log.info("connecting again, because the profile changed")
-                client.disconnect()
-                self._ended.wait(STOP_S)
-                break
-        client.loop_stop()
-        self._pace = client.pace
+        try:
+            client.open(keepalive.LONGEST_S if metered else keepalive.FIXED_S)
+            client.loop_start()
+            while not self._ended.wait(LOOK_S):
+                if self._metered() != metered and self.online:  # the broker must be told another keep-alive
+                    log.info("connecting again, because the profile changed")
+                    client.disconnect()
+                    self._ended.wait(STOP_S)
+                    break
+        finally:
+            client.close()
+            self._pace = client.pace
 
     def _keep_count(self) -> None:
         """What the connection before has counted stays counted."""

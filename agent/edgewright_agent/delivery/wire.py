@@ -4,8 +4,9 @@
 carried for them: the kernel's own count of TCP (TLS, WebSocket frames and retransmissions are in it) plus `HEADER`
 bytes for each segment; where the kernel tells none, 22 bytes of a TLS record and one header per write and read.
 
-Below paho's public interface lie five methods of `paho.Client` that this class replaces or calls (`_sock_send`,
-`_sock_recv`, `_sock_close`, `_create_socket_connection`, `_check_keepalive`): paho has no other way to count packets,
+Below paho's public interface lie some methods of `paho.Client` that this class replaces or calls (`_sock_send`,
+`_sock_recv`, `_sock_close`, `_create_socket_connection`, `_ssl_wrap_socket`, `_check_keepalive`, `_send_pingreq`,
+`_reset_sockets`): paho has no other way to count packets,
 to use a proxy without a library of its own, or to ping at an interval that changes. tests/agent/test_mqtt.py and
 test_websocket.py fail if a release of paho moves them.
 """
@@ -88,6 +89,11 @@ class Wire(paho.Client):
     def open(self, tell_s: float) -> None:
         """Connect. Raises OSError."""
         self.connect(self.route.host, self.route.port, int(tell_s))
+
+    def close(self) -> None:
+        """The end: its thread is over, and its sockets are closed, the pair among them by which paho wakes itself."""
+        self.loop_stop()
+        self._reset_sockets()
 
     @property
     def traffic(self) -> Bytes:
