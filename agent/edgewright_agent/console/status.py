@@ -1,4 +1,5 @@
-"""What a device's home says about it, read from disk only: works beside a running agent, and over ssh without one."""
+"""What a device's home says about it, read from its disk: works beside a running agent, and over ssh without one. What
+only the running agent knows, it is asked at its socket."""
 
 from __future__ import annotations
 
@@ -14,6 +15,8 @@ from edgewright_contracts.errors import ContractError
 from .. import identity
 from ..delivery import journal
 from ..disk import RealDisk
+from ..hosting import live
+from ..hosting.live import Live
 from ..updating import slots
 from ..updating.slots import Slot
 
@@ -41,6 +44,9 @@ class Status(msgspec.Struct, frozen=True):
     sealed: int
     dropped: int
     models: list[ModelStatus]
+    certificate_ends: float | None = None  # unix seconds; None: it cannot be read
+    proxy: str = ""  # without its password
+    live: Live | None = None  # what the running agent says itself; None: none answers
 
 
 def read(home: Path) -> Status:
@@ -59,6 +65,9 @@ def read(home: Path) -> Status:
         sealed=len(held.unnumbered) if held else 0,
         dropped=held.dropped if held else 0,
         models=[_model(disk, home / "models" / name) for name in disk.list(home / "models")],
+        certificate_ends=valid.ends if (valid := who.validity()) else None,
+        proxy=who.hub.proxy.rpartition("@")[2],
+        live=live.ask(home),
     )
 
 
