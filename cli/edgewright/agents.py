@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 import zipfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +20,7 @@ from .sideloading import sideload
 
 if TYPE_CHECKING:
     from edgewright_agent.console.status import Status
+    from edgewright_agent.hosting.live import Live
     from edgewright_agent.updating.slots import Slot
 
 HOME = click.option(
@@ -68,7 +71,7 @@ def run(home: Path, listen: str | None, log_format: Literal["kv", "json"], verbo
 @HOME
 @JSON
 def status(home: Path, as_json: bool) -> None:
-    """What runs on this device, read from its disk."""
+    """What runs on this device, and how it fares: from its disk, and from the running agent."""
     from edgewright_agent.console import status as status_
 
     found = status_.read(home)
@@ -86,6 +89,12 @@ def told(found: Status, home: Path) -> list[str]:
     lines = [f"{found.device}: {'running' if found.alive else 'not running'}; {hub}"]
     if not found.alive:
         lines.append(f"  start it with: edgewright agent run --home {home}")
+    if found.certificate_ends is not None:
+        lines.append(_certificate(found.certificate_ends))
+    if found.live is not None:
+        lines += _living(found.live, found.proxy)
+    elif found.alive:
+        lines.append("  it does not answer at its socket: it belongs to another user, or starts")
     if not found.models:
         lines.append("  no model: the hub has asked for none yet")
     for m in found.models:
@@ -101,6 +110,45 @@ def told(found: Status, home: Path) -> list[str]:
     open_, waiting = found.unacknowledged, found.sealed
     lines.append(f"reports: {open_} offered and not acknowledged, {waiting} waiting, {found.dropped} dropped")
     return lines
+
+
+def _certificate(ends: float) -> str:
+    left, until = (ends - time.time()) / 86400, datetime.fromtimestamp(ends, UTC).date()
+    if left < 0:
+        return f"  certificate ended {until}: `edgewright agent enroll --again` with a new token"
+    return f"  certificate until {until}, {left:.0f} days left"
+
+
+def _living(live: Live, proxy: str) -> list[str]:
+    """What only the running agent knows."""
+    link = live.link
+    through = f" through {proxy}" if proxy else ""
+    state = "connected" if link.online else "no connection"
+    lines = [f"  {state} for {_span(link.since_s)} by {link.way or 'nothing yet'}{through}"]
+    if link.trouble:
+        lines.append(f"  last trouble: {link.trouble}")
+    sent, received = (a + b for a, b in zip(live.traffic, live.overhead, strict=True))
+    lines.append(
+        f"  up {_span(live.uptime_s)}, clock {live.clock}, windows of {live.window_s:.0f} s"
+        f"{', metered: pings every ' + _span(link.keepalive_s) if live.profile == 'metered' else ''}"
+    )
+    lines.append(f"  link: {sent / 1000:.0f} kB sent, {received / 1000:.0f} kB received since it started")
+    if live.used:
+        lines.append("  uses: " + ", ".join(f"{name} {value:g}" for name, value in live.used.items()))
+    if live.shed:
+        lines.append("  held back to stay within its limits: " + ", ".join(live.shed))
+    if live.disk:
+        lines.append(f"  reports are in memory only, and lost with the process: {live.disk}")
+    if live.dead:
+        lines.append(f"  ended, and must be started again: {', '.join(live.dead)}")
+    return lines
+
+
+def _span(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _slot(slot: Slot) -> str:
