@@ -14,11 +14,12 @@ from edgewright_agent.disk import RealDisk
 from edgewright_agent.updating import orders, update
 from edgewright_agent.updating.failures import DiskFull
 from edgewright_agent.updating.fetch import LinkDown
-from edgewright_agent.updating.inbox import Wish
+from edgewright_agent.updating.inbox import Sealed, Wish
 from edgewright_agent.updating.slots import Committed, ModelState, Slot, Store, files
 from edgewright_agent.updating.trust import NotAllowed
 from edgewright_agent.updating.update import Event, Record, State
 from edgewright_contracts.desired import DesiredModel
+from edgewright_contracts.report import Window
 from sim import packages
 from sim.broker import SimBroker, SimTransport
 from sim.clock import SimClock
@@ -50,7 +51,7 @@ class Host:
     """Of one device over several boots; `told` are its events."""
 
     def __init__(self) -> None:
-        self.online, self.told, self.answers = True, [], None
+        self.online, self.told, self.answers, self.room = True, [], None, True
 
     def emit(self, event) -> None:
         self.told.append(event)
@@ -63,6 +64,9 @@ class Host:
 
     def room_mb(self):
         return None
+
+    def may(self, step):
+        return self.room
 
     def transform(self, model):
         return None
@@ -339,6 +343,34 @@ def test_what_is_committed_is_written_once(device, made):
     assert said.side == "a"
 
 
+def test_a_candidate_that_takes_the_process_down_from_the_shadow_three_times_is_blocked(device, two):
+    first, second = two
+    wanted = DesiredModel(name="digits", digest=second.digest)
+    store = Store(device.disk, device.models, "digits")
+    store.save(msgspec.structs.replace(store.state, active="a", record=Record(state=State.SHADOW, wanted=wanted)))
+    for crashes in (1, 2):
+        device.boot(unclean=True)
+        assert (device.job.record.state, device.job.record.crashes) == (State.SHADOW, crashes)
+    device.boot(unclean=True)
+    assert device.host.told[-1].reason == "3 unclean boots in shadow"
+    assert second.digest in device.job.state.blocked
+    assert device.host.answers == first.digest
+
+
+def test_a_silent_window_of_a_probation_writes_nothing(device, two):
+    second = two[1]
+    device.boot()
+    window = Window(
+        boot_id="1" * 16, mono_start_ms=0, mono_end_ms=1, wall_start_ms=None, clock="unknown", next_due_s=1,
+        digest=second.digest[:16], variant="onnx-fp32", edge_hash="e" * 16, phase="probation",
+    )  # fmt: skip
+    device.installer._observed(Sealed("digits", [window], 1.0))
+    writes = device.disk.writes
+    for _ in range(5):
+        device.installer._observed(Sealed("digits", [window], 1.0))
+    assert device.disk.writes == writes
+
+
 @pytest.mark.parametrize("state", list(State))
 def test_a_device_that_boots_in_any_state_answers_and_comes_to_rest(device, two, state):
     """With the repository away and nothing new: the model that ran answers, and the machine stands still or waits."""
@@ -365,3 +397,13 @@ def test_a_device_that_boots_in_any_state_answers_and_comes_to_rest(device, two,
     device.live(8 * HOUR)
     rest = {State.PROBATION: (State.IDLE, State.PROBATION), State.BLOCKED: (State.BLOCKED,), State.HELD: (State.HELD,)}
     assert device.job.record.state in rest.get(state, (State.IDLE,))
+
+
+def test_an_update_begins_when_the_device_has_room_for_it(device):
+    device.failing, device.host.room = LinkDown("no route"), False
+    device.want(1)
+    device.live(3600)
+    assert device.states() == []
+    device.host.room = True
+    device.live(3600)
+    assert device.states()[0] == State.FETCH

@@ -16,15 +16,15 @@ import msgspec
 from edgewright_contracts.desired import Desired
 from edgewright_contracts.errors import ContractError
 from edgewright_contracts.event import FailureClass
-from edgewright_contracts.report import Window
 
 from ..clock import Clock
 from ..disk import Disk
+from ..limits.governor import Step
 from ..unforeseen import Unforeseen, tail
 from . import health, orders, trial, update
 from .failures import Unsuited, classify
 from .fetch import Link
-from .health import Conclusion, Health
+from .health import Conclusion
 from .inbox import Inbox, Registered, Sealed, Wish
 from .job import Host, Interrupted, Job
 from .retreat import load_active, roll_back
@@ -179,35 +179,14 @@ class Installer:
         job = self._jobs.get(sealed.model)
         if job is None:
             return
-        record = job.record
-        on_trial = record.state is State.PROBATION
-        mine = [w for w in sealed.windows if w.digest == record.digest[:16] and w.phase == "probation"]
+        on_trial = job.record.state is State.PROBATION
+        mine = [w for w in sealed.windows if w.digest == job.record.digest[:16] and w.phase == "probation"]
         if on_trial and mine:
-            self._judge(job, mine, sealed.rss_mb)
+            trial.judge(job, mine, sealed.rss_mb)
         elif not on_trial:
             job.remember(sealed.windows)
-            if record.state is State.SHADOW:
+            if job.record.state is State.SHADOW:
                 trial.observe(job, sealed.windows)
-
-    def _judge(self, job: Job, windows: list[Window], rss_mb: float) -> None:
-        loaded, record = job.loaded, job.record
-        if loaded is None:
-            return
-        verdict = health.judge(windows, record, loaded.package.manifest.budgets, rss_mb, loaded.baseline)
-        if verdict.health is Health.BROKEN:
-            job.go(Event.BROKEN, reason=verdict.reason, failure="model")
-            return
-        well = verdict.health is Health.HEALTHY
-        job.keep(
-            msgspec.structs.replace(
-                record,
-                healthy=record.healthy + well,
-                breaches=verdict.breaches,
-                seen=verdict.seen,
-                crashes=0 if well else record.crashes,
-                reason=verdict.reason or record.reason,
-            )
-        )
 
     def _advance(self, job: Job) -> bool:
         """Take one step; False when the model waits for something: a wish, a window, a retry."""
@@ -238,7 +217,7 @@ class Installer:
             job.emit(Record(), f"the hub wants no package; {running.version} stopped")
             job.save(msgspec.structs.replace(job.state, active=None, record=Record()))
             load_active(job)
-        elif orders.due(job, self._clock.wall_ms(), self._host.online):
+        elif self._host.may(Step.INSTALL) and orders.due(job, self._clock.wall_ms(), self._host.online):
             orders.begin(job)
             return job.record.state is State.FETCH
         return False

@@ -22,6 +22,7 @@ from edgewright_runtime.golden import Transform
 from edgewright_runtime.runtime import Session
 
 from ..clock import Clock
+from ..limits.governor import Step
 from . import quality, update
 from .slots import ModelState, Side, Slot, Store
 from .update import Event, Record, State
@@ -69,6 +70,9 @@ class Host(Protocol):
 
     def room_mb(self) -> float | None:
         """Memory that this process may still take; None: no limit."""
+
+    def may(self, step: Step) -> bool:
+        """Whether the device has room for this now: what has begun goes on."""
 
     def transform(self, model: str) -> Transform | None:
         """The application's own preprocessing, if it has named one."""
@@ -148,6 +152,8 @@ class Job:
         self.refused = 0
         if state.record.state is not State.SHADOW:
             self.end_watch()
+        if state.record.state in (State.IDLE, State.BLOCKED, State.HELD):
+            self.candidate = None  # one that was given up takes no memory
 
     def end_watch(self) -> None:
         watch, self.watch = self.watch, None
