@@ -1,6 +1,6 @@
 """Pace: how fast, and how much in a day, a device may download.
 
-Guarantee: in any t seconds at most `bytes_per_s` · (t + 1) bytes are read, and in one day at most `bytes_per_day` and
+Guarantee: in any t seconds at most `bytes_per_s` · (t + ½) bytes are read, and in one day at most `bytes_per_day` and
 what one read brought too much. The day's count survives restarts, kills and clocks: what may be used is written down
 before it is used, so a kill can only lose from the ration, never add to it.
 
@@ -28,7 +28,7 @@ SHORTEST_S: Final = 0.001  # a wait that no clock rounds away
 
 
 class Bucket:
-    """Tokens for bytes: `rate` of them come in each second, and at most one second's worth is kept.
+    """Tokens for bytes: `rate` of them come in each second, and at most half a second's worth is kept.
 
     What was received without being asked for (headers) is taken as well, and the debt is waited for.
     """
@@ -40,7 +40,7 @@ class Bucket:
 
     def wait_s(self, now_s: float) -> float:
         """Until `read` bytes may be read; 0 when they may be read now."""
-        self._tokens = min(self.rate, self._tokens + (now_s - self._then_s) * self.rate)
+        self._tokens = min(2.0 * self.read, self._tokens + (now_s - self._then_s) * self.rate)
         self._then_s = now_s
         missing = self.read - self._tokens
         return max(missing / self.rate, SHORTEST_S) if missing > 0 else 0.0
