@@ -203,23 +203,24 @@ def floor(python: Path, runtime: str) -> dict[str, float]:
     return {key: getattr(found, key) / 1024 for key in Memory.__struct_fields__}
 
 
-def roll_out(fleet: LocalFleet, digest: str, home: Path, sample: Callable[[], None]) -> None:
-    """To all at once; calls `sample` until the device in `home` has committed it."""
+def roll_out(fleet: LocalFleet, digest: str, home: Path, sample: Callable[[], None], model: str = "tiny") -> str:
+    """To all at once, and the rollout's id; calls `sample` until the device in `home` has committed it."""
     spec = {
-        "model": "tiny", "digest": digest, "fleet": "demo", "stages": ["100%"], "window_s": 0.5,
-        "probation": {"windows": 1, "max_s": 60.0}, "gate": {"slow": None, "label": None, "soak_windows": 1},
+        "model": model, "digest": digest, "fleet": "demo", "stages": ["100%"], "window_s": 0.5,
+        "probation": {"windows": 1, "max_s": 60.0},
+        "gate": {"error": {"r0": 1.1, "r1": 1.5, "delta": 0.5}, "slow": None, "label": None, "soak_windows": 1},
     }  # fmt: skip
-    fleet.roll_out(spec)
+    rollout = fleet.roll_out(spec)
     deadline = time.monotonic() + 20
     while True:
         sample()
         models = status.read(home).models
-        if models and models[0].running and models[0].running.digest == digest and models[0].state == "idle":
-            return
+        running = models[0].running if models else None
+        if running and running.digest == digest and models[0].state == "idle":
+            return rollout
         fleet.processes.check()
         if time.monotonic() > deadline:
-            told = (home / "log.txt").read_text()[-2000:]
-            raise SystemExit(f"the device did not commit {digest[:16]}; it says: {models}\n{told}")
+            raise SystemExit(f"the device did not commit {digest[:16]}; it says: {models}")
 
 
 def proxied(fleet: LocalFleet, home: Path) -> CountingProxy:
