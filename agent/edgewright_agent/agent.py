@@ -32,9 +32,12 @@ from edgewright_runtime.golden import Transform
 from edgewright_runtime.runtime import available, probe
 
 from . import clock as clocks
-from . import identity, tls
+from . import tls
 from .clock import Clock, SystemClock
+from .console import status
+from .console.errands import Errands
 from .delivery.mqtt import MqttTransport, Transport
+from .delivery.nohub import NoHub
 from .delivery.reporter import Reporter
 from .delivery.spool import Spool
 from .disk import Disk, RealDisk
@@ -54,9 +57,9 @@ from .updating.fetch import Link
 from .updating.install import Installer, Sealed
 from .updating.job import Loaded
 from .updating.pace import Ration
+from .updating.sideload import Sideload, Sideloads
 from .updating.slots import ModelState
-from .updating.trust import Trust
-from .updating.update import State
+from .updating.update import UNDER_WAY, State
 
 NAME: Final = re.compile(r"\A[ -~]{1,64}\Z")  # of an outcome: codec.Label
 JOIN_S: Final = 10.0  # for a thread at the end; a download or self-test under way breaks off sooner
@@ -65,9 +68,11 @@ log = logging.getLogger(__name__)
 
 
 class Agent:
-    """`home` must be enrolled. `runtimes` are those to use, best first; None takes all that work here.
+    """`home` must be enrolled, or hold a package that was brought by hand (`edgewright agent sideload`): without a hub,
+    what is counted stays on the device. `runtimes` are those to use, best first; None takes all that work here.
 
-    The other arguments replace a seam of the outside world.
+    The other arguments replace a seam of the outside world. All methods may be called from any thread. Raises
+    RequestError when `home` is neither or has its agent already, ContractError and Unavailable when it is damaged.
     """
 
     def __init__(
@@ -80,7 +85,7 @@ class Agent:
         clock: Clock | None = None,
     ) -> None:
         self.home = Path(home)
-        self.identity = identity.load(self.home)
+        self.identity = status.of(self.home)
         self.boot_id = secrets.token_hex(8)
         self._clock = clock or SystemClock()
         self._disk = disk or RealDisk()
@@ -102,23 +107,20 @@ class Agent:
         self._ids = itertools.count(1)
         self._models: dict[str, Model] = {}
         self._transforms: dict[str, Transform] = {}
-        self._transport = transport or MqttTransport(
-            self.identity,
-            self.boot_id,
-            clock=self._clock,
-            metered=lambda: self._reporter.config.profile == "metered",
-        )
+        self._transport = transport or self._connected()
         self._spool = Spool(self._disk, self.home / "spool", new_id=lambda: secrets.token_hex(8))
         hub = self.identity.hub
         unforeseen = Unforeseen(self.emit, self._clock, self.boot_id)
         ration = Ration(self._disk, self.home / "download.json", self._clock)
         connections = tls.connections(self.identity, self._clock, hub.repo)
         link = self._link = Link(connections, clock=self._clock, ration=ration)
+        self._sideloads = Sideloads(self._disk, self.identity, link, self._clock, tuple(self._runtimes))
+        self._offered: dict[str, Sideload] = {}
         self._installer = Installer(
             self._disk,
             self.home / "models",
             host=self,
-            trust=Trust(self._disk, self.home / "trust", self.identity.root, hub.repo, link, self._clock),
+            trust=self._sideloads,
             link=link,
             repo=hub.repo,
             clock=self._clock,
@@ -150,17 +152,19 @@ class Agent:
             received=lambda: link.received,
             unforeseen=unforeseen,
         )
+        self._errands = Errands(unforeseen, (self._look_for_packages,))
         self._threads = [
             threading.Thread(target=self._reporter.run, name="edgewright-telemetry", daemon=True),
             threading.Thread(target=self._installer.run, name="edgewright-install", daemon=True),
+            threading.Thread(target=self._errands.run, name="edgewright-errands", daemon=True),
         ]
 
     def __enter__(self) -> Agent:
         self._spool.begin(self._reporter.opened())
         try:
             self._installer.boot(unclean=self._spool.after_crash)
-            if self._reporter.desired is not None:
-                self._desire(self._reporter.desired)
+            self._look_for_packages()
+            self._desire(self._reporter.desired or Desired(rev=0))
             for thread in self._threads:
                 thread.start()
             self._transport.start(self._reporter)
@@ -181,6 +185,7 @@ class Agent:
 
     def close(self) -> None:
         """Stop all threads; the open window is sealed. Safe to repeat."""
+        self._errands.stop()
         self._installer.stop()
         self._renewal.stop()
         self._reporter.stop()
@@ -245,6 +250,10 @@ class Agent:
     def settle(self, timeout: float = 10.0) -> bool:
         """Wait until everything predicted so far was counted: for tests and benchmarks, an application need not."""
         return self._meter.settle(timeout)
+
+    def states(self) -> dict[str, ModelState]:
+        """What each model has in its slots, and where an update of it stands."""
+        return self._installer.states()
 
     def models(self) -> list[Model]:
         """Those that the application or the hub has named."""
@@ -336,7 +345,31 @@ class Agent:
             )
         self._reporter.watch.obey(desired.config)
         self._link.pace(desired.config.download)
-        self._installer.desire(desired)
+        self._installer.desire(self._sideloads.over(desired))
+
+    def _look_for_packages(self) -> None:
+        """What was brought by hand since the last look is wanted from now on."""
+        offered = self._sideloads.wishes()
+        if offered != self._offered:
+            self._offered = offered
+            self._desire(self._reporter.desired or Desired(rev=0))
+        self._sideloads.settle(self._settled)
+
+    def _settled(self, wish: Sideload) -> bool:
+        """Whether a package that was brought lies in a slot, or is blocked."""
+        state = self._installer.states().get(wish.name)
+        held = [slot.digest for slot in (state.a, state.b) if slot is not None] if state else []
+        return state is not None and (wish.digest in held or wish.digest in state.blocked)
+
+    def _connected(self) -> Transport:
+        if self.identity.alone:
+            return NoHub()
+        return MqttTransport(
+            self.identity,
+            self.boot_id,
+            clock=self._clock,
+            metered=lambda: self._reporter.config.profile == "metered",
+        )
 
     def _birth(self, connection: int, window_s: int) -> bytes:
         desired = self._reporter.desired
@@ -382,7 +415,7 @@ def slots(states: dict[str, ModelState]) -> list[birth.Slot]:
     found = []
     for name, state in states.items():
         on_trial = state.record.state is State.PROBATION
-        staging = state.record.state in (State.STAGE, State.SELFTEST, State.WARMUP, State.ACTIVATE)
+        staging = state.record.state in UNDER_WAY - {State.FETCH}
         for side, slot in (("a", state.a), ("b", state.b)):
             if slot is None:
                 continue

@@ -94,6 +94,17 @@ class Identity(msgspec.Struct, frozen=True):
             return None
 
 
+    @property
+    def alone(self) -> bool:
+        """Not enrolled: there is no hub to report to."""
+        return not self.hub.repo
+
+
+def alone(home: Path) -> Identity:
+    """Of a device without a hub: nothing is sent, and nobody is trusted by it."""
+    return Identity(home, Hub("not-enrolled", Endpoint("none", 1), ""), b"")
+
+
 def load(home: Path) -> Identity:
     """Raises RequestError when `home` was never enrolled, ContractError when what it holds is damaged."""
     folder = home / "identity"

@@ -34,6 +34,7 @@ COMMANDS: Final[dict[str, Place]] = {
     "bench": Place("edgewright.benching", "agent-onnx,agent-tflite", "Measure a package here, or on a device by ssh."),
     "runs": Place("edgewright.runs", "compiler", "List, show and compare what was compiled here."),
     "keys": Place("edgewright.trusting", "compiler", "The owner's signing keys."),
+    "sign": Place("edgewright.trusting", "compiler", "Sign a package for devices that get it by hand."),
     "publish": Place("edgewright.trusting", "compiler", "Sign a package and publish it on a hub."),
     "agent": Place("edgewright.agents", "agent,agent-enroll", "Run and inspect the agent on a device."),
     "hub": Place("edgewright.hubs", "hub", "Run the hub."),

@@ -1,4 +1,4 @@
-"""`edgewright keys | publish`: the owner's signature, and what it is put on."""
+"""`edgewright keys | sign | publish`: the owner's signature, and what it is put on."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import msgspec
 from rich.console import Console
 from rich.progress import Progress
 
-from edgewright_compiler.keys import init_keys
+from edgewright_compiler.keys import init_keys, load_owner, sign_package
 from edgewright_compiler.publish import Published
 from edgewright_compiler.publish import publish as send
+from edgewright_contracts.package import SUFFIX, read_package, write_ewp
+from edgewright_contracts.signature import encode_signature
 
 from .hub_client import read_token
 
@@ -59,6 +61,29 @@ def publish(package: Path, hub: str, directory: Path, token_file: Path, ca: Path
             progress=lambda sent, total: bars.update(task, completed=sent, total=total),
         )
     click.echo(msgspec.json.encode(done).decode() if as_json else _said(done))
+
+
+@click.command()
+@click.argument("package", type=click.Path(exists=True, path_type=Path))
+@click.option("--keys", "directory", required=True, type=click.Path(path_type=Path), help="The owner's keys.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The signed .ewp; else PACKAGE itself.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def sign(package: Path, directory: Path, out: Path | None, as_json: bool) -> None:
+    """Sign PACKAGE for devices that get it by hand: one .ewp that carries its signature.
+
+    A signature cannot be withdrawn: devices that are to follow what you sign now are enrolled at a hub.
+    """
+    place = out or (package.with_name(package.name + SUFFIX) if package.is_dir() else package)
+    found = read_package(package)
+    signature = sign_package(load_owner(directory), found)
+    write_ewp(package, place, encode_signature(signature))
+    if as_json:
+        said = {"file": str(place), "digest": found.digest, "key": signature.key}
+        return click.echo(msgspec.json.encode(said).decode())
+    return click.echo(
+        f"{place}: {found.manifest.name} {found.manifest.version} ({found.digest[:12]}), signed. On the device:\n"
+        f"  edgewright agent sideload {place.name} --home DIR \\\n    --key {signature.key}"
+    )
 
 
 def _said(done: Published) -> str:

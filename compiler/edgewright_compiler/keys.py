@@ -26,6 +26,7 @@ from tuf.api.metadata import Metadata, Root, TargetFile, Targets  # type: ignore
 from edgewright_contracts.errors import ContractError, Refused, RequestError
 from edgewright_contracts.manifest import target_path
 from edgewright_contracts.package import Package
+from edgewright_contracts.signature import Signature, statement
 
 ROOT_LIFE: Final = timedelta(days=365)
 TARGETS_LIFE: Final = timedelta(days=365)
@@ -136,6 +137,21 @@ def next_targets(owner: Owner, package: Package, *, now: datetime) -> bytes:
     signed_list = Metadata(content)
     signed_list.sign(owner.signer)
     return signed_list.to_bytes()
+
+
+def sign_package(owner: Owner, package: Package) -> Signature:
+    """The owner's word for one package, for devices that get it by hand. Raises Refused when this version is signed
+    already, with another digest."""
+    manifest = package.manifest
+    signed = signed_digest(owner.targets, manifest.name, manifest.version)
+    if signed not in (None, package.digest):
+        raise Refused(
+            f"{manifest.name} {manifest.version} was published before with another digest: a version never changes; "
+            "compile it under a new --version"
+        )
+    made = owner.signer.sign(statement(package.digest))
+    key = str(owner.signer.public_key.keyval["public"])
+    return Signature(digest=package.digest, key=key, signature=made.signature)
 
 
 def keep_targets(directory: Path, data: bytes) -> None:

@@ -2,7 +2,8 @@
 
 Guarantee: every byte handed out was checked against the size and sha256 that the manifest names, and the manifest
 against nothing but its own digest: whoever signs, signs that. A broken or hostile package ends in a ContractError that
-names the file. `evidence.json` lies beside the manifest, outside the digest, and carries no promise.
+names the file. `evidence.json` lies beside the manifest, outside the digest, and carries no promise; `signature.json`
+may (signature.py).
 
 An `.ewp` is deterministic: entries sorted, stored uncompressed, dated 1980; equal packages give equal archives. So an
 archive never unpacks to more than its own size, and an entry that claims otherwise is refused.
@@ -25,10 +26,12 @@ from typing import IO, Final
 
 from .errors import ContractError, RequestError
 from .manifest import MANIFEST_BYTES, Manifest, decode_manifest, digest
+from .signature import SIGNATURE_BYTES
 
 MANIFEST: Final = "manifest.json"
 EVIDENCE: Final = "evidence.json"
 SUFFIX: Final = ".ewp"
+SIGNATURE: Final = "signature.json"
 EVIDENCE_BYTES: Final = 1024 * 1024
 
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip can hold
@@ -64,11 +67,18 @@ class Package:
 
     def evidence(self) -> bytes | None:
         """What was measured when the package was made; None when it was left out. Not covered by the digest."""
+        return self._beside(EVIDENCE, EVIDENCE_BYTES)
+
+    def signature(self) -> bytes | None:
+        """The owner's signature as it lies there, not verified; None when there is none."""
+        return self._beside(SIGNATURE, SIGNATURE_BYTES)
+
+    def _beside(self, file: str, limit: int) -> bytes | None:
         try:
-            data = self._bytes(EVIDENCE, EVIDENCE_BYTES)
+            data = self._bytes(file, limit)
         except ContractError:
             return None
-        return data if len(data) <= EVIDENCE_BYTES else None
+        return data if len(data) <= limit else None
 
     def _bytes(self, file: str, size: int) -> bytes:
         """At most size + 1 bytes of `file`, so that a longer one is noticed and never read whole."""
@@ -95,12 +105,13 @@ def read_package(path: Path) -> Package:
     return Package(decode_manifest(data), data, digest(data), path)
 
 
-def write_ewp(directory: Path, out: Path) -> None:
-    """Pack a verified package directory into `out`: to a sibling first, then renamed, so `out` is whole or absent.
+def write_ewp(path: Path, out: Path, signature: bytes | None = None) -> None:
+    """Pack the package at `path` into `out`: to a sibling first, then renamed, so `out` is whole or absent, and may be
+    `path` itself. With `signature`, it carries that one.
 
-    Raises ContractError when the directory is not what its manifest says, OSError when the disk refuses.
+    Raises ContractError when the package is not what its manifest says, OSError when the disk refuses.
     """
-    package = read_package(directory)
+    package = read_package(path)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
@@ -111,6 +122,9 @@ def write_ewp(directory: Path, out: Path) -> None:
             evidence = package.evidence()
             if evidence is not None:
                 _add(archive, EVIDENCE, evidence)
+            signature = signature or package.signature()
+            if signature is not None:
+                _add(archive, SIGNATURE, signature)
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)

@@ -8,15 +8,15 @@ from typing import Any
 from edgewright_contracts.errors import RequestError, Unavailable
 from edgewright_runtime.runtime import Array, open_session
 
-from .. import identity
 from ..disk import RealDisk
 from ..inference.checks import checker
 from ..updating import slots
+from . import status
 
 
 def predict(home: Path, name: str, x: Array) -> dict[str, Any]:
     """`x` is one sample of a model with one input. Raises RequestError, Rejected, Unavailable, ContractError."""
-    identity.load(home)
+    status.of(home)
     disk = RealDisk()
     known = disk.list(home / "models")
     if name not in known:

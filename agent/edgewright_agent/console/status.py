@@ -17,7 +17,8 @@ from ..delivery import journal
 from ..disk import RealDisk
 from ..hosting import live
 from ..hosting.live import Live
-from ..updating import slots
+from ..identity import Identity
+from ..updating import sideload, slots
 from ..updating.slots import Slot
 
 
@@ -35,7 +36,7 @@ class ModelStatus(msgspec.Struct, frozen=True):
 
 class Status(msgspec.Struct, frozen=True):
     device: str
-    hub: str
+    hub: str  # HOST:PORT; "" without one
     alive: bool  # whether an agent holds this home now
     desired_rev: int
     spool_id: str
@@ -50,13 +51,13 @@ class Status(msgspec.Struct, frozen=True):
 
 
 def read(home: Path) -> Status:
-    """Raises RequestError when `home` is not enrolled."""
-    who = identity.load(home)
+    """Raises RequestError when `home` is not enrolled and nothing was ever sideloaded there."""
+    who = of(home)
     disk = RealDisk()
     held = journal.read(disk, home / "spool").state
     return Status(
         device=who.device,
-        hub=f"{who.hub.broker.host}:{who.hub.broker.port}",
+        hub="" if who.alone else f"{who.hub.broker.host}:{who.hub.broker.port}",
         alive=alive(home),
         desired_rev=_rev(home),
         spool_id=held.spool_id if held else "",
@@ -69,6 +70,12 @@ def read(home: Path) -> Status:
         proxy=who.hub.proxy.rpartition("@")[2],
         live=live.ask(home),
     )
+
+
+def of(home: Path) -> Identity:
+    """Whose home it is. Raises RequestError, ContractError."""
+    lone = sideload.waiting(home) and not identity.is_enrolled(home)
+    return identity.alone(home) if lone else identity.load(home)
 
 
 def alive(home: Path) -> bool:

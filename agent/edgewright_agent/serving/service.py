@@ -34,7 +34,10 @@ def serve(agent: Agent, place: Place | None) -> None:
             threading.Thread(target=_run, args=(server, ended), name="edgewright-http", daemon=True).start()
             log.info("serving %s", server.url)
         hub = agent.identity.hub.broker
-        log.info("%s runs; hub %s:%d", agent.identity.device, hub.host, hub.port)
+        if agent.identity.alone:
+            log.info("runs without a hub; what is counted stays on this device")
+        else:
+            log.info("%s runs; hub %s:%d", agent.identity.device, hub.host, hub.port)
         ended.wait()
         log.info("ending; what was counted is sealed and sent at the next start")
         if server is not None:
