@@ -13,11 +13,12 @@ Cost for an inference: one comparison with None without a shadow run, else 0.3 Â
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from math import prod
+from math import isfinite, prod
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -38,6 +39,8 @@ PAUSE_S: Final = 0.5  # between two looks at whether it may go on
 JOIN_S: Final = 2.0
 WITHIN: Final = 0.05  # values agree within so much of the largest; a score within so much
 SURE: Final = 0.5  # of a label of several
+
+log = logging.getLogger(__name__)
 
 
 class Drawn(NamedTuple):
@@ -146,7 +149,11 @@ class Shadow:
                 self._sheds(drawn.context)
                 continue
             began = self._now()
-            self._one(drawn)
+            try:
+                self._one(drawn)
+            except Exception:  # ours, then: what the candidate throws is told apart
+                log.exception("a sample of the shadow run is lost")
+                self._sheds(drawn.context)
             ended = self._now()
             share = min(PERMILLE if allowed.permille is None else max(1, allowed.permille), 1000) / 1000
             self._rest_until = ended + round((ended - began) * (1 / share - 1))
@@ -208,7 +215,7 @@ class Compared(NamedTuple):
         Classes agree when the likeliest is the same, several labels when each is on the same side of one half, all else
         within WITHIN: of the largest value, or of the score itself.
         """
-        change = round(1e6 * (float(b.max()) - float(a.max()))) if self.probabilities and a.size else None
+        change = _change(float(a.max()), float(b.max())) if self.probabilities and a.size else None
         if self.probabilities and self.task != "multilabel":
             return bool(a.argmax() == b.argmax()), change
         x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
@@ -216,6 +223,10 @@ class Compared(NamedTuple):
             return bool(((x >= SURE) == (y >= SURE)).all()), change
         within = WITHIN if self.score else WITHIN * float(np.abs(x).max(initial=0.0))
         return bool((np.abs(x - y) <= within).all()), None
+
+
+def _change(a: float, b: float) -> int | None:
+    return round(1e6 * max(-1.0, min(1.0, b - a))) if isfinite(a) and isfinite(b) else None
 
 
 def compared(active: Manifest, candidate: Manifest) -> Compared | None:

@@ -44,4 +44,4 @@ def classify(error: Exception, state: State) -> FailureClass:
         return "disk"  # these must be done, so they are tried until they are
     if isinstance(error, Refused | RequestError):  # LoadFailed and ContractError: signed, and still unusable
         return "model"
-    return "model" if state is State.WARMUP else "disk"
+    return "model" if state in (State.SHADOW, State.WARMUP) else "disk"

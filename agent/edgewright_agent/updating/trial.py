@@ -1,8 +1,8 @@
-"""The trial of a candidate beside the model that answers, before it may answer itself: the state `shadow`.
+"""The two trials of a candidate: beside the model that answers (the state `shadow`), and in its place (`probation`).
 
-Guarantee: it ends. By as many windows that compared something as the hub asks for; as the model's failure when the
-candidate does what no model may; after the time of a probation without them, and is tried again later. Where there is
-nothing to compare with, or no room for two models, it is left out and that is told.
+Guarantee: a shadow run ends. By as many windows that compared something as the hub asks for; as the model's failure
+when the candidate does what no model may; after the time of a probation without them, and is tried again later. Where
+there is nothing to compare with, or no room for two models, it is left out and that is told.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from edgewright_contracts.manifest import Manifest
 from edgewright_contracts.report import Window
 from edgewright_runtime.runtime import NoMemory
 
-from .health import Conclusion
+from . import health
+from .health import Conclusion, Health
 from .job import Host, Job
 from .slots import Slot
 from .steps import load
@@ -68,6 +69,28 @@ def conclude(job: Job) -> Conclusion | None:
         reason = f"no shadow run in {record.wanted.probation.max_s:g} s: {record.watched} of {rule.windows} windows"
         return Conclusion(Event.DELAYED, reason, "operator")
     return None
+
+
+def judge(job: Job, windows: list[Window], rss_mb: float) -> None:
+    """Windows of the probation that were sealed together. Raises OSError."""
+    loaded, record = job.loaded, job.record
+    if loaded is None or record.wanted is None:
+        return
+    verdict = health.judge(windows, record, loaded.package.manifest.budgets, rss_mb, loaded.baseline)
+    if verdict.health is Health.BROKEN:
+        job.go(Event.BROKEN, reason=verdict.reason, failure="model")
+        return
+    well = verdict.health is Health.HEALTHY
+    after = msgspec.structs.replace(
+        record,
+        healthy=min(record.healthy + well, record.wanted.probation.windows),
+        breaches=verdict.breaches,
+        seen=verdict.seen,
+        crashes=0 if well else record.crashes,
+        reason=verdict.reason or record.reason,
+    )
+    if after != record:  # a window in which nothing happened is not worth a write
+        job.keep(after)
 
 
 def asked(job: Job) -> Shadow | None:
