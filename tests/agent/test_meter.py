@@ -395,6 +395,18 @@ def test_frames_of_one_scene_are_one_sample_and_every_one_is_an_inference(device
     assert {c: (w.n, w.n_monitored, w.shed) for c, w in windows.items()} == {"": (30, 3, {}), "night": (30, 3, {})}
 
 
+def test_a_label_of_an_inference_whose_channels_nobody_counts_is_joined_all_the_same(device):
+    model, meter, subject = device
+    meter.asked_every = meter.monitor_every = 10
+    x, labels = packages.draw(40, seed=4)
+    for one, label in zip(x, labels, strict=True):
+        meter.outcome(Outcome(model.predict({"image": one}).id, "correct", int(label)))
+    (window,) = take(meter, subject)
+    assert (window.n, window.n_monitored, window.outcomes["correct"].n, window.shed) == (40, 4, 40, {})
+    cells = per_channel(subject.baseline.channels, binning.unpack(window.cells))
+    assert [int(c.sum()) for c in cells] == [4] * len(cells)
+
+
 def test_what_the_governor_spares_is_counted_and_what_the_hub_leaves_out_is_not(device):
     model, meter, subject = device
     meter.asked_every, meter.monitor_every = 2, 20

@@ -196,12 +196,12 @@ class Model:
         ended = now()
         if breaker.failures and breaker.succeeded():
             self._turned(Turned(active.subject, False, "a probe succeeded"))
-        meter = self._meter
-        kept = b""
+        meter, rows, kept = self._meter, active.rows, b""
         every = meter.monitor_every
-        if (every == 1 or identifier % every == 0) and (
+        monitored = (every == 1 or identifier % every == 0) and (
             meter.scene_ns == 0 or self._is_new_scene(context, began, meter.scene_ns)
-        ):
+        )
+        if monitored or rows.keeps:
             # Copies: a runtime whose outputs are kept must find new memory for the next ones, which costs it more.
             for name in active.monitored:
                 kept += found[name].tobytes()
@@ -210,7 +210,7 @@ class Model:
             seen += sample(x)
         last = self._last
         repeated, last[context] = seen == last.get(context), seen
-        active.rows.add(identifier, began, ran, ended, number, repeated, kept, age)
+        rows.add(identifier, began, ran, ended, number, repeated, kept, age, monitored)
         if active.tap is not None:
             active.tap(batch, found, number)
         if self.sampler is not None:

@@ -186,11 +186,15 @@ class Meter:
         counts.add(heads, rows.kinds)
         names = outputs.dtype.names if outputs is not None else None
         found = {name: np.ascontiguousarray(outputs[name]) for name in names} if outputs is not None and names else {}
-        if found:
+        monitored = heads["monitored"] > 0
+        whole = bool(monitored.all())
+        if found and whole:
             counts.monitor(found, len(heads))
-        elif outputs is None and self.monitor_every > self.asked_every and not self.scene_ns:
+        elif found and monitored.any():
+            counts.monitor({name: y[monitored] for name, y in found.items()}, int(np.count_nonzero(monitored)))
+        if not whole and self.monitor_every > self.asked_every and not self.scene_ns:
             # Those that the hub asks for and the governor spared. What scenes leave out was asked to be left out.
-            asked = (heads["error"] == 0) & (heads["id"] % self.asked_every == 0)
+            asked = ~monitored & (heads["error"] == 0) & (heads["id"] % self.asked_every == 0)
             if spared := int(np.count_nonzero(asked)):
                 counts.shed["channels"] += spared
         if subject.phase == "shadow":

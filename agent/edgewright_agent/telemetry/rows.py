@@ -6,7 +6,8 @@ has to look at:
     id, began, ran, ended    int64, the times in ns
     age                      int64, ns from the capture of the input to `began`; NO_AGE, WRONG_AGE
     context, error           int16, numbers that `Rows` gave; 0 is none
-    repeated                 int32, 1 when the input was that of the inference before
+    repeated                 int16, 1 when the input was that of the inference before
+    monitored                int16, 1 when channels are to be counted; else outputs are there for labels alone
     outputs                  the monitored tensors, as the manifest declares them; missing when none were kept
 
 Guarantee: `add` may be called from any thread, never blocks but for a lock that is only taken when rows overflow, and
@@ -35,15 +36,16 @@ HELD_BYTES: Final = 8 << 20  # of rows in waiting: a model with large outputs ge
 # a model of 10 µs, 1024 at a time cost 4 µs a call more than these, and twice the p99.
 KICK: Final = 4096  # rows that wake the telemetry thread before its time
 BATCH: Final = 4096  # rows counted at a time
+SMALL: Final = 8192  # bytes of outputs that are kept for a late label although no channel is counted
 NO_AGE: Final = -1  # nobody said when the input was taken
 WRONG_AGE: Final = -2  # in the future, or so long ago that it cannot be
 ERRORS: Final = 24  # kinds that are told apart; what is more is "other" (a contract allows 32)
 
-_HEAD: Final = struct.Struct("<qqqqqhhi")
+_HEAD: Final = struct.Struct("<qqqqqhhhh")
 _pack: Final = _HEAD.pack
 _FIELDS: Final = [
     ("id", "<i8"), ("began", "<i8"), ("ran", "<i8"), ("ended", "<i8"), ("age", "<i8"),
-    ("context", "<i2"), ("error", "<i2"), ("repeated", "<i4"),
+    ("context", "<i2"), ("error", "<i2"), ("repeated", "<i2"), ("monitored", "<i2"),
 ]  # fmt: skip
 
 Table = npt.NDArray[np.void]
@@ -85,6 +87,7 @@ class Rows:
         self._full: deque[bytes] = deque()
         self._bare: deque[bytes] = deque()  # without outputs: failed, or not monitored
         self._bytes = self._layout.itemsize
+        self.keeps = subject.probabilities is not None and self._bytes <= SMALL
         self.limit = max(64, min(ROWS, HELD_BYTES // self._bytes))
         self._kick = min(KICK, self.limit // 2)
         self._wake = wake
@@ -103,13 +106,14 @@ class Rows:
         repeated: bool,
         outputs: bytes,
         age: int = NO_AGE,
+        monitored: bool = True,
     ) -> None:
         """The hot path. `outputs` are the bytes of all monitored tensors, b"" when they are not kept."""
         waiting = len(self._full) + len(self._bare)
         if waiting >= self.limit:
             self._overflows(context, "")
             return
-        row = _pack(identifier, began, ran, ended, age, context, 0, repeated) + outputs
+        row = _pack(identifier, began, ran, ended, age, context, 0, repeated, monitored) + outputs
         if len(row) == self._bytes:
             self._full.append(row)
         else:
@@ -132,7 +136,7 @@ class Rows:
         if len(self._full) + len(self._bare) >= self.limit:
             self._overflows(context, kind)
         else:
-            self._bare.append(_pack(identifier, began, ran, ended, age, context, error, 0))
+            self._bare.append(_pack(identifier, began, ran, ended, age, context, error, 0, 0))
 
     def batch(self, until_ns: int | None = None) -> tuple[Table, Table | None]:
         """Up to `BATCH` waiting rows, heads and outputs; none when nothing waits that ended before `until_ns`."""
