@@ -22,6 +22,7 @@ from edgewright_contracts.binning import unpack, unpack_grid
 from edgewright_contracts.desired import Ack, BirthMark, birth_mark
 from edgewright_contracts.errors import ContractError
 
+from . import clones
 from .counting import Spool, ack, count, counted
 from .messages import Item, Message
 from .rollups import AHEAD_MS, Rollup, RollupKey, Row, buckets, placed
@@ -147,6 +148,8 @@ class Ledger:
                 "variant": None,
                 "phase": None,
                 "rollout": None,
+                "boots": None,
+                "cloned_ms": None,
             }
         self.changed_devices.add(item.device)
         if not item.message.retained:
@@ -181,11 +184,21 @@ class Ledger:
             next_due_ms=item.message.arrived_ms + born.window_s * 2000,
             desired_rev=born.desired_rev,
         )
+        if not item.message.repeated:
+            self._boot(row, born, item.message.arrived_ms)
         key = (item.device, born.spool.id)
         if fresh and key not in self.renewed and born.spool.next_seq <= self.spools.get(key, Spool()).highest:
             self.renewed.add(key)
             self.newly_renewed[key] = item.message.arrived_ms
         self._answer(key, at_once=True)
+
+    def _boot(self, row: Row, born: birth.Birth, arrived_ms: int) -> None:
+        before = row["boots"] or []
+        row["boots"], came_back = clones.followed(before, born.boot_id)
+        if came_back:
+            if row["cloned_ms"] is None or arrived_ms - row["cloned_ms"] > clones.QUIET_MS:
+                self.events.append(clones.event(born, before[-1], arrived_ms))
+            row["cloned_ms"] = arrived_ms
 
     def _status(self, item: Item, status: birth.Status) -> None:
         known = self.devices.get(item.device)

@@ -110,6 +110,8 @@ devices: Final = Table(
     Column("variant", String(32)),
     Column("phase", String(16)),
     Column("rollout", String(64)),
+    Column("boots", Document),  # ids that its births told of, the newest last
+    Column("cloned_ms", BigInteger),  # when a boot last came back after another: two machines run as this device
     Index(None, "last_seen_ms", "online"),
 )
 
