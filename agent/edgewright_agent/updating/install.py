@@ -90,12 +90,19 @@ class Installer:
 
     def _load(self, job: Job, _: bool) -> None:
         if job.record.state is not State.ROLLBACK:  # or what is to be left would be loaded again
-            if self._steps.proving.again(job):
+            if self._proven(job):
                 load_active(job)
             else:
                 job.switch()
         if job.record.state is State.ROLLBACK:
             self._step(job)
+
+    def _proven(self, job: Job) -> bool:
+        try:
+            return self._steps.proving.again(job)
+        except OSError as error:  # what is proven and cannot be written down is proven again by the next boot
+            self._unforeseen.tell("install", error)
+            return True
 
     def run(self) -> None:
         """Until `stop`."""
