@@ -123,6 +123,15 @@ def acknowledge(client: HubClient, subject: str, as_json: bool) -> None:
     click.echo(json.dumps(answer) if as_json else f"{answer['acknowledged']} alarms of {subject} ended")
 
 
+@fleet.command()
+@click.argument("device")
+@_with_hub
+def retire(client: HubClient, device: str, as_json: bool) -> None:
+    """Let a device in no more: its certificate ends now. A new token takes it back."""
+    answer = client.post(f"/api/v1/devices/{device}/retire")
+    click.echo(json.dumps(answer) if as_json else f"{device} is retired")
+
+
 # Rollouts.
 
 

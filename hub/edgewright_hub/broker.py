@@ -18,7 +18,7 @@ import logging
 import socket
 import ssl
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -156,6 +156,12 @@ class EmbeddedBroker:
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._broker.shutdown(), 2.0)
         self._server = self._broker = None
+
+    def expel(self, names: Collection[str]) -> None:
+        """End the connections of these clients; what they try next is `connected`'s to judge."""
+        for name in names:
+            if name in self._writers:
+                self._writers[name].transport.abort()
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection until it ends: of our own port, or of `websocket`."""

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 import msgspec
 import sqlalchemy as sa
 
-from edgewright_contracts.errors import Refused
+from edgewright_contracts.errors import Refused, RequestError
 
 from . import control, tokens
 from .ca import Authority
@@ -76,6 +76,24 @@ def renew(engine: sa.Engine, authority: Authority, device: str, csr: str, *, key
             control.audit.insert().values(at_ms=now_ms, who=device, what="renew", detail=f"certificate {signed.serial}")
         )
     return signed.certificate
+
+
+def retire(engine: sa.Engine, device: str, *, who: str, now_ms: int) -> None:
+    """Nothing lets this device in from now on, until it is enrolled with a new token. Raises RequestError."""
+    devices = control.devices
+    with engine.begin() as connection:
+        changed = connection.execute(devices.update().where(devices.c.id == device).values(state="retired"))
+        if changed.rowcount != 1:
+            raise RequestError(f"no device is called {device[:80]!r}; `edgewright fleet devices` lists them")
+        connection.execute(
+            control.audit.insert().values(at_ms=now_ms, who=who, what="retire", detail=f"device {device}")
+        )
+
+
+def retired(engine: sa.Engine) -> frozenset[str]:
+    d = control.devices.c
+    with engine.connect() as connection:
+        return frozenset(connection.execute(sa.select(d.id).where(d.state != "enrolled")).scalars())
 
 
 def outdated(engine: sa.Engine, device: str, key_sha256: str) -> str | None:

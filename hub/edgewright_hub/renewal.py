@@ -1,7 +1,8 @@
-"""A certificate before its end: POST /api/v1/renew {"csr"} by a device that shows the one that is in force.
+"""What becomes of a certificate: POST /api/v1/renew {"csr"} by a device that shows the one that is in force, and
+POST /api/v1/devices/ID/retire by an operator.
 
-The answer is {"certificate"}, for the same name and the same key. An ended certificate does not pass TLS: its device
-must be enrolled again, with a token.
+A renewal answers {"certificate"}, for the same name and the same key. An ended certificate does not pass TLS: its
+device must be enrolled again, with a token. So must a retired one, and until then nothing lets it in.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from . import enrolment
-from .api import hub_of, now_ms
+from .api import Operator, hub_of, now_ms
 from .broker import public_key_sha256
 from .peers import Device, tls_of
 
@@ -29,3 +30,10 @@ def renew(request: Request, device: Device, body: RenewBody) -> dict[str, Any]:
     key = public_key_sha256(tls_of(request.scope))
     certificate = enrolment.renew(hub.control, hub.authority, device, body.csr, key_sha256=key, now_ms=now_ms())
     return {"certificate": certificate}
+
+
+@router.post("/api/v1/devices/{device}/retire")
+def retire(request: Request, device: str, caller: Operator) -> dict[str, str]:
+    hub = hub_of(request)
+    enrolment.retire(hub.control, device, who=caller.name, now_ms=now_ms())
+    return {"retired": device}

@@ -51,6 +51,7 @@ from .vitals import Vitals
 CONNECT_S: Final = 10.0
 DEFAULT_FLEET: Final = "default"  # of a device that this hub does not know, for instance after it was restored
 FLEETS_S: Final = 5.0
+RETIRED_S: Final = 2.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -128,6 +129,9 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
             stack.push_async_callback(embedded.stop)
             vitals.keep("the embedded broker", lambda: embedded.serving)
             over_web = embedded.connected
+            loop = asyncio.get_running_loop()
+            expel = partial(_expel, embedded, control_engine, loop)
+            await stack.enter_async_context(vitals.every("sending retired devices away", RETIRED_S, expel))
             broker = Address(reachable(config.mqtt.host), mqtt.getsockname()[1])
         consumer = Consumer(
             telemetry_engine,
@@ -219,6 +223,11 @@ def _desired(engine: sa.Engine) -> list[tuple[str, bytes]]:
     with engine.connect() as connection:
         rows = connection.execute(sa.select(table.device, table.document)).all()
     return [(row.device, msgspec.json.encode(row.document, order="deterministic")) for row in rows]
+
+
+def _expel(broker: EmbeddedBroker, engine: sa.Engine, loop: asyncio.AbstractEventLoop) -> None:
+    """Devices that were retired while they were connected."""
+    loop.call_soon_threadsafe(broker.expel, enrolment.retired(engine))
 
 
 def _resign(registry: Registry) -> None:

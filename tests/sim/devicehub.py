@@ -14,7 +14,7 @@ from typing import Self
 import sqlalchemy as sa
 
 from edgewright_compiler.keys import init_keys
-from edgewright_hub import control, telemetry, tokens
+from edgewright_hub import enrolment, telemetry, tokens
 from edgewright_hub.ca import open_authority
 from edgewright_hub.listeners import Address
 from edgewright_hub.serve import Config, serve
@@ -74,8 +74,7 @@ class DeviceHub:
         )
 
     def retire(self, device: str) -> None:
-        with self.control.begin() as connection:
-            connection.execute(control.devices.update().where(control.devices.c.id == device).values(state="retired"))
+        enrolment.retire(self.control, device, who="test", now_ms=int(time.time() * 1000))
 
     def buried(self, topic: str) -> list[bytes]:
         """What came on this topic and could not be read."""
