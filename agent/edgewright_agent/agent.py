@@ -56,6 +56,7 @@ from .unforeseen import Unforeseen
 from .updating.fetch import Link
 from .updating.install import Installer, Sealed
 from .updating.job import Loaded
+from .updating.machine import restarted
 from .updating.pace import Ration
 from .updating.sideload import Sideload, Sideloads
 from .updating.slots import ModelState
@@ -162,7 +163,7 @@ class Agent:
     def __enter__(self) -> Agent:
         self._spool.begin(self._reporter.opened())
         try:
-            self._installer.boot(unclean=self._spool.after_crash)
+            self._installer.boot(unclean=self._spool.after_crash, cut=restarted(self._disk, self.home))
             self._look_for_packages()
             self._desire(self._reporter.desired or Desired(rev=0))
             for thread in self._threads:

@@ -68,27 +68,29 @@ class Installer:
         )
         self._jobs: dict[str, Job] = {}
 
-    def boot(self, *, unclean: bool) -> None:
+    def boot(self, *, unclean: bool, cut: bool = False) -> None:
         """Load what runs, resume what was under way. To be called once, before `run`.
 
         A model that is to blame is not loaded again, or it would take this boot down as well; and whatever the disk
-        refuses, what can be loaded answers.
+        refuses, what can be loaded answers. `cut`: the machine had ended with the agent.
         """
         for name in self._disk.list(self._models):
             for part in (self._resume, self._load):
                 try:
-                    part(self._job(name), unclean)
+                    part(self._job(name), unclean, cut)
                 except OSError as error:
                     self._unforeseen.tell("install", error)
 
-    def _resume(self, job: Job, unclean: bool) -> None:
-        record, then = update.resume(job.record, unclean=unclean)
+    def _resume(self, job: Job, unclean: bool, cut: bool) -> None:
+        record, then = update.resume(job.record, unclean=unclean, cut=cut)
         if record != job.record:
             job.keep(record)
-        if then is not None:
+        if then is Event.DELAYED:
+            job.go(then, reason=f"{record.cuts} power cuts in {record.state}", failure="power")
+        elif then is not None:
             job.go(then, reason=f"{record.crashes} unclean boots in {record.state}", failure="model")
 
-    def _load(self, job: Job, _: bool) -> None:
+    def _load(self, job: Job, *_: bool) -> None:
         if job.record.state is not State.ROLLBACK:  # or what is to be left would be loaded again
             if self._proven(job):
                 load_active(job)
@@ -109,6 +111,7 @@ class Installer:
         while not self._stopping.is_set():
             self._turn()
         for job in self._jobs.values():
+            job.end_watch()
             self._inbox.handled(job.keep_history)
 
     def desire(self, desired: Desired) -> None:
@@ -124,9 +127,6 @@ class Installer:
     def stop(self) -> None:
         self._stopping.set()
         self._inbox.put(None)
-        for job in list(self._jobs.values()):
-            if job.watch is not None:
-                job.watch.stop()
 
     def states(self) -> dict[str, ModelState]:
         """For births; each state is a frozen snapshot."""

@@ -16,8 +16,8 @@ Guarantee: a package that is no worse than margin and hour allow is sent back by
 
 Seen (`scripts/measure_probation.py`: 300 probations of 100 windows of 60 inferences, rates of 1 %, a day before): a
 good package was sent back in 0.0 %, and in 0.3 % with rough counts (the hour of the day +-30 %, bursts of 70 %). Ten
-times the errors were found after 2 windows, five times after 6 (9 rough), three times in 98 % (73 %) after 31 (27), twice in
-2 % (19 %): what is finer is for the hub, which sees the fleet.
+times the errors were found after 2 windows, five times after 6 (9 rough), three times in 98 % (73 %) after 31 (27),
+twice in 2 % (19 %): what is finer is for the hub, which sees the fleet.
 """
 
 from __future__ import annotations

@@ -162,7 +162,13 @@ class Steps:
         side, _ = job.staged()
         assert job.candidate is not None  # a boot in this state goes back to warm-up
         record = msgspec.structs.replace(
-            update.advance(job.record, Event.DONE), before=job.history, seen=Seen(), healthy=0, breaches=0, crashes=0
+            update.advance(job.record, Event.DONE),
+            before=job.history,
+            seen=Seen(),
+            healthy=0,
+            breaches=0,
+            crashes=0,
+            cuts=0,
         )
         job.emit(record, "")
         # One write moves the pointer and begins the probation: there is no moment between them. The package answers

@@ -51,7 +51,7 @@ def observe(job: Job, windows: list[Window]) -> None:
     """Windows of this model that were sealed together. Raises OSError."""
     digest = job.record.digest[:16]
     if any(w.n and w.shadow.n and w.phase == "shadow" and w.digest == digest for w in windows):
-        job.keep(msgspec.structs.replace(job.record, watched=job.record.watched + 1, crashes=0))
+        job.keep(msgspec.structs.replace(job.record, watched=job.record.watched + 1, crashes=0, cuts=0))
 
 
 def conclude(job: Job) -> Conclusion | None:
@@ -87,6 +87,7 @@ def judge(job: Job, windows: list[Window], rss_mb: float) -> None:
         breaches=verdict.breaches,
         seen=verdict.seen,
         crashes=0 if well else record.crashes,
+        cuts=0 if well else record.cuts,
         reason=verdict.reason or record.reason,
     )
     if after != record:  # a window in which nothing happened is not worth a write

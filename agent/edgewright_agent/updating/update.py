@@ -124,6 +124,9 @@ RESUME: Final = {state: TABLE[state, Event.BOOT] for state in State}
 # Unclean boots in a row in a state that runs the model, until the model is to blame. The self-test runs in a process of
 # its own, so there only a model that takes the whole machine down with it gets that far: power cuts must not.
 CRASHES: Final = {S.SELFTEST: 40, S.SHADOW: 3, S.WARMUP: 3, S.ACTIVATE: 3, S.PROBATION: 3}
+# Power cuts in a row in such a state, but for the self-test, until the package is put back, and tried again later: it
+# may be what draws too much power, and it may not.
+CUTS: Final = 10
 UNDER_WAY: Final = frozenset({S.FETCH, S.STAGE, S.SELFTEST, S.SHADOW, S.WARMUP, S.ACTIVATE})  # nothing has switched
 CANCELLED: Final = frozenset(s for s in S if (s, E.WITHDRAWN) in TABLE)
 
@@ -137,6 +140,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int = 0  # of this digest, from 1; anew when it is wanted again after all went well
     steps: int = 0  # of this attempt
     crashes: int = 0  # unclean boots in a row in states of CRASHES, without a healthy window or a passed self-test
+    cuts: int = 0  # power cuts likewise
     watched: int = 0  # windows of this shadow run that compared something
     healthy: int = 0  # windows of this probation
     breaches: int = 0  # windows in a row over a budget
@@ -162,7 +166,8 @@ def advance(record: Record, event: Event, *, reason: str = "", failure: FailureC
         raise UnknownStep(f"no transition from {record.state} on {event}") from None
     kept = record.failure if state in (S.ROLLBACK, S.BLOCKED) and failure is None else failure
     passed = record.state is S.SELFTEST and event in (E.DONE, E.WATCH)
-    crashes = 0 if passed else record.crashes  # the power cuts of a self-test are not the crashes of what follows
+    # The power cuts of a self-test are not the crashes of what follows.
+    crashes, cuts = (0, 0) if passed else (record.crashes, record.cuts)
     freed = event is E.DONE and record.state in (S.BLOCKED, S.HELD)
     return msgspec.structs.replace(
         record,
@@ -170,6 +175,7 @@ def advance(record: Record, event: Event, *, reason: str = "", failure: FailureC
         attempt=0 if freed else record.attempt,
         steps=record.steps + 1,
         crashes=crashes,
+        cuts=cuts,
         reason=reason[:1000],
         failure=kept,
     )
@@ -193,12 +199,16 @@ def looping(record: Record) -> bool:
     return record.state in UNDER_WAY and record.steps >= STEPS
 
 
-def resume(record: Record, *, unclean: bool) -> tuple[Record, Event | None]:
-    """The record after a boot, and the event that must follow at once: the model crashes this process too often.
+def resume(record: Record, *, unclean: bool, cut: bool = False) -> tuple[Record, Event | None]:
+    """The record after a boot, and the event that must follow at once: the model crashes this process too often
+    (`broken`), or the power fails too often while it runs (`delayed`). `cut`: the whole machine had ended as well.
 
     A clean boot changes nothing but the state and the count of steps, however often it comes.
     """
     limit = CRASHES.get(record.state)
+    if unclean and cut and limit is not None and record.state is not S.SELFTEST:
+        found, _ = resume(msgspec.structs.replace(record, cuts=record.cuts + 1), unclean=False)
+        return found, Event.DELAYED if found.cuts >= CUTS else None
     crashes = record.crashes + 1 if unclean and limit is not None else record.crashes
     state = RESUME[record.state]
     steps = record.steps + (state is not record.state)
