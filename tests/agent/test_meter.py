@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgewright_agent.inference.breaker import FAILURES
-from edgewright_agent.inference.checks import LARGEST, Rejected, checker, sample
+from edgewright_agent.inference.checks import LARGEST, Rejected, checker, sampler
 from edgewright_agent.inference.model import Active, InferenceFailed, Model
 from edgewright_agent.telemetry import rows
 from edgewright_agent.telemetry.counts import Clocks
@@ -430,8 +430,10 @@ def test_a_small_input_is_compared_whole_and_a_large_one_by_its_steps():
     x = np.zeros((64, 64), np.float32)
     y = x.copy()
     y[63, 62] = 1
+    sample = sampler(TensorIn(name="x", dtype="float32", shape=x.shape))
     assert sample(x) != sample(y)
     large = np.zeros((256, 256, 3), np.uint8)
+    sample = sampler(TensorIn(name="x", dtype="uint8", shape=large.shape))
     assert len(sample(large)) <= 512
     assert sample(large + np.uint8(1)) != sample(large)
 

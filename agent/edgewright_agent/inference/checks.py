@@ -18,6 +18,7 @@ Cost: about 1 µs for a small float input with a range. Arrays need not be conti
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
@@ -57,7 +58,12 @@ def checker(tensor: TensorIn) -> Checker:
     empty, ndarray = 0 in shape, np.ndarray
 
     def check(inputs: Mapping[str, Array]) -> Array:
-        x = inputs.get(name)
+        try:
+            x = inputs.get(name)
+        except AttributeError:
+            raise Rejected(
+                "missing", f"expected a mapping of input names to arrays, got {type(inputs).__name__}"
+            ) from None
         if x.__class__ is not ndarray:
             if not isinstance(x, ndarray):
                 raise _unlike(tensor, inputs, x)
@@ -81,10 +87,6 @@ def checker(tensor: TensorIn) -> Checker:
     return check
 
 
-def no_mapping(inputs: object) -> Rejected:
-    return Rejected("missing", f"expected a mapping of input names to arrays, got {type(inputs).__name__}")
-
-
 def unknown_input(inputs: Iterable[str], known: Iterable[str]) -> Rejected:
     extra = ", ".join(sorted(repr(name)[:40] for name in set(inputs) - set(known))[:4])
     return Rejected("unknown", f"expected no input but {', '.join(known)}, got also {extra}")
@@ -95,12 +97,14 @@ def unknown_context(context: object, contexts: Iterable[str]) -> Rejected:
     return Rejected("context", f"expected a context among {known}, got {repr(context)[:80]}")
 
 
-def sample(x: Array) -> bytes:
-    """Enough of an input to notice that it is the one before: all of it up to `SAMPLE_BYTES`, every n-th number of a
-    larger one. To copy 8 kB costs a tenth of reading them in steps."""
-    if x.nbytes <= SAMPLE_BYTES:
-        return x.tobytes()
-    return x.reshape(-1)[:: -(-x.nbytes // STEPPED_BYTES)].tobytes()
+def sampler(tensor: TensorIn) -> Callable[[Array], bytes]:
+    """A function that takes enough of an input to notice that it is the one before: all of it up to `SAMPLE_BYTES`,
+    every n-th number of a larger one. To copy 8 kB costs a tenth of reading them in steps."""
+    size = np.dtype(tensor.dtype).itemsize * math.prod(tensor.shape)
+    if size <= SAMPLE_BYTES:
+        return np.ndarray.tobytes
+    step = -(-size // STEPPED_BYTES)
+    return lambda x: x.reshape(-1)[::step].tobytes()
 
 
 def _unlike(tensor: TensorIn, inputs: Mapping[str, Array], x: object) -> Rejected:

@@ -26,7 +26,7 @@ from ..clock import Clock
 from ..telemetry.meter import Meter
 from ..telemetry.rows import NO_AGE, WRONG_AGE, Rows, Subject
 from .breaker import FAILURES, Breaker
-from .checks import Rejected, checker, no_mapping, sample, unknown_context, unknown_input
+from .checks import Rejected, checker, sampler, unknown_context, unknown_input
 
 OLDEST_NS: Final = 86_400 * 10**9  # an input older than a day has a wrong time, as one of the future has
 
@@ -69,6 +69,9 @@ class Active:
         self.run = session.run
         self.turn = None if session.concurrent else turn or threading.Lock()
         self.checks = [(t.name, checker(t)) for t in subject.manifest.inputs]
+        self.inputs = [
+            (name, check, sampler(t)) for (name, check), t in zip(self.checks, subject.manifest.inputs, strict=True)
+        ]
         self.monitored = subject.monitored
         self.contexts = {name: number for number, name in enumerate(("", *subject.manifest.contexts))}
         self.digest, self.variant = subject.digest, subject.variant.id
@@ -149,13 +152,12 @@ class Model:
             missing = Unavailable(f"model {self.name} has no package yet; wait() returns when it has")
             return self._otherwise(inputs, missing)
         batch: dict[str, Array] = {}
-        number, age = 0, NO_AGE
+        number, age, seen = 0, NO_AGE, b""
         try:
             number = _number(context, active.contexts) if context else 0
-            if inputs.__class__ is not dict and not isinstance(inputs, Mapping):
-                raise no_mapping(inputs)
-            for name, check in active.checks:
-                batch[name] = check(inputs)
+            for name, check, sample in active.inputs:
+                batch[name] = x = check(inputs)
+                seen += sample(x)
             if len(inputs) != len(batch):
                 raise unknown_input(inputs, batch)
             if captured_at is not None:
@@ -205,9 +207,6 @@ class Model:
             # Copies: a runtime whose outputs are kept must find new memory for the next ones, which costs it more.
             for name in active.monitored:
                 kept += found[name].tobytes()
-        seen = b""
-        for x in batch.values():
-            seen += sample(x)
         last = self._last
         repeated, last[context] = seen == last.get(context), seen
         rows.add(identifier, began, ran, ended, number, repeated, kept, age, monitored)
