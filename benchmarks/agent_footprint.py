@@ -6,10 +6,11 @@ One real hub (HTTPS, embedded broker) and one agent in a process of its own, in 
 or `[agent,agent-onnx]` and nothing else (made once, in .edgewright/venvs). The package is tests/data/tiny-1.0.0.ewp: 22
 channels, 1 inference a second on real digits.
 
-- PSS and Private_Dirty (/proc/PID/smaps_rollup), summed over the agent's processes: the median of samples every 10 s
-  for 10 min after 5 min of warm-up, as AWS measures Greengrass lite. The machine shall be otherwise idle. `floor`: a
-  process of the same venv that only imports numpy, msgspec, sqlite3, paho, ssl and the runtime, beside it. `rss_mb`
-  counts whole what PSS divides among the hub and others that have the same libraries open.
+- PSS and Private_Dirty (/proc/PID/smaps) summed over the agent's processes: median of samples every 10 s for 10 min
+  after 5 min of warm-up, as AWS measures Greengrass lite. A device has no hub on it: what the agent shares with another
+  Python here (its library, libssl, the standard library's) is counted whole, as if only the rest of the system shared.
+  `floor`: a process of the same venv, measured alike while no agent runs, that only imports numpy, msgspec, sqlite3,
+  paho, ssl and the runtime. `pss_shared_mb` is PSS as the kernel divides it on this machine. Nothing else shall run.
 - `peak_during_update_mb`: the highest PSS, the self-test's child included, sampled every 20 ms while a rollout of
   tiny-1.1.0 is fetched, tested, loaded and committed; minus that before it.
 - `install_mb`: site-packages of the venv as pip left them, less pip and setuptools; of edgewright what is imported.
@@ -78,11 +79,11 @@ QUICK: Final = Plan(warm_s=2, watch_s=5, every_s=1, starts=2, windows=4)
 
 
 class Memory(msgspec.Struct, frozen=True):
-    """kB."""
+    """kB; `pss_shared` as the kernel says, `pss` with files that other Pythons of this machine hold, too, whole."""
 
     pss: int
     private_dirty: int
-    rss: int
+    pss_shared: int
 
 
 def venv(runtime: str) -> Path:
@@ -161,6 +162,17 @@ class Device:
         parts = [_smaps(pid) for pid in _family(self.process.pid)]
         return Memory(*(sum(column) for column in zip(*(msgspec.structs.astuple(p) for p in parts), strict=True)))
 
+    def shared(self) -> int:
+        """PSS of the process and its children in kB, at little cost."""
+        total = 0
+        for pid in _family(self.process.pid):
+            try:
+                rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            total += next((int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")), 0)
+        return total
+
     def written(self) -> int:
         io = Path(f"/proc/{self.process.pid}/io").read_text()
         return int(next(line for line in io.splitlines() if line.startswith("write_bytes")).split()[1])
@@ -178,11 +190,35 @@ def _family(pid: int) -> list[int]:
 
 def _smaps(pid: int) -> Memory:
     try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+        text = Path(f"/proc/{pid}/smaps").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return Memory(0, 0, 0)
-    kb = {line.split(":")[0]: int(line.split()[1]) for line in lines}
-    return Memory(kb.get("Pss", 0), kb.get("Private_Dirty", 0), kb.get("Rss", 0))
+    others, pss, dirty, shared, file = _held(pid), 0, 0, 0, ""
+    part: dict[str, int] = {}
+    for line in text.splitlines():
+        first, _, rest = line.partition(" ")
+        if not first.endswith(":"):
+            file = rest.split(None, 4)[4].strip() if rest.count(" ") >= 4 and "/" in rest else ""
+        elif first in ("Rss:", "Pss:", "Private_Dirty:"):
+            part[first] = int(rest.split()[0])
+            if first == "Private_Dirty:":
+                pss += part["Rss:"] if file in others else part["Pss:"]
+                shared, dirty = shared + part["Pss:"], dirty + part["Private_Dirty:"]
+    return Memory(pss, dirty, shared)
+
+
+def _held(pid: int) -> set[str]:
+    """Files that Pythons which are not of the family of `pid` have mapped."""
+    found: set[str] = set()
+    family = set(_family(pid))
+    for place in Path("/proc").glob("[0-9]*/maps"):
+        try:
+            if int(place.parent.name) in family or "python" not in (place.parent / "comm").read_text():
+                continue
+            found |= {line.split(None, 5)[5] for line in place.read_text().splitlines() if "/" in line}
+        except (OSError, IndexError):
+            continue  # it ended
+    return found
 
 
 def median_memory(sample: Callable[[], Memory], plan: Plan) -> dict[str, float]:
@@ -244,6 +280,7 @@ def measure(fleet: LocalFleet, digests: list[str], runtime: str, inputs: Path, p
     roll_out(fleet, digests[0], home, lambda: time.sleep(0.1))
     device.answered()
     device.end()
+    least = floor(python, runtime)
 
     starts = []
     for _ in range(plan.starts):
@@ -255,19 +292,19 @@ def measure(fleet: LocalFleet, digests: list[str], runtime: str, inputs: Path, p
     at, began = len(proxy.links[-1].passed), time.monotonic()
     steady = median_memory(device.memory, plan)
     direct = sum(p.size for p in proxy.links[-1].passed[at:]) * DAY_S / (time.monotonic() - began)
-    before, written = device.memory(), device.written()
+    before, written = device.shared(), device.written()
     highest = [before]
 
     def watch() -> None:
-        highest.append(max(highest.pop(), device.memory(), key=lambda m: m.pss))
+        highest.append(max(highest.pop(), device.shared()))
         time.sleep(0.02)
 
     roll_out(fleet, digests[1], home, watch)
     found = {
         "memory_mb": steady,
-        "floor_mb": floor(python, runtime),
+        "floor_mb": least,
         "after_update_mb": {"pss": device.memory().pss / 1024},
-        "peak_during_update_mb": (highest[0].pss - before.pss) / 1024,
+        "peak_during_update_mb": (highest[0] - before) / 1024,
         "install": installed(python),
         "start_s": statistics.median(starts),
         "flash_per_update": device.written() - written,
@@ -346,7 +383,7 @@ def main() -> None:
         fleet.packages.mkdir()
         for version in VERSIONS:
             unpack(ROOT / "tests" / "data" / f"tiny-{version}.ewp", fleet.packages / version)
-        images, _ = data.feed(np.random.default_rng(0), 2000)
+        images, _ = data.feed(np.random.default_rng(0), 200)
         inputs = Path(folder) / "inputs.npz"
         np.savez(inputs, image=images)
         fleet.start_hub("--window-s=60", "--tick-s=0.2")
@@ -373,7 +410,8 @@ def main() -> None:
         "pss_floor_mb": {r: round(f["floor_mb"]["pss"], 1) for r, f in found.items()},
         "private_dirty_mb": {r: round(f["memory_mb"]["private_dirty"], 1) for r, f in found.items()},
         "private_dirty_floor_mb": {r: round(f["floor_mb"]["private_dirty"], 1) for r, f in found.items()},
-        "rss_mb": {r: round(f["memory_mb"]["rss"], 1) for r, f in found.items()},
+        "pss_shared_mb": {r: round(f["memory_mb"]["pss_shared"], 1) for r, f in found.items()},
+        "pss_after_update_mb": {r: round(f["after_update_mb"]["pss"], 1) for r, f in found.items()},
         "peak_during_update_mb": {r: round(f["peak_during_update_mb"], 1) for r, f in found.items()},
         "install_mb": {r: f["install"]["total"] for r, f in found.items()},
         "install_biggest_mb": {r: f["install"]["biggest"] for r, f in found.items()},
@@ -398,7 +436,7 @@ def show(runtime: str, one: dict[str, Any]) -> None:
     memory, least = one["memory_mb"], one["floor_mb"]
     print(
         f"{runtime}: PSS {memory['pss']:.1f} MB (imports alone {least['pss']:.1f}), Private_Dirty "
-        f"{memory['private_dirty']:.1f} ({least['private_dirty']:.1f}), RSS {memory['rss']:.1f} ({least['rss']:.1f}); "
+        f"{memory['private_dirty']:.1f} ({least['private_dirty']:.1f}), as shared here {memory['pss_shared']:.1f}; "
         f"update +{one['peak_during_update_mb']:.1f} MB; starts in {one['start_s']:.2f} s; "
         f"installed {one['install']['total']:.0f} MB {one['install']['biggest']}; "
         f"{one['flash_per_update'] / 1e3:.0f} kB of pages an update",
