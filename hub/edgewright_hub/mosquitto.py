@@ -22,19 +22,27 @@ def acl() -> str:
     return f"user {HUB_NAME}\ntopic readwrite {ROOT}/#\n\npattern write {ROOT}/%u/up/+\npattern read {ROOT}/%u/down/+\n"
 
 
-def configuration(folder: Path, *, port: int, bind: str, user: str | None = None) -> str:
-    """mosquitto.conf for the files of `folder`; `user` is whom mosquitto becomes when it is started by root."""
+def configuration(
+    folder: Path, *, port: int, bind: str, user: str | None = None, websocket_port: int | None = None
+) -> str:
+    """mosquitto.conf for the files of `folder`; `user` is whom mosquitto becomes when it is started by root. With a
+    `websocket_port` it speaks MQTT over WebSocket there, too, under the same rules."""
     limit = max(rule.limit for rule in RULES.values()) + 1024
-    lines = [
-        "per_listener_settings false",
-        *([f"user {user}"] if user else []),
-        f"listener {port} {bind}",
+    door = [
         f"cafile {folder}/ca.pem",
         f"certfile {folder}/server.pem",
         f"keyfile {folder}/server.key",
         "require_certificate true",
         "use_identity_as_username true",
         "use_username_as_clientid true",
+    ]
+    web = [f"listener {websocket_port} {bind}", "protocol websockets", *door] if websocket_port else []
+    lines = [
+        "per_listener_settings false",
+        *([f"user {user}"] if user else []),
+        f"listener {port} {bind}",
+        *door,
+        *web,
         "allow_anonymous false",
         f"acl_file {folder}/acl",
         "persistence true",
@@ -50,7 +58,14 @@ def configuration(folder: Path, *, port: int, bind: str, user: str | None = None
 
 
 def write_configuration(
-    authority: Authority, folder: Path, *, port: int, bind: str, now: datetime, user: str | None = None
+    authority: Authority,
+    folder: Path,
+    *,
+    port: int,
+    bind: str,
+    now: datetime,
+    user: str | None = None,
+    websocket_port: int | None = None,
 ) -> Path:
     """Write mosquitto.conf, acl, ca.pem and a server certificate into `folder`; returns the path of mosquitto.conf."""
     folder = folder.absolute()
@@ -61,7 +76,7 @@ def write_configuration(
     acl_file.write_text(acl())
     acl_file.chmod(0o600)
     conf = folder / "mosquitto.conf"
-    conf.write_text(configuration(folder, port=port, bind=bind, user=user))
+    conf.write_text(configuration(folder, port=port, bind=bind, user=user, websocket_port=websocket_port))
     if user and user != "root" and os.geteuid() == 0:
         for path in (folder, *folder.iterdir()):
             shutil.chown(path, user)
