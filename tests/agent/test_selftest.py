@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
 from edgewright_agent.updating import selftest
+from edgewright_agent.updating.pressure import oom_kills, rose
 from edgewright_agent.updating.selftest import CutShort, NoVerdict
 from edgewright_agent.updating.slots import Damaged
+from edgewright_runtime.runtime import NoMemory
 from sim import packages
 
 
@@ -77,3 +83,136 @@ def test_the_child_says_what_is_wrong_with_a_file(tmp_path):
     verdict, _ = selftest.selftest(package.root, "onnx-fp32", "onnxruntime", stopping=threading.Event())
     assert not verdict.passed
     assert "model.onnx" in verdict.reason
+
+
+def run(folder, **more):
+    return selftest.selftest(folder, "onnx-fp32", "onnxruntime", stopping=threading.Event(), **more)
+
+
+@pytest.fixture
+def child(tmp_path, monkeypatch):
+    """A function that makes a shell script take the child's place."""
+
+    def make(script: str) -> None:
+        path = tmp_path / "python"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        monkeypatch.setattr(selftest.sys, "executable", str(path))
+
+    return make
+
+
+def test_a_pass_tells_what_was_measured_here_and_what_it_tested(tmp_path):
+    package = packages.make_package(tmp_path / "p")
+    verdict, _ = run(package.root)
+    assert verdict.passed
+    assert verdict.ran
+    assert 20 < verdict.rss_mb < 200
+    assert 0 < verdict.load_s < 10
+    assert 0 < verdict.p95_ms < 1000
+    assert sorted(verdict.files) == ["model.onnx"]
+    assert (package.root / "optimised" / "model.onnx").stat().st_size == verdict.files["model.onnx"].size
+
+
+def test_a_runtime_that_maps_its_files_has_no_other_form_of_them(tmp_path):
+    package = packages.make_package(tmp_path / "p", with_tflite=True)
+    verdict, _ = selftest.selftest(package.root, "tflite-fp32", "litert", stopping=threading.Event())
+    assert (verdict.passed, verdict.files) == (True, {})
+
+
+def test_the_peak_is_the_childs_own_however_large_the_agent_is(tmp_path):
+    package = packages.make_package(tmp_path / "p")
+    large = bytearray(b"x" * (300 << 20))
+    verdict, _ = run(package.root)
+    assert len(large) == 300 << 20
+    assert verdict.rss_mb < 200
+
+
+@pytest.mark.parametrize("signal", ["SEGV", "ABRT"])
+def test_an_optimised_form_that_crashes_is_left_for_the_packages_own_file(tmp_path, child, signal):
+    made = tmp_path / "optimised"
+    passed = """echo '{"passed": true, "reason": "", "ran": true}'"""
+    child(f'case "$7" in optimised) mkdir {made}; kill -{signal} $$;; plain) {passed};; esac')
+    verdict, _ = run(tmp_path)
+    assert verdict.passed
+    assert not made.exists()
+
+
+def test_memory_that_ran_out_is_the_devices(tmp_path, child, monkeypatch):
+    child(f"echo MemoryError >&2; exit {selftest.NO_MEMORY}")
+    with pytest.raises(NoMemory, match=r"self-test \(MemoryError\); free some"):
+        run(tmp_path)
+    child("kill -KILL $$")
+    counts = iter(({"/proc/vmstat": 7}, {"/proc/vmstat": 8}))
+    monkeypatch.setattr(selftest, "oom_kills", lambda: next(counts))
+    with pytest.raises(NoMemory, match="the kernel ended it"):
+        run(tmp_path)
+
+
+def test_a_child_that_somebody_killed_says_nothing_about_the_model(tmp_path, child):
+    child("kill -KILL $$")
+    with pytest.raises(CutShort, match="signal 9; it will be run again"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("echo rubbish", "code 0 and no verdict"),
+        ("yes | head -c 300000", "code 0 and too much to be a verdict"),
+        ("yes | head -c 300000 >&2; exit 4", "code 4 and no verdict"),
+    ],
+)
+def test_what_a_child_prints_is_read_only_as_far_as_it_is_of_use(tmp_path, child, script, reason):
+    child(script)
+    with pytest.raises(NoVerdict, match=reason):
+        run(tmp_path)
+
+
+def test_a_child_that_prints_without_end_hangs_as_any_other(tmp_path, child):
+    child("exec yes")
+    verdict, log = run(tmp_path, timeout_s=0.6)
+    assert verdict.reason == "the self-test hung for 0.6 s"
+    assert log == ""
+
+
+def test_a_child_that_closes_its_streams_and_lives_on_hangs_too_and_leaves_nobody_behind(tmp_path, child):
+    child(f"sleep 60 & echo $! > {tmp_path}/pid; exec >&- 2>&-; wait")
+    verdict, _ = run(tmp_path, timeout_s=0.6)
+    assert "hung" in verdict.reason
+    pid = int((tmp_path / "pid").read_text())
+    for _ in range(100):  # until its new parent has buried it
+        try:
+            if " Z " in Path(f"/proc/{pid}/stat").read_text():
+                return
+        except OSError:
+            return
+        time.sleep(0.01)
+    raise AssertionError("a grandchild lives on")
+
+
+def test_the_child_gives_way_dies_first_leaves_no_core(tmp_path):
+    code = (
+        "import os, resource, sys; from edgewright_agent.updating import selftest_child as c; c._confined();"
+        "print(os.nice(0), resource.getrlimit(resource.RLIMIT_CORE)[0], open('/proc/self/oom_score_adj').read())"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert int(said[0]) >= 10
+    assert said[1:] == ["0", "1000"]
+
+
+def test_kills_for_want_of_memory_are_read_of_the_machine_and_of_either_kind_of_cgroup(tmp_path):
+    def put(path: str, text: str) -> None:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+
+    assert oom_kills(tmp_path) == {}
+    put("proc/vmstat", "nr_free 12\noom_kill 3\n")
+    put("proc/self/cgroup", "4:cpu,memory:/a\n0::/agent.service\n")
+    put("sys/fs/cgroup/agent.service/memory.events", "low 0\noom 9\noom_kill 2\n")
+    put("sys/fs/cgroup/memory/a/memory.oom_control", "under_oom 0\noom_kill 1\n")
+    before = oom_kills(tmp_path)
+    assert sorted(before.values()) == [1, 2, 3]
+    assert not rose(before, oom_kills(tmp_path))
+    put("sys/fs/cgroup/agent.service/memory.events", "oom_kill 4\n")
+    assert rose(before, oom_kills(tmp_path))
