@@ -242,6 +242,13 @@ def test_an_update_that_is_not_ready_in_its_hours_does_not_switch_behind_them(de
     assert device.host.told[-1].reason.startswith("not begun")
 
 
+def test_hours_that_pass_while_a_device_waits_for_them_are_told_too(device):
+    now = device.clock.wall_ms()
+    device.want(1, not_before=now + 1800_000, not_after=now + 1801_000)
+    device.live(2 * HOUR, HOUR)
+    assert [e.reason.partition(":")[0].partition(" until")[0] for e in device.host.told] == ["waits", "not begun"]
+
+
 def test_a_device_without_a_clock_waits_and_says_so(device):
     device.clock.set_wall(None)
     device.want(1, not_before=1)

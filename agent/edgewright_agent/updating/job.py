@@ -98,7 +98,7 @@ class Job:
         self.retry_at_s = 0.0
         self.trial_since_s = 0.0  # the beginning of a shadow run or a probation, by this boot
         self.refused = 0  # tries in a row of which the disk took nothing
-        self._told: list[Record] = []  # whose event is spooled, and which are not persisted
+        self._told: list[tuple[Record, str]] = []  # whose event is spooled, since the record was persisted last
 
     @property
     def state(self) -> ModelState:
@@ -162,7 +162,7 @@ class Job:
 
     def emit(self, after: Record, reason: str, *, failure: FailureClass | None = None, log_tail: str = "") -> None:
         before = self.record
-        if after in self._told:
+        if (after, reason) in self._told:
             return
         slot = self.state.slot(self.state.spare) if self.state.running is None else self.state.running
         mine = slot if slot is not None and slot.digest == after.digest else None
@@ -186,7 +186,7 @@ class Job:
                 log=log_tail[-events.LOG_TAIL_BYTES :],
             )
         )
-        self._told.append(after)
+        self._told.append((after, reason))
 
     def remember(self, windows: list[Window]) -> None:
         """Add windows of the running package to its pre-period; old ones fade."""
