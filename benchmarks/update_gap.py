@@ -98,15 +98,15 @@ class Protocol:
         run = ["agent", "run", f"--home={home}", f"--listen=127.0.0.1:{self.port}"]
         fleet.processes.start(home.name, [sys.executable, "-m", "edgewright", *run])
         self._fleet, self._name = fleet, home.name
-        self._thread = threading.Thread(target=self._ask)
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self._thread.start()
 
     def ready(self) -> None:
         deadline = time.monotonic() + 30
-        while not self._once(http.client.HTTPConnection("127.0.0.1", self.port, timeout=5), 0):
+        while not self.times:
             if time.monotonic() > deadline:
                 raise SystemExit(f"the daemon does not answer:\n{self._fleet.processes.tail(self._name)}")
             time.sleep(0.1)
-        self._thread.start()
 
     def _once(self, connection: http.client.HTTPConnection, i: int) -> bool:
         body = self._bodies[i % len(self._bodies)]
@@ -123,13 +123,14 @@ class Protocol:
         return answer.status == 200
 
     def _ask(self) -> None:
-        self.failed.clear()
         connection, due, i = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5), time.monotonic(), 0
         while not self._stop.is_set():
             time.sleep(max(0.0, due - time.monotonic()))
             due = max(due + EVERY_S, time.monotonic() - 0.1)
             began = time.monotonic_ns()
             if self._once(connection, i):
+                if not self.times:
+                    self.failed.clear()  # there was no package yet
                 self.times.append((began, time.monotonic_ns()))
             i += 1
         connection.close()
