@@ -27,6 +27,7 @@ from .registry import TARGETS_BYTES, Conflict
 from .repository import BLOB_BYTES
 
 BODY_BYTES: Final = 256 * 1024
+RECORD_BYTES: Final = 2048
 _LIMITS: Final = (("/api/v1/blobs/", BLOB_BYTES), ("/api/v1/targets", TARGETS_BYTES))
 # The first that fits.
 _STATUS: Final[tuple[tuple[type[EdgewrightError], int], ...]] = (
@@ -126,7 +127,22 @@ class Bounded:
 
 class RepositoryFiles(StaticFiles):
     """The static TUF repository: Range, ETag and 304 come from StaticFiles. All names but two contain a hash or a
-    version, so what they name never changes."""
+    version, so what they name never changes.
+
+    Bodies go out in pieces of `RECORD_BYTES`, of which TLS makes a record each. A device can use a record only once it
+    is whole: on a link that breaks every 10 kB, records of 16 kB (what TLS makes of a large piece) would never come
+    through. Small ones cost 1 % more bytes.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def in_records(message: Message) -> None:
+            body = message.get("body", b"")
+            last = max(0, len(body) - 1) // RECORD_BYTES * RECORD_BYTES
+            for at in range(0, last, RECORD_BYTES):
+                await send({**message, "body": body[at : at + RECORD_BYTES], "more_body": True})
+            await send({**message, "body": body[last:]} if last else message)
+
+        await super().__call__(scope, receive, in_records)
 
     def file_response(self, full_path: Any, *args: Any, **kwargs: Any) -> Response:
         response = super().file_response(full_path, *args, **kwargs)
