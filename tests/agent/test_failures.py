@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 
 import pytest
 
+from edgewright_agent.clock import SystemClock
+from edgewright_agent.disk import RealDisk
 from edgewright_agent.unforeseen import Unforeseen
+from edgewright_agent.updating import proving, steps
 from edgewright_agent.updating.failures import DiskFull, Unsuited, classify
 from edgewright_agent.updating.fetch import LinkDown, WrongBytes
 from edgewright_agent.updating.selftest import CutShort, NoVerdict
@@ -15,6 +20,7 @@ from edgewright_agent.updating.trust import Distrusted, NotAllowed
 from edgewright_agent.updating.update import S
 from edgewright_contracts.errors import ContractError, Refused, Unavailable
 from edgewright_runtime.runtime import LoadFailed, NoMemory
+from sim import homes, packages
 from sim.clock import SimClock
 
 
@@ -171,3 +177,73 @@ def test_bit_rot_in_the_slot_is_the_disks_and_the_package_is_fetched_again(world
         world.want(package)
         assert agent.model("digits").wait(20)
     assert not any(e.after == "blocked" for e in world.hub.events["dev-1"])
+
+
+class Refusing(RealDisk):
+    """A disk that says `code` to whatever is written below `models`, while it is told to."""
+
+    code = 0
+
+    def _put(self, path, data, flags):
+        if self.code and "models" in path.parts:
+            raise OSError(self.code, os.strerror(self.code), str(path))
+        super()._put(path, data, flags)
+
+    def rename(self, source, target):
+        if self.code and "models" in target.parts:
+            raise OSError(self.code, os.strerror(self.code), str(target))
+        super().rename(source, target)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_a_full_or_read_only_disk_is_told_and_the_old_model_answers(world, code):
+    first, second = world.package("v1"), world.package("v2", version="2.0.0", seed=2)
+    disk = Refusing()
+    homes.install(world.home("dev-1") / "models", first)
+    with world.agent(disk=disk) as agent:
+        disk.code = code
+        world.want(second)
+        said = os.strerror(code)
+        assert world.hub.wait(lambda: any(said in e.reason + e.log for e in world.hub.events["dev-1"]))
+        assert agent.model("digits").active.digest == first.digest
+        agent.model("digits").predict({"image": packages.draw(1, seed=1)[0][0]})
+        disk.code = 0
+        world.want(second)
+        assert world.hub.wait(lambda: agent.model("digits").active.digest == second.digest)
+    assert not any(e.failure == "model" for e in world.hub.events["dev-1"])
+
+
+@pytest.mark.parametrize(("place", "state"), [("selftest", "selftest"), ("load", "warmup")])
+def test_too_little_memory_for_a_new_package_is_told_and_the_old_one_answers(world, monkeypatch, place, state):
+    first, second = world.package("v1"), world.package("v2", version="2.0.0", seed=2)
+
+    def starved(*_, **__):
+        raise NoMemory("too little memory to load model.onnx; free some") if place == "selftest" else MemoryError
+
+    homes.install(world.home("dev-1") / "models", first)
+    with world.agent() as agent:
+        monkeypatch.setattr(*{"selftest": (proving, "selftest"), "load": (steps, "load")}[place], starved)
+        world.want(second)
+        assert world.hub.wait(lambda: world.hub.trace("dev-1")[-2:] == [state, "idle"])
+        last = [e for e in world.hub.events["dev-1"] if e.model][-1]
+        assert (last.failure, last.digest) == ("operator", second.digest)
+        assert "memory" in last.reason.lower()
+        assert agent.model("digits").active.digest == first.digest
+    assert not any(e.after == "blocked" for e in world.hub.events["dev-1"])
+
+
+def test_a_device_without_a_clock_installs_and_answers(world):
+    class NoClock(SystemClock):
+        def wall_ms(self):
+            return None
+
+        def synced(self):
+            return False
+
+    package = world.package("v1")
+    with world.agent(clock=NoClock()) as agent:
+        world.want(package)
+        assert agent.model("digits").wait(20)
+        agent.model("digits").predict({"image": packages.draw(1, seed=1)[0][0]})
+        assert world.hub.wait(lambda: "probation" in world.hub.trace("dev-1"))
+    assert {e.wall_ms for e in world.hub.events["dev-1"]} == {None}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import threading
 
-import msgspec
 import pytest
 
 from edgewright_agent.disk import RealDisk
@@ -13,10 +11,9 @@ from edgewright_agent.updating import measurement, proof, proving, steps
 from edgewright_agent.updating.measurement import Measured, missed
 from edgewright_agent.updating.selftest import NoVerdict
 from edgewright_agent.updating.selftest_child import Verdict
-from edgewright_agent.updating.slots import Slot, Store, needed
 from edgewright_contracts.manifest import Budgets
 from edgewright_runtime.runtime import NoMemory
-from sim import packages
+from sim import homes, packages
 
 CPU = """processor : 0
 model name : A
@@ -39,17 +36,10 @@ def test_a_cpu_is_what_it_can_do_and_not_how_fast_it_runs_or_how_many_it_has():
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """(models folder, v1 in slot a, v2 in slot b): both passed, and v2 is active."""
-    root, disk = tmp_path_factory.mktemp("installed"), RealDisk()
-    store = Store(disk, root / "models", "digits")
+    root = tmp_path_factory.mktemp("installed")
     made = [packages.make_package(root / str(i), version=f"{i}.0.0", seed=i) for i in (1, 2)]
-    for package, side in zip(made, ("a", "b"), strict=True):
-        variant = package.manifest.variants[0]
-        for file in needed(variant):
-            store.part(package.manifest.files[file].sha256).write_bytes(package.read(file))
-        store.stage(package.manifest_bytes, Slot(package.digest, package.manifest.version, variant.id, "onnxruntime"))
-        assert proving.Proving(disk, threading.Event()).prove(store, side)[0].passed
-        store.save(msgspec.structs.replace(store.state, active=side))
-        store.commit()
+    for package in made:
+        homes.install(root / "models", package)
     return root / "models", *made
 
 

@@ -45,3 +45,8 @@ def classify(error: Exception, state: State) -> FailureClass:
     if isinstance(error, Refused | RequestError):  # LoadFailed and ContractError: signed, and still unusable
         return "model"
     return "model" if state in (State.SHADOW, State.WARMUP) else "disk"
+
+
+def said(error: BaseException) -> str:
+    """What an operator is told of it: never nothing, and Python's MemoryError says nothing."""
+    return str(error) or ("no memory is left" if isinstance(error, MemoryError) else type(error).__name__)

@@ -22,7 +22,7 @@ from ..disk import Disk
 from ..limits.governor import Step
 from ..unforeseen import Unforeseen, tail
 from . import health, orders, trial, update
-from .failures import Unsuited, classify
+from .failures import Unsuited, classify, said
 from .fetch import Link
 from .health import Conclusion
 from .inbox import Inbox, Registered, Sealed, Wish
@@ -256,13 +256,13 @@ class Installer:
 
     def _failed(self, job: Job, error: Exception) -> None:
         state = job.record.state
-        failure = classify(error, state)
-        log.warning("%s: %s failed (%s): %s", job.store.name, state, failure, error)
+        failure, reason = classify(error, state), said(error)
+        log.warning("%s: %s failed (%s): %s", job.store.name, state, failure, reason)
         try:
             if failure == "model":
-                job.go(Event.BROKEN, reason=str(error), failure=failure, log_tail=tail(error))
+                job.go(Event.BROKEN, reason=reason, failure=failure, log_tail=tail(error))
                 return
-            self._delay(job, str(error), failure, tail(error))
+            self._delay(job, reason, failure, tail(error))
             if isinstance(error, Unsuited):
                 job.unsuited = job.record.wanted
         except OSError as full:  # the disk does not even take the event: stay, and try the step again later

@@ -7,7 +7,8 @@ or do not pass, and with FORM `plain`, the package's own file is tested. What pa
 
 Prints one JSON object; or nothing, when it is the device that failed: a runtime that does not work, an import, a disk,
 no memory. Whatever native code prints goes to the log. The process gives way to all others (nice), is the first that
-the kernel ends when memory runs out, leaves no core dump, and dies with the agent.
+the kernel ends when memory runs out, leaves no core dump, and dies with the agent. No rlimit bounds its memory: the one
+of address space counts what is only mapped, and with the one of data native code crashes, as if the model were broken.
 """
 
 from __future__ import annotations
