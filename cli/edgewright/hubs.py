@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ def hub() -> None:
 @click.option("--page", default="127.0.0.1:8080", show_default=True, help="HOST:PORT of the page; loopback only.")
 @click.option("--mqtt", default="127.0.0.1:8883", show_default=True, help="HOST:PORT of the embedded broker.")
 @click.option("--broker", help="Use this broker instead: mqtts://HOST:PORT (see `hub broker-config`).")
+@click.option("--websocket", metavar="HOST:PORT", help="Where that broker speaks MQTT over WebSocket and TLS.")
 @click.option("--name", "names", multiple=True, help="Name or address by which devices reach this machine.")
 @click.option("--tick-s", type=click.FloatRange(0.05, 3600), default=1.0, show_default=True,
               help="Seconds between two looks at rollouts and drift.")  # fmt: skip
@@ -56,6 +58,7 @@ def serve(
     page: str,
     mqtt: str,
     broker: str | None,
+    websocket: str | None,
     names: tuple[str, ...],
     tick_s: float,
     ack_interval_s: float,
@@ -73,6 +76,7 @@ def serve(
         page=_address(page, "--page"),
         mqtt=_address(mqtt, "--mqtt"),
         broker=_broker(broker) if broker else None,
+        websocket=_address(websocket, "--websocket") if websocket else None,
         names=names,
         tick_s=tick_s,
         ack_s=ack_interval_s,
@@ -175,9 +179,12 @@ def doctor(data: Path, as_json: bool) -> int:
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @_DATA
 @click.option("--listen", default="127.0.0.1:8883", show_default=True, help="HOST:PORT of mosquitto.")
+@click.option("--websocket-port", type=click.IntRange(1, 65535), help="Speak MQTT over WebSocket there, too.")
 @click.option("--user", help="The user that mosquitto becomes when root starts it.")
 @_JSON
-def broker_config(directory: Path, data: Path, listen: str, user: str | None, as_json: bool) -> None:
+def broker_config(
+    directory: Path, data: Path, listen: str, websocket_port: int | None, user: str | None, as_json: bool
+) -> None:
     """Write mosquitto.conf, its ACL and its certificate into DIRECTORY, for `hub serve --broker`."""
     from edgewright_hub.ca import open_authority
     from edgewright_hub.mosquitto import write_configuration
@@ -185,8 +192,18 @@ def broker_config(directory: Path, data: Path, listen: str, user: str | None, as
     address = _address(listen, "--listen")
     now = datetime.now(UTC)
     authority = open_authority(data / "ca", now=now)
-    conf = write_configuration(authority, directory, port=address.port, bind=address.host, user=user, now=now)
-    text = f"wrote {conf}\nstart it:  mosquitto -c {conf}\nuse it:    edgewright hub serve --broker mqtts://{address}"
+    conf = write_configuration(
+        authority,
+        directory,
+        port=address.port,
+        bind=address.host,
+        user=user,
+        now=now,
+        websocket_port=websocket_port,
+    )
+    web = f" --websocket {replace(address, port=websocket_port)}" if websocket_port else ""
+    use = f"edgewright hub serve --broker mqtts://{address}{web}"
+    text = f"wrote {conf}\nstart it:  mosquitto -c {conf}\nuse it:    {use}"
     _say({"configuration": str(conf), "broker": f"mqtts://{address}"}, text, as_json)
 
 

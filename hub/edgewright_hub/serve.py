@@ -19,7 +19,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -63,6 +63,7 @@ class Config:
     page: Address = Address("127.0.0.1", 8080)  # noqa: RUF009
     mqtt: Address = Address("127.0.0.1", 8883)  # noqa: RUF009
     broker: Address | None = None  # an external one, instead of the embedded one at `mqtt`
+    websocket: Address | None = None  # where that one speaks MQTT over WebSocket; the embedded one does at `https`
     names: tuple[str, ...] = ()  # by which devices reach this machine; the first is what they are told
     tick_s: float = 1.0
     ack_s: float = ACK_S
@@ -165,7 +166,7 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
             "conductor": conductor,
             "broker": told,
             "repo": f"{url}/repo/",
-            "websocket": (name, https.getsockname()[1]) if over_web else None,
+            "websocket": (name, https.getsockname()[1]) if over_web else config.websocket and astuple(config.websocket),
             "ails": vitals.reasons,
         }
         device_web = web(device_app(Hub(**common, open_to_read=False), over_web), https, config.data / "ca", stop)
@@ -249,6 +250,8 @@ def _check(config: Config) -> None:
     """Raises RequestError."""
     if not is_loopback(config.page.host):
         raise RequestError(f"--page: expected a loopback address, because the page asks no password; got {config.page}")
+    if config.websocket and not config.broker:
+        raise RequestError("--websocket is for a broker of its own (--broker); the embedded one is reached at --https")
     for option, address in (("--https", config.https), ("--mqtt", config.mqtt)):
         used = option == "--https" or config.broker is None
         if used and not config.names and not is_address(address.host):
