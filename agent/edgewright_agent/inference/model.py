@@ -152,9 +152,12 @@ class Model:
             missing = Unavailable(f"model {self.name} has no package yet; wait() returns when it has")
             return self._otherwise(inputs, missing)
         batch: dict[str, Array] = {}
-        number, age, seen = 0, NO_AGE, b""
+        number: int | None = None
+        age, seen = NO_AGE, b""
         try:
-            number = _number(context, active.contexts) if context else 0
+            number = active.contexts.get(context) if isinstance(context, str) else None
+            if number is None:
+                raise unknown_context(context, active.contexts)
             for name, check, sample in active.inputs:
                 batch[name] = x = check(inputs)
                 seen += sample(x)
@@ -244,13 +247,6 @@ class Model:
 def kind(error: Exception) -> str:
     """The name of an exception as a window may carry it: Python's may have any letters."""
     return type(error).__name__.encode("ascii", "replace").decode()[:64]
-
-
-def _number(context: object, contexts: dict[str, int]) -> int:
-    number = contexts.get(context) if isinstance(context, str) else None
-    if number is None:
-        raise unknown_context(context, contexts)
-    return number
 
 
 def _age(captured_at: int, now_ns: int) -> int:
