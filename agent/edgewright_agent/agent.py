@@ -338,7 +338,8 @@ class Agent:
             self._installer.observe(Sealed(model, windows, rss_mb))
 
     def _desire(self, desired: Desired) -> None:
-        logs.follow(desired.config.log_level)
+        if desired.rev:  # else nobody has asked, and the application's own choice stands
+            logs.follow(desired.config.log_level)
         before, self._followed = self._followed, desired.config
         if before is not None and before != desired.config:
             self._reporter.notices.note(
