@@ -247,6 +247,7 @@ def test_hours_that_pass_while_a_device_waits_for_them_are_told_too(device):
     device.want(1, not_before=now + 1800_000, not_after=now + 1801_000)
     device.live(2 * HOUR, HOUR)
     assert [e.reason.partition(":")[0].partition(" until")[0] for e in device.host.told] == ["waits", "not begun"]
+    assert [e.failure for e in device.host.told] == [None, "operator"]
 
 
 def test_a_device_without_a_clock_waits_and_says_so(device):

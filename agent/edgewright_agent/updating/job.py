@@ -87,7 +87,7 @@ class Job:
         self.wanted: DesiredModel | None = None
         self.rev = 0  # of the document that wants it
         self.unsuited: DesiredModel | None = None  # wanted, and not for this device: waits until something else is
-        self.waiting: DesiredModel | None = None  # wanted, and it was told that its hours are not now
+        self.waiting: tuple[DesiredModel, str] | None = None  # wanted, and what was told of its hours
         self.loaded: Loaded | None = None
         self.candidate: Loaded | None = None
         self.watch: Watch | None = None

@@ -51,9 +51,9 @@ def due(job: Job, wall_ms: int | None, online: bool) -> bool:
     if job.now_s < job.retry_at_s:
         return False
     reason = out_of_hours(wanted, wall_ms)
-    if reason and job.waiting != wanted:
-        job.emit(record, reason)
-    job.waiting = wanted if reason else None
+    if reason and job.waiting != (wanted, reason):
+        job.emit(record, reason, failure="operator" if over(wanted, wall_ms) else None)
+    job.waiting = (wanted, reason)
     return not reason
 
 
@@ -76,9 +76,9 @@ def out_of_hours(wanted: DesiredModel, wall_ms: int | None) -> str:
     if wall_ms is None:
         return "waits: it is wanted at certain hours, and this device does not know the time yet"
     if wall_ms < (wanted.not_before or 0):
-        return f"waits until {wanted.not_before} ms (UTC), now {wall_ms}"
+        return f"waits until {wanted.not_before} ms (UTC)"
     if over(wanted, wall_ms):
-        return f"not begun: it was wanted until {wanted.not_after} ms (UTC), now {wall_ms}; give it new hours"
+        return f"not begun: it was wanted until {wanted.not_after} ms (UTC); give it new hours"
     return ""
 
 
