@@ -11,6 +11,7 @@ from edgewright_agent.updating import measurement, proof, proving, steps
 from edgewright_agent.updating.measurement import Measured, missed
 from edgewright_agent.updating.selftest import NoVerdict
 from edgewright_agent.updating.selftest_child import Verdict
+from edgewright_agent.updating.slots import Store
 from edgewright_contracts.manifest import Budgets
 from edgewright_runtime.runtime import NoMemory
 from sim import homes, packages
@@ -95,7 +96,17 @@ def test_on_another_cpu_the_self_test_runs_once_more_before_anything_answers(hom
     for _ in range(2):
         with world.agent() as agent:
             assert agent.model("digits").active.digest == second.digest
-    assert len(runs) == 1
+    assert [root.name for root, *_ in runs] == ["b", "a"]  # what answers, and what it could go back to
+
+
+def test_a_previous_package_that_crashes_on_another_cpu_is_forgotten(home, monkeypatch):
+    world, _, second = home
+    elsewhere(monkeypatch)
+    monkeypatch.setattr(proving, "selftest", lambda root, *_, **__: (Verdict(root.name == "b", "killed"), ""))
+    with world.agent() as agent:
+        assert agent.model("digits").active.digest == second.digest
+        assert world.hub.wait(lambda: any("1.0.0 fails here: killed" in reason for reason in told(world)))
+    assert Store(RealDisk(), world.home("dev-1") / "models", "digits").state.a is None
 
 
 def test_a_package_that_fails_on_another_cpu_gives_way_to_the_one_before_it(home, monkeypatch):

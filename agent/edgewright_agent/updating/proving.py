@@ -2,7 +2,7 @@
 
 Guarantee: a slot answers on a runtime and a CPU on which it passed its self-test, or an operator was told why it
 answers all the same. After a new version of the runtime, on another board, or with damaged files of the optimised form,
-the active slot is tested before it answers. If it fails there:
+the active slot is tested before it answers, and the previous package beside it. If the active one fails:
 
 - the previous package answers, if that passes here; a package on trial is sent back, and not blocked: it is not to
   blame for another runtime;
@@ -84,6 +84,7 @@ class Proving:
             return True
         if verdict.passed:
             job.emit(job.record, f"another runtime, CPU or damaged files: self-test again: {told(verdict)}")
+            self._previous(job)
             return True
         return self._failed(job, side, f"self-test on this runtime and CPU: {verdict.reason}", verdict.ran, tail)
 
@@ -92,9 +93,7 @@ class Proving:
             job.go(Event.DELAYED, reason=reason, failure="operator", log_tail=tail)
             return False  # the rollback is next
         other = job.state.spare
-        slot = job.state.slot(other)
-        committed = slot is not None and slot.digest not in (job.record.digest, *job.state.blocked)
-        if committed and self._passes(job.store, other):
+        if _previous(job) is not None and self._passes(job.store, other):
             job.emit(job.record, f"{reason}; the previous package answers", failure="operator", log_tail=tail)
             job.store.save(msgspec.structs.replace(job.state, active=other))
             return True
@@ -104,6 +103,22 @@ class Proving:
             package, variant, slot = _opened(job.store, side)
             proof.write(self._disk, package.root, proof.make(package, variant, slot.runtime, {}, reason))
         return ran
+
+    def _previous(self, job: Job) -> None:
+        """The package to go back to is tested as well, and forgotten when it would take the application with it."""
+        if (slot := _previous(job)) is None:
+            return
+        try:
+            verdict = None if self.proven(job.store, job.state.spare) else self.prove(job.store, job.state.spare)[0]
+        except (ContractError, Unavailable, MemoryError) as error:
+            log.warning("%s: the previous package cannot be tested: %s", job.store.name, error)
+            return
+        if verdict is not None and not verdict.passed:
+            job.emit(
+                job.record, f"the previous package {slot.version} fails here: {verdict.reason}", failure="operator"
+            )
+            if not verdict.ran:
+                job.store.save(job.state.with_slot(job.state.spare, None))
 
     def _passes(self, store: Store, side: Side) -> bool:
         try:
@@ -124,6 +139,12 @@ def told(verdict: Verdict) -> str:
 def made(disk: Disk, package: Package, variant: Variant, runtime: str) -> tuple[Path, bool]:
     """(file to load, whether it is an optimised one). Raises Unavailable, OSError."""
     return proof.to_load(package, variant, proof.read(disk, package, variant, runtime))
+
+
+def _previous(job: Job) -> Slot | None:
+    """What was committed before the active package, if it is still there: not a candidate, and not what failed."""
+    slot = job.state.slot(job.state.spare)
+    return slot if slot is not None and slot.digest not in (job.record.digest, *job.state.blocked) else None
 
 
 def _opened(store: Store, side: Side) -> tuple[Package, Variant, Slot]:
