@@ -303,3 +303,25 @@ def test_a_clean_end_logs_no_error(broker, tmp_path, caplog):
     assert ear.wait(("connected", 1))
     link.stop()
     assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+
+def test_another_profile_is_told_to_the_broker_without_a_restart_and_pings_follow_it(broker, tmp_path, monkeypatch):
+    monkeypatch.setattr(mqtt, "LOOK_S", 0.02)
+    monkeypatch.setattr(mqtt, "BACKOFF_S", (0.01, 0.02))
+    metered = threading.Event()
+    ear = Ear()
+    link = MqttTransport(broker.identity(tmp_path / "d", "dev-1"), "b" * 16, metered=metered.is_set)
+    told = []
+    opened = mqtt.Wire.open
+    monkeypatch.setattr(mqtt.Wire, "open", lambda self, tell_s: (told.append(tell_s), opened(self, tell_s))[1])
+    try:
+        link.start(ear)
+        assert ear.wait(("connected", 1))
+        first = link.traffic()
+        metered.set()
+        assert ear.wait(("connected", 2))
+        assert told == [120.0, 1200.0]
+        assert link.condition().connections == 2
+        assert link.traffic()[0] > first[0]  # what the first connection carried stays counted
+    finally:
+        link.stop()
