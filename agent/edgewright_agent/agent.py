@@ -36,6 +36,7 @@ from . import tls
 from .clock import Clock, SystemClock
 from .console import status
 from .console.errands import Errands
+from .console.logtail import LogTail
 from .delivery.mqtt import MqttTransport, Transport
 from .delivery.nohub import NoHub
 from .delivery.reporter import Reporter
@@ -136,6 +137,15 @@ class Agent:
             lambda after, reason: self._reporter.notices.note(Notice("certificate", after, reason)),
             share=random.random(),
         )
+        self._tail = LogTail(self._disk, self.home, self._clock)
+        self._errands = Errands(
+            self.emit,
+            self._clock,
+            self.boot_id,
+            unforeseen,
+            rounds=(self._look_for_packages, self._tail.keep),
+            verbs={"bench": self._bench, "collect": self._collect},
+        )
         self._reporter = Reporter(
             self.home,
             disk=self._disk,
@@ -152,8 +162,8 @@ class Agent:
             born=self._birth,
             received=lambda: link.received,
             unforeseen=unforeseen,
+            errand=self._errands.ask,
         )
-        self._errands = Errands(unforeseen, (self._look_for_packages,))
         self._threads = [
             threading.Thread(target=self._reporter.run, name="edgewright-telemetry", daemon=True),
             threading.Thread(target=self._installer.run, name="edgewright-install", daemon=True),
@@ -161,6 +171,7 @@ class Agent:
         ]
 
     def __enter__(self) -> Agent:
+        logging.getLogger(__package__).addHandler(self._tail)
         self._spool.begin(self._reporter.opened())
         try:
             self._installer.boot(unclean=self._spool.after_crash, cut=restarted(self._disk, self.home))
@@ -194,6 +205,9 @@ class Agent:
             if thread.is_alive():
                 thread.join(JOIN_S)
         self._transport.stop()
+        logging.getLogger(__package__).removeHandler(self._tail)
+        with contextlib.suppress(OSError):  # it is said already, by whoever needed the disk more
+            self._tail.keep(last=True)
         self._unlock()
 
     def _unlock(self) -> None:
@@ -362,6 +376,19 @@ class Agent:
         state = self._installer.states().get(wish.name)
         held = [slot.digest for slot in (state.a, state.b) if slot is not None] if state else []
         return state is not None and (wish.digest in held or wish.digest in state.blocked)
+
+    def _bench(self) -> str:
+        from .console import bench  # seldom asked for, and memory is scarce
+
+        found = [bench.bench(self.home, m.name) for m in self.models() if m.active is not None]
+        return msgspec.json.encode(found).decode()
+
+    def _collect(self) -> str:
+        from .console import collect
+
+        limits = self._reporter.config.limits
+        more = {"limits": msgspec.to_builtins(limits), "rss_mb": round(resident_kb() / 1024, 1), "dead": self.dead()}
+        return collect.collect(self.home, log=self._tail.text(), more=more)
 
     def _connected(self) -> Transport:
         if self.identity.alone:

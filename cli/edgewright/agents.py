@@ -16,6 +16,7 @@ import numpy as np
 from edgewright_contracts.errors import RequestError
 
 from . import onboarding
+from .inquiries import bench, collect
 from .sideloading import sideload
 
 if TYPE_CHECKING:
@@ -179,7 +180,8 @@ def predict(home: Path, model: str, file: Path, as_json: bool) -> None:
         click.echo(f"  {name}: {json.dumps(values)[:200]}")
 
 
-agent.add_command(sideload)
+for command in (sideload, bench, collect):
+    agent.add_command(command)
 
 
 def _print(answer: Any) -> None:

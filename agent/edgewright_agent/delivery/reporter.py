@@ -86,12 +86,13 @@ class Reporter:
         born: Callable[[int, int], bytes],
         received: Callable[[], int],
         unforeseen: Unforeseen,
+        errand: Callable[[Command], None] = lambda command: log.warning("command %s has no thread here", command.verb),
     ) -> None:
         self._clock = clock
         self._meter, self._spool, self._transport, self._wake = meter, spool, transport, wake
         self._boot_id, self._subjects, self._hurried = boot_id, subjects, hurried
         self._observe, self._born = observe, born
-        self._unforeseen = unforeseen
+        self._unforeseen, self._errand = unforeseen, errand
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._pending: list[Window] = []  # sealed, but the disk did not take them yet
@@ -375,7 +376,7 @@ class Reporter:
             self._offered.clear()
             self._greet()
         else:
-            log.warning("command %s is not supported by this agent", command.verb)
+            self._errand(command)
         self._commands = [*self._commands, command.id][-COMMANDS_KEPT:]
 
 
