@@ -94,8 +94,6 @@ def told(found: Status, home: Path) -> list[str]:
         lines.append(_certificate(found.certificate_ends))
     if found.live is not None:
         lines += _living(found.live, found.proxy)
-    elif found.alive:
-        lines.append("  it does not answer at its socket: it belongs to another user, or starts")
     if not found.models:
         lines.append("  no model: the hub has asked for none yet")
     for m in found.models:
