@@ -238,6 +238,7 @@ def test_a_hot_device_gives_up_what_can_wait_and_takes_it_back_when_it_is_cool(w
     assert usage.temperature_dk.max == 3482
     assert usage.temperature_dk.n == usage.rss_kb.n > 40
     assert rss_mb > 1
+    assert world.watch.readings.threads >= 1
 
 
 def test_bytes_count_as_the_wire_carries_them_and_a_restart_gives_no_new_budget(world):

@@ -62,6 +62,7 @@ class Readings(NamedTuple):
     temperature_c: float | None = None
     link_bytes: int = 0  # of telemetry today, both ways, as the wire carried them
     written_bytes: int = 0  # today
+    threads: int = 0  # of the process, for whoever looks at it: nothing is given up for them
 
 
 class Strain(NamedTuple):

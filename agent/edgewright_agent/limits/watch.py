@@ -100,6 +100,7 @@ class Watch:
             self._device.temperature_c(),
             day.link,
             day.written,
+            self._device.threads(),
         )
         held = governor.advance(self._held, self.readings, asked, now_s)
         self._say(held, asked)
