@@ -15,6 +15,7 @@ from edgewright_agent.updating import orders, update
 from edgewright_agent.updating.failures import DiskFull
 from edgewright_agent.updating.fetch import LinkDown
 from edgewright_agent.updating.inbox import Sealed, Wish
+from edgewright_agent.updating.selftest_child import Verdict
 from edgewright_agent.updating.slots import Committed, ModelState, Slot, Store, files
 from edgewright_agent.updating.trust import NotAllowed
 from edgewright_agent.updating.update import Event, Record, State
@@ -96,7 +97,14 @@ class Device:
         self.installer._unforeseen._emit = self.host.emit
         self.installer._uniform = lambda: 0.5
         self.installer._steps._trust = self
+        self.installer._steps.proving.prove = self.prove
         self.installer.boot(unclean=unclean)
+
+    def prove(self, store, side, interrupt=None):
+        """Passed, without the process that a self-test is; the disk may not take the proof."""
+        if self.disk.refused:
+            raise OSError(errno.EROFS, "read-only file system")
+        return Verdict(True, ""), ""
 
     def manifest(self, name, digest, interrupt=None):
         raise self.failing
@@ -360,7 +368,7 @@ def test_a_candidate_that_takes_the_process_down_from_the_shadow_three_times_is_
         device.boot(unclean=True)
         assert (device.job.record.state, device.job.record.crashes) == (State.SHADOW, crashes)
     device.boot(unclean=True)
-    assert device.host.told[-1].reason == "3 unclean boots in shadow"
+    assert "3 unclean boots in shadow" in [e.reason for e in device.host.told]
     assert second.digest in device.job.state.blocked
     assert device.host.answers == first.digest
 
