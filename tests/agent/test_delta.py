@@ -154,6 +154,12 @@ def test_a_device_without_zstandard_takes_the_whole_file(device, monkeypatch):
     assert not any("/deltas/" in path for path, _ in device.repository.requests)
 
 
+def test_a_device_without_room_for_a_patch_beside_the_file_takes_the_file(device, monkeypatch):
+    device.patch(make(OLD, NEW))
+    monkeypatch.setattr(device.disk, "free", lambda path: len(NEW) + 1000)
+    assert device.get()[0] == 0
+
+
 def test_a_device_that_runs_nothing_asks_for_no_patch(device):
     device.store.save(msgspec.structs.replace(device.store.state, active=None))
     assert device.running is None

@@ -66,6 +66,8 @@ class Downloads:
             return ref.size
         if not delta.fits(old, ref) or importlib.util.find_spec("zstandard") is None:
             return 0
+        if self._disk.free(part.parent) < ref.size + delta.most(ref):
+            return 0
         return self._patched(old, base.root / file, ref, part, interrupt)
 
     def _patched(self, old: FileRef, place: Path, ref: FileRef, part: Path, interrupt: Callable[[], None]) -> int:

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import re
 import socket
-import sys
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -27,6 +25,7 @@ from edgewright_contracts.errors import Refused, Unavailable
 from ..clock import Clock, SystemClock
 from ..disk import Disk
 from .pace import Bucket, Ration
+from .wire import Bytes, Wire
 
 CHUNK: Final = 64 << 10
 SYNC_BYTES: Final = 256 << 10
@@ -36,8 +35,6 @@ SLOW_S: Final = 60.0  # in which a link
 SLOW_BYTES: Final = 960  # must bring so much: 128 bit/s, a tenth of the slowest modem in use
 PACED_BUFFER: Final = (4 << 10, 256 << 10)  # what the kernel may take in ahead of a paced reader, least and most
 _RANGE: Final = re.compile(r"bytes (\d+)-")
-# struct tcp_info: 8 bytes, 24 numbers of 4, two of 8, then tcpi_bytes_acked and tcpi_bytes_received (Linux 4.2)
-_SENT, _RECEIVED, _TCP_INFO = 120, 128, 136
 
 
 class LinkDown(Unavailable):
@@ -92,7 +89,7 @@ class Link:
         self._pool = self._connections(None)
         self.stopping = threading.Event()  # breaks off whatever is being read
         self._wait = wait or self.stopping.wait
-        self._wire: weakref.WeakKeyDictionary[socket.socket, tuple[int, int]] = weakref.WeakKeyDictionary()
+        self._wire = Wire()
         self._bucket: Bucket | None = None
         self.download = Download()  # what the hub asked for last
         self.received = 0  # bytes, as they came over the wire: headers and TLS among them where the kernel tells
@@ -128,13 +125,13 @@ class Link:
                 amount = self._turn()
                 began_s = self._now_s()
                 chunk = response.read1(amount, decode_content=False)
+                took_s, brought = took_s + self._now_s() - began_s, brought + len(chunk)
                 self._took(connection, len(chunk))
                 if self.stopping.is_set():
                     raise LinkDown(f"{response.url}: the agent stops")
                 if not chunk:
                     return
                 yield chunk
-                took_s, brought = took_s + self._now_s() - began_s, brought + len(chunk)
                 if took_s >= SLOW_S:
                     if brought < SLOW_BYTES:
                         raise LinkDown(f"{response.url}: expected {SLOW_BYTES} bytes in {took_s:.0f} s, got {brought}")
@@ -292,11 +289,7 @@ class Link:
         """Count `n` bytes that were read, or whatever else the kernel says came over this connection."""
         if self._bucket is not None:
             self._bucket.take(n)
-        sent, received = 0, n
-        if connection is not None and (now := _kernel_counts(connection)) is not None:
-            then = self._wire.get(connection, (0, 0))
-            self._wire[connection] = now
-            sent, received = now[0] - then[0], now[1] - then[1]
+        sent, received = self._wire.since_last(connection) or Bytes(0, n)
         self.sent += sent
         self.received += received
         if self._ration is not None and self.download.bytes_per_day is not None:
@@ -327,14 +320,3 @@ def _length(response: urllib3.BaseHTTPResponse) -> int:
 def _socket(response: urllib3.BaseHTTPResponse) -> socket.socket | None:
     """Of a connection that still has some of the body to bring."""
     return getattr(response.connection, "sock", None)
-
-
-def _kernel_counts(connection: socket.socket) -> tuple[int, int] | None:
-    """(sent, received) bytes of a TCP connection since it began, its TLS included. None where nobody counts them."""
-    try:
-        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO)
-    except (OSError, AttributeError):
-        return None
-    if len(info) < _TCP_INFO:
-        return None
-    return tuple(int.from_bytes(info[at : at + 8], sys.byteorder) for at in (_SENT, _RECEIVED))  # type: ignore[return-value]
