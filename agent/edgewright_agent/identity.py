@@ -6,7 +6,7 @@ identity/hub.json                 `Hub`: who this is and how the hub is reached
 identity/root.json                the owner's first root metadata, pinned by the enrolment token
 
 A renewal replaces device.crt alone and keeps the key, so that no power cut can leave a key beside a certificate of
-another one (docs/adr/0011).
+another one (docs/adr/0013).
 """
 
 from __future__ import annotations
