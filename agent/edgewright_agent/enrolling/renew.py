@@ -2,7 +2,7 @@
 
 The certificate that is in force asks for the next, for the same key: so one atomic write replaces device.crt, and at no
 moment does a key lie beside a certificate of another. (The key of a device that was opened is replaced by enrolling
-anew: docs/adr/0012.) Prints {"ends": seconds} or {"error": reason}; exit status as the command line's.
+anew: docs/adr/0013.) Prints {"ends": seconds} or {"error": reason}; exit status as the command line's.
 """
 
 from __future__ import annotations
