@@ -56,6 +56,9 @@ def test_it_is_refused_without_blame_until_the_application_names_what_makes_the_
         agent.model("digits", transform=doubled)
         assert agent.model("digits").wait(20)
         assert agent.model("digits").predict({"image": doubled(halves())[0]}).digest == package.digest
+        agent.model("digits", transform=shifted)  # the application was updated, and not for the better
+        assert world.hub.wait(lambda: told[-1].reason.startswith("2.0.0 answers, but the application's preprocessing:"))
+        assert agent.model("digits").active is not None
     assert not any(e.after == "blocked" for e in told)
     assert list((world.home("dev-1") / "models" / "digits").rglob("golden.npz"))
 

@@ -7,7 +7,8 @@ of phase `shadow`, and tells the meter how many answers agreed and how much sure
 Guarantee: an inference never waits for it and never fails because of it. It takes at most its share of one core; what
 does not fit into that or into the queue is shed and counted. A candidate that throws, says NaN or hangs ends it.
 
-Cost for an inference: one comparison with None without a shadow run, else 0.3 µs, and the copies when it is drawn.
+Cost for an inference: one comparison with None without a shadow run; with one 0.3 µs, and 4 µs for a small input that
+is drawn.
 """
 
 from __future__ import annotations

@@ -179,8 +179,15 @@ class Installer:
         orders.take(self._job(wish.model.name), wish)
 
     def _registered(self, news: Registered) -> None:
-        if news.model in self._jobs:
-            orders.registered(self._jobs[news.model])
+        job = self._jobs.get(news.model)
+        if job is None:
+            return
+        orders.registered(job)
+        if job.loaded is not None:
+            try:
+                self._steps.check_transform(job.store.name, job.loaded.package)
+            except Unsuited as error:  # an update of the application, most likely: it answers, and somebody must know
+                job.emit(job.record, f"{job.loaded.package.manifest.version} answers, but {error}", failure="operator")
 
     def _observed(self, sealed: Sealed) -> None:
         job = self._jobs.get(sealed.model)

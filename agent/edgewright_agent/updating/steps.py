@@ -122,7 +122,7 @@ class Steps:
 
     def _selftest(self, job: Job) -> None:
         side, _ = job.staged()
-        self._check_transform(job.store.name, job.store.verified(side))
+        self.check_transform(job.store.name, job.store.verified(side))
         verdict, tail = self.proving.prove(job.store, side, lambda: self._interrupt(job))
         if verdict.passed:
             asked = job.record.wanted is not None and job.record.wanted.shadow is not None
@@ -130,7 +130,7 @@ class Steps:
         else:
             job.go(Event.BROKEN, reason=f"self-test: {verdict.reason}", failure="model", log_tail=tail)
 
-    def _check_transform(self, name: str, package: Package) -> None:
+    def check_transform(self, name: str, package: Package) -> None:
         """The application does to its samples what the package was made with. Raises Unsuited, ContractError."""
         manifest = package.manifest
         if manifest.preprocess != "host":
