@@ -1,119 +1,68 @@
-"""The power is cut at each disk call of an installation: afterwards the device runs a whole package, and converges."""
+"""The power is cut at each disk call of a device's life: what is left starts, answers, and has lost no sealed count.
+
+All states are walked by benchmarks/power_cuts.py, with the same code; here it is a sample of them, spread evenly.
+"""
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from edgewright_agent.updating import slots, update
 from edgewright_agent.updating.slots import ModelState, Slot, Store
-from edgewright_agent.updating.update import Event, Record, State
-from edgewright_contracts.desired import DesiredModel
+from edgewright_agent.updating.update import State
+from edgewright_contracts import event
 from edgewright_contracts.errors import ContractError
-from sim import packages
-from sim.disk import PowerCut, SimDisk
+from sim import power
+from sim.disk import KEEPS, SimDisk
 
 MODELS = Path("/home/models")
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    root = tmp_path_factory.mktemp("packages")
-    return [packages.make_package(root / str(i), version=f"{i}", seed=i) for i in (1, 2)]
+def life(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("life")
+    with power.served(folder) as one:
+        power.live(one, folder)
+        yield one
 
 
-def wish(package) -> DesiredModel:
-    return DesiredModel(name="digits", digest=package.digest)
+def test_the_life_that_is_cut_short_passes_every_state_of_the_table(life):
+    told = [event.decode_event(payload) for _, kind, payload in life.heard if kind == "event"]
+    once_more = {"held"}  # one more write of idle's record, after more attempts than a life has time for
+    assert {state.value for state in State} - {one.after for one in told} <= once_more
+    assert any("/blobs/" in path and wanted for path, wanted in life.repository.requests)  # a download went on
+    assert sum(call.what == "append" and "parts" in call.path.parts for call in life.calls) > 30  # pieces of downloads
 
 
-def install(store: Store, disk: SimDisk, package, record: Record) -> None:
-    """The disk's share of every step from fetch to commit, in the installer's order."""
-
-    def go(**changes: object) -> None:
-        nonlocal record
-        record = update.advance(record, Event.DONE)
-        store.save(msgspec.structs.replace(store.state, record=record, **changes))
-
-    variant = package.manifest.variant("onnx-fp32")
-    for file in slots.needed(variant):
-        data = package.read(file)
-        part = store.part(hashlib.sha256(data).hexdigest())
-        disk.write(part, data)
-        disk.fsync(part)
-        disk.fsync(part.parent)
-    go()
-    slot = Slot(package.digest, package.manifest.version, variant.id, "onnxruntime")
-    store.stage(package.manifest_bytes, slot)
-    go()  # → selftest
-    go()  # → warmup
-    go()  # → activate
-    go(active=store.state.spare)  # → probation, with the pointer
-    go()  # → commit
-    go()  # → idle
+def test_wherever_the_power_is_cut_a_good_model_answers_and_no_sealed_count_is_lost_or_doubled(life, tmp_path):
+    found = list(power.cuts(life))
+    assert len(found) >= 300
+    assert {one.keep for one in found} == set(KEEPS)
+    for number, one in enumerate(found[:: len(found) // 30]):
+        verdict = power.restart(life, one, tmp_path / str(number), to_the_end=number % 8 == 4)
+        assert verdict == power.Verdict(answered=True, settled=True, lost=0, doubled=0)
 
 
-def whole(disk: SimDisk, store: Store) -> str | None:
-    """The digest of what would run, after checking every byte of it; None when nothing is active."""
-    side = store.state.active
-    if side is None:
-        return None
-    slot = store.state.slot(side)
-    assert slot is not None, "the pointer names an empty slot"
-    data = disk.read(store.side(side) / "manifest.json")
-    assert hashlib.sha256(data).hexdigest() == slot.digest
-    manifest = slots.decode_manifest(data)
-    for file in slots.needed(manifest.variant(slot.variant)):
-        assert hashlib.sha256(disk.read(store.side(side) / file)).hexdigest() == manifest.files[file].sha256
-    return slot.digest
+def careless(life, forgets) -> list[power.Call]:
+    """The same life of an agent that forgets some fsyncs."""
+    nothing = power.Call("mkdir", Path("models"))
+    return [nothing if call.what == "fsync" and forgets(call.path) else call for call in life.calls]
 
 
-def begin(store: Store, package) -> Record:
-    record = update.want(Record(), wish(package))
-    store.save(msgspec.structs.replace(store.state, record=record))
-    return record
+def test_the_same_walk_finds_what_is_lost_when_the_spool_is_not_synced(life, tmp_path, monkeypatch):
+    monkeypatch.setattr(life, "calls", careless(life, lambda path: path.parts[:1] == ("spool",)))
+    monkeypatch.setattr(power, "ANSWER_S", 0.1)
+    *_, last = power.cuts(life, keeps=("least",))
+    last = last._replace(at=len(life.calls) - 1)  # the same is left until the end
+    assert power.restart(life, last, tmp_path / "home", to_the_end=False).lost > 0
 
 
-@pytest.mark.parametrize("keep", ["least", "most"])
-def test_wherever_the_power_is_cut_a_whole_package_runs_and_the_next_try_ends_well(two, keep):
-    first, second = two
-    probe = SimDisk()
-    store = Store(probe, MODELS, "digits")
-    install(store, probe, first, begin(store, first))
-    before = probe.calls
-    install(store, probe, second, begin(store, second))
-    assert whole(probe, store) == second.digest
-    for cut_at in range(before + 1, probe.calls + 1):
-        disk = SimDisk()
-        store = Store(disk, MODELS, "digits")
-        install(store, disk, first, begin(store, first))
-        disk.cut_at = cut_at
-        with pytest.raises(PowerCut):
-            install(store, disk, second, begin(store, second))
-        disk.crash(keep)
-        store = Store(disk, MODELS, "digits")
-        running = whole(disk, store)
-        assert running in (first.digest, second.digest), cut_at
-        record, then = update.resume(store.state.record, unclean=True)
-        assert then is None
-        if record.state is State.IDLE and running == first.digest:
-            record = begin(store, second)
-        if record.state is State.FETCH:
-            install(store, disk, second, record)
-            running = whole(disk, store)
-        elif running == first.digest:  # staged and durable, not yet active
-            slot = store.state.slot(store.state.spare)
-            assert slot is not None
-            assert slot.digest == second.digest
-            running = whole_spare(disk, store)
-        assert running == second.digest, (cut_at, record.state)
-
-
-def whole_spare(disk: SimDisk, store: Store) -> str | None:
-    store.state = msgspec.structs.replace(store.state, active=store.state.spare)
-    return whole(disk, store)
+def test_the_same_walk_finds_what_does_not_answer_when_a_model_is_not_synced(life, tmp_path, monkeypatch):
+    monkeypatch.setattr(life, "calls", careless(life, lambda path: "parts" in path.parts))
+    committed = life.runs[0][0]
+    first = next(one for one in power.cuts(life, keeps=("names",)) if one.at > committed)
+    assert not power.restart(life, first, tmp_path / "home", to_the_end=False).answered
 
 
 def test_a_damaged_state_file_is_named():

@@ -64,6 +64,19 @@ class SimDisk:
         self.durable_names = dict(self.names)
         self.cut_at = None
 
+    def copy(self) -> SimDisk:
+        """Another disk that holds the same; contents are shared."""
+        other = SimDisk()
+        twins: dict[File, File] = {}
+        for file in (*self.names.values(), *self.durable_names.values()):
+            if file not in twins:
+                twin = twins[file] = File()
+                twin.data, twin.durable = file.data, file.durable
+        other.names = {path: twins[file] for path, file in self.names.items()}
+        other.durable_names = {path: twins[file] for path, file in self.durable_names.items()}
+        other.folders = set(self.folders)
+        return other
+
     def image(self) -> dict[Path, bytes]:
         """What a restart finds."""
         return {path: file.data for path, file in self.names.items()}

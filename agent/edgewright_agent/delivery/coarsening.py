@@ -21,10 +21,35 @@ DAY_MS: Final = 24 * HOUR_MS
 SPANS: Final = (HOUR_MS, DAY_MS)  # the finer first
 STEP_MS: Final = 1000  # of a clock: less is drift
 
+
+class Heading(msgspec.Struct, array_like=True, frozen=True):
+    """The first fields of a window, which say where it belongs: read in a microsecond, all of it takes a hundred."""
+
+    boot_id: str
+    mono_start_ms: int
+    mono_end_ms: int
+    wall_start_ms: int | None
+    clock: Clock
+    span: int
+    next_due_s: int
+    digest: str
+    variant: str
+    context: str
+    edge_hash: str
+    phase: str
+    rollout: str
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        return (self.digest, self.variant, self.context, self.edge_hash, self.phase, self.rollout)
+
+
+read_heading: Final = msgspec.msgpack.Decoder(Heading).decode
+
 _SURER: Final[dict[Clock, int]] = {"unknown": 0, "free": 1, "synced": 2}
 
 
-def group(window: Window, span_ms: int) -> object:
+def group(window: Window | Heading, span_ms: int) -> object:
     """Windows of one group may merge."""
     wall = window.wall_start_ms
     time = ("boot", window.mono_start_ms // span_ms) if wall is None else ("wall", wall // span_ms)

@@ -101,7 +101,7 @@ def fold(data: bytes) -> tuple[State | None, int]:
     while at + _FRAME.size <= len(data):
         length, crc = _FRAME.unpack_from(data, at)
         payload = data[at + _FRAME.size : at + _FRAME.size + length]
-        if len(payload) < length or zlib.crc32(payload) != crc:
+        if not length or len(payload) < length or zlib.crc32(payload) != crc:  # zeros are no record
             break
         try:
             record = _DECODER.decode(payload)

@@ -170,13 +170,15 @@ class Spool:
         state, records = self._state, list[Record]()
         excess = state.held_bytes - self._cap * 7 // 8
         for span in coarsening.SPANS:
-            windows = {i.id: report.decode_window(i.body) for i in state.unnumbered if i.kind == "report"}
-            groups = [coarsening.group(windows[i.id], span) if i.id in windows else None for i in state.unnumbered]
+            groups = [
+                coarsening.group(coarsening.read_heading(i.body), span) if i.kind == "report" else None
+                for i in state.unnumbered
+            ]
             for items in ledger.to_merge(state, groups):
                 if excess <= 0:
                     break
                 try:
-                    body = report.encode_window(coarsening.merged([windows[i.id] for i in items]))
+                    body = report.encode_window(coarsening.merged([report.decode_window(i.body) for i in items]))
                 except ContractError as error:  # such as a sum beyond its bound: they stay apart, and may be dropped
                     log.warning("windows that cannot be merged: %s", error)
                     continue
@@ -188,7 +190,7 @@ class Spool:
             if excess <= 0:
                 break
             ids.append(item.id)
-            lost += report.decode_window(item.body).span if item.kind == "report" else 1
+            lost += coarsening.read_heading(item.body).span if item.kind == "report" else 1
             excess -= len(item.body)
         if ids:
             log.error("the spool is full: dropping %d windows or events that the hub will never see", lost)
