@@ -270,6 +270,23 @@ def test_nan_and_range_of_floats():
         free({"x": np.array([np.nan, 0], np.float32)})
 
 
+@pytest.mark.parametrize("high", [1.0, 0.1, 255.0, 1e39, 0.0])
+def test_a_range_from_zero_is_kept_to_the_last_bit(high):
+    check = checker(TensorIn(name="x", dtype="float32", shape=(2,), valid=(0.0, high)))
+    tiny = np.float32(1e-45)
+    top = np.float32(min(high, float(np.finfo(np.float32).max)))
+    top = top if float(top) <= high else np.nextafter(top, np.float32(0))
+    for good in (0.0, -0.0, top):
+        check({"x": np.array([0, good], np.float32)})
+        check({"x": np.array([[0, 9], [good, 9]], np.float32)[:, 0]})
+    with np.errstate(over="ignore"):
+        above = np.nextafter(top, np.float32(np.inf))
+    for bad, reason in ((above, "range"), (-tiny, "range"), (np.inf, "range"), (-np.inf, "range"), (np.nan, "nan")):
+        with pytest.raises(Rejected) as caught:
+            check({"x": np.array([0, bad], np.float32)})
+        assert caught.value.reason == reason
+
+
 def test_late_labels_join_their_inference_by_confidence(device):
     model, meter, subject = device
     x, labels = packages.draw(100, seed=4)
