@@ -9,14 +9,16 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edgewright_agent.updating import selftest
 from edgewright_agent.updating.pressure import oom_kills, rose
 from edgewright_agent.updating.selftest import CutShort, NoVerdict
 from edgewright_agent.updating.slots import Damaged
+from edgewright_contracts.manifest import SessionOptions
 from edgewright_runtime.runtime import NoMemory
-from sim import packages
+from sim import homes, packages
 
 
 @pytest.mark.parametrize(
@@ -118,6 +120,21 @@ def test_a_runtime_that_maps_its_files_has_no_other_form_of_them(tmp_path):
     package = packages.make_package(tmp_path / "p", with_tflite=True)
     verdict, _ = selftest.selftest(package.root, "tflite-fp32", "litert", stopping=threading.Event())
     assert (verdict.passed, verdict.files) == (True, {})
+
+
+def test_what_a_package_says_of_its_session_is_what_is_tested_and_loaded(world):
+    plain = world.package("v1", slow=1)
+    (variant,) = plain.manifest.variants
+    mapped = msgspec.structs.replace(variant, session=SessionOptions(threads=2, mmap=True, arena=False))
+    package = world.altered(plain, "mapped", variants=(mapped,))
+    homes.install(world.home("dev-1") / "models", package)
+    made = world.home("dev-1") / "models" / "digits" / "a" / "optimised"
+    assert {path.name: path.stat().st_size > 1 << 20 for path in made.iterdir()} == {
+        "model.onnx": False,
+        "weights.bin": True,
+    }
+    with world.agent() as agent:
+        agent.model("digits").predict({"image": packages.draw(1, seed=1)[0][0]})
 
 
 def test_the_peak_is_the_childs_own_however_large_the_agent_is(tmp_path):
