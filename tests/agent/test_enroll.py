@@ -21,6 +21,7 @@ from edgewright_agent.enrolling import enroll as enrolling
 from edgewright_agent.enrolling import names
 from edgewright_agent.enrolling.enroll import Way, enroll
 from edgewright_agent.enrolling.renew import renew
+from edgewright_agent.renewal import in_a_child
 from edgewright_agent.updating.fetch import Link
 from edgewright_contracts import topics
 from edgewright_contracts.errors import ContractError, Refused, RequestError, Unavailable
@@ -93,6 +94,18 @@ def test_a_certificate_is_renewed_over_mutual_tls_for_the_same_key(hub, tmp_path
     with hub.control.connect() as connection:
         said = connection.execute(sa.select(control.audit.c.what).where(control.audit.c.who == "renew-1")).scalars()
         assert list(said) == ["enrol", "renew"]
+
+
+def test_the_agent_renews_in_a_process_of_its_own_and_hears_why_it_could_not(hub, tmp_path):
+    home = tmp_path / "d"
+    enroll(RealDisk(), home, hub=hub.url, token=hub.token(), device="child-1")
+    who = identity.load(home)
+    before = who.certificate.read_bytes()
+    done = in_a_child(who)
+    assert done.ends == who.validity().ends
+    assert who.certificate.read_bytes() != before
+    who.key.unlink()
+    assert "enrol the device anew" in in_a_child(who).reason
 
 
 def test_nobody_renews_without_a_certificate_for_another_key_or_once_retired(hub, tmp_path):

@@ -40,7 +40,7 @@ def test_the_unit_lets_the_agent_write_its_home_and_nothing_else(tmp_path):
     for line in (
         "Type=notify", "NoNewPrivileges=yes", "ProtectSystem=strict", "PrivateTmp=yes", "CapabilityBoundingSet=",
         f"ReadWritePaths={tmp_path}/home", "WatchdogSec=60", "Restart=always", "MemoryHigh=200M", "CPUQuota=50%",
-        "User=edgewright", "SystemCallFilter=@system-service adjtimex",
+        "User=edgewright", "SystemCallFilter=@system-service adjtimex clock_adjtime",
     ):  # fmt: skip
         assert line in lines
     assert not any(line.startswith(("MemoryHigh", "CPUQuota")) for line in unit_of(tmp_path).splitlines())

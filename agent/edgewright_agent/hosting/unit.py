@@ -4,7 +4,7 @@ The agent needs its home, the network and time on a processor, and gets no more:
 on purpose, with what each would break:
 
     MemoryDenyWriteExecute   runtimes and their delegates generate code
-    ProtectClock             the kernel is asked whether the clock is disciplined (adjtimex); there is no capability to
+    ProtectClock             the kernel is asked whether the clock is disciplined (adjtimex); no capability is there to
                              set it
     ProtectControlGroups     the agent sets memory.high of its own cgroup, which `Delegate` gives it
     ProcSubset=pid           /proc/meminfo and the board's name are reported
@@ -110,7 +110,7 @@ def text(options: Options) -> str:
             "RemoveIPC=yes",
             "KeyringMode=private",
             "SystemCallArchitectures=native",
-            "SystemCallFilter=@system-service adjtimex",
+            "SystemCallFilter=@system-service adjtimex clock_adjtime",
             "SystemCallErrorNumber=EPERM",
             "",
             "[Install]",
