@@ -49,6 +49,8 @@ from .inference.shadow import Allowance, Shadow
 from .limits.device import resident_kb
 from .limits.governor import Step
 from .renewal import Renewal
+from .samples.sampling import Redact, Sampling
+from .samples.sending import sender
 from .telemetry.meter import Meter
 from .telemetry.notices import Notice
 from .telemetry.ring import Outcome
@@ -137,14 +139,18 @@ class Agent:
             lambda after, reason: self._reporter.notices.note(Notice("certificate", after, reason)),
             share=random.random(),
         )
+        send = None
+        if hub.api:
+            send = sender(tls.connections(self.identity, self._clock, hub.api, named=True), hub.api, hub.device)
+        self._sampling = Sampling(self._disk, self.home, self._clock, lambda: secrets.token_hex(8), send)
         self._tail = LogTail(self._disk, self.home, self._clock)
         self._errands = Errands(
             self.emit,
             self._clock,
             self.boot_id,
             unforeseen,
-            rounds=(self._look_for_packages, self._tail.keep),
-            verbs={"bench": self._bench, "collect": self._collect},
+            rounds=(self._look_for_packages, self._sample, self._tail.keep),
+            verbs={"bench": self._bench, "collect": self._collect, "resample": self._resample},
         )
         self._reporter = Reporter(
             self.home,
@@ -286,6 +292,11 @@ class Agent:
             )
         self._meter.outcome(Outcome(identifier, name, int(happened)))
 
+    def redact(self, change: Redact) -> None:
+        """`change(model, inputs)` sees every sampled input before it is kept, and gives what may leave this device, by
+        name and of any shape, or None for nothing. It is called on a thread of the agent."""
+        self._sampling.redact = change
+
     # What the installer asks for (job.Host).
 
     @property
@@ -377,6 +388,15 @@ class Agent:
         held = [slot.digest for slot in (state.a, state.b) if slot is not None] if state else []
         return state is not None and (wish.digest in held or wish.digest in state.blocked)
 
+    def _sample(self) -> None:
+        self._sampling.turn(self._reporter.config.samples, room=self.may(Step.SAMPLES))
+        for model in self.models():
+            model.sampler = self._sampling.look if self._sampling.on else None
+
+    def _resample(self) -> str:
+        self._sampling.again()
+        return msgspec.json.encode({"on": self._sampling.on, "counted": self._sampling.counted}).decode()
+
     def _bench(self) -> str:
         from .console import bench  # seldom asked for, and memory is scarce
 
@@ -388,6 +408,7 @@ class Agent:
 
         limits = self._reporter.config.limits
         more = {"limits": msgspec.to_builtins(limits), "rss_mb": round(resident_kb() / 1024, 1), "dead": self.dead()}
+        more["samples"] = dict(self._sampling.counted)
         return collect.collect(self.home, log=self._tail.text(), more=more)
 
     def _connected(self) -> Transport:

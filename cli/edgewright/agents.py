@@ -16,7 +16,7 @@ import numpy as np
 from edgewright_contracts.errors import RequestError
 
 from . import onboarding
-from .inquiries import bench, collect
+from .inquiries import bench, collect, consent
 from .sideloading import sideload
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def predict(home: Path, model: str, file: Path, as_json: bool) -> None:
         click.echo(f"  {name}: {json.dumps(values)[:200]}")
 
 
-for command in (sideload, bench, collect):
+for command in (sideload, bench, collect, consent):
     agent.add_command(command)
 
 

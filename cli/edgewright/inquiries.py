@@ -37,6 +37,24 @@ def bench(home: Path, model: str, as_json: bool) -> None:
 
 @click.command()
 @HOME
+@click.option("--samples", type=click.Choice(["yes", "no"]), required=True, help="Whether inputs may be kept and sent.")
+@JSON
+def consent(home: Path, samples: str, as_json: bool) -> None:
+    """Allow the hub's operator to look at sampled inputs of this device, or forbid it and remove what was kept."""
+    from edgewright_agent.disk import RealDisk
+    from edgewright_agent.samples import consent as word
+
+    word.write(RealDisk(), home, word.Consent(samples=samples == "yes"))
+    if as_json:
+        click.echo(json.dumps({"samples": samples == "yes"}))
+    elif samples == "yes":
+        click.echo("inputs may be sampled, as many as the hub asks for; take it back with --samples no")
+    else:
+        click.echo("no input is kept or sent; what was kept is removed")
+
+
+@click.command()
+@HOME
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write it there; else it is printed.")
 @JSON
 def collect(home: Path, out: Path | None, as_json: bool) -> None:
