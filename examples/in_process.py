@@ -1,8 +1,10 @@
 """A model inside an application: predict, and tell the agent later what was true.
 
-    python examples/in_process.py HOME        # HOME as `edgewright agent enroll --home HOME` made it
+    python examples/in_process.py HOME [IMAGES]
 
-The hub decides which package runs; the application only asks. Rolled out, updated and rolled back without a restart.
+HOME is what `edgewright agent enroll` made, or, without a hub, `edgewright agent sideload digits.ewp`. The application
+only asks: which package answers is decided elsewhere, and changes without a restart. A model that is to answer whatever
+happens gets a `fallback`; `Rejected` says what is wrong with an input, `Unavailable` that no package answers.
 """
 
 from __future__ import annotations
@@ -15,18 +17,18 @@ from edgewright_agent import Agent
 from edgewright_models.digits import data
 
 
-def main(home: str) -> None:
+def main(home: str, n: int = 1000) -> None:
     rng = np.random.default_rng()
     with Agent(home) as agent:
         model = agent.model("digits")
         print("waiting for a package …")
         model.wait()
-        images, truths = data.feed(rng, 1000)
+        images, truths = data.feed(rng, n)
         for image, truth in zip(images, truths, strict=True):
             prediction = model.predict({"image": image})
             agent.label(prediction.id, int(truth))  # or agent.outcome(prediction.id, "pick_ok", True)
-        print(f"1000 predictions, the last by {prediction.variant} of package {prediction.digest[:12]}")
+        print(f"{n} predictions, the last by {prediction.variant} of package {prediction.digest[:12]}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], *map(int, sys.argv[2:]))
