@@ -27,6 +27,8 @@ from .specification import RolloutSpec
 
 MODELS: Final = 32  # of one device, which is what its document holds
 REACH: Final = 10**6  # revisions that a device may be ahead of a hub that was restored from a backup
+CROWD: Final = 256  # devices; fewer may all come at once
+ARRIVALS_PER_S: Final = 16  # downloads that begin, of a larger fleet
 _CHUNK: Final = 500  # devices in one SELECT
 _LOG = logging.getLogger(__name__)
 
@@ -84,7 +86,8 @@ class Changes:
     """
 
     def __init__(self, documents: Mapping[str, Desired], ahead: Mapping[str, int], config: Config) -> None:
-        self._documents, self._ahead, self._config = documents, ahead, config
+        self._documents, self._ahead = documents, ahead
+        self._config = spread(config, len(documents))
         self._changed: dict[str, Desired] = {}
         self.bodies: dict[str, bytes] = {}  # by device, as they go out
         for device in ahead:
@@ -111,6 +114,17 @@ class Changes:
             _LOG.error("%s cannot be told what was decided for it: %s", device, error)
         else:
             self._changed[device] = document
+
+
+def spread(config: Config, devices: int) -> Config:
+    """The configuration of so many devices: a large fleet does not come for the same package in one moment.
+
+    Powers of two, so that a fleet that grows by one changes no document.
+    """
+    if devices < CROWD:
+        return config
+    spread_s = max(config.download.spread_s, float(2 ** (devices.bit_length() - 1) // ARRIVALS_PER_S))
+    return msgspec.structs.replace(config, download=msgspec.structs.replace(config.download, spread_s=spread_s))
 
 
 def granted(document: Desired, wish: Wish, rollout_id: str, spec: RolloutSpec | None, config: Config) -> Desired:

@@ -30,7 +30,7 @@ from sim.repository import Repository
 
 N = int(os.environ.get("EDGEWRIGHT_FUZZ", "0"))
 FUZZ = settings(
-    max_examples=N or 60,
+    max_examples=N or 25,
     derandomize=not N,
     deadline=None,
     database=None,

@@ -17,8 +17,10 @@ from starlette.testclient import TestClient
 
 from edgewright_contracts import delta
 from edgewright_contracts import manifest as m
+from edgewright_contracts.desired import Config, Download
 from edgewright_hub import deltas
 from edgewright_hub.app import RepositoryFiles
+from edgewright_hub.desired_documents import spread
 from edgewright_hub.registry import Registry
 from sim.releases import files_of, manifest_of, targets_of
 
@@ -169,3 +171,10 @@ def test_patches_are_served_in_parts_and_told_apart_by_etag(hub: Owner, made: de
     assert (whole.status_code, rest.status_code, other.status_code) == (200, 206, 200)
     assert rest.content == patch.read_bytes()[1000:]
     assert rest.headers["Content-Range"].startswith("bytes 1000-")
+
+
+@pytest.mark.parametrize(("devices", "spread_s"), [(0, 0), (255, 0), (256, 16), (511, 16), (10_000, 512)])
+def test_a_large_fleet_does_not_come_for_one_package_at_once(devices: int, spread_s: float) -> None:
+    assert spread(Config(), devices).download.spread_s == spread_s
+    operators = Config(download=Download(bytes_per_s=1000, spread_s=3600.0))
+    assert spread(operators, devices) == operators
