@@ -312,13 +312,12 @@ def against_whylogs(runtime: str) -> dict[str, Any] | None:
         numbers = np.column_stack((outputs["monitor"], p.max(axis=1))).astype(np.float64)
         file = Path(folder) / "rows.npz"
         np.savez(file, numbers=numbers, classes=np.array([f"class {i}" for i in p.argmax(axis=1)]))
-        done = subprocess.run(
-            [python, ROOT / "benchmarks" / "peers" / "whylogs_rows.py", file],
-            capture_output=True, text=True, check=False, timeout=PEER_S,
-        )  # fmt: skip
-    if done.returncode:
-        print(f"whylogs: not compared, it failed:\n{done.stderr[-2000:]}", file=sys.stderr)
-        return None
+        command = [python, ROOT / "benchmarks" / "peers" / "whylogs_rows.py", file]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PEER_S)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            print(f"whylogs: not compared: {error}\n{error.stderr or ''}", file=sys.stderr)
+            return None
     theirs = json.loads(done.stdout.splitlines()[-1])
     best = min(theirs["batch_us"].values())
     print(
