@@ -143,6 +143,19 @@ def test_where_none_passes_a_device_answers_with_a_warning_unless_it_crashes(hom
     assert runs.count("b") == (1 if ran else 2)
 
 
+def test_whatever_goes_wrong_with_a_proof_the_agent_starts_and_what_loads_answers(home, monkeypatch):
+    world, _, second = home
+    elsewhere(monkeypatch)
+
+    def bug(*_, **__):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(proving, "selftest", bug)
+    with world.agent() as agent:
+        assert agent.model("digits").active.digest == second.digest
+        assert world.hub.wait(lambda: any("a bug" in e.reason for e in world.hub.events["dev-1"]))
+
+
 @pytest.mark.parametrize("error", [NoMemory("too little memory"), NoVerdict("no Python")])
 def test_a_self_test_that_cannot_be_run_again_is_told_and_leaves_the_model_answering(home, monkeypatch, error):
     world, _, second = home

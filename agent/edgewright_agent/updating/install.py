@@ -102,7 +102,7 @@ class Installer:
     def _proven(self, job: Job) -> bool:
         try:
             return self._steps.proving.again(job)
-        except OSError as error:  # what is proven and cannot be written down is proven again by the next boot
+        except Exception as error:  # a full disk, most likely; what loads answers, and the next boot proves it
             self._unforeseen.tell("install", error)
             return True
 

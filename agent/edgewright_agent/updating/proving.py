@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgewright_contracts.errors import ContractError, Refused, Unavailable
+from edgewright_contracts.errors import Refused, RequestError, Unavailable
 from edgewright_contracts.manifest import Variant
 from edgewright_contracts.package import Package
 
@@ -74,7 +74,7 @@ class Proving:
             if self.proven(job.store, side):
                 return True
             verdict, tail = self.prove(job.store, side)
-        except ContractError:  # Damaged
+        except RequestError:  # Damaged, or a runtime that this agent does not know
             return True  # loading it says so, and takes the other slot
         except (Unavailable, MemoryError) as error:
             log.warning("%s: the self-test cannot be run again: %s", job.store.name, error)
@@ -110,7 +110,7 @@ class Proving:
             return
         try:
             verdict = None if self.proven(job.store, job.state.spare) else self.prove(job.store, job.state.spare)[0]
-        except (ContractError, Unavailable, MemoryError) as error:
+        except (RequestError, Unavailable, MemoryError) as error:
             log.warning("%s: the previous package cannot be tested: %s", job.store.name, error)
             return
         if verdict is not None and not verdict.passed:
@@ -123,7 +123,7 @@ class Proving:
     def _passes(self, store: Store, side: Side) -> bool:
         try:
             return self.proven(store, side) or self.prove(store, side)[0].passed
-        except (ContractError, Unavailable, MemoryError) as error:
+        except (RequestError, Unavailable, MemoryError) as error:
             log.warning("%s: slot %s cannot take over: %s", store.name, side, error)
             return False
 
