@@ -600,6 +600,20 @@ def test_the_declared_fallback_answers_for_a_model_that_cannot_and_says_so(fragi
     assert model.predict({"image": x[0]}).fallback
 
 
+def test_a_fallback_may_ask_the_model_that_another_thread_would_have_to_wait_for(fragile):
+    model, session, _, _, subject, _ = fragile
+    session.concurrent, session.failing = False, True
+    model.switch(Active(subject, session))
+    x, _ = packages.draw(1, seed=4)
+
+    def again(inputs):
+        session.failing, model.fallback = False, None
+        return model.predict(inputs).outputs
+
+    model.fallback = again
+    assert set(model.predict({"image": x[0]}).outputs) == set(OUTPUTS)
+
+
 def test_a_fallback_that_fails_is_unavailable(fragile):
     model, _, _, _, _, _ = fragile
     model.switch(None)

@@ -185,20 +185,22 @@ class Model:
         if turn is not None:
             turn.acquire()
         ran = now()
+        thrown: Exception | None = None
         try:
             found = active.run(batch)
         except Exception as error:
-            active.rows.fail(identifier, began, ran, now(), number, kind(error), age)
-            failed = InferenceFailed(f"{self.name}: {active.session.runtime} failed: {error}")
-            if breaker.failed(now()):
-                self._turned(Turned(active.subject, True, f"{FAILURES} errors in a row, the last: {error}"))
-            if self.fallback is None:
-                raise failed from error
-            return self._otherwise(inputs, failed, active.subject)
+            thrown = error
         finally:
             if turn is not None:
                 turn.release()
         ended = now()
+        if thrown is not None:
+            active.rows.fail(identifier, began, ran, ended, number, kind(thrown), age)
+            if breaker.failed(ended):
+                self._turned(Turned(active.subject, True, f"{FAILURES} errors in a row, the last: {thrown}"))
+            failed = InferenceFailed(f"{self.name}: {active.session.runtime} failed: {thrown}")
+            failed.__cause__ = thrown
+            return self._otherwise(inputs, failed, active.subject)
         if breaker.failures and breaker.succeeded():
             self._turned(Turned(active.subject, False, "a probe succeeded"))
         meter, rows, kept = self._meter, active.rows, b""
