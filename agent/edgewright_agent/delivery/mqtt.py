@@ -264,8 +264,9 @@ class MqttTransport:
 
     def _on_connect(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if reason.is_failure:
-            self._trouble = f"the broker refused the connection: {reason}"
-            log.warning("%s", self._trouble)
+            said = f"the broker refused the connection: {reason}"
+            log.log(logging.DEBUG if said == self._trouble else logging.WARNING, "%s", said)  # once, not at every try
+            self._trouble = said
             return  # paho disconnects
         self._connected_s = self._changed_s = time.monotonic()
         self._good = self._client.route if self._client is not None else None
