@@ -19,11 +19,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from edgewright_contracts import durable
 from edgewright_contracts.errors import RequestError
 from edgewright_contracts.manifest import FileRef, Manifest, encode_manifest
 from edgewright_contracts.package import EVIDENCE, MANIFEST, Package, read_package
 
-from .disk import flush, flush_tree
+from .disk import flush_tree
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -53,7 +54,7 @@ def write_package(out: Path, facts: Mapping[str, Any], files: Mapping[str, bytes
         stage.chmod(0o755)
         flush_tree(stage)
         _renamed(stage, out)
-        flush(out.parent)
+        durable.sync(out.parent)
     except BaseException as error:
         shutil.rmtree(stage, ignore_errors=True)
         if isinstance(error, OSError):

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
+from . import durable
 from .errors import ContractError, RequestError
 from .manifest import MANIFEST_BYTES, Manifest, decode_manifest, digest
 from .signature import SIGNATURE_BYTES
@@ -106,8 +107,8 @@ def read_package(path: Path) -> Package:
 
 
 def write_ewp(path: Path, out: Path, signature: bytes | None = None) -> None:
-    """Pack the package at `path` into `out`: to a sibling first, then renamed, so `out` is whole or absent, and may be
-    `path` itself. With `signature`, it carries that one.
+    """Pack the package at `path` into `out`: to a sibling first, then renamed, so `out` is whole or absent, also after
+    a power cut, and may be `path` itself. With `signature`, it carries that one.
 
     Raises ContractError when the package is not what its manifest says, OSError when the disk refuses.
     """
@@ -125,7 +126,9 @@ def write_ewp(path: Path, out: Path, signature: bytes | None = None) -> None:
             signature = signature or package.signature()
             if signature is not None:
                 _add(archive, SIGNATURE, signature)
+        durable.sync(part)
         part.replace(out)
+        durable.sync(out.parent)
     finally:
         part.unlink(missing_ok=True)
 

@@ -23,10 +23,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from edgewright_contracts import durable
 from edgewright_contracts.errors import ContractError, Refused, RequestError
 from edgewright_contracts.topics import DEVICE
-
-from . import durable
 
 HUB_NAME: Final = "edgewright-hub"  # the one client that may read and write every topic; no device can have it
 CSR_BYTES: Final = 8 * 1024

@@ -19,10 +19,10 @@ import msgspec
 import sqlalchemy as sa
 import zstandard
 
-from edgewright_contracts import delta
+from edgewright_contracts import delta, durable
 from edgewright_contracts.manifest import FileRef, Manifest
 
-from . import control, durable
+from . import control
 from .repository import Repository
 
 OLDER: Final = 3  # versions; what runs longer than that downloads whole files

@@ -16,10 +16,11 @@ import msgspec
 import sqlalchemy as sa
 from tuf.api.metadata import TargetFile  # type: ignore[attr-defined]
 
+from edgewright_contracts import durable
 from edgewright_contracts.errors import ContractError, Refused
 from edgewright_contracts.manifest import MANIFEST_BYTES, Manifest, decode_manifest, target_path
 
-from . import control, durable
+from . import control
 from .repository import SHA256, Repository, verified
 from .store import outside, upsert
 

@@ -35,9 +35,8 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]
     Timestamp,
 )
 
+from edgewright_contracts import durable
 from edgewright_contracts.errors import ContractError, Refused, RequestError
-
-from . import durable
 
 SNAPSHOT_LIFE: Final = timedelta(days=7)
 TIMESTAMP_LIFE: Final = timedelta(days=3)

@@ -28,11 +28,11 @@ from typing import Any, Final
 import msgspec
 import sqlalchemy as sa
 
-from edgewright_contracts import desired
+from edgewright_contracts import desired, durable
 from edgewright_contracts.desired import ACK_S
 from edgewright_contracts.errors import RequestError, Unavailable
 
-from . import control, deltas, durable, enrolment, retention, telemetry, tokens, websocket
+from . import control, deltas, enrolment, retention, telemetry, tokens, websocket
 from .api import Hub
 from .app import device_app, page_app
 from .broker import EmbeddedBroker

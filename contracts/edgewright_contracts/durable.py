@@ -25,9 +25,9 @@ def replace(place: Path, data: bytes, *, mode: int = 0o644) -> None:
     sync(place.parent)
 
 
-def sync(folder: Path) -> None:
-    """Make what was renamed into `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make durable what was written to a file, or what was renamed into a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
