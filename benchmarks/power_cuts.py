@@ -7,7 +7,7 @@ that breaks, refuses, rolls back and reports (tests/sim/power.py). A device star
 knows what it knew at that moment: a good model must answer within that start, and every sealed count must reach the hub
 once. On some of them the device goes on until the right package runs. SIGKILLs: of a real agent in a process of its
 own, updating and reporting over mosquitto to the hub's own ingest (tests/sim/kills.py).
-`--quick` starts on every seventh state and kills five times.
+It starts on every second state and kills 50 times; `--quick` on every seventh, and five times.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Size(NamedTuple):
     kills: int
 
 
-FULL, QUICK = Size(1, 8, 50), Size(7, 110, 5)
+FULL, QUICK = Size(2, 25, 50), Size(7, 110, 5)
 AT_ONCE = 3  # starts; most of their time they wait
 
 
