@@ -14,7 +14,7 @@ from edgewright_agent import identity, tls
 from edgewright_agent.clock import SystemClock
 from edgewright_agent.disk import RealDisk
 from edgewright_agent.enrolling.enroll import TOKEN_PREFIX, enroll
-from edgewright_agent.updating.fetch import Link
+from edgewright_agent.updating.fetch import Absent, Link
 from edgewright_contracts.errors import Refused
 from sim.devicehub import DeviceHub
 from sim.proxy import Proxy
@@ -45,6 +45,15 @@ def test_a_hundred_kilobytes_come_through_resets_over_tls_and_a_tenth_at_most_is
     assert proxy.cuts >= 3
     assert proxy.down - (proxy.cuts + 1) * HANDSHAKE <= 1.1 * SIZE
     assert abs(link.received - proxy.down) < 0.02 * proxy.down  # counted as it came, TLS and all
+
+
+def test_what_is_not_there_costs_no_second_handshake(hub, tmp_path):
+    enroll(RealDisk(), tmp_path, hub=hub.url, token=hub.token(), device="cam-3")
+    link = Link(tls.connections(identity.load(tmp_path), SystemClock(), hub.url))
+    for _ in range(3):
+        with pytest.raises(Absent, match="404"):
+            link.unsigned(RealDisk(), hub.url + "/repo/deltas/a/b.zst", tmp_path / "part", 1000)
+    assert link._pool.connection_from_url(hub.url).num_connections == 1
 
 
 @pytest.mark.parametrize(("field", "reason"), [("ca_sha256", "CA"), ("root_sha256", "root metadata")])

@@ -175,3 +175,36 @@ def test_what_is_on_the_device_and_was_withdrawn_may_not_run(device, repository,
     repository.withdraw(package)
     with pytest.raises(NotAllowed, match="signs no package digits"):
         device.trust.allow(package.manifest.name, package.digest)
+
+
+def test_what_cannot_wait_breaks_off_a_refresh(device, package):
+    class Urgent(Exception):
+        pass
+
+    def interrupt():
+        raise Urgent
+
+    for ask in (device.trust.manifest, device.trust.allow):
+        with pytest.raises(Urgent):
+            ask(package.manifest.name, package.digest, interrupt)
+    assert device.manifest(package) == package.manifest_bytes
+
+
+def test_metadata_that_breaks_off_in_the_middle_is_asked_for_again(device, repository, package, monkeypatch):
+    answer, broken = repository.answer, []
+
+    def breaking(request):
+        if request.path.endswith("targets.json") and not broken:
+            data = (repository.folder / request.path.lstrip("/")).read_bytes() + bytes(2000)
+            broken.append(request.path)
+            request.send_response(200)
+            request.send_header("Content-Length", str(len(data) + 1))
+            request.end_headers()
+            request.wfile.write(data)
+            request.close_connection = True
+            return
+        answer(request)
+
+    monkeypatch.setattr(repository, "answer", breaking)
+    assert device.manifest(package) == package.manifest_bytes
+    assert broken

@@ -31,6 +31,7 @@ CHUNK: Final = 64 << 10
 SYNC_BYTES: Final = 256 << 10
 TIMEOUT: Final = urllib3.Timeout(connect=10, read=30)
 WORTH: Final = 1024  # bytes that a connection must have brought, to be made again at once
+SHORT: Final = 1024  # of an answer that is read only to keep its connection
 SLOW_S: Final = 60.0  # in which a link
 SLOW_BYTES: Final = 960  # must bring so much: 128 bit/s, a tenth of the slowest modem in use
 PACED_BUFFER: Final = (4 << 10, 256 << 10)  # what the kernel may take in ahead of a paced reader, least and most
@@ -208,18 +209,18 @@ class Link:
         tag = etag_of(part)
         response = self.open(url, have, _text(disk, tag) if size is None else "")
         if response.status == 416:
-            self._discard(response)
+            self.discard(response)
             if size is None:
                 return  # there is no more of it
             disk.unlink(part)
             raise LinkDown(f"{url}: the repository has fewer bytes than were downloaded; starting again")
         if response.status not in (200, 206):
-            self._discard(response)
+            self.discard(response)
             kind = Absent if response.status in (403, 404, 410) else LinkDown
             raise kind(f"{url}: expected the file, got HTTP {response.status}")
         begins = _RANGE.match(response.headers.get("Content-Range", ""))
         if response.status == 206 and begins and int(begins[1]) != have:
-            self._discard(response)
+            self.discard(response)
             disk.unlink(part)
             raise LinkDown(f"{url}: expected bytes from {have}, got those from {begins[1]}; starting again")
         if response.status == 200 or not have:
@@ -242,10 +243,18 @@ class Link:
         if have < whole:
             raise LinkDown(f"{url}: broke off after {have} of {whole} bytes")
 
-    def _discard(self, response: urllib3.BaseHTTPResponse) -> None:
-        """Not back to the pool: what is unread would be taken for the next answer."""
-        self._took(_socket(response), 0)
-        response.close()
+    def discard(self, response: urllib3.BaseHTTPResponse) -> None:
+        """Be done with an answer that nobody wants. One that is short is read, so that its connection serves on and no
+        further TLS handshake is paid for; any other ends it, or what is unread would be taken for the next answer."""
+        connection, said = _socket(response), response.headers.get("Content-Length", "")
+        try:
+            if said.isdigit() and int(said) <= SHORT:
+                response.read1(SHORT, decode_content=False)
+        except urllib3.exceptions.HTTPError:
+            pass  # it is closed
+        finally:
+            self._took(connection, 0)
+            response.close()
 
     def _connections(self, rate: int | None) -> Pool:
         """A kernel that takes in ahead of a paced reader would burst, so it may only buffer two seconds' worth."""

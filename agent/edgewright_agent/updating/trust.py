@@ -169,7 +169,7 @@ class Fetcher(FetcherInterface):
         """None when the link broke after something had come in: worth another try."""
         response = self._link.open(url)
         if response.status != 200:
-            response.close()  # not back to the pool: what is unread would be taken for the next answer
+            self._link.discard(response)
             raise tuf_errors.DownloadHTTPError(f"{url}: HTTP {response.status}", response.status)
         data = bytearray()
         try:
