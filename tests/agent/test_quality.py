@@ -94,16 +94,16 @@ def test_a_period_fades_by_halves_and_keeps_its_rates_and_dispersion():
 
 
 def test_looking_after_every_window_blames_a_good_package_no_oftener_than_promised():
-    """Rates of 1 %, of which the period before is one more sample: 400 probations of 100 windows."""
+    """Rates of 1 %, of which the period before is one more sample: 200 probations of 100 windows."""
     rng, blamed = np.random.default_rng(4), 0
-    for _ in range(400):
+    for _ in range(200):
         before = PrePeriod(3000, int(rng.poisson(30)), int(rng.poisson(30)), 3000, int(rng.poisson(30)))
         sums = np.cumsum(rng.poisson(0.6 * 1.1, (100, 3)), axis=0)  # as much worse as the margin allows
         blamed += any(
             quality.worse(Seen(60 * i, *map(int, (e, r)), 60 * i, int(low)), before, None)
             for i, (e, r, low) in enumerate(sums, 1)
         )
-    assert blamed <= quality.ALPHA * 400
+    assert blamed <= quality.ALPHA * 200
 
 
 def test_ten_times_the_errors_are_found_in_minutes_and_five_times_within_the_hour():
