@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from edgewright_agent.hosting.live import Live
     from edgewright_agent.updating.slots import Slot
 
+WIDTH = 80
+
 HOME = click.option(
     "--home", type=click.Path(file_okay=False, path_type=Path), required=True, help="The device's directory."
 )
@@ -87,13 +89,14 @@ def told(found: Status, home: Path) -> list[str]:
     """A device's status in lines that read alike in a terminal and in a log."""
     heard = f"desired revision {found.desired_rev}" if found.desired_rev else "nothing heard from it yet"
     hub = f"hub {found.hub}, {heard}" if found.hub else "no hub: nothing is sent, packages come by hand"
-    lines = [f"{found.device}: {'running' if found.alive else 'not running'}; {hub}"]
+    lines = [f"{found.device if found.hub else 'this device'}: {'running' if found.alive else 'not running'}; {hub}"]
     if not found.alive:
         lines.append(f"  start it with: edgewright agent run --home {home}")
     if found.certificate_ends is not None:
         lines.append(_certificate(found.certificate_ends))
     if found.live is not None:
-        lines += _living(found.live, found.proxy)
+        lines += _linked(found.live, found.proxy) if found.hub else []
+        lines += _living(found.live)
     if not found.models:
         lines.append("  no model: the hub has asked for none yet")
     for m in found.models:
@@ -118,20 +121,24 @@ def _certificate(ends: float) -> str:
     return f"  certificate until {until}, {left:.0f} days left"
 
 
-def _living(live: Live, proxy: str) -> list[str]:
-    """What only the running agent knows."""
+def _linked(live: Live, proxy: str) -> list[str]:
+    """How the hub is reached."""
     link = live.link
     through = f" through {proxy}" if proxy else ""
     state = "connected" if link.online else "no connection"
     lines = [f"  {state} for {_span(link.since_s)} by {link.way or 'nothing yet'}{through}"]
     if link.trouble:
         lines.append(f"  last trouble: {link.trouble}")
+    if live.profile == "metered":
+        lines.append(f"  metered: pings every {_span(link.keepalive_s)}")
     sent, received = (a + b for a, b in zip(live.traffic, live.overhead, strict=True))
-    lines.append(
-        f"  up {_span(live.uptime_s)}, clock {live.clock}, windows of {live.window_s:.0f} s"
-        f"{', metered: pings every ' + _span(link.keepalive_s) if live.profile == 'metered' else ''}"
-    )
     lines.append(f"  link: {sent / 1000:.0f} kB sent, {received / 1000:.0f} kB received since it started")
+    return lines
+
+
+def _living(live: Live) -> list[str]:
+    """What only the running agent knows."""
+    lines = [f"  up {_span(live.uptime_s)}, clock {live.clock}, windows of {live.window_s:.0f} s"]
     if live.used:
         lines.append("  uses: " + ", ".join(f"{name} {value:g}" for name, value in live.used.items()))
     if live.shed:
@@ -148,6 +155,10 @@ def _span(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def _short(line: str) -> str:
+    return line if len(line) <= WIDTH else line[: WIDTH - 2] + " …"
 
 
 def _slot(slot: Slot) -> str:
@@ -175,7 +186,7 @@ def predict(home: Path, model: str, file: Path, as_json: bool) -> None:
         return
     click.echo(f"{model} {found['version']} {found['variant']}")
     for name, values in found["outputs"].items():
-        click.echo(f"  {name}: {json.dumps(values)[:200]}")
+        click.echo(_short(f"  {name}: {np.round(values, 4).tolist()}"))
 
 
 for command in (sideload, bench, collect, consent):
