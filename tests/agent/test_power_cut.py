@@ -32,6 +32,7 @@ def test_the_life_that_is_cut_short_passes_every_state_of_the_table(life):
     once_more = {"held"}  # one more write of idle's record, after more attempts than a life has time for
     assert {state.value for state in State} - {one.after for one in told} <= once_more
     assert any("/blobs/" in path and wanted for path, wanted in life.repository.requests)  # a download went on
+    assert any("/deltas/" in path for path, _ in life.repository.requests)
     assert sum(call.what == "append" and "parts" in call.path.parts for call in life.calls) > 30  # pieces of downloads
 
 

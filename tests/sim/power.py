@@ -5,8 +5,9 @@ left: what a start finds then, what it makes of it, and whether any sealed count
 
 The life is a real agent's, with a real repository over HTTP; only the broker is simulated. It installs a first
 version, then, after a reboot, a second over a link that breaks, refuses a third that fails its self-test, and rolls a
-fourth back in its probation. It counts and reports all the time, and in the end it seals while the hub is away. What
-the agent writes beside the seam (as the TUF client does) is found and recorded as written and never synced.
+fourth, which comes as a patch, back in its probation. It counts and reports all the time, and in the end it seals while
+the hub is away. What the agent writes beside the seam (as the TUF client does) is found and recorded as written and
+never synced.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ import msgspec
 from edgewright_agent.agent import Agent
 from edgewright_agent.delivery.spool import Spool
 from edgewright_agent.disk import RealDisk
+from edgewright_contracts import delta
 from edgewright_contracts.desired import Config, Desired, DesiredModel, Probation, Shadow
 from edgewright_contracts.errors import Unavailable
 from edgewright_contracts.manifest import Budgets
 from edgewright_contracts.package import Package
 from edgewright_contracts.report import Window
 from edgewright_contracts.topics import Kind
+from edgewright_hub import deltas
 
 from . import packages
 from .broker import SimBroker, SimTransport
@@ -165,12 +168,13 @@ def live(life: Life, folder: Path) -> None:
                 "1.0.0": {"slow": 1},
                 "2.0.0": {"slow": 1},
                 "3.0.0": {"broken_selftest": True},
-                "4.0.0": {"budgets": Budgets(rss_mb=50)},
+                "4.0.0": {"slow": 1, "budgets": Budgets(rss_mb=50)},
             }.items()
         )
     }
     for package in made.values():
         life.repository.publish(package)
+    _patch(life.repository, made["2.0.0"], made["4.0.0"])
     life.bad = {made["3.0.0"].digest, made["4.0.0"].digest}
     broker, calls = SimBroker(), life.calls
     hub = SimHub(broker)
@@ -201,6 +205,16 @@ def live(life: Life, folder: Path) -> None:
         agent._transport.cut()
         offline = len(life.sealed)
         assert until(lambda: len(life.sealed) >= offline + 3, 20)
+
+
+def _patch(repository: Repository, old: Package, new: Package) -> None:
+    """Offer the new model as a delta."""
+    file = "variants/onnx-fp32/model.onnx"
+    patch = deltas.make(old.read(file), new.read(file))
+    assert patch is not None
+    place = repository.folder / delta.path(old.manifest.files[file].sha256, new.manifest.files[file].sha256)
+    place.parent.mkdir(parents=True)
+    place.write_bytes(patch)
 
 
 def desired(rev: int, package: Package, windows: int = 1) -> Desired:
