@@ -205,9 +205,10 @@ def fractions(fleet: LocalFleet, packages: dict[str, Package]) -> dict[str, dict
 
 def patched(fleet: LocalFleet, packages: dict[str, Package]) -> bool:
     """Whether the hub has tried all patches from `base`, in the background."""
-    folder, base = fleet.hub_data / "repo" / "deltas", packages["base"].manifest.files
+    repo, base = fleet.hub_data / "repo", packages["base"].manifest.files
     pairs = [(base[file], one.manifest.files[file]) for one in packages.values() for file in _files(one)]
-    return all(any((folder / old.sha256).glob(f"*{new.sha256}*")) for old, new in pairs if delta.fits(old, new))
+    places = [(repo / delta.path(old.sha256, new.sha256), new) for old, new in pairs if delta.fits(old, new)]
+    return all(place.exists() or (place.parent / f".{new.sha256}.none").exists() for place, new in places)
 
 
 def _files(package: Package) -> tuple[str, ...]:
