@@ -423,3 +423,24 @@ def test_an_update_begins_when_the_device_has_room_for_it(device):
     device.host.room = True
     device.live(3600)
     assert device.states()[0] == State.FETCH
+
+
+def test_a_first_package_on_trial_answers_until_the_next_one_that_is_wanted_does(device, tmp_path_factory):
+    """And it goes on when the next one is none."""
+    first = packages.make_package(tmp_path_factory.mktemp("first") / "p", version="1.0.0")
+    wanted = DesiredModel(name="digits", digest=first.digest)
+    device.put(first, "a", active="a", record=Record(state=State.PROBATION, wanted=wanted, rev=1, attempt=1))
+    device.boot()
+    device.failing = LinkDown("no route")
+    device.want(2)
+    device.live(HOUR)
+    assert device.host.answers == first.digest
+    assert device.job.state.running.digest == first.digest
+    if device.job.record.state is State.IDLE:
+        device.job.go(Event.WANTED)
+    device.job.go(Event.BROKEN, reason="self-test", failure="model")
+    device.live(HOUR)
+    assert device.host.answers == first.digest
+    device.want(3, None)  # but no package at all is what the operator may want
+    device.live(HOUR)
+    assert device.host.answers is None

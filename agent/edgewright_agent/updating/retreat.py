@@ -48,9 +48,10 @@ def roll_back(job: Job) -> None:
     sides: list[Side] = [state.active] if state.active else []
     if running is not None and running.digest == record.digest:
         previous = state.slot(state.spare) is not None
+        replaced = job.wanted is not None and job.wanted.digest not in (None, record.digest)
         sides = [state.spare] if previous else []
-        if previous and not blame and state.active:
-            sides.append(state.active)  # withdrawn, but better than nothing when the other has rotted
+        if (previous or replaced) and not blame and state.active:
+            sides.append(state.active)  # withdrawn, but better than nothing: the other has rotted, or is still to come
     job.phase, job.loaded = "normal", None
     state = msgspec.structs.replace(state, active=None)
     for side in sides:
