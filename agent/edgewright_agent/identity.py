@@ -93,7 +93,6 @@ class Identity(msgspec.Struct, frozen=True):
         except (OSError, ContractError):
             return None
 
-
     @property
     def alone(self) -> bool:
         """Not enrolled: there is no hub to report to."""
@@ -114,7 +113,8 @@ def load(home: Path) -> Identity:
     except FileNotFoundError:
         raise RequestError(
             f"expected an enrolled device in {home}, found no identity; "
-            f"`edgewright agent enroll --hub URL --token TOKEN --device ID --home {home}` makes one"
+            f"`edgewright agent enroll --hub URL --token TOKEN --home {home}` makes one. "
+            f"Without a hub: `edgewright agent sideload FILE.ewp --home {home}`"
         ) from None
     if len(root) > ROOT_BYTES:
         raise ContractError("root.json", f"at most {ROOT_BYTES} bytes", f"{len(root)} bytes")

@@ -57,11 +57,13 @@ def run(home: Path, listen: str | None, log_format: Literal["kv", "json"], verbo
 
     from edgewright_agent.agent import Agent
     from edgewright_agent.hosting import logs
+    from edgewright_agent.hosting.owner import act_as_owner
     from edgewright_agent.hosting.presence import Presence
     from edgewright_agent.serving.listening import place
     from edgewright_agent.serving.service import serve
 
     where = place(listen) if listen is not None else None
+    act_as_owner(home)
     logs.begin(log_format, verbose=verbose)
     found = Agent(home)
     with Presence(found, home, os.environ):

@@ -41,9 +41,13 @@ def bench(home: Path, model: str, as_json: bool) -> None:
 @JSON
 def consent(home: Path, samples: str, as_json: bool) -> None:
     """Allow the hub's operator to look at sampled inputs of this device, or forbid it and remove what was kept."""
+    from edgewright_agent.console import status
     from edgewright_agent.disk import RealDisk
+    from edgewright_agent.hosting.owner import act_as_owner
     from edgewright_agent.samples import consent as word
 
+    status.of(home)  # or the word would lie where nobody reads it
+    act_as_owner(home)
     word.write(RealDisk(), home, word.Consent(samples=samples == "yes"))
     if as_json:
         click.echo(json.dumps({"samples": samples == "yes"}))

@@ -32,9 +32,11 @@ def enroll(
 ) -> None:
     """Exchange a token for this device's certificate."""
     from edgewright_agent.disk import RealDisk
+    from edgewright_agent.hosting.owner import act_as_owner
 
     enrolling = _enrolling("enroll")
     way = enrolling.Way(proxy, websocket)
+    act_as_owner(home)
     said = enrolling.enroll(RealDisk(), home, hub=hub, token=token, device=device, way=way, again=again)
     if as_json:
         _print(msgspec.to_builtins(said))
@@ -51,8 +53,11 @@ def renew(home: Path, as_json: bool) -> None:
 
     from edgewright_agent.clock import SystemClock
     from edgewright_agent.disk import RealDisk
+    from edgewright_agent.hosting.owner import act_as_owner
 
-    found = _enrolling("renew").renew(RealDisk(), home, SystemClock())
+    enrolling = _enrolling("renew")
+    act_as_owner(home)
+    found = enrolling.renew(RealDisk(), home, SystemClock())
     until = datetime.fromtimestamp(found.ends, UTC).date()
     if as_json:
         _print({"until": until.isoformat()})

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import click
 import msgspec
+
+from edgewright_contracts.errors import RequestError
 
 
 @click.command()
@@ -26,7 +29,11 @@ def sideload(file: Path, home: Path, key: str | None, trust_this_file: bool, as_
     what its owner's list holds now, and what the hub wants later counts more.
     """
     from edgewright_agent.console import install
+    from edgewright_agent.hosting.owner import act_as_owner
 
+    act_as_owner(home)
+    if not os.access(file, os.R_OK):
+        raise RequestError(f"{file}: {home} belongs to another user, who may not read this file; copy it to /tmp")
     done = install.sideload(home, file, key=key, this_file=trust_this_file)
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(done)))

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from edgewright_agent.console import bench, sideline
 from edgewright_agent.disk import RealDisk
 from edgewright_agent.updating import measurement, proof, proving, steps
 from edgewright_agent.updating.measurement import Measured, missed
@@ -75,6 +76,17 @@ def test_what_is_loaded_is_the_optimised_form_that_passed(home, monkeypatch):
     with world.agent() as agent:
         assert agent.model("digits").active.digest == second.digest
     assert loaded == [(slot(world, "b") / "optimised" / "model.onnx", True)]
+
+
+def test_a_person_who_asks_beside_the_agent_is_answered_by_the_form_that_passed(home, monkeypatch):
+    world, _, _ = home
+    opened, whole = [], sideline.open_session
+    monkeypatch.setattr(
+        sideline, "open_session", lambda file, *a, **k: opened.append((file, k["optimised"])) or whole(file, *a, **k)
+    )
+    sideline.predict(world.home("dev-1"), "digits", packages.draw(1, seed=3)[0][0])
+    bench.measure(world.home("dev-1"), "digits")
+    assert opened == 2 * [(slot(world, "b") / "optimised" / "model.onnx", True)]
 
 
 def test_a_damaged_optimised_form_is_made_again_before_it_is_loaded(home):

@@ -89,6 +89,7 @@ def test_without_consent_or_wish_or_room_nothing_is_copied_kept_or_sent(tmp_path
 
 
 def test_taking_consent_back_removes_what_was_kept(tmp_path, capsys):
+    (tmp_path / "sideload").mkdir()  # it is a device
     place = Place(tmp_path)
     place.down = True
     place.look(X)

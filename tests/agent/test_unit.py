@@ -10,12 +10,16 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from edgewright_agent.delivery.mqtt import Condition
 from edgewright_agent.hosting import live, logs, notify, unit
 from edgewright_agent.hosting.live import Live
+from edgewright_agent.hosting.owner import act_as_owner
 from edgewright_agent.hosting.presence import Presence
 from edgewright_contracts.errors import Refused, RequestError, Unavailable
 
@@ -98,6 +102,48 @@ def test_without_systemd_without_root_or_without_an_identity_it_says_what_to_do(
     with pytest.raises(Unavailable, match="No such unit"):
         unit.run(["sh", "-c", "echo No such unit >&2; exit 5"])
     assert list((tmp_path / "units").iterdir()) == []
+
+
+def test_a_unit_is_refused_that_could_never_listen(tmp_path, enrolled):
+    home = enrolled.home
+    for good in ("127.0.0.1:8500", "unix:/run/edgewright/agent.sock", f"unix:{home}/oip.sock"):
+        assert f"--listen {good}" in unit.text(enrolled._replace(listen=good))
+    for bad in ("garbage", "0.0.0.0:8500", "unix:relative", "unix:/tmp/oip.sock"):
+        with pytest.raises(RequestError, match="expected"):
+            unit.text(enrolled._replace(listen=bad))
+
+
+def test_a_device_without_a_hub_is_a_service_too(tmp_path, enrolled, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(unit, "_give", lambda home, user: None)
+    (tmp_path / "lone" / "sideload").mkdir(parents=True)
+    where = {"folder": tmp_path / "units", "booted": tmp_path, "run": lambda words: None}
+    assert unit.install(enrolled._replace(home=tmp_path / "lone"), **where).changed
+
+
+BY_HAND = """
+import os, sys
+from pathlib import Path
+from edgewright_agent.disk import RealDisk
+from edgewright_agent.hosting.owner import act_as_owner
+from edgewright_agent.samples import consent
+act_as_owner(Path(sys.argv[1]))
+consent.write(RealDisk(), Path(sys.argv[1]), consent.Consent(samples=True))
+print(os.getuid())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_what_root_does_in_the_home_of_a_service_stays_the_services(tmp_path):
+    home = Path(tempfile.mkdtemp())
+    os.chown(home, 65534, 65534)
+    said = subprocess.run([sys.executable, "-c", BY_HAND, home], check=True, capture_output=True, text=True, timeout=60)
+    assert said.stdout == "65534\n"
+    assert (home / "consent.json").stat().st_uid == 65534
+    act_as_owner(tmp_path)  # its own: nothing changes
+    act_as_owner(tmp_path / "none")
+    assert os.geteuid() == 0
+    shutil.rmtree(home)
 
 
 class Systemd:

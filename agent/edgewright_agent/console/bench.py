@@ -16,13 +16,10 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from edgewright_contracts.errors import RequestError, Unavailable
-from edgewright_contracts.package import Package
-from edgewright_runtime.runtime import open_session
+from edgewright_contracts.errors import Unavailable
 
-from ..disk import RealDisk
-from ..updating import slots
 from ..updating.measurement import resident_mb, restart_peak
+from .sideline import installed, opened
 
 RUNS: Final = 1000
 RUN_S: Final = 3.0
@@ -61,19 +58,6 @@ def bench(home: Path, name: str) -> Bench:
     return msgspec.json.decode(done.stdout, type=Bench)
 
 
-def installed(home: Path, name: str) -> tuple[Package, slots.Slot]:
-    """What answers. Raises RequestError, Unavailable, ContractError."""
-    disk = RealDisk()
-    known = disk.list(home / "models")
-    if name not in known:
-        raise RequestError(f"expected an installed model among {', '.join(known) or 'none'}, got {name!r}")
-    store = slots.Store(disk, home / "models", name)
-    slot, side = store.state.running, store.state.active
-    if slot is None or side is None:
-        raise Unavailable(f"model {name} has no package yet ({store.state.record.state}: {store.state.record.reason})")
-    return store.package(side), slot
-
-
 def measure(home: Path, name: str) -> Bench:
     """In this process."""
     package, slot = installed(home, name)
@@ -81,11 +65,10 @@ def measure(home: Path, name: str) -> Bench:
     variant = manifest.variant(slot.variant)
     with np.load(io.BytesIO(package.read(variant.selftest)), allow_pickle=False) as arrays:
         row = {t.name: arrays[f"input:{t.name}"][:1] for t in manifest.inputs}
-    package.read(variant.model)
     restart_peak()
     base = resident_mb("VmRSS")
     start = time.perf_counter()
-    session = open_session(package.root / variant.model, slot.runtime, inputs=manifest.inputs, outputs=manifest.outputs)
+    session = opened(package, slot)
     load = time.perf_counter() - start
     for _ in range(WARM_UP):
         session.run(row)

@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from edgewright_contracts.errors import RequestError, Unavailable
-from edgewright_runtime.runtime import Array, open_session
+from edgewright_contracts.package import Package
+from edgewright_runtime.runtime import Array, Session, open_session
 
 from ..disk import RealDisk
 from ..inference.checks import checker
-from ..updating import slots
+from ..updating import proof, slots
 from . import status
 
 
-def predict(home: Path, name: str, x: Array) -> dict[str, Any]:
-    """`x` is one sample of a model with one input. Raises RequestError, Rejected, Unavailable, ContractError."""
+def installed(home: Path, name: str) -> tuple[Package, slots.Slot]:
+    """What answers. Raises RequestError, Unavailable, ContractError."""
     status.of(home)
     disk = RealDisk()
     known = disk.list(home / "models")
@@ -25,14 +26,32 @@ def predict(home: Path, name: str, x: Array) -> dict[str, Any]:
     slot, side = store.state.running, store.state.active
     if slot is None or side is None:
         raise Unavailable(f"model {name} has no package yet ({store.state.record.state}: {store.state.record.reason})")
-    package = store.package(side)
+    return store.package(side), slot
+
+
+def opened(package: Package, slot: slots.Slot) -> Session:
+    """The very file that passed the self-test, as the agent loads it. Raises RequestError, Unavailable, OSError."""
+    manifest = package.manifest
+    variant = manifest.variant(slot.variant)
+    package.read(variant.model)  # verified
+    file, optimised = proof.to_load(package, variant, proof.read(RealDisk(), package, variant, slot.runtime))
+    return open_session(
+        file,
+        slot.runtime,
+        inputs=manifest.inputs,
+        outputs=manifest.outputs,
+        options=variant.options,
+        optimised=optimised,
+    )
+
+
+def predict(home: Path, name: str, x: Array) -> dict[str, Any]:
+    """`x` is one sample of a model with one input. Raises RequestError, Rejected, Unavailable, ContractError."""
+    package, slot = installed(home, name)
     manifest = package.manifest
     if len(manifest.inputs) != 1:
         raise RequestError(f"expected a model with one input, {name} has {len(manifest.inputs)}; use the Python API")
-    file = manifest.variant(slot.variant).model
-    package.read(file)
-    session = open_session(package.root / file, slot.runtime, inputs=manifest.inputs, outputs=manifest.outputs)
-    tensor = manifest.inputs[0]
+    session, tensor = opened(package, slot), manifest.inputs[0]
     found = session.run({tensor.name: checker(tensor)({tensor.name: x})})
     return {
         "model": name,

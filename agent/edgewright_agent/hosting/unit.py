@@ -25,11 +25,13 @@ from typing import Final, NamedTuple
 
 from edgewright_contracts.errors import Refused, RequestError, Unavailable
 
-from .. import identity
+from ..console import status
+from ..serving.listening import place
 
 NAME: Final = "edgewright-agent.service"
 FOLDER: Final = Path("/etc/systemd/system")
 BOOTED: Final = Path("/run/systemd/system")  # sd_booted(3)
+RUNTIME: Final = Path("/run/edgewright")  # RuntimeDirectory, made at each start
 COMMAND_S: Final = 120
 
 Run = Callable[[Sequence[str]], None]
@@ -58,6 +60,7 @@ def text(options: Options) -> str:
     for value in options:
         if any(c in str(value) for c in "\n\r\0"):
             raise RequestError(f"expected one line, got {str(value)!r}")
+    _reachable(options)
     bounds = [
         *([f"MemoryHigh={options.memory_high}"] if options.memory_high else []),
         *([f"CPUQuota={options.cpu_quota}"] if options.cpu_quota else []),
@@ -120,6 +123,16 @@ def text(options: Options) -> str:
     )
 
 
+def _reachable(options: Options) -> None:
+    """The unit may make a socket in its home and in /run/edgewright only. Raises RequestError."""
+    where = place(options.listen) if options.listen else None
+    if isinstance(where, Path) and not any(where.is_relative_to(one) for one in (options.home, RUNTIME)):
+        raise RequestError(
+            f"expected --listen unix:{RUNTIME}/NAME, or a path below {options.home}, got {options.listen!r}: "
+            f"the service may write nowhere else"
+        )
+
+
 def _quoted(word: str) -> str:
     """As systemd.syntax(7) reads it back: % begins a specifier, $ a variable."""
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
@@ -144,7 +157,7 @@ class Installed(NamedTuple):
 def install(options: Options, *, folder: Path = FOLDER, booted: Path = BOOTED, run: Run = run) -> Installed:
     """Write the unit, give the home to its user, and start it; again, it changes nothing that is so already. Raises
     RequestError, Refused, Unavailable."""
-    identity.load(options.home)  # without an identity it would start and fail for ever
+    status.of(options.home)  # without an identity or a package it would start and fail for ever
     unit = text(options)
     if not booted.is_dir():
         raise Refused(
