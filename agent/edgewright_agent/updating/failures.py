@@ -47,6 +47,11 @@ def classify(error: Exception, state: State) -> FailureClass:
     return "model" if state in (State.SHADOW, State.WARMUP) else "disk"
 
 
+def passing(error: Exception) -> bool:
+    """Whether the same may go well another time: memory comes back, a runtime is mended, a disk is read again."""
+    return isinstance(error, OSError | MemoryError | Unavailable)
+
+
 def said(error: BaseException) -> str:
     """What an operator is told of it: never nothing, and Python's MemoryError says nothing."""
     return str(error) or ("no memory is left" if isinstance(error, MemoryError) else type(error).__name__)

@@ -34,6 +34,7 @@ from .trust import Trust
 from .update import Event, Record, State
 
 TICK_S: Final = 1.0  # how soon a deadline is noticed
+START_S: Final = 20.0  # that self-tests may keep a start waiting, all models together; then they go on behind it
 SHORTEST: Final = 9  # steps of an attempt until it must be rolled back or committed
 
 __all__ = ["Installer", "Sealed"]
@@ -74,12 +75,21 @@ class Installer:
         A model that is to blame is not loaded again, or it would take this boot down as well; and whatever the disk
         refuses, what can be loaded answers. `cut`: the machine had ended with the agent.
         """
+        end_s = self._clock.monotonic_ns() / 1e9 + START_S
+
+        def soon() -> None:
+            if self._clock.monotonic_ns() / 1e9 >= end_s:
+                raise Interrupted
+
         for name in self._disk.list(self._models):
-            for part in (self._resume, self._load):
+            try:
+                job = self._job(name)
                 try:
-                    part(self._job(name), unclean, cut)
-                except OSError as error:
-                    self._unforeseen.tell("install", error)
+                    self._resume(job, unclean, cut)
+                finally:
+                    self._load(job, soon)
+            except Exception as error:  # whatever is wrong with one model, the others answer
+                self._unforeseen.tell("install", error)
 
     def _resume(self, job: Job, unclean: bool, cut: bool) -> None:
         record, then = update.resume(job.record, unclean=unclean, cut=cut)
@@ -90,18 +100,25 @@ class Installer:
         elif then is not None:
             job.go(then, reason=f"{record.crashes} unclean boots in {record.state}", failure="model")
 
-    def _load(self, job: Job, *_: bool) -> None:
+    def _load(self, job: Job, interrupt: Callable[[], None]) -> None:
+        job.load_at_s = None
         if job.record.state is not State.ROLLBACK:  # or what is to be left would be loaded again
-            if self._proven(job):
+            try:
+                proven = self._proven(job, interrupt)
+            except Interrupted:
+                job.load_at_s, proven = job.now_s, False
+            if proven:
                 load_active(job)
             else:
                 job.switch()
         if job.record.state is State.ROLLBACK:
             self._step(job)
 
-    def _proven(self, job: Job) -> bool:
+    def _proven(self, job: Job, interrupt: Callable[[], None]) -> bool:
         try:
-            return self._steps.proving.again(job)
+            return self._steps.proving.again(job, interrupt)
+        except Interrupted:
+            raise
         except Exception as error:  # a full disk, most likely; what loads answers, and the next boot proves it
             self._unforeseen.tell("install", error)
             return True
@@ -205,7 +222,9 @@ class Installer:
     def _advance(self, job: Job) -> bool:
         """Take one step; False when the model waits for something: a wish, a window, a retry."""
         state = job.record.state
-        if orders.withdrawn(job):
+        if job.load_at_s is not None and job.now_s >= job.load_at_s:
+            self._load(job, lambda: self._interrupt(job))
+        elif orders.withdrawn(job):
             job.go(Event.WITHDRAWN, reason="the hub wants something else", failure="operator")
         elif state is State.IDLE:
             return self._begin(job)

@@ -97,6 +97,8 @@ class Job:
         self.history_kept_s = self.now_s
         self.retry_at_s = 0.0
         self.trial_since_s = 0.0  # the beginning of a shadow run or a probation, by this boot
+        self.load_at_s: float | None = None  # when the active slot, which does not answer, is to be loaded again
+        self.loads = 0  # that failed in a row
         self.refused = 0  # tries in a row of which the disk took nothing
         self._told: list[tuple[Record, str]] = []  # whose event is spooled, since the record was persisted last
 

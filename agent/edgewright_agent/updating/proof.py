@@ -73,18 +73,18 @@ def write(disk: Disk, folder: Path, proof: Proof) -> None:
 def read(disk: Disk, package: Package, variant: Variant, runtime: str) -> Proof | None:
     """The proof of this package in its folder, if it holds here and now and its files are whole.
 
-    Raises Unavailable when the runtime does not work here, OSError.
+    One that cannot be read is none. Raises Unavailable when the runtime does not work here.
     """
     try:
         proof = decode(Proof, disk.read(package.root / FILE), name=FILE, limit=BYTES, wire="json")
-    except (FileNotFoundError, ContractError):
-        return None
-    if proof != make(package, variant, runtime, proof.files, proof.doubt):
-        return None
-    for name, ref in proof.files.items():
-        path = package.root / FOLDER / name
-        if disk.size(path) != ref.size or disk.sha256(path) != ref.sha256:
+        if proof != make(package, variant, runtime, proof.files, proof.doubt):
             return None
+        for name, ref in proof.files.items():
+            path = package.root / FOLDER / name
+            if disk.size(path) != ref.size or disk.sha256(path) != ref.sha256:
+                return None
+    except (OSError, ContractError):
+        return None
     return proof
 
 

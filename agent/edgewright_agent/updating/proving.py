@@ -4,8 +4,8 @@ Guarantee: a slot answers on a runtime and a CPU on which it passed its self-tes
 answers all the same. After a new version of the runtime, on another board, or with damaged files of the optimised form,
 the active slot is tested before it answers, and the previous package beside it. If the active one fails:
 
-- the previous package answers, if that passes here; a package on trial is sent back, and not blocked: it is not to
-  blame for another runtime;
+- the previous package answers, if that passes here; a package on trial is sent back to it, and not blocked: it is not
+  to blame for another runtime;
 - else the active one answers with a warning, for a device that says nothing is worse than one whose last digits differ;
 - but not what crashes, hangs or does not load: it would take the application with it.
 
@@ -28,7 +28,7 @@ from edgewright_contracts.package import Package
 from ..disk import Disk
 from . import proof
 from .failures import classify
-from .job import Job
+from .job import Interrupted, Job
 from .selftest import selftest
 from .selftest_child import Verdict
 from .slots import Side, Slot, Store
@@ -51,29 +51,22 @@ class Proving:
             proof.write(self._disk, package.root, proof.make(package, variant, slot.runtime, verdict.files))
         return verdict, tail
 
-    def proven(self, store: Store, side: Side) -> bool:
-        """Whether a slot passed on this runtime and CPU. Raises Damaged, Unavailable, OSError."""
-        package, slot = store.package(side), store.state.slot(side)
-        assert slot is not None
-        variant = package.manifest.variant(slot.variant)
-        return proof.read(self._disk, package, variant, slot.runtime) is not None
-
     def ensure(self, store: Store, side: Side, interrupt: Callable[[], None]) -> None:
         """`prove` where there is no proof, as after a cut of the power. Raises Refused when it does not pass."""
-        if not self.proven(store, side):
+        if not proven(store, side):
             verdict, _ = self.prove(store, side, interrupt)
             if not verdict.passed:
                 raise Refused(f"self-test: {verdict.reason}")
 
-    def again(self, job: Job) -> bool:
-        """Before the active slot is loaded at a start: whether it may be. Raises OSError."""
+    def again(self, job: Job, interrupt: Callable[[], None]) -> bool:
+        """Before the active slot is loaded at a start: whether it may be. Raises OSError, and what `interrupt` does."""
         side = job.state.active
         if side is None:
             return True
         try:
-            if self.proven(job.store, side):
+            if proven(job.store, side):
                 return True
-            verdict, tail = self.prove(job.store, side)
+            verdict, tail = self.prove(job.store, side, interrupt)
         except RequestError:  # Damaged, or a runtime that this agent does not know
             return True  # loading it says so, and takes the other slot
         except (Unavailable, MemoryError) as error:
@@ -84,16 +77,17 @@ class Proving:
             return True
         if verdict.passed:
             job.emit(job.record, f"another runtime, CPU or damaged files: self-test again: {told(verdict)}")
-            self._previous(job)
+            self._previous(job, interrupt)
             return True
-        return self._failed(job, side, f"self-test on this runtime and CPU: {verdict.reason}", verdict.ran, tail)
-
-    def _failed(self, job: Job, side: Side, reason: str, ran: bool, tail: str) -> bool:
-        if job.record.state is State.PROBATION:
+        reason = f"self-test on this runtime and CPU: {verdict.reason}"
+        if job.record.state is State.PROBATION and (_previous(job) is not None or not verdict.ran):
             job.go(Event.DELAYED, reason=reason, failure="operator", log_tail=tail)
             return False  # the rollback is next
+        return self._failed(job, side, reason, verdict.ran, tail, interrupt)
+
+    def _failed(self, job: Job, side: Side, reason: str, ran: bool, tail: str, interrupt: Callable[[], None]) -> bool:
         other = job.state.spare
-        if _previous(job) is not None and self._passes(job.store, other):
+        if _previous(job) is not None and self._passes(job.store, other, interrupt):
             job.emit(job.record, f"{reason}; the previous package answers", failure="operator", log_tail=tail)
             job.store.save(msgspec.structs.replace(job.state, active=other))
             return True
@@ -104,13 +98,14 @@ class Proving:
             proof.write(self._disk, package.root, proof.make(package, variant, slot.runtime, {}, reason))
         return ran
 
-    def _previous(self, job: Job) -> None:
+    def _previous(self, job: Job, interrupt: Callable[[], None]) -> None:
         """The package to go back to is tested as well, and forgotten when it would take the application with it."""
         if (slot := _previous(job)) is None:
             return
+        spare = job.state.spare
         try:
-            verdict = None if self.proven(job.store, job.state.spare) else self.prove(job.store, job.state.spare)[0]
-        except (RequestError, Unavailable, MemoryError) as error:
+            verdict = None if proven(job.store, spare) else self.prove(job.store, spare, interrupt)[0]
+        except (RequestError, Unavailable, MemoryError, Interrupted) as error:
             log.warning("%s: the previous package cannot be tested: %s", job.store.name, error)
             return
         if verdict is not None and not verdict.passed:
@@ -118,14 +113,22 @@ class Proving:
                 job.record, f"the previous package {slot.version} fails here: {verdict.reason}", failure="operator"
             )
             if not verdict.ran:
-                job.store.save(job.state.with_slot(job.state.spare, None))
+                job.store.save(job.state.with_slot(spare, None))
 
-    def _passes(self, store: Store, side: Side) -> bool:
+    def _passes(self, store: Store, side: Side, interrupt: Callable[[], None]) -> bool:
         try:
-            return self.proven(store, side) or self.prove(store, side)[0].passed
+            return proven(store, side) or self.prove(store, side, interrupt)[0].passed
         except (RequestError, Unavailable, MemoryError) as error:
             log.warning("%s: slot %s cannot take over: %s", store.name, side, error)
             return False
+
+
+def proven(store: Store, side: Side) -> bool:
+    """Whether a slot passed on this runtime and CPU. Raises Damaged, Unavailable, OSError."""
+    package, slot = store.package(side), store.state.slot(side)
+    assert slot is not None
+    variant = package.manifest.variant(slot.variant)
+    return proof.read(store.disk, package, variant, slot.runtime) is not None
 
 
 def told(verdict: Verdict) -> str:

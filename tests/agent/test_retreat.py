@@ -1,0 +1,192 @@
+"""What answers when a package is left, or does not load: in virtual time, with real files and sessions."""
+
+from __future__ import annotations
+
+import errno
+
+import msgspec
+import pytest
+
+from edgewright_agent.updating import install, retreat
+from edgewright_agent.updating.fetch import LinkDown
+from edgewright_agent.updating.selftest_child import Verdict
+from edgewright_agent.updating.slots import Store
+from edgewright_agent.updating.update import Record, State
+from edgewright_contracts.desired import DesiredModel, Probation
+from edgewright_contracts.errors import Unavailable
+from edgewright_runtime.runtime import LoadFailed, NoMemory
+from sim import packages
+from sim.twin import HOUR, Device
+
+OTHER = "d" * 64
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("packages")
+    return [packages.make_package(root / str(i), version=f"{i}.0.0", seed=i) for i in (1, 2)]
+
+
+@pytest.fixture
+def device(tmp_path):
+    one = Device(tmp_path)
+    one.failing = LinkDown("no route")
+    yield one
+    one.agent.close()
+
+
+@pytest.fixture
+def first(device, made):
+    """The first package of this device, on trial; nothing was before it."""
+    wanted = DesiredModel(name="digits", digest=made[0].digest, probation=Probation(windows=3, max_s=HOUR))
+    device.put(made[0], "a", active="a", record=Record(state=State.PROBATION, wanted=wanted, rev=1, attempt=1))
+    device.boot()
+    device.want(1, digest=made[0].digest, probation=Probation(windows=3, max_s=HOUR))
+    assert device.host.answers == made[0].digest
+    return made[0]
+
+
+@pytest.fixture
+def both(device, made):
+    """v1 answered before v2, which is committed."""
+    device.put(made[0], "a")
+    wanted = DesiredModel(name="digits", digest=made[1].digest)
+    device.put(made[1], "b", active="b", record=Record(wanted=wanted, rev=1, attempt=1))
+    return made
+
+
+def test_a_first_package_that_is_not_wanted_any_more_answers_until_another_does(device, first):
+    device.want(2, digest=OTHER)
+    device.live(12 * HOUR)
+    assert device.host.answers == first.digest
+    assert ("idle", "1.0.0 goes on: nothing else is here") in [(e.after, e.reason) for e in device.host.told]
+    assert device.job.record.digest == OTHER  # which is tried again and again
+    assert device.job.state.slot("a").digest == first.digest
+    device.boot(unclean=True)
+    assert device.host.answers == first.digest
+
+
+@pytest.mark.parametrize("at", ["once", "after a reboot"])
+def test_a_first_package_stops_when_the_hub_wants_none(device, first, at):
+    if at == "after a reboot":
+        device.job.keep(msgspec.structs.replace(device.job.record, state=State.ROLLBACK, failure="operator"))
+        device.boot(unclean=True)
+    device.want(2, digest=None)
+    device.live(HOUR)
+    assert device.host.answers is None
+    assert device.job.state.active is None
+
+
+def test_a_first_package_without_a_verdict_goes_on_and_the_operator_hears_why(device, first):
+    device.live(2 * HOUR)
+    assert device.host.answers == first.digest
+    back = next(e for e in device.host.told if e.after == "rollback")
+    assert (back.before, back.failure) == ("probation", "operator")
+    assert back.reason == "no verdict in 3600 s: 0 of 3 healthy windows"
+    writes = device.disk.writes
+    device.live(30 * 24 * HOUR, HOUR)
+    assert device.disk.writes == writes
+
+
+@pytest.mark.parametrize("failure", ["model", "power"])
+def test_a_first_package_that_fails_or_that_the_power_fails_with_does_not_go_on(device, first, failure):
+    device.job.keep(msgspec.structs.replace(device.job.record, state=State.ROLLBACK, failure=failure))
+    device.boot()
+    assert device.host.answers is None
+
+
+@pytest.mark.parametrize("error", [NoMemory("none left"), Unavailable("no such runtime"), OSError(errno.EIO, "I/O")])
+def test_what_does_not_load_now_is_kept_and_loaded_when_it_does(device, both, monkeypatch, error):
+    def fails(*_):
+        raise error
+
+    whole = retreat.load
+    monkeypatch.setattr(retreat, "load", fails)
+    device.boot()
+    device.want(1, digest=both[1].digest)
+    told = len(device.host.told)
+    device.live(24 * HOUR)
+    assert device.host.answers is None
+    assert len(device.host.told) == told  # once is enough
+    assert {device.job.state.a.digest, device.job.state.b.digest} == {one.digest for one in both}
+    monkeypatch.setattr(retreat, "load", whole)
+    device.live(8 * HOUR)
+    assert device.host.answers == both[1].digest
+    assert device.job.load_at_s is None
+
+
+def test_what_does_not_load_at_one_start_does_at_the_next(device, both, monkeypatch):
+    def fails(store, side):
+        raise NoMemory("none left")
+
+    with monkeypatch.context() as now:
+        now.setattr(retreat, "load", fails)
+        device.boot()
+    device.boot()
+    assert device.host.answers == both[1].digest
+
+
+def test_what_never_loads_gives_way_to_what_answered_before(device, both, monkeypatch):
+    whole = retreat.load
+
+    def fails(store, side):
+        if side == "b":
+            raise LoadFailed("no model")
+        return whole(store, side)
+
+    monkeypatch.setattr(retreat, "load", fails)
+    device.boot()
+    assert device.host.answers == both[0].digest
+    assert device.job.state.b is None
+
+
+@pytest.mark.parametrize("why", ["blocked", "only staged"])
+def test_a_slot_that_never_proved_good_does_not_answer_for_one_that_has_rotted(device, both, why):
+    store = Store(device.disk, device.models, "digits")
+    spare = DesiredModel(name="digits", digest=both[0].digest)
+    changes = {"blocked": {both[0].digest: "crashes"}} if why == "blocked" else {"record": Record(wanted=spare)}
+    store.save(msgspec.structs.replace(store.state, **changes))
+    (store.side("b") / "variants" / "onnx-fp32" / "model.onnx").write_bytes(b"rot")
+    device.boot()
+    assert device.host.answers is None
+
+
+def test_a_self_test_that_hangs_keeps_a_start_waiting_only_so_long_and_goes_on_behind_it(device, both):
+    device.slow_s = 100.0
+    began = device.clock.mono_ns
+    device.boot()
+    assert (device.clock.mono_ns - began) / 1e9 == pytest.approx(install.START_S, abs=1)
+    assert device.host.answers is None
+    device.want(1, digest=both[1].digest)
+    device.live(1, 1)
+    assert device.host.answers == both[1].digest
+
+
+def test_what_crashes_on_a_new_runtime_is_not_loaded_however_often_the_device_starts(device, first):
+    device.verdict = Verdict(False, "killed by signal 11")
+    for _ in range(2):
+        device.boot()
+        device.want(1, digest=first.digest)
+        device.live(1, 1)
+        assert device.host.answers is None
+
+
+def test_a_proof_that_cannot_be_read_is_none(device, both):
+    (device.models / "digits" / "b" / "proof.json").mkdir()
+    device.boot()
+    assert device.host.answers == both[1].digest
+
+
+def test_a_damaged_model_keeps_no_other_from_answering(device, both, monkeypatch):
+    (device.models / "another").mkdir()
+    whole = device.installer._resume
+
+    def bug(job, *given):
+        if job.store.name == "another":
+            raise RuntimeError("a bug")
+        whole(job, *given)
+
+    monkeypatch.setattr(install.Installer, "_resume", lambda _, *given: bug(*given))
+    device.boot()
+    assert device.host.answers == both[1].digest
+    assert any("a bug" in e.reason for e in device.host.told)
