@@ -129,7 +129,7 @@ def test_a_trial_that_breaks_is_ended_while_another_model_comes_in(world, feed, 
                     return
                 yield chunk
 
-        monkeypatch.setattr(agent, "emit", noted)
+        monkeypatch.setattr(agent._models, "emit", noted)
         monkeypatch.setattr(link, "chunks", endless)
         wished = agent._reporter.desired
         world.rev += 1

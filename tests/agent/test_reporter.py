@@ -12,7 +12,7 @@ import pytest
 from edgewright_agent import clock
 from edgewright_agent.clock import SystemClock
 from edgewright_agent.delivery import reporter as reporters
-from edgewright_agent.delivery import wishes
+from edgewright_agent.delivery import offers, wishes
 from edgewright_agent.delivery.reporter import Reporter
 from edgewright_agent.delivery.span import length_s
 from edgewright_agent.delivery.spool import Spool
@@ -273,7 +273,7 @@ def test_an_older_wish_is_ignored_and_a_newer_one_survives_a_restart(bench, pack
         bench.hub.want("dev-1", Desired(rev=rev, config=Config(window_s=window_s)))
         bench.reporter.turn()
     assert [d.rev for d in bench.desired] == [5]
-    assert bench.reporter.window_s == 60
+    assert bench.reporter.windows.window_s == 60
     again = bench.reporter._wishes._stored()
     assert again is not None
     assert again.rev == 5
@@ -407,7 +407,7 @@ def test_what_was_offered_before_the_hub_heard_of_the_connection_is_offered_agai
     bench.pass_window(5)
     bench.broker.drop_up = False
     for _ in range(3):
-        bench.clock.advance(reporters.BIRTH_S[0])
+        bench.clock.advance(offers.BIRTH_S[0])
         bench.reporter.turn()
     assert bench.counts() == [5]
 
@@ -424,7 +424,7 @@ def test_an_inference_during_the_sealing_falls_into_the_window_that_is_declared_
         bench.predict(1)
 
     bench.meter.drain = drain_slowly
-    bench.reporter.seal()
+    bench.reporter.windows.seal()
     bench.meter.drain = drain
     since_ms = bench.spool.state.open.open_since_mono_ms
     assert since_ms == bench.clock.monotonic_ns() // 1_000_000
@@ -539,7 +539,7 @@ def test_used_up_bytes_make_windows_long_and_then_wait_for_the_next_day_and_lose
     for _ in range(20):
         bench.clock.advance(REOFFER_S)
         bench.reporter.turn()
-    bench.reporter.seal()
+    bench.reporter.windows.seal()
     for _ in range(4):
         bench.reporter.turn()
     assert sum(bench.counts()) == 100

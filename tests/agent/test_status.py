@@ -69,7 +69,7 @@ def test_a_configuration_takes_effect_without_a_restart_and_its_version_is_told_
         for rev in (1, 2):  # the second revision changes nothing of it
             world.hub.want("dev-1", Desired(rev=rev, config=config))
         assert world.hub.wait(lambda: any(e.after == "config 7" for e in world.hub.events["dev-1"]))
-        assert agent._reporter.window_s == 60.0
+        assert agent._reporter.windows.window_s == 60.0
         assert agent.live().config_version == 7
         world.hub.want("dev-1", Desired(rev=3, config=Config(version=8, window_s=60.0)))
         assert world.hub.wait(lambda: any(e.after == "config 8" for e in world.hub.events["dev-1"]))

@@ -14,7 +14,7 @@ from edgewright_agent.limits.device import Device, resident_kb
 from edgewright_agent.limits.governor import Step
 from edgewright_agent.limits.share import Share
 from edgewright_agent.limits.watch import LOOK_S, Watch
-from edgewright_agent.telemetry.consumption import Consumption
+from edgewright_agent.limits.consumption import Consumption
 from edgewright_agent.telemetry.meter import Meter
 from edgewright_agent.telemetry.notices import TELL_S, Notice, Notices
 from edgewright_contracts.desired import Config, Limits

@@ -15,10 +15,10 @@ from edgewright_contracts.report import Usage
 
 from ..clock import Clock
 from ..disk import Disk
-from ..telemetry.consumption import Consumption
 from ..telemetry.meter import Meter
 from ..telemetry.notices import Notice, Notices
 from . import cgroup, governor
+from .consumption import Consumption
 from .day import Diary
 from .device import Device
 from .governor import Held, Readings, Step

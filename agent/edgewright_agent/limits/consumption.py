@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from edgewright_contracts.report import Gauge, Usage
 
-from ..delivery.mqtt import Transport
 from ..disk import Disk
-from ..limits.device import Device, resident_kb
-
-__all__ = ["Consumption", "Totals", "resident_kb"]
+from .device import Device, resident_kb
 
 ZERO_C_DK = 2731.5  # in tenths of a kelvin
+
+
+class Carrier(Protocol):
+    """The link, as far as bytes go: delivery.mqtt.Transport."""
+
+    def traffic(self) -> tuple[int, int]: ...
+    def overhead(self) -> tuple[int, int]: ...
 
 
 class Totals(NamedTuple):
@@ -31,11 +35,9 @@ class Totals(NamedTuple):
 class Consumption:
     """What this process uses, between two calls of `since_last`. Levels are sampled by `sample`, and at the end."""
 
-    def __init__(
-        self, disk: Disk, transport: Transport, received: Callable[[], int], device: Device | None = None
-    ) -> None:
+    def __init__(self, disk: Disk, link: Carrier, received: Callable[[], int], device: Device | None = None) -> None:
         """`received` are the bytes of packages so far."""
-        self._disk, self._transport, self._fetched = disk, transport, received
+        self._disk, self._link, self._fetched = disk, link, received
         self._device = device or Device()
         self._last = self.totals()
         self._at = time.monotonic()
@@ -75,7 +77,7 @@ class Consumption:
         return usage, rss_mb
 
     def totals(self) -> Totals:
-        sent, got = self._transport.traffic()
-        more_sent, more_got = self._transport.overhead()
+        sent, got = self._link.traffic()
+        more_sent, more_got = self._link.overhead()
         cpu_ms = int(time.process_time() * 1000)
         return Totals(cpu_ms, sent + more_sent, got + more_got, self._fetched(), self._disk.written)

@@ -1,0 +1,27 @@
+"""One agent in one home: a lock of the kernel's, which ends with the process however that ends."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from edgewright_contracts.errors import RequestError
+
+
+class HomeLock:
+    """Raises RequestError when another process has it."""
+
+    def __init__(self, home: Path) -> None:
+        self._descriptor = os.open(home / "agent.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            raise RequestError(f"another agent runs in {home}; stop it first, or give each its own home") from None
+
+    def release(self) -> None:
+        """Safe to repeat."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
