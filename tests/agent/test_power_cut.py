@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edgewright_agent.updating.slots import ModelState, Slot, Store
@@ -43,6 +44,20 @@ def test_wherever_the_power_is_cut_a_good_model_answers_and_no_sealed_count_is_l
     for number, one in enumerate(found[:: len(found) // 30]):
         verdict = power.restart(life, one, tmp_path / str(number), to_the_end=number % 8 == 4)
         assert verdict == power.Verdict(answered=True, settled=True, lost=0, doubled=0)
+
+
+def test_no_cut_makes_a_device_forget_or_tear_what_it_has_seen_signed(life):
+    """In every image: whole lists or none, and all of them once anything was downloaded by what they say."""
+    begun = next(at for at, call in enumerate(life.calls) if "parts" in call.path.parts)
+    seen = 0
+    for one in power.cuts(life, every=3):
+        for role in ("timestamp", "snapshot", "targets"):
+            data = one.image.get(Path(f"trust/{role}.json"))
+            assert data is not None or one.at <= begun
+            assert data is None or msgspec.json.decode(data)["signed"]["version"] > 0
+            seen += data is not None
+    assert seen > 300
+    assert not any(name.startswith("tmp") for call in life.calls for name in call.path.parts)
 
 
 def careless(life, forgets) -> list[power.Call]:

@@ -208,3 +208,40 @@ def test_metadata_that_breaks_off_in_the_middle_is_asked_for_again(device, repos
     monkeypatch.setattr(repository, "answer", breaking)
     assert device.manifest(package) == package.manifest_bytes
     assert broken
+
+
+class Noted(RealDisk):
+    """Notes what is synced."""
+
+    def __init__(self):
+        super().__init__()
+        self.synced = []
+
+    def fsync(self, path):
+        super().fsync(path)
+        self.synced.append(path.name)
+
+
+def test_what_was_verified_is_durable_and_written_once(device, repository, package):
+    disk = Noted()
+    device.trust._disk = disk
+    device.manifest(package)
+    lists = ["1.root.json.new", "timestamp.json.new", "snapshot.json.new", "targets.json.new"]
+    assert [name for name in disk.synced if name.endswith(".new")] == [*lists, "time.json.new"]
+    assert disk.synced.count("trust") >= 4  # the names as well
+    assert not any(path.is_symlink() or path.name.startswith("tmp") for path in device.folder.rglob("*"))
+    disk.synced.clear()
+    device.clock.advance(1)
+    device.manifest(package)
+    assert [name for name in disk.synced if name.endswith(".new")] == ["time.json.new"]
+
+
+def test_a_list_that_rotted_on_the_device_is_fetched_anew_and_without_a_network_is_none(device, repository, package):
+    device.manifest(package)
+    place = device.folder / "trust" / "targets.json"
+    place.write_bytes(place.read_bytes()[:100] + bytes(100))
+    repository.down = True
+    with pytest.raises(LinkDown):
+        device.trust.allow("digits", package.digest)
+    repository.down = False
+    device.trust.allow("digits", package.digest)

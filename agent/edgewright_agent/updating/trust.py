@@ -6,6 +6,9 @@ python-tuf does it. The hub signs only timestamp and snapshot, so a stolen hub c
 Time for expiry is the later of the system's clock and the highest time ever trusted, so that a clock set back cannot
 revive old metadata; a clock raises that mark only while it is synced, so that a wrong one cannot end all updates.
 A repository that drips, or that sends without an end, is left after `REFRESH_S` or `CONFIG.targets_max_length`.
+
+What was verified is durable before anything is built on it (`Kept`), so that a power cut cannot make the device believe
+older metadata than it has seen. Cost: three small files for each new list, one where only the timestamp is new.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 
 import msgspec
 from tuf.api import exceptions as tuf_errors
@@ -83,10 +86,11 @@ class Trust:
             except tuf_errors.DownloadLengthMismatchError:
                 raise  # it can be reached very well
             except (LinkDown, tuf_errors.DownloadError):
-                file = self._folder / "targets.json"
-                if not file.exists():
-                    raise  # nothing was ever verified
-                if Metadata[Targets].from_file(str(file)).signed.is_expired(self._now()):
+                try:
+                    last = self._targets()
+                except (FileNotFoundError, tuf_errors.RepositoryError):
+                    last = None  # nothing was ever verified, or flash has rotted
+                if last is None or last.is_expired(self._now()):
                     raise  # or a hub could keep up for ever what its owner withdrew
             self._find(name, digest)
 
@@ -103,8 +107,8 @@ class Trust:
 
     def _refreshed(self, interrupt: Callable[[], None]) -> Updater:
         """With all metadata as the repository has it now, verified."""
-        self._disk.mkdir(self._folder)
-        updater = Updater(
+        updater = Kept(
+            self._disk,
             str(self._folder),
             self._repo + "metadata/",
             str(self._folder),
@@ -121,11 +125,15 @@ class Trust:
 
     def _find(self, name: str, digest: str) -> tuple[str, TargetFile]:
         """The target of `name` with this digest in the targets metadata that `refresh` has just verified."""
-        targets = Metadata[Targets].from_file(str(self._folder / "targets.json")).signed.targets
+        targets = self._targets().targets
         for path, target in targets.items():
             if path.startswith(f"packages/{name}/") and target.hashes.get("sha256") == digest:
                 return path, target
         raise NotAllowed(f"the owner signs no package {name} with digest {digest[:16]} ({len(targets)} are signed)")
+
+    def _targets(self) -> Targets:
+        """Raises OSError, RepositoryError."""
+        return Metadata[Targets].from_bytes(self._disk.read(self._folder / "targets.json")).signed
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(max(self._clock.wall_ms() or 0, self._highest()) / 1000, UTC)
@@ -143,6 +151,23 @@ class Trust:
             return 0
         except ContractError:
             return 0  # a damaged mark protects nothing; the next refresh writes a good one
+
+
+class Kept(Updater):
+    """python-tuf's client, whose files go through the Disk: it has no public way to be told where they go."""
+
+    def __init__(self, disk: Disk, folder: str, *given: Any, **named: Any) -> None:
+        self._disk = disk
+        disk.mkdir(Path(folder) / "root_history")
+        super().__init__(folder, *given, **named)
+
+    def _persist_file(self, filename: str, data: bytes) -> None:
+        place = Path(filename)
+        if self._disk.size(place) != len(data) or self._disk.read(place) != data:
+            atomic_write(self._disk, place, data)
+
+    def _update_root_symlink(self) -> None:
+        """It would say which root is the newest to a client that is not given the first one at every start."""
 
 
 class Fetcher(FetcherInterface):
