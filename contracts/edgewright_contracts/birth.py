@@ -48,7 +48,9 @@ class Spool(msgspec.Struct, frozen=True, kw_only=True):
     unacknowledged: Count = 0
     sealed: Count = 0  # windows without a number yet
     dropped: Count = 0  # windows and events lost to a full or damaged disk since the spool was made
-    trouble: Text = ""  # why the disk takes nothing: what is counted waits in memory, and would be lost with the process
+    trouble: Text = (
+        ""  # why the disk takes nothing: what is counted waits in memory, and would be lost with the process
+    )
 
 
 class Birth(msgspec.Struct, frozen=True, kw_only=True):

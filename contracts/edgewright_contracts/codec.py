@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import re
-import zlib
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -83,20 +82,6 @@ def encode(message: msgspec.Struct, *, name: str, limit: int, wire: str) -> byte
     kept = decode(type(message), data, name=name, limit=limit, wire=wire)
     canonical: bytes = codec.encode(kept, order="deterministic")  # an int given for a float is a float by now
     return canonical
-
-
-def inflate(data: bytes, *, name: str, limit: int) -> bytes:
-    """A zlib stream of at most `limit` bytes when unpacked. Raises ContractError."""
-    stream = zlib.decompressobj()
-    try:
-        out = stream.decompress(data, limit + 1)
-    except zlib.error as error:
-        raise ContractError(name, "a zlib stream", str(error)) from None
-    if len(out) > limit:
-        raise ContractError(name, f"at most {limit} bytes unpacked", "more")
-    if not stream.eof or stream.unused_data:
-        raise ContractError(name, "one whole zlib stream", "a truncated stream or bytes behind its end")
-    return out
 
 
 def _located(error: msgspec.ValidationError, kind: Any, name: str) -> ContractError:

@@ -17,7 +17,6 @@ before decoding, both packed and unpacked. About 500 bytes for 22 channels.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Set
 from typing import Annotated, Final, Literal
 
@@ -37,8 +36,8 @@ from .codec import (
     Sum,
     decode,
     encode,
-    inflate,
 )
+from .compression import deflate, inflate
 from .errors import ContractError
 from .manifest import Context, VariantId
 
@@ -145,7 +144,7 @@ class Window(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     rollout: Rollout = ""
     n: Count = 0  # inferences, whether or not they succeeded
     n_monitored: Count = 0  # those whose channels were counted
-    latency_queue: bytes = b""  # sparse grid counts, binning.pack_grid
+    latency_queue: bytes = b""  # sparse grid counts, binning.pack_grid; an agent tells waits on every eighth edge
     latency_run: bytes = b""
     latency_total: bytes = b""
     errors: Tally = {}  # by kind
@@ -252,8 +251,7 @@ def decode_window(data: bytes) -> Window:
 def encode_report(report: Report, *, compress: bool = False) -> bytes:
     """At most 64 KiB, compressed only where that is shorter. Raises ContractError for values outside their ranges."""
     raw = encode(report, name="report", limit=REPORT_BYTES, wire="msgpack")
-    packed = zlib.compress(raw) if compress else raw
-    return packed if len(packed) < len(raw) else raw
+    return deflate(raw) if compress else raw
 
 
 def decode_report(data: bytes) -> Report:

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import msgspec
 
 from edgewright_contracts import birth, event, report, topics
-from edgewright_contracts.codec import REPORT_BYTES, Hex64, Sequence, inflate
+from edgewright_contracts.codec import REPORT_BYTES, Hex64, Sequence
+from edgewright_contracts.compression import inflate
 from edgewright_contracts.errors import ContractError
 
 

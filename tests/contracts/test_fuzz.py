@@ -19,6 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgewright_contracts import baseline, binning, birth, desired, event, manifest, report, topics
+from edgewright_contracts.codec import REPORT_BYTES
+from edgewright_contracts.compression import inflate
 from edgewright_contracts.errors import ContractError
 
 N = int(os.environ.get("EDGEWRIGHT_FUZZ", "0"))
@@ -162,7 +164,7 @@ def regrown(draw: st.DrawFn, name: str) -> bytes:
     """A golden message, well-formed, with one or two values somewhere in its tree replaced, dropped or added."""
     data = draw(st.sampled_from(seeds(name)))
     text = data[:1] == b"{"
-    data = zlib.decompress(data) if data[:1] == b"\x78" else data
+    data = inflate(data, name="report", limit=REPORT_BYTES) if data[:1] == b"\x78" else data
     tree = json.loads(data) if text else msgspec.msgpack.decode(data)
     for _ in range(draw(st.integers(1, 2))):
         at = tree

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import runpy
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,8 @@ import pytest
 
 from edgewright_contracts import baseline, birth, desired, event, manifest, report
 from edgewright_contracts.channels import edge_hash
+from edgewright_contracts.codec import REPORT_BYTES
+from edgewright_contracts.compression import inflate
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted(path for path in GOLDEN.glob("v*/*") if path.is_file())
@@ -37,7 +38,7 @@ CODECS: dict[str, tuple[Callable[[bytes], msgspec.Struct], Callable[..., bytes]]
 
 
 def plain(name: str, data: bytes) -> bytes:
-    return zlib.decompress(data) if name.endswith(".zlib") else data
+    return inflate(data, name=name, limit=REPORT_BYTES) if name.endswith(".zlib") else data
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}-{p.name}")

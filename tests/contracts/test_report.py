@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from edgewright_contracts import report
 from edgewright_contracts.binning import GRID_CELLS, grid_counts, pack, pack_grid, unpack, unpack_grid
 from edgewright_contracts.codec import MAX_COUNT, MAX_SUM, REPORT_BYTES
+from edgewright_contracts.compression import DICTIONARY
 from edgewright_contracts.errors import ContractError
 from edgewright_contracts.report import (
     MAX_CELLS,
@@ -414,3 +415,21 @@ def test_the_version_of_tomorrow_is_refused_and_its_further_fields_are_not() -> 
     assert decode_report(msgspec.msgpack.encode([*fields, "new", {"more": [1.5]}])) == one
     with pytest.raises(ContractError, match=r"report\.v"):
         decode_report(msgspec.msgpack.encode([report.VERSION + 1, *fields[1:]]))
+
+
+def test_the_dictionary_shortens_a_usual_report_and_streams_without_it_are_read() -> None:
+    assert zlib.adler32(DICTIONARY) == 1842311251  # spools hold streams that need these very bytes
+    rng = np.random.default_rng(1)
+    usual = example(
+        clock="synced",
+        wall_start_ms=1_795_000_000_000,
+        n=60,
+        n_monitored=60,
+        cells=pack(rng.poisson(5, 286)),
+        latency_run=pack_grid(grid_counts(rng.integers(40_000, 60_000, 60))),
+        usage=Usage(rss_kb=Gauge(1, 51_000, 51_000), cpu_ms=700, bytes_sent=900, bytes_written=8192),
+    )
+    one = Report(spool_id="f" * 16, seq=9, window=usual)
+    plain = zlib.compress(encode_report(one), 9)
+    assert len(encode_report(one, compress=True)) < 0.85 * len(plain)
+    assert decode_report(plain) == decode_report(encode_report(one, compress=True)) == one

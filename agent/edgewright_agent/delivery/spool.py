@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -22,6 +21,7 @@ import msgspec
 
 from edgewright_contracts import birth, event, report
 from edgewright_contracts.birth import Unclean
+from edgewright_contracts.compression import deflate
 from edgewright_contracts.desired import Ack
 from edgewright_contracts.errors import ContractError
 
@@ -205,7 +205,7 @@ def encode(item: Item, spool_id: str) -> bytes:
         draft = event.decode_event(item.body)
         return event.encode_event(msgspec.structs.replace(draft, spool_id=spool_id, seq=item.seq))
     raw = msgspec.msgpack.encode((report.VERSION, spool_id, item.seq, msgspec.Raw(item.body)))
-    return zlib.compress(raw) if item.compress else raw
+    return deflate(raw) if item.compress else raw
 
 
 def _numbers(state: State, terms: Terms) -> list[Record]:

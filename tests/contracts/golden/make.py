@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,8 @@ import numpy as np
 from edgewright_contracts import baseline, birth, desired, event, manifest, report
 from edgewright_contracts.binning import grid_counts, pack, pack_grid
 from edgewright_contracts.channels import Channel, Group, Source, edge_hash, width
+from edgewright_contracts.codec import REPORT_BYTES
+from edgewright_contracts.compression import inflate
 from edgewright_contracts.manifest import Dtype, FileRef, Role, Task, TensorIn, TensorOut, Variant
 
 CURRENT = "v1.1"
@@ -335,6 +336,10 @@ def files() -> dict[str, bytes]:
     return out
 
 
+def unpacked(name: str, data: bytes) -> bytes:
+    return inflate(data, name=name, limit=REPORT_BYTES) if name.endswith(".zlib") else data
+
+
 def main(directory: Path) -> int:
     directory.mkdir(parents=True, exist_ok=True)
     changed = []
@@ -342,10 +347,8 @@ def main(directory: Path) -> int:
         path = directory / name
         if not path.exists():
             path.write_bytes(data)
-        elif path.read_bytes() != data:
-            same = name.endswith(".zlib") and zlib.decompress(path.read_bytes()) == zlib.decompress(data)
-            if not same:
-                changed.append(name)
+        elif unpacked(name, path.read_bytes()) != unpacked(name, data):
+            changed.append(name)
     for name in changed:
         print(f"{directory / name}: the code writes other bytes than version {CURRENT} did", file=sys.stderr)  # noqa: T201
     return 1 if changed else 0
