@@ -9,6 +9,7 @@ import pytest
 
 from edgewright_agent.updating import install, retreat
 from edgewright_agent.updating.fetch import LinkDown
+from edgewright_agent.updating.inbox import Wish
 from edgewright_agent.updating.selftest_child import Verdict
 from edgewright_agent.updating.slots import Store
 from edgewright_agent.updating.update import Record, State
@@ -190,3 +191,30 @@ def test_a_damaged_model_keeps_no_other_from_answering(device, both, monkeypatch
     device.boot()
     assert device.host.answers == both[1].digest
     assert any("a bug" in e.reason for e in device.host.told)
+
+
+def test_a_trial_ends_in_its_time_although_the_device_reboots_each_day_and_little_is_written_for_it(device, both):
+    wanted = DesiredModel(name="digits", digest=both[1].digest, probation=Probation(windows=3, max_s=5 * 24 * HOUR))
+    store = Store(device.disk, device.models, "digits")
+    record = Record(state=State.PROBATION, wanted=wanted, rev=1, attempt=1)
+    store.save(msgspec.structs.replace(store.state, record=record))
+    for day in range(7):
+        device.boot(unclean=day % 2 == 0, cut=True)
+        device.installer._want(Wish(wanted, (), 1))
+        before = device.disk.writes
+        device.live(23 * HOUR)
+        if day == 2:
+            assert device.host.answers == both[1].digest
+            assert device.disk.writes - before <= 24
+    assert device.host.answers == both[0].digest
+    assert "no verdict in 432000 s: 0 of 3 healthy windows" in [e.reason for e in device.host.told]
+
+
+def test_a_disk_that_takes_nothing_hears_seldom_how_long_a_trial_lasts(device, first):
+    device.disk.refused = ("state.json",)
+    tried = []
+    keep = device.job.keep_trial
+    device.job.keep_trial = lambda record: tried.append(device.clock.mono_ns) or keep(record)
+    device.live(0.9 * HOUR, 1.0)
+    assert 5 <= len(tried) <= 8
+    device.disk.refused = ()

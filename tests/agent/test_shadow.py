@@ -249,7 +249,7 @@ class Desk:
         self.wanted, self.loaded = self.record.wanted, None
         self.watch = None
         self.rollout = "r"
-        self.now_s = self.trial_since_s = 0.0
+        self.now_s = self.trial_since_s = self.tried_s = 0.0
         self.rooms = list(room or [])
         self.moved: list[tuple[Event, str]] = []
         self.store = self
@@ -313,7 +313,7 @@ def test_a_shadow_run_ends_by_its_windows_by_its_failure_or_by_time(package):
     end = trial.conclude(desk)
     assert (end.event, end.failure, end.reason) == (Event.BROKEN, "model", "shadow: onnxruntime failed: x")
     late = Desk(package)
-    late.watch, late.now_s = late, Probation().max_s + 1
+    late.watch, late.tried_s = late, Probation().max_s + 1
     end = trial.conclude(late)
     assert (end.event, end.failure) == (Event.DELAYED, "operator")
     assert "0 of 2 windows" in end.reason

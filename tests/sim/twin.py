@@ -81,7 +81,7 @@ class Device:
         self.agent = None
         self.boot()
 
-    def boot(self, *, unclean: bool = False) -> None:
+    def boot(self, *, unclean: bool = False, cut: bool = False) -> None:
         if self.agent is not None:
             self.agent.close()
         link = SimTransport(SimBroker(), "dev-1")
@@ -92,7 +92,7 @@ class Device:
         self.installer._uniform = lambda: 0.5
         self.installer._steps._trust = self
         self.installer._steps.proving.prove = self.prove
-        self.installer.boot(unclean=unclean)
+        self.installer.boot(unclean=unclean, cut=cut)
 
     def prove(self, store, side, interrupt=lambda: None):
         """`verdict` after `slow_s`, without the process that a self-test is; the disk may not take the proof."""

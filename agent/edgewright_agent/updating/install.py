@@ -128,6 +128,8 @@ class Installer:
         while not self._stopping.is_set():
             self._turn()
         for job in self._jobs.values():
+            if job.record.state is State.PROBATION or job.watch is not None:
+                self._inbox.handled(job.keep_trial, job.record)
             job.end_watch()
             self._inbox.handled(job.keep_history)
 
@@ -179,7 +181,7 @@ class Installer:
 
     def _conclusion(self, job: Job) -> Conclusion | None:
         if job.record.state is State.PROBATION:
-            return health.conclude(job.record, job.now_s - job.trial_since_s, self._host.online)
+            return health.conclude(job.record, job.tried_s, self._host.online)
         return trial.conclude(job) if job.record.state is State.SHADOW and job.watch is not None else None
 
     def _job(self, name: str) -> Job:
@@ -233,6 +235,7 @@ class Installer:
         elif state is State.PROBATION or (state is State.SHADOW and job.watch is not None):
             end = self._conclusion(job)
             if end is None:
+                trial.clock(job)
                 return False
             if end.event is Event.DELAYED and state is State.SHADOW:
                 self._delay(job, end.reason, "operator")

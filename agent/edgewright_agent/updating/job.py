@@ -96,7 +96,8 @@ class Job:
         self.history = store.state.history
         self.history_kept_s = self.now_s
         self.retry_at_s = 0.0
-        self.trial_since_s = 0.0  # the beginning of a shadow run or a probation, by this boot
+        self.trial_since_s = 0.0  # since when `Record.tried_s` of a shadow run or a probation is true
+        self.clocked_s = 0.0  # when that was last to be written
         self.load_at_s: float | None = None  # when the active slot, which does not answer, is to be loaded again
         self.loads = 0  # that failed in a row
         self.refused = 0  # tries in a row of which the disk took nothing
@@ -118,6 +119,11 @@ class Job:
     @property
     def now_s(self) -> float:
         return self._clock.monotonic_ns() / 1e9
+
+    @property
+    def tried_s(self) -> float:
+        """How long the shadow run or probation lasts by now, reboots left out."""
+        return self.record.tried_s + self.now_s - self.trial_since_s
 
     def staged(self) -> tuple[Side, Slot]:
         """The slot that holds what this update is about, before it is active. Raises OSError when it does not."""
@@ -201,6 +207,12 @@ class Job:
                 self.keep_history()
             except OSError as full:  # it counts here all the same, and is written later
                 log.warning("%s: the pre-period is not written: %s", self.store.name, full)
+
+    def keep_trial(self, record: Record) -> None:
+        """`record` of a trial under way, with the time that it has taken so far."""
+        now_s = self.now_s
+        self.keep(msgspec.structs.replace(record, tried_s=self.tried_s))
+        self.trial_since_s = now_s
 
     def keep_history(self) -> None:
         """A reboot must not forget what the running package did, or the next is judged against a guess."""

@@ -169,6 +169,7 @@ class Steps:
             breaches=0,
             crashes=0,
             cuts=0,
+            tried_s=0.0,
         )
         job.emit(record, "")
         # One write moves the pointer and begins the probation: there is no moment between them. The package answers

@@ -7,6 +7,7 @@ there is nothing to compare with, or no room for two models, it is left out and 
 
 from __future__ import annotations
 
+import logging
 from typing import Final
 
 import msgspec
@@ -18,12 +19,15 @@ from edgewright_runtime.runtime import NoMemory
 
 from . import health
 from .health import Conclusion, Health
-from .job import Host, Job
+from .job import HISTORY_S, Host, Job
 from .slots import Slot
 from .steps import load
 from .update import Event
 
 MIB: Final = 1 << 20
+CLOCKED: Final = 8  # times that a short trial is written down while it lasts
+
+log = logging.getLogger(__name__)
 
 
 def begin(job: Job, host: Host) -> None:
@@ -51,7 +55,7 @@ def observe(job: Job, windows: list[Window]) -> None:
     """Windows of this model that were sealed together. Raises OSError."""
     digest = job.record.digest[:16]
     if any(w.n and w.shadow.n and w.phase == "shadow" and w.digest == digest for w in windows):
-        job.keep(msgspec.structs.replace(job.record, watched=job.record.watched + 1, crashes=0, cuts=0))
+        job.keep_trial(msgspec.structs.replace(job.record, watched=job.record.watched + 1, crashes=0, cuts=0))
 
 
 def conclude(job: Job) -> Conclusion | None:
@@ -65,7 +69,7 @@ def conclude(job: Job) -> Conclusion | None:
         return Conclusion(Event.DONE, "the hub asks for no shadow run any more", None)
     if record.watched >= rule.windows:
         return Conclusion(Event.DONE, f"{record.watched} shadow windows", None)
-    if job.now_s - job.trial_since_s > record.wanted.probation.max_s:
+    if job.tried_s > record.wanted.probation.max_s:
         reason = f"no shadow run in {record.wanted.probation.max_s:g} s: {record.watched} of {rule.windows} windows"
         return Conclusion(Event.DELAYED, reason, "operator")
     return None
@@ -91,7 +95,19 @@ def judge(job: Job, windows: list[Window], rss_mb: float) -> None:
         reason=verdict.reason or record.reason,
     )
     if after != record:  # a window in which nothing happened is not worth a write
-        job.keep(after)
+        job.keep_trial(after)
+
+
+def clock(job: Job) -> None:
+    """Write down how long the trial lasts, now and then: with a reboot each day it would never end."""
+    assert job.record.wanted is not None
+    every_s = min(HISTORY_S, job.record.wanted.probation.max_s / CLOCKED)
+    if job.now_s - max(job.trial_since_s, job.clocked_s) >= every_s:
+        job.clocked_s = job.now_s
+        try:
+            job.keep_trial(job.record)
+        except OSError as full:  # it counts here all the same
+            log.warning("%s: how long the trial lasts is not written: %s", job.store.name, full)
 
 
 def asked(job: Job) -> Shadow | None:

@@ -148,6 +148,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     before: PrePeriod = PrePeriod()
     seen: Seen = Seen()  # of this probation, all windows
+    tried_s: float = 0.0  # of this shadow run or probation, by earlier boots and until it was last written
 
     @property
     def digest(self) -> Sha256:
