@@ -197,7 +197,7 @@ def test_what_a_kill_cut_off_is_gone_after_the_next_start(start: Start, tmp_path
         place.mkdir(parents=True, exist_ok=True)
         (place / ".some.0123.part").write_bytes(b"half")
     ready(start())
-    assert not list(tmp_path.glob("data/**/*.part"))
+    assert not list(tmp_path.glob("data/**/.some.0123.part"))  # a running hub has parts of its own for a moment
 
 
 @pytest.mark.parametrize(
