@@ -45,7 +45,7 @@ from .limits.governor import Step
 from .models import Models
 from .renewal import Renewal
 from .samples.sampling import Redact, Sampling
-from .samples.sending import sender
+from .samples.sending import Sender
 from .telemetry.meter import Meter
 from .telemetry.notices import Notice
 from .telemetry.ring import Outcome
@@ -219,6 +219,9 @@ class Agent:
         ration = Ration(self._disk, self.home / "download.json", self._clock)
         connections = tls.connections(self.identity, self._clock, hub.repo)
         link = self._link = Link(connections, clock=self._clock, ration=ration)
+        self._sender: Sender | None = None
+        if hub.api:
+            self._sender = Sender(tls.connections(self.identity, self._clock, hub.api, named=True), hub.api, hub.device)
         self._reporter = Reporter(
             self.home,
             disk=self._disk,
@@ -233,7 +236,7 @@ class Agent:
             observe=self._observe,
             desire=lambda desired: self._following.follow(desired),
             born=self._born,
-            received=lambda: link.received,
+            https=self._https,
             unforeseen=unforeseen,
             errand=lambda command: self._errands.ask(command),
         )
@@ -265,10 +268,14 @@ class Agent:
             lambda after, reason: self._reporter.notices.note(Notice("certificate", after, reason)),
             share=random.random(),
         )
-        send = None
-        if hub.api:
-            send = sender(tls.connections(self.identity, self._clock, hub.api, named=True), hub.api, hub.device)
-        self._sampling = Sampling(self._disk, self.home, self._clock, lambda: secrets.token_hex(8), send)
+        self._sampling = Sampling(
+            self._disk,
+            self.home,
+            self._clock,
+            lambda: secrets.token_hex(8),
+            self._sender,
+            lost=lambda: self._meter.shed("samples"),
+        )
         self._tail = LogTail(self._disk, self.home, self._clock)
         self._errands = Errands(
             self._emit,
@@ -300,6 +307,10 @@ class Agent:
             clock=self._clock,
             metered=lambda: self._reporter.config.profile == "metered",
         )
+
+    def _https(self) -> tuple[int, int]:
+        sent, received = self._sender.traffic if self._sender else (0, 0)
+        return self._link.sent + sent, self._link.received + received
 
     def _emit(self, draft: event.Event) -> None:
         self._spool.event(draft)

@@ -26,6 +26,7 @@ from . import control, enrolment, telemetry, tokens
 from .ca import Authority
 from .conductor import Conductor, Verb
 from .registry import TARGETS_BYTES, Registry
+from .samples import Samples
 from .specification import RolloutSpec
 from .websocket import PATH
 
@@ -47,6 +48,7 @@ class Hub:
     ails: Callable[[], list[str]]  # why the hub is not well
     open_to_read: bool  # whoever reaches this listener may read: it is on loopback
     websocket: tuple[str, int] | None = None  # where devices reach MQTT over WebSocket; None: nowhere
+    samples: Samples | None = None  # where sampled inputs lie; None: nowhere
 
 
 class Caller(NamedTuple):

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgewright_contracts.errors import EdgewrightError, Refused, RequestError
 
-from . import api, pages, renewal, websocket
+from . import api, pages, renewal, samples, websocket
 from .api import Hub
 from .conductor import NotFound
 from .registry import TARGETS_BYTES, Conflict
@@ -44,6 +44,7 @@ def device_app(hub: Hub, mqtt: websocket.Connected | None = None) -> FastAPI:
     app = _app(hub)
     app.include_router(api.enrol_router)
     app.include_router(renewal.router)
+    app.include_router(samples.router)
     if mqtt is not None:
         app.router.routes.append(websocket.route(mqtt))
     app.include_router(api.router)

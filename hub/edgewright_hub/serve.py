@@ -44,6 +44,7 @@ from .listeners import Address as Address
 from .listeners import is_address, is_loopback, listen, reachable, web
 from .registry import Registry
 from .repository import RESIGN_EVERY, Repository
+from .samples import Samples
 from .store import outside
 from .telemetry import open_telemetry
 from .vitals import Vitals
@@ -168,6 +169,7 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
             "repo": f"{url}/repo/",
             "websocket": (name, https.getsockname()[1]) if over_web else config.websocket and astuple(config.websocket),
             "ails": vitals.reasons,
+            "samples": Samples(config.data / "samples"),
         }
         device_web = web(device_app(Hub(**common, open_to_read=False), over_web), https, config.data / "ca", stop)
         page_web = web(page_app(Hub(**common, open_to_read=True)), page, None, stop)

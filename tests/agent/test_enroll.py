@@ -22,10 +22,11 @@ from edgewright_agent.enrolling import names
 from edgewright_agent.enrolling.enroll import Way, enroll
 from edgewright_agent.enrolling.renew import renew
 from edgewright_agent.renewal import in_a_child
+from edgewright_agent.samples.sending import Sender
 from edgewright_agent.updating.fetch import Link
 from edgewright_contracts import topics
 from edgewright_contracts.errors import ContractError, Refused, RequestError, Unavailable
-from edgewright_hub import ca, control
+from edgewright_hub import ca, control, samples
 from sim import wire
 from sim.clock import SimClock
 from sim.connect_proxy import ConnectProxy
@@ -127,6 +128,48 @@ def test_nobody_renews_without_a_certificate_for_another_key_or_once_retired(hub
     hub.spend(token)
     with pytest.raises(Refused, match="all its uses"):  # its old key alone does not take it back
         enroll(RealDisk(), home, hub=hub.url, token=token, again=True)
+
+
+def test_a_sample_goes_to_the_hub_by_the_devices_certificate_within_its_quota(hub, tmp_path, monkeypatch):
+    home = tmp_path / "d"
+    enroll(RealDisk(), home, hub=hub.url, token=hub.token(), device="sampled-1")
+    who = identity.load(home)
+
+    def send(device="sampled-1", identifier="0" * 16, data=b"PK\x03\x04", named=True):
+        sender = Sender(tls.connections(who, SystemClock(), hub.url, named=named), hub.url, device)
+        sender(identifier, data)
+        return sender.traffic
+
+    kept = hub.data / "samples" / "sampled-1"
+    for n in (1, 2, 2):
+        send(identifier=f"{n:016x}", data=b"PK\x03\x04" + bytes([n]))
+    assert sorted(p.name for p in kept.iterdir()) == [f"{n:016x}.npz" for n in (1, 2)]
+    sent, received = send(identifier=f"{2:016x}", data=b"PK\x03\x04\x02" + bytes(20_000))
+    assert 21_000 < sent < 30_000  # the handshake of TLS is counted, too
+    assert 1000 < received < 6000
+    send(identifier=f"{2:016x}", data=b"PK\x03\x04\x02")
+    assert (kept / f"{2:016x}.npz").read_bytes() == b"PK\x03\x04\x02"
+    for wrong, reason in (
+        ({"named": False}, "client certificate"),
+        ({"device": "other-1"}, "whose certificate this is"),
+        ({"identifier": "..%2f..%2fhub.db"}, "HTTP 40"),
+        ({"identifier": "x" * 16}, "16 hexadecimal"),
+        ({"data": b"#!/bin/sh"}, "expected an .npz"),
+        ({"data": b"PK\x03\x04" + bytes(256 << 10)}, "413"),
+    ):
+        with pytest.raises((Unavailable, Refused), match=reason):
+            send(**wrong)
+    monkeypatch.setattr(samples, "DEVICE_BYTES", 100)
+    send(identifier=f"{3:016x}", data=b"PK\x03\x04" + bytes(90))  # the oldest makes room
+    assert sorted(p.name for p in kept.iterdir()) == [f"{n:016x}.npz" for n in (2, 3)]
+    monkeypatch.setattr(samples, "SPARE_BYTES", 1 << 60)
+    with pytest.raises(Unavailable, match="disk to spare"):
+        send()
+    monkeypatch.undo()
+    hub.retire("sampled-1")
+    with pytest.raises(Unavailable, match="not in force: it is retired"):
+        send()
+    assert sorted((hub.data / "samples").iterdir()) == [kept]
 
 
 def test_an_ended_certificate_cannot_be_renewed_and_enrolling_again_is_the_way_back(hub, tmp_path):

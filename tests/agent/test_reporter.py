@@ -11,8 +11,8 @@ import pytest
 
 from edgewright_agent import clock
 from edgewright_agent.clock import SystemClock
-from edgewright_agent.delivery import reporter as reporters
 from edgewright_agent.delivery import offers, wishes
+from edgewright_agent.delivery import reporter as reporters
 from edgewright_agent.delivery.reporter import Reporter
 from edgewright_agent.delivery.span import length_s
 from edgewright_agent.delivery.spool import Spool
@@ -74,7 +74,7 @@ class Bench:
             HOME, disk=self.disk, clock=self.clock, meter=self.meter, spool=self.spool, transport=self.link, wake=wake,
             boot_id=BOOT, subjects=lambda: [self.subject], hurried=lambda: self.hurry,
             observe=lambda sealed, rss: self.sealed.append(sealed), desire=self.desired.append, born=self.born,
-            received=lambda: 0, unforeseen=Unforeseen(self.spool.event, self.clock, BOOT),
+            https=lambda: (0, 0), unforeseen=Unforeseen(self.spool.event, self.clock, BOOT),
         )  # fmt: skip
         self.image = packages.draw(1, seed=1)[0][0]
 

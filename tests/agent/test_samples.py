@@ -9,13 +9,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import urllib3
 
 from edgewright.main import run
 from edgewright_agent.disk import RealDisk
 from edgewright_agent.samples import consent, sampling
-from edgewright_agent.samples.sending import sender
+from edgewright_agent.samples.sending import Sender
 from edgewright_contracts.desired import Command, Config, Desired, DesiredModel, Samples
-from edgewright_contracts.errors import Unavailable
+from edgewright_contracts.errors import Refused, Unavailable
 from sim import packages
 from sim.clock import SimClock
 
@@ -29,12 +30,18 @@ class Place:
         self.home, self.disk, self.clock, self.sent, self.down = home, RealDisk(), clock or SimClock(), [], down
         self.disk.mkdir(home)
         ids = itertools.count()
-        self.one = sampling.Sampling(self.disk, home, self.clock, lambda: f"{next(ids):016x}", self.send)
+        self.lost, self.refuses = 0, False
+        self.one = sampling.Sampling(self.disk, home, self.clock, lambda: f"{next(ids):016x}", self.send, self.lose)
         if agreed:
             consent.write(self.disk, home, consent.Consent(samples=True))
         self.turn()
 
+    def lose(self):
+        self.lost += 1
+
     def send(self, identifier, data):
+        if self.refuses:
+            raise Refused("no such thing")
         if self.down:
             raise Unavailable("the hub is away")
         self.sent.append((identifier, data))
@@ -158,25 +165,36 @@ def test_a_hub_that_is_away_is_asked_again_later(tmp_path):
     assert len(place.sent) == 1
 
 
-@pytest.mark.parametrize("status", [201, 403, 507])
-def test_a_sample_is_put_under_the_devices_own_name(status):
+@pytest.mark.parametrize(("status", "kind"), [(204, None), (403, Unavailable), (503, Unavailable), (400, Refused)])
+def test_a_sample_is_put_under_the_devices_own_name(status, kind):
     asked = []
 
     class Pool:
         def __init__(self, **options):
             assert options["retries"] is False
 
-        def request(self, method, url, *, body, headers):
+        def request(self, method, url, *, body, headers, preload_content):
             asked.append((method, url, body))
-            return SimpleNamespace(status=status)
+            answer = b"" if status == 204 else b'{"error": "no room"}'
+            return urllib3.HTTPResponse(io.BytesIO(answer), status=status, preload_content=preload_content)
 
-    send = sender(Pool, "https://hub:8443/", "dev-1")
-    if status == 201:
+    send = Sender(Pool, "https://hub:8443/", "dev-1")
+    if kind is None:
         send("0" * 16, b"x")
     else:
-        with pytest.raises(Unavailable, match=str(status)):
+        with pytest.raises(kind, match=f"{status} no room"):
             send("0" * 16, b"x")
     assert asked == [("PUT", f"https://hub:8443/samples/dev-1/{'0' * 16}", b"x")]
+    assert send.traffic == (1, 0 if kind is None else 20)
+
+
+def test_a_sample_that_the_hub_will_never_take_does_not_keep_the_others_back(tmp_path):
+    place = Place(tmp_path)
+    place.refuses = True
+    place.look(X)
+    place.turn()
+    assert place.kept == []
+    assert (place.one.counted["refused"], place.lost) == (1, 1)
 
 
 def test_an_agent_samples_when_both_have_said_so_and_tells_the_hub_what_it_counted(world):

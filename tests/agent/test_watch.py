@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from edgewright_agent.limits import cgroup
+from edgewright_agent.limits.consumption import Consumption
 from edgewright_agent.limits.day import DAY_MS, KEEP_S, Day, Diary, advance
 from edgewright_agent.limits.device import Device, resident_kb
 from edgewright_agent.limits.governor import Step
 from edgewright_agent.limits.share import Share
 from edgewright_agent.limits.watch import LOOK_S, Watch
-from edgewright_agent.limits.consumption import Consumption
 from edgewright_agent.telemetry.meter import Meter
 from edgewright_agent.telemetry.notices import TELL_S, Notice, Notices
 from edgewright_contracts.desired import Config, Limits
@@ -195,7 +195,7 @@ class World:
 
     def boot(self):
         self.notices = Notices(self.emit, self.clock, "b" * 16, threading.Event())
-        consumption = Consumption(self.disk, self.link, lambda: 0, self.device)
+        consumption = Consumption(self.disk, self.link, lambda: (0, 0), self.device)
         self.watch = Watch(
             HOME / "day.json", disk=self.disk, clock=self.clock, meter=self.meter, consumption=consumption,
             device=self.device, notices=self.notices,

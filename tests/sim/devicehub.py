@@ -24,8 +24,9 @@ from edgewright_hub.store import open_engine
 class DeviceHub:
     def __init__(self, folder: Path) -> None:
         init_keys(folder / "owner", now=datetime.now(UTC))
+        self.data = folder / "data"
         self._config = Config(
-            data=folder / "data",
+            data=self.data,
             trust=folder / "owner" / "hub",
             https=Address("127.0.0.1", 0),
             page=Address("127.0.0.1", 0),

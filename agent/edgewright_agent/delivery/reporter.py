@@ -69,7 +69,7 @@ class Reporter:
         observe: Callable[[list[tuple[Subject, Window]], float], None],
         desire: Callable[[Desired], None],
         born: Callable[[int, int], bytes],
-        received: Callable[[], int],
+        https: Callable[[], tuple[int, int]],
         unforeseen: Unforeseen,
         errand: Callable[[Command], None] = lambda command: log.warning("command %s has no thread here", command.verb),
     ) -> None:
@@ -84,7 +84,7 @@ class Reporter:
         self.notices = Notices(spool.event, clock, boot_id, wake)
         self.watch = Watch(
             home / "day.json", disk=disk, clock=clock, meter=meter, device=device, notices=self.notices,
-            consumption=Consumption(disk, transport, received, device),
+            consumption=Consumption(disk, transport, https, device),
         )  # fmt: skip
         self._offers = Offers(
             clock=clock, spool=spool, transport=transport, boot_id=boot_id,

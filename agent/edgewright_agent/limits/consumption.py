@@ -28,16 +28,18 @@ class Totals(NamedTuple):
     cpu_ms: int
     sent: int
     received: int
-    fetched: int  # of packages and signed metadata
+    fetched: int  # by HTTPS: packages and signed metadata, mostly
     written: int
 
 
 class Consumption:
     """What this process uses, between two calls of `since_last`. Levels are sampled by `sample`, and at the end."""
 
-    def __init__(self, disk: Disk, link: Carrier, received: Callable[[], int], device: Device | None = None) -> None:
-        """`received` are the bytes of packages so far."""
-        self._disk, self._link, self._fetched = disk, link, received
+    def __init__(
+        self, disk: Disk, link: Carrier, https: Callable[[], tuple[int, int]], device: Device | None = None
+    ) -> None:
+        """`https` are the bytes sent and received so far beside the `link`: of packages, and of samples."""
+        self._disk, self._link, self._https = disk, link, https
         self._device = device or Device()
         self._last = self.totals()
         self._at = time.monotonic()
@@ -80,4 +82,5 @@ class Consumption:
         sent, got = self._link.traffic()
         more_sent, more_got = self._link.overhead()
         cpu_ms = int(time.process_time() * 1000)
-        return Totals(cpu_ms, sent + more_sent, got + more_got, self._fetched(), self._disk.written)
+        put, fetched = self._https()
+        return Totals(cpu_ms, sent + more_sent + put, got + more_got, fetched, self._disk.written)

@@ -24,7 +24,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from edgewright_contracts.desired import Samples
-from edgewright_contracts.errors import Unavailable
+from edgewright_contracts.errors import Refused, Unavailable
 from edgewright_runtime.runtime import Array
 
 from ..clock import Clock
@@ -39,7 +39,7 @@ DAY_S: Final = 86400.0
 AGAIN_S: Final = 300.0  # after a sending that failed
 
 Redact = Callable[[str, dict[str, Array]], dict[str, Array] | None]  # model, one sample → what may leave, None: nothing
-Send = Callable[[str, bytes], None]  # id, file; raises Unavailable
+Send = Callable[[str, bytes], None]  # id, file; raises Unavailable, and Refused for what will never be taken
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +57,14 @@ class Seen(NamedTuple):
 class Sampling:
     """`look` is called by any thread that infers; all else on the errands' thread."""
 
-    def __init__(self, disk: Disk, home: Path, clock: Clock, new_id: Callable[[], str], send: Send | None) -> None:
-        """`send` is None where there is no hub: then samples stay until their time is over."""
+    def __init__(
+        self, disk: Disk, home: Path, clock: Clock, new_id: Callable[[], str], send: Send | None,
+        lost: Callable[[], object],
+    ) -> None:  # fmt: skip
+        """`send` is None where there is no hub: then samples stay until their time is over. `lost` hears of each that
+        was due and is not kept or not sent; it may be called by a thread that infers."""
         self._disk, self._home, self._folder, self._clock = disk, home, home / "samples", clock
-        self._new_id, self._send = new_id, send
+        self._new_id, self._send, self._lost = new_id, send, lost
         self._waiting: deque[Seen] = deque()
         self._due_s: dict[str, float] = {}  # model → when its next input is taken
         self._asked: Samples | None = None
@@ -80,9 +84,9 @@ class Sampling:
             return
         self._due_s[name] = now_s + DAY_S / asked.per_day
         if sum(x.nbytes for x in batch.values()) > SAMPLE_BYTES:
-            self.counted["too large"] += 1
+            self._lose("too large")
         elif len(self._waiting) >= WAITING:
-            self.counted["no room"] += 1
+            self._lose("no room")
         else:
             inputs = {key: x[0].copy() for key, x in batch.items()}
             self._waiting.append(Seen(name, active.digest, active.variant, identifier, inputs))
@@ -113,7 +117,7 @@ class Sampling:
                 inputs = self.redact(seen.model, seen.inputs)
             except Exception as error:  # the application's; in doubt nothing leaves
                 log.warning("the application's redaction failed, so the sample is dropped: %r", error)
-                self.counted["redaction failed"] += 1
+                self._lose("redaction failed")
                 return
         if inputs is None:
             self.counted["redacted"] += 1
@@ -121,7 +125,7 @@ class Sampling:
         data = packed(seen, inputs, self._clock.wall_ms())
         held = sum(self._disk.size(self._folder / name) or 0 for name in self._disk.list(self._folder))
         if len(data) > SAMPLE_BYTES or held + len(data) > KEPT_BYTES:
-            self.counted["too large" if len(data) > SAMPLE_BYTES else "no room"] += 1
+            self._lose("too large" if len(data) > SAMPLE_BYTES else "no room")
             return
         self._disk.mkdir(self._folder)
         atomic_write(self._disk, self._folder / f"{self._clock.wall_ms() or 0}-{self._new_id()}.npz", data)
@@ -144,12 +148,19 @@ class Sampling:
         for name in self._disk.list(self._folder):
             try:
                 self._send(name.removesuffix(".npz").rpartition("-")[2], self._disk.read(self._folder / name))
+                self.counted["sent"] += 1
             except Unavailable as error:
                 log.info("a sample waits: %s", error)
                 self._retry_s = self._now_s() + AGAIN_S
                 return
+            except Refused as error:  # asking again would only keep the others from being sent
+                log.warning("a sample is dropped: %s", error)
+                self._lose("refused")
             self._disk.unlink(self._folder / name)
-            self.counted["sent"] += 1
+
+    def _lose(self, why: str) -> None:
+        self.counted[why] += 1
+        self._lost()
 
     def _now_s(self) -> float:
         return self._clock.monotonic_ns() / 1e9

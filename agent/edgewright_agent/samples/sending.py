@@ -2,27 +2,50 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import urllib3
 
-from edgewright_contracts.errors import Unavailable
+from edgewright_contracts.errors import Refused, Unavailable
 
-TIMEOUT = urllib3.Timeout(connect=10, read=30)
+from ..tcp import Bytes, Wire
+
+TIMEOUT: Final = urllib3.Timeout(connect=10, read=30)
+ANSWER_BYTES: Final = 4096
+NEVER: Final = (400, 413, 422)  # another try changes nothing
 
 
-def sender(pool: Callable[..., Any], api: str, device: str) -> Callable[[str, bytes], None]:
-    """`pool` makes connections with the device's certificate (tls.connections). The result raises Unavailable."""
-    made = pool(retries=False, timeout=TIMEOUT, maxsize=1)
+class Sender:
+    """`pool` makes connections with the device's certificate (tls.connections). `traffic` may be read by any thread."""
 
-    def send(identifier: str, data: bytes) -> None:
-        url = f"{api.rstrip('/')}/samples/{device}/{identifier}"
+    def __init__(self, pool: Callable[..., Any], api: str, device: str) -> None:
+        self._pool = pool(retries=False, timeout=TIMEOUT, maxsize=1)
+        self._base = f"{api.rstrip('/')}/samples/{device}/"
+        self._wire = Wire()
+        self.traffic = (0, 0)  # bytes sent and received, with TLS and headers where the kernel tells
+
+    def __call__(self, identifier: str, data: bytes) -> None:
+        """Raises Unavailable, and Refused for what the hub will never take."""
+        url = self._base + identifier
         try:
-            answer = made.request("PUT", url, body=data, headers={"Content-Type": "application/zip"})
+            headers = {"Content-Type": "application/zip"}
+            answer = self._pool.request("PUT", url, body=data, headers=headers, preload_content=False)
+            connection = getattr(answer.connection, "sock", None)
+            said = answer.read(ANSWER_BYTES)
         except urllib3.exceptions.HTTPError as error:
             raise Unavailable(f"{url}: {error}") from error
+        came = self._wire.since_last(connection) or Bytes(len(data), len(said))
+        answer.release_conn()
+        self.traffic = self.traffic[0] + came.sent, self.traffic[1] + came.received
         if answer.status not in (200, 201, 204):
-            raise Unavailable(f"{url}: expected it to be taken, got HTTP {answer.status}")
+            kind = Refused if answer.status in NEVER else Unavailable
+            raise kind(f"{url}: expected it to be taken, got HTTP {answer.status} {_reason(said)}".rstrip())
 
-    return send
+
+def _reason(data: bytes) -> str:
+    try:
+        return str(json.loads(data)["error"])[:300]
+    except (ValueError, KeyError, TypeError):
+        return ""

@@ -24,8 +24,8 @@ from edgewright_contracts.errors import Refused, Unavailable
 
 from ..clock import Clock, SystemClock
 from ..disk import Disk
+from ..tcp import Bytes, Wire
 from .pace import Bucket, Ration
-from .wire import Bytes, Wire
 
 CHUNK: Final = 64 << 10
 SYNC_BYTES: Final = 256 << 10
