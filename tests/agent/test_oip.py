@@ -21,6 +21,7 @@ with warnings.catch_warnings():  # gevent and its friends warn at import, of thi
 
 from edgewright_agent.serving import http as bounded
 from edgewright_agent.serving import listening, service
+from edgewright_contracts import binning
 from edgewright_contracts.desired import Config, Desired, DesiredModel, Probation
 from edgewright_contracts.errors import RequestError, Unavailable
 from sim import packages
@@ -179,6 +180,16 @@ def test_what_a_model_cannot_take_is_an_error_with_a_reason_and_is_counted(clien
     assert counted == [counter]
 
 
+def test_a_client_says_how_old_its_input_is(served, client):
+    windows = served[0].hub.windows["dev-1"]
+    for age_ms in (40, 2500.5):
+        client.infer("digits", [asked(IMAGE)], parameters={"age_ms": age_ms})
+    assert served[0].hub.wait(lambda: sum(binning.unpack_grid(w.input_age).sum() for w in windows) == 2)
+    young, old = np.flatnonzero(sum(binning.unpack_grid(w.input_age) for w in windows))
+    assert binning.GRID_EDGES_NS[young] / 1e6 == pytest.approx(40, rel=0.9)
+    assert binning.GRID_EDGES_NS[old] / 1e6 == pytest.approx(2500, rel=0.5)
+
+
 def test_what_was_rejected_is_in_the_report(served, client):
     windows = served[0].hub.windows["dev-1"]
     with pytest.raises(InferenceServerException):
@@ -237,6 +248,7 @@ def tensor(**fields):
         ({"inputs": tensor()["inputs"] * 2}, "twice"), ({**tensor(), "id": 7}, "'id'"),
         ({**tensor(), "parameters": [1]}, "parameters"), ({**tensor(), "parameters": {"context": 1}}, "context"),
         ({**tensor(), "parameters": {"context": "noon"}}, "context among night"),
+        *(({**tensor(), "parameters": {"age_ms": age}}, "age_ms") for age in ("5", -1, True, float("nan"), 10**30)),
         ({**tensor(), "outputs": "all"}, "outputs"), ({**tensor(), "outputs": [{"name": "x"}]}, "outputs among"),
         (tensor(parameters={"binary_data_size": 64}), "Content-Length"),
     ],
@@ -320,6 +332,10 @@ def test_requests_whose_framing_is_wrong_or_too_large_are_answered_and_end_their
     assert counted == ["size"]
     assert b" 413 " in raw(address, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"10000\r\n" + b" " * 65536 + b"\r\n",
                            b"20000\r\n" + b" " * 131072 + b"\r\n0\r\n\r\n")  # fmt: skip
+    assert counted == ["size", "size"]
+    outcome = HEAD.replace(b"infer", b"outcome") + b"Content-Length: 9999\r\n\r\n"
+    assert b" 413 " in raw(address, outcome)
+    assert counted == ["size", "size"]  # an outcome is no input
     for length in (b"abc", b"-5", b"", b"9" * 30, "²".encode()):
         assert b" 400 " in raw(address, HEAD + b"Content-Length: " + length + b"\r\n\r\n")[:20], length
     assert b" 400 " in raw(address, b"\x16\x03\x01 no HTTP at all\r\n\r\n")

@@ -55,6 +55,9 @@ class Answering(Protocol):
     def admit(self, request: Request) -> int | Response:
         """Bytes that the body of this request may have, or the refusal; the body is not read yet."""
 
+    def oversized(self, request: Request) -> None:
+        """The body of this request, announced or not, is larger than was admitted; it is being refused."""
+
     def answer(self, request: Request) -> Response:
         """Must not raise."""
 
@@ -182,10 +185,12 @@ class Conversation:
                 bound = admitted
                 announced = int(request.headers.get("content-length", 0))
                 if announced > bound:
+                    self._answering.oversized(request)
                     raise Refusal(_too_large(bound, f"{announced} bytes"))
             elif isinstance(event, h11.Data):
                 body += event.data
                 if len(body) > bound:
+                    self._answering.oversized(request)
                     raise Refusal(_too_large(bound, "more"))
             elif isinstance(event, h11.EndOfMessage):
                 return request._replace(body=bytes(body))

@@ -43,6 +43,7 @@ class Asked(NamedTuple):
 
     id: str | None
     context: str
+    age_ms: float | None  # of the input, when it came; None: not said
     rows: list[dict[str, Array]]
     outputs: tuple[tuple[str, bool], ...] | None  # (name, in binary); None: all
     binary: bool  # of outputs that do not say
@@ -78,9 +79,12 @@ def parse(body: bytes, json_length: str | None, manifest: Manifest, variant: Var
     context = parameters.get("context", "")
     if not isinstance(context, str):
         raise RequestError(f"expected a string 'context', got {type(context).__name__}")
+    age_ms = parameters.get("age_ms")
+    if age_ms is not None and (type(age_ms) not in (int, float) or not 0 <= age_ms < 1e12):
+        raise RequestError(f"expected age_ms, milliseconds since the input was taken, from 0, got {str(age_ms)[:40]!r}")
     binary = _flag(parameters, "binary_data_output", False)
     outputs = _selected(document, manifest.outputs, binary)
-    return Asked(identifier, context, _rows(tensors, shapes, many=variant.batch == 0), outputs, binary)
+    return Asked(identifier, context, age_ms, _rows(tensors, shapes, many=variant.batch == 0), outputs, binary)
 
 
 def loads(data: bytes) -> dict[str, Any]:

@@ -3,7 +3,8 @@
     GET  /v2   /v2/health/live   /v2/health/ready
     GET  /v2/models/NAME[/versions/V]          metadata
     GET  /v2/models/NAME[/versions/V]/ready
-    POST /v2/models/NAME[/versions/V]/infer    `oip`; parameters.context names a stratum of the manifest
+    POST /v2/models/NAME[/versions/V]/infer    `oip`; parameters.context names a stratum of the manifest, and
+                                               parameters.age_ms says how long ago the input was taken
     POST /v2/models/NAME/outcome    {"id": "7", "truth": 3}  or  {"id": "7", "name": "pick_ok", "happened": true}
 
 An answer to infer says in its parameters which package answered (digest, variant) and under which ids its samples were
@@ -21,6 +22,7 @@ type that a page may send without being asked first (Fetch standard, CORS-safeli
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any, Final
 
 from edgewright_contracts.errors import EdgewrightError, RequestError, Unavailable
@@ -68,15 +70,16 @@ class Routes:
                 raise RequestError("expected a body without Content-Encoding: nothing is inflated here")
             match parts:
                 case ["v2", "models", name, *_, "infer"]:
-                    most = oip.bound(_active(self._model(name)).subject.manifest)
-                    announced = request.headers.get("content-length", "0")
-                    if announced.isascii() and announced.isdigit() and int(announced[:20]) > most:
-                        self._model(name).refuse("size")
-                    return most
+                    return oip.bound(_active(self._model(name)).subject.manifest)
                 case _:
                     return OUTCOME_BYTES
         except EdgewrightError as error:
             return _said(error, close=True)
+
+    def oversized(self, request: Request) -> None:
+        match _parts(request):
+            case ["v2", "models", name, *_, "infer"]:
+                self._model(name).refuse("size")
 
     def answer(self, request: Request) -> Response:
         try:
@@ -160,10 +163,11 @@ def infer(model: Model, active: Active, request: Request) -> Response:
     except RequestError:
         model.refuse("malformed")
         raise
+    captured_at = None if asked.age_ms is None else time.monotonic_ns() - int(asked.age_ms * 1e6)
     found = []
     for number, row in enumerate(asked.rows):
         try:
-            found.append(model.predict(row, context=asked.context))
+            found.append(model.predict(row, context=asked.context, captured_at=captured_at))
         except Rejected as error:
             raise error if len(asked.rows) == 1 else RequestError(f"sample {number}: {error}") from None
     last = found[-1]
