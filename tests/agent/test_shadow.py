@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from edgewright_agent.inference import shadow as shadows
+from edgewright_agent.inference.agreement import compared
 from edgewright_agent.inference.model import Active, Model
-from edgewright_agent.inference.shadow import Allowance, Shadow, compared
+from edgewright_agent.inference.shadow import Allowance, Shadow
 from edgewright_agent.telemetry.counts import Clocks
 from edgewright_agent.telemetry.meter import Meter
 from edgewright_agent.telemetry.rows import Subject
@@ -224,7 +225,7 @@ def test_answers_agree_by_what_the_task_is_about(package):
         out = (TensorOut(name="y", role=role, shape=(len(a),)),)
         manifest = msgspec.structs.replace(package.manifest, task=task, outputs=out)
         rule = compared(manifest, manifest)
-        return rule.verdict(np.array([a], np.float32), np.array([b], np.float32))
+        return rule.verdict([np.array([a], np.float32)], [np.array([b], np.float32)])
 
     assert between("classification", "probabilities", [0.4, 0.6], [0.25, 0.75]) == (True, 150_000)
     assert between("multilabel", "probabilities", [0.6, 0.5], [0.5, 0.4])[0] is False
@@ -234,6 +235,41 @@ def test_answers_agree_by_what_the_task_is_about(package):
     assert between("anomaly", "score", [0.01], [0.05]) == (True, None)
     assert between("anomaly", "score", [0.01], [0.07]) == (False, None)
     assert compared(package.manifest, msgspec.structs.replace(package.manifest, task="multilabel")) is None
+
+
+def found(*objects, order=None):
+    """Outputs of a detection: (x0, y0, x1, y1, score, class) each, padded with boxes that nobody is sure of."""
+    rows = np.array([*objects, *[(0, 0, 0, 0, 0, 0)] * (4 - len(objects))], np.float32)[order or range(4)]
+    return [rows[None, :, :4], rows[None, :, 4], rows[None, :, 5].astype(np.int32)]
+
+
+def test_found_objects_agree_in_whatever_order_they_come(package):
+    boxes = (
+        TensorOut(name="boxes", role="boxes", shape=(4, 4)),
+        TensorOut(name="scores", role="score", shape=(4,)),
+        TensorOut(name="classes", role="classes", shape=(4,), dtype="int32"),
+    )
+    manifest = msgspec.structs.replace(package.manifest, task="detection", outputs=boxes)
+    rule = compared(manifest, manifest)
+    cat, dog = (0, 0, 2, 2, 0.9, 1), (5, 5, 8, 8, 0.8, 2)
+
+    def agree(a, b):
+        said = rule.verdict(a, b)[0]
+        assert rule.verdict(b, a)[0] is said
+        return said
+
+    assert rule.verdict(found(cat, dog), found(dog, cat, order=[2, 1, 3, 0])) == (True, 0)
+    assert agree(found(cat), found((0, 0, 2, 1.5, 0.6, 1)))  # three quarters of it
+    assert not agree(found(cat), found((0, 0, 2, 0.9, 0.9, 1)))
+    assert not agree(found(cat), found((*cat[:5], 2)))
+    assert not agree(found(cat, dog), found(cat))
+    assert not agree(found(cat, (*cat[:4], 0.7, 1)), found(cat))  # the same thing twice
+    assert agree(found(cat, (5, 5, 8, 8, 0.51, 2)), found(cat, (5, 5, 8, 8, 0.49, 2)))  # hardly surer than not
+    assert agree(found(), found((5, 5, 8, 8, 0.3, 2)))
+    first, second, third = (0, 0, 3, 3, 0.9, 1), (1, 0, 4, 3, 0.9, 1), (0, 0, 2.9, 3, 0.9, 1)
+    assert agree(found(first, third), found(second, third))  # the first leaves the second its only partner
+    bare = msgspec.structs.replace(manifest, outputs=boxes[:1])
+    assert compared(bare, bare).active == ("boxes",)
 
 
 # The state `shadow`.

@@ -42,7 +42,7 @@ class SimHub:
         found = sorted((e for e in self.events[device] if e.model), key=lambda e: e.seq)
         return [found[0].before, *(e.after for e in found)] if found else []
 
-    def wait(self, condition, timeout: float = 20.0) -> bool:
+    def wait(self, condition, timeout: float = 60.0) -> bool:
         with self.changed:
             return self.changed.wait_for(condition, timeout)
 

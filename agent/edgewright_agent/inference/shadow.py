@@ -19,7 +19,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from math import isfinite, prod
+from math import prod
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ from edgewright_contracts.report import Hits, Shift
 from edgewright_runtime.runtime import Array
 
 from ..telemetry.meter import Beside, Meter
+from .agreement import compared
 from .model import Active, Rejected, Tap, kind
 
 WAITING: Final = 16  # drawn inputs at a time, and not more bytes than HELD_BYTES
@@ -38,8 +39,6 @@ NICE: Final = 10
 HUNG_S: Final = 60.0  # in one run
 PAUSE_S: Final = 0.5  # between two looks at whether it may go on
 JOIN_S: Final = 2.0
-WITHIN: Final = 0.05  # values agree within so much of the largest; a score within so much
-SURE: Final = 0.5  # of a label of several
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ class Drawn(NamedTuple):
     """One sample in copies, with a batch of one in front, and what the active model said to it."""
 
     batch: dict[str, Array]
-    said: Array | None
+    said: tuple[Array, ...]  # what is compared
     context: int
     at_ns: int
 
@@ -80,6 +79,7 @@ class Shadow:
         self._meter, self._allowance, self._now, self._uniform = meter, allowance, now_ns, uniform
         candidate.rows = meter.rows(candidate.subject, candidate)
         self._compared = compared(active.subject.manifest, candidate.subject.manifest)
+        self._names = self._compared.active if self._compared else ()
         names = candidate.subject.manifest.outputs
         self._floats = [t.name for t in names if t.role != "monitor" and t.dtype.startswith("float")]
         self._queue: deque[Drawn] = deque()
@@ -105,7 +105,7 @@ class Shadow:
             self._sheds(context)
             return
         try:
-            said = found[self._compared.active].copy() if self._compared else None
+            said = tuple(found[name].copy() for name in self._names)
             self._queue.append(Drawn({name: x.copy() for name, x in batch.items()}, said, context, self._now()))
         except MemoryError:
             self._sheds(context)
@@ -190,8 +190,8 @@ class Shadow:
         wrong = [name for name in self._floats if np.isnan(found[name]).any()]
         if wrong:
             self._broken = f"output {wrong[0]!r} is not a number"
-        elif self._compared is not None and drawn.said is not None:
-            agreed, change = self._compared.verdict(drawn.said, found[self._compared.candidate])
+        elif self._compared is not None:
+            agreed, change = self._compared.verdict(drawn.said, [found[name] for name in self._compared.candidate])
             surer = Shift() if change is None else Shift(1, max(0, change), max(0, -change))
             where = self._name(drawn.context) if context else ""
             self._meter.beside(Beside(candidate.subject, where, Hits(1, int(agreed)), surer))
@@ -199,50 +199,6 @@ class Shadow:
     def _name(self, context: int) -> str:
         name = self._contexts[context]
         return name if name in self._candidate.contexts else ""
-
-
-class Compared(NamedTuple):
-    """The outputs that are compared, by their names in both packages."""
-
-    active: str
-    candidate: str
-    task: str
-    probabilities: bool
-    score: bool
-
-    def verdict(self, a: Array, b: Array) -> tuple[bool, int | None]:
-        """(agreed, how much surer `b` is, in parts per million; None where nothing says how sure it is).
-
-        Classes agree when the likeliest is the same, several labels when each is on the same side of one half, all else
-        within WITHIN: of the largest value, or of the score itself.
-        """
-        change = _change(float(a.max()), float(b.max())) if self.probabilities and a.size else None
-        if self.probabilities and self.task != "multilabel":
-            return bool(a.argmax() == b.argmax()), change
-        x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        if self.probabilities:
-            return bool(((x >= SURE) == (y >= SURE)).all()), change
-        within = WITHIN if self.score else WITHIN * float(np.abs(x).max(initial=0.0))
-        return bool((np.abs(x - y) <= within).all()), None
-
-
-def _change(a: float, b: float) -> int | None:
-    return round(1e6 * max(-1.0, min(1.0, b - a))) if isfinite(a) and isfinite(b) else None
-
-
-def compared(active: Manifest, candidate: Manifest) -> Compared | None:
-    """The first output that both have in the same role and shape, probabilities before all else; None: none."""
-    if active.task != candidate.task:
-        return None
-    pairs = [
-        (a, b)
-        for a in active.outputs
-        for b in candidate.outputs
-        if a.role == b.role != "monitor" and a.shape == b.shape and a.dtype == b.dtype
-    ]
-    for a, b in sorted(pairs, key=lambda pair: pair[0].role != "probabilities"):
-        return Compared(a.name, b.name, active.task, a.role == "probabilities", a.role == "score")
-    return None
 
 
 def _bytes(manifest: Manifest) -> int:
