@@ -344,6 +344,37 @@ def test_the_ring_forgets_the_oldest(device):
     assert take(meter, subject)[0].shed["outcomes"] == 1
 
 
+def test_labels_find_their_inferences_in_32_models_of_9_contexts_and_behind_many_switches(package):
+    meter, clock = Meter(threading.Event()), SimClock()
+    variant = package.manifest.variant("onnx-fp32")
+    baseline = decode_baseline(package.read(variant.baseline))
+    contexts = tuple(f"c{i}" for i in range(8))
+    manifest = msgspec.structs.replace(package.manifest, contexts=contexts)
+    subjects = [Subject(f"m{i}", manifest, package.digest, variant, baseline) for i in range(32)]
+    ids = itertools.count(1)
+    models = [Model(subject.model, meter, clock, ids) for subject in subjects]
+    image = packages.draw(1, seed=4)[0][0]
+
+    def predict(model, context):
+        identifier = model.predict({"image": image}, context=context).id
+        meter.outcome(Outcome(identifier, "pick_ok", 1))
+
+    for model, subject in zip(models, subjects, strict=True):
+        model.switch(Active(subject, Answers(OUTPUTS)))
+        for context in ("", *contexts):
+            predict(model, context)
+        meter.drain()
+    early = models[0].predict({"image": image}).id
+    for _ in range(300):  # other packages
+        models[1].switch(Active(msgspec.structs.replace(subjects[1]), Answers(OUTPUTS)))
+        predict(models[1], "")
+        meter.drain()
+    meter.outcome(Outcome(early, "pick_ok", 1))
+    windows = take(meter)
+    assert sum(w.outcomes["pick_ok"].n for w in windows if w.outcomes) == 32 * 9 + 300 + 1
+    assert not any(w.shed for w in windows)
+
+
 def test_repeated_inputs_are_counted(device):
     model, meter, subject = device
     x, _ = packages.draw(3, seed=4)
@@ -505,6 +536,21 @@ def test_only_every_nth_inference_is_monitored_when_asked(device):
         model.predict({"image": x[0]})
     (window,) = take(meter, subject)
     assert (window.n, window.n_monitored) == (40, 10)
+
+
+def test_models_and_contexts_that_take_turns_are_monitored_alike(device):
+    model, meter, subject = device
+    other = Model("other", meter, SimClock(), model._ids)
+    twin = msgspec.structs.replace(subject, model="other")
+    other.switch(Active(twin, model.active.session))
+    meter.asked_every, meter.monitor_every = 2, 4
+    x, _ = packages.draw(1, seed=4)
+    for _ in range(40):
+        for one in (model, other):
+            for context in ("", "night"):
+                one.predict({"image": x[0]}, context=context)
+    windows = take(meter, subject, twin)
+    assert [(w.n, w.n_monitored, w.shed) for w in windows] == [(40, 10, {"channels": 10})] * 4
 
 
 @pytest.fixture

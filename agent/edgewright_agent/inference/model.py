@@ -24,7 +24,7 @@ from edgewright_runtime.runtime import Array, Session
 
 from ..clock import Clock
 from ..telemetry.meter import Meter
-from ..telemetry.rows import NO_AGE, WRONG_AGE, Rows, Subject
+from ..telemetry.rows import COUNTED, LEFT_OUT, NO_AGE, SPARED, WRONG_AGE, Rows, Subject
 from .breaker import FAILURES, Breaker
 from .checks import Rejected, checker, sampler, unknown_context, unknown_input
 
@@ -76,8 +76,17 @@ class Active:
         self.contexts = {name: number for number, name in enumerate(("", *subject.manifest.contexts))}
         self.digest, self.variant = subject.digest, subject.variant.id
         self.breaker = Breaker()
+        self._nth = [itertools.count() for _ in self.contexts]  # inferences, while not every one is monitored
         self.rows: Rows  # given by the `Model` that it is switched to
         self.tap: Tap | None = None  # a shadow run looks on; it must neither raise nor wait
+
+    def drawn(self, context: int, every: int, asked: int) -> int:
+        """Whether the channels of one more inference are COUNTED, SPARED or LEFT_OUT. Each context counts its own: two
+        that take turns, as two models do, must not leave the same one out for good."""
+        nth = next(self._nth[context])
+        if nth % every == 0:
+            return COUNTED
+        return SPARED if nth % asked == 0 else LEFT_OUT
 
 
 class Model:
@@ -205,10 +214,10 @@ class Model:
             self._turned(Turned(active.subject, False, "a probe succeeded"))
         meter, rows, kept = self._meter, active.rows, b""
         every = meter.monitor_every
-        monitored = (every == 1 or identifier % every == 0) and (
-            meter.scene_ns == 0 or self._is_new_scene(context, began, meter.scene_ns)
-        )
-        if monitored or rows.keeps:
+        monitored = COUNTED if every == 1 else active.drawn(number, every, meter.asked_every)
+        if meter.scene_ns and not (monitored == COUNTED and self._is_new_scene(context, began, meter.scene_ns)):
+            monitored = LEFT_OUT  # as asked: nobody knows whether what was spared was of a new scene
+        if monitored == COUNTED or rows.keeps:
             # Copies: a runtime whose outputs are kept must find new memory for the next ones, which costs it more.
             for name in active.monitored:
                 kept += found[name].tobytes()

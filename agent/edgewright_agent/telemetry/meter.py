@@ -22,7 +22,7 @@ from edgewright_contracts.report import Hits, Shift, Usage, Window
 
 from .counts import Clocks, Counts
 from .ring import RING, Outcome, Ring
-from .rows import Rows, Subject, Table
+from .rows import COUNTED, SPARED, Rows, Subject, Table
 
 
 class Beside(NamedTuple):
@@ -39,7 +39,7 @@ class Meter:
     """`rows`, `reject` and `outcome` may be called from any thread; `drain` and `take` from the telemetry's only."""
 
     def __init__(self, wake: threading.Event) -> None:
-        self.monitor_every = 1  # channels are counted of every n-th inference
+        self.monitor_every = 1  # channels are counted of every n-th inference of a package in a context
         self.asked_every = 1  # the same, as the hub asks for it; the rest is shed
         self.scene_ns = 0  # and of each context at most once in so long
         self._wake = wake
@@ -89,6 +89,7 @@ class Meter:
             waiting = list(self._rows)
             late = list(self._late)  # before the rows: their inferences were recorded before them
             self._late.clear()
+            early: list[Outcome] = []  # of inferences that this drain leaves for the next
             rejected, self._rejected = self._rejected, Counter()
             if self._lost_outcomes:
                 self._shed[None, "outcomes"] += self._lost_outcomes
@@ -115,14 +116,25 @@ class Meter:
                 counts.shed["shadow"] += told.shed
         for one in late:
             found = self._ring.find(one.id)
-            if found is None:
-                self.shed("outcomes")
-            else:
+            if found is not None:
                 self._of(found.subject, found.context).join(one, found)
+            elif until_ns is not None:
+                early.append(one)
+            else:
+                self.shed("outcomes")
+        if early:
+            with self._rare:
+                self._lost_outcomes += max(0, len(early) + len(self._late) - RING)
+                self._late = deque([*early, *self._late], maxlen=RING)
         if until_ns is None:
             with self._settled:
                 self._drains += 1
                 self._settled.notify_all()
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was counted since the last `take`."""
+        return not self._counts
 
     def most(self) -> int:
         """Inferences in the fullest window so far."""
@@ -186,17 +198,14 @@ class Meter:
         counts.add(heads, rows.kinds)
         names = outputs.dtype.names if outputs is not None else None
         found = {name: np.ascontiguousarray(outputs[name]) for name in names} if outputs is not None and names else {}
-        monitored = heads["monitored"] > 0
+        monitored = heads["monitored"] == COUNTED
         whole = bool(monitored.all())
         if found and whole:
             counts.monitor(found, len(heads))
         elif found and monitored.any():
             counts.monitor({name: y[monitored] for name, y in found.items()}, int(np.count_nonzero(monitored)))
-        if not whole and self.monitor_every > self.asked_every and not self.scene_ns:
-            # Those that the hub asks for and the governor spared. What scenes leave out was asked to be left out.
-            asked = ~monitored & (heads["error"] == 0) & (heads["id"] % self.asked_every == 0)
-            if spared := int(np.count_nonzero(asked)):
-                counts.shed["channels"] += spared
+        if not whole and (spared := int(np.count_nonzero(heads["monitored"] == SPARED))):
+            counts.shed["channels"] += spared
         if subject.phase == "shadow":
             return  # no label is about what was never answered
         self._ring.add(subject, context, heads["id"], found.get(subject.probabilities or ""))

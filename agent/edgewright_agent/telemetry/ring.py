@@ -16,7 +16,7 @@ from edgewright_runtime.runtime import Array
 from .rows import Subject
 
 RING: Final = 8192  # inferences that a late label still finds
-KEYS: Final = 256  # subjects that the ring remembers before it starts anew
+KEYS: Final = 512  # pairs of subject and context before some are forgotten; 32 models have 288
 
 Ids = npt.NDArray[np.int64]
 
@@ -69,7 +69,15 @@ class Ring:
             if s is subject and c == context:
                 return i
         if len(self._keys) >= KEYS:
-            self._ids[:] = -1
-            self._keys.clear()
+            self._forget()
         self._keys.append((subject, context))
         return len(self._keys) - 1
+
+    def _forget(self) -> None:
+        """Pairs that no inference of the ring is of; while that makes too little room, the older half of those too."""
+        used = np.unique(self._key[self._ids > 0])
+        while used.size > KEYS * 3 // 4:
+            self._ids[self._ids < np.median(self._ids[self._ids > 0])] = -1
+            used = np.unique(self._key[self._ids > 0])
+        self._key = np.searchsorted(used, self._key).astype(np.int32)
+        self._keys = [self._keys[key] for key in used]

@@ -7,7 +7,7 @@ has to look at:
     age                      int64, ns from the capture of the input to `began`; NO_AGE, WRONG_AGE
     context, error           int16, numbers that `Rows` gave; 0 is none
     repeated                 int16, 1 when the input was that of the inference before
-    monitored                int16, 1 when channels are to be counted; else outputs are there for labels alone
+    monitored                int16, COUNTED when channels are to be counted; else outputs are there for labels alone
     outputs                  the monitored tensors, as the manifest declares them; missing when none were kept
 
 Guarantee: `add` may be called from any thread, never blocks but for a lock that is only taken when rows overflow, and
@@ -39,6 +39,9 @@ BATCH: Final = 4096  # rows counted at a time
 SMALL: Final = 8192  # bytes of outputs that are kept for a late label although no channel is counted
 NO_AGE: Final = -1  # nobody said when the input was taken
 WRONG_AGE: Final = -2  # in the future, or so long ago that it cannot be
+LEFT_OUT: Final = 0  # nobody asked for the channels of this one
+COUNTED: Final = 1
+SPARED: Final = 2  # the hub asked for them, and the device had no room
 ERRORS: Final = 24  # kinds that are told apart; what is more is "other" (a contract allows 32)
 
 _HEAD: Final = struct.Struct("<qqqqqhhhh")
@@ -106,7 +109,7 @@ class Rows:
         repeated: bool,
         outputs: bytes,
         age: int = NO_AGE,
-        monitored: bool = True,
+        monitored: int = COUNTED,
     ) -> None:
         """The hot path. `outputs` are the bytes of all monitored tensors, b"" when they are not kept."""
         waiting = len(self._full) + len(self._bare)
