@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Protocol
 
@@ -38,6 +39,7 @@ class RealDisk:
 
     def __init__(self) -> None:
         self.written = 0
+        self._counting = threading.Lock()  # several threads write
 
     def read(self, path: Path) -> bytes:
         return path.read_bytes()
@@ -96,7 +98,8 @@ class RealDisk:
                 view = view[os.write(descriptor, view) :]
         finally:
             os.close(descriptor)
-        self.written += len(data)
+        with self._counting:
+            self.written += len(data)
 
 
 def atomic_write(disk: Disk, path: Path, data: bytes) -> None:

@@ -17,6 +17,7 @@ from edgewright_agent.delivery.reporter import Reporter
 from edgewright_agent.delivery.span import length_s
 from edgewright_agent.delivery.spool import Spool
 from edgewright_agent.inference.model import Active, InferenceFailed, Model, Rejected
+from edgewright_agent.limits.governor import Step
 from edgewright_agent.telemetry.meter import Meter
 from edgewright_agent.telemetry.notices import Notice
 from edgewright_agent.telemetry.ring import Outcome
@@ -67,12 +68,13 @@ class Bench:
             new_id=lambda: f"{next(ids):016x}",
         )
         self.spool.begin(Unclean(boot_id=BOOT, open_since_mono_ms=0))
+        self.subjects, self.predicted = [self.subject], 0
         self.sealed: list = []
         self.desired: list[Desired] = []
         self.hurry = False
         self.reporter = Reporter(
             HOME, disk=self.disk, clock=self.clock, meter=self.meter, spool=self.spool, transport=self.link, wake=wake,
-            boot_id=BOOT, subjects=lambda: [self.subject], hurried=lambda: self.hurry,
+            boot_id=BOOT, subjects=lambda: self.subjects, hurried=lambda: self.hurry,
             observe=lambda sealed, rss: self.sealed.append(sealed), desire=self.desired.append, born=self.born,
             https=lambda: (0, 0), unforeseen=Unforeseen(self.spool.event, self.clock, BOOT),
         )  # fmt: skip
@@ -88,6 +90,7 @@ class Bench:
         )  # fmt: skip
 
     def predict(self, times: int) -> None:
+        self.predicted += times
         for _ in range(times):
             self.model.predict({"image": self.image})
 
@@ -516,6 +519,88 @@ def test_a_window_that_is_not_full_ends_when_a_rollout_begins(bench):
     bench.pass_window(2, 60)
     assert bench.counts() == [5, 2]
     assert {w.next_due_s for w in bench.hub.windows["dev-1"]} == {120}
+
+
+def test_a_window_that_becomes_longer_keeps_the_promise_of_the_one_before(bench):
+    bench.link.start(bench.reporter)
+    desire(bench)
+    bench.pass_window(1)
+    desire(bench, rev=2, window_s=3600)
+    bench.pass_window(1)
+    bench.pass_window(1, 3600)
+    windows = bench.hub.windows["dev-1"]
+    assert [w.mono_end_ms - w.mono_start_ms for w in windows] == [300_000, 300_000, 3_600_000]
+    assert [w.next_due_s for w in windows] == [600, 7200, 7200]
+
+
+def test_a_window_that_waits_to_be_full_is_no_longer_than_one_length_more_when_lengths_change(bench):
+    bench.link.start(bench.reporter)
+    desire(bench, window_rows=1000, window_max_s=86_400)
+    for _ in range(10):
+        bench.pass_window(1)
+    desire(bench, rev=2, window_s=3600, window_rows=5)
+    bench.pass_window(1, 3599)
+    assert bench.counts() == []
+    bench.pass_window(1, 1)
+    assert bench.counts() == [12]
+
+
+def test_what_was_used_before_there_was_a_model_is_told_by_the_first_window(bench):
+    bench.link.start(bench.reporter)
+    desire(bench)
+    subjects, bench.subjects = bench.subjects, []
+    sent = bench.link.traffic()[0] + bench.link.overhead()[0]
+    bench.pass_window(0)
+    assert bench.hub.windows["dev-1"] == []
+    bench.subjects = subjects
+    bench.pass_window(1)
+    (window,) = bench.hub.windows["dev-1"]
+    assert window.usage.bytes_sent >= sent > 0
+    assert window.usage.rss_kb.n >= 1
+
+
+def test_a_device_whose_bytes_are_used_up_says_until_when_it_will_be_silent(bench):
+    bench.link.start(bench.reporter)
+    desire(bench, bytes_per_day=5000)
+    while bench.reporter.watch.may(Step.REPORTS):
+        bench.pass_window(1)
+    last = bench.hub.windows["dev-1"][-1]
+    left_s = 86_400 - bench.clock.wall_ms() / 1000 % 86_400
+    assert last.next_due_s >= left_s + 2 * bench.reporter.windows.window_s - 1
+    assert sum(bench.counts()) == bench.predicted
+    bench.hub.births.clear()
+    bench.link.stop()
+    bench.link.start(bench.reporter)
+    bench.reporter.turn()
+    assert 2 * bench.hub.births["dev-1"][-1].window_s >= left_s
+
+
+def test_a_window_that_was_stretched_and_cut_short_all_the_same_says_nothing_of_others(bench):
+    bench.link.start(bench.reporter)
+    desire(bench)
+    bench.reporter.watch._steps = frozenset({Step.WINDOWS})
+    bench.reporter.windows.seal()  # promised from now on
+    for seconds in (300, 700, 1200):
+        bench.predict(1)
+        bench.clock.advance(seconds)
+        bench.reporter.windows.seal()
+    bench.reporter.turn()
+    assert [w.shed.get("windows", 0) for w in bench.hub.windows["dev-1"]][1:] == [0, 1, 3]
+
+
+def test_a_label_that_comes_while_a_window_is_sealed_finds_its_inference_in_the_next(bench):
+    bench.link.start(bench.reporter)
+    bench.predict(1)
+    bench.clock.advance(300)
+    late = bench.model.predict({"image": bench.image})  # after the end of the window that is sealed now
+    bench.meter.outcome(Outcome(late.id, "pick_ok", 1))
+    bench.reporter.windows.seal()
+    bench.reporter.turn()
+    bench.pass_window(0)
+    first, second = bench.hub.windows["dev-1"]
+    assert (first.n, second.n) == (1, 1)
+    assert (first.shed, second.shed) == ({}, {})
+    assert second.outcomes["pick_ok"].n == 1
 
 
 def test_a_metered_device_sends_a_window_every_quarter_of_an_hour(bench):

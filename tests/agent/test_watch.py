@@ -166,7 +166,7 @@ def test_the_kernel_bounds_memory_only_where_the_agent_is_alone(tmp_path):
     assert not cgroup.bound(64, **seams)
     (group / "cgroup.procs").write_text(f"{os.getpid()}\n")
     assert cgroup.bound(64, **seams)
-    assert (group / "memory.high").read_text() == str(64 << 20)
+    assert (group / "memory.high").read_text() == str(80 << 20)  # a quarter above
     assert cgroup.bound(None, **seams)
     assert (group / "memory.high").read_text() == "max"
     (proc / "self/cgroup").write_text("0::/\n")
@@ -234,11 +234,24 @@ def test_a_hot_device_gives_up_what_can_wait_and_takes_it_back_when_it_is_cool(w
     assert world.events[0].after == "temperature 1"
     assert "75.0 of 70 °C" in world.events[0].reason
     assert world.events[-1].after == "temperature 0"
-    usage, rss_mb = world.watch.since_last(config, hurried=False)
+    usage, rss_mb = world.watch.since_last(config, hurried=False, lasted_s=300)
     assert usage.temperature_dk.max == 3482
     assert usage.temperature_dk.n == usage.rss_kb.n > 40
     assert rss_mb > 1
     assert world.watch.readings.threads >= 1
+
+
+def test_the_kernels_bound_follows_what_is_used_where_the_limit_is_smaller_than_the_agent(world, monkeypatch):
+    bounds = []
+    monkeypatch.setattr(cgroup, "bound", bounds.append)
+    rss = resident_kb() / 1024
+    world.run(Config(limits=Limits(rss_mb=1)), 30)
+    assert len(bounds) == 1 or bounds[-1] > bounds[0]  # not again at every look
+    assert bounds[0] >= 0.9 * rss
+    world.run(Config(limits=Limits(rss_mb=10 * rss)), 30)
+    assert bounds[-1] == 10 * rss
+    world.run(Config(), 30)
+    assert bounds[-1] is None
 
 
 def test_bytes_count_as_the_wire_carries_them_and_a_restart_gives_no_new_budget(world):
@@ -247,7 +260,7 @@ def test_bytes_count_as_the_wire_carries_them_and_a_restart_gives_no_new_budget(
     world.link.sent = 4000  # and 4000 around them
     world.run(config, 10)
     assert world.watch.config(config).window_s == 4 * config.window_s
-    world.watch.since_last(config, hurried=False)
+    world.watch.since_last(config, hurried=False, lasted_s=300)
     world.meter.drain()
     world.watch.close(config)
     world.link.sent = 0

@@ -88,7 +88,7 @@ class Reporter:
         )  # fmt: skip
         self._offers = Offers(
             clock=clock, spool=spool, transport=transport, boot_id=boot_id,
-            born=lambda connection: born(connection, ceil(self.windows.longest_s)),
+            born=lambda connection: born(connection, ceil(self.windows.promise_s / 2)),
             reports=lambda: self.watch.may(Step.REPORTS), compress=lambda: self.config.compress,
         )  # fmt: skip
         self.windows = Windows(

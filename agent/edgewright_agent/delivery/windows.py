@@ -5,7 +5,7 @@ by the wall clock while that is synced, else a length after it began (`span`). A
 that it ended in.
 
 Guarantee: what the disk does not take stays here, merged by key, and goes with the next window. Of the telemetry
-thread, but for `window_s` and `longest_s`.
+thread, but for `window_s` and `promise_s`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgewright_contracts import report
 from edgewright_contracts.birth import Unclean
 from edgewright_contracts.desired import Config
 from edgewright_contracts.errors import ContractError
-from edgewright_contracts.report import Window
+from edgewright_contracts.report import Usage, Window
 
 from .. import clock as clocks
 from ..clock import Clock
@@ -55,7 +55,9 @@ class Windows:
         self._observe, self._asked, self._terms = observe, asked, terms
         self._pending: list[Window] = []  # sealed, but the disk did not take them yet
         self._unfit = 0  # windows dropped, which the spool has not counted yet
-        self._more = 0  # lengths that the open window goes on beyond its first, because it is not full
+        self._promised_s = 0.0  # when the open window began; 0: nothing yet
+        self._looked_s: float | None = None  # when the open window was due last, and not full
+        self._quiet = False  # the day's bytes are used up: reports wait
         self._since_ms, self._since_wall = clock.monotonic_ns() // 1_000_000, clock.wall_ms()
 
     @property
@@ -64,46 +66,60 @@ class Windows:
         return min(config.window_s, config.rollout_window_s) if self._hurried() else config.window_s
 
     @property
-    def longest_s(self) -> float:
-        return self.window_s if self._hurried() else longest_s(self._watch.config(self._asked()))
-
-    @property
     def due_s(self) -> float:
         """When the open window is to be looked at again, by the monotonic clock."""
-        synced = self._clock.synced() if self._since_wall is not None else False
-        return (
-            self._since_ms / 1000
-            + self._more * self.window_s
-            + length_s(self._since_wall if synced else None, self.window_s)
+        since_s = self._since_ms / 1000
+        if self._looked_s is not None and self._adaptive:
+            due_s = self._looked_s + self.window_s
+        else:
+            synced = self._clock.synced() if self._since_wall is not None else False
+            due_s = since_s + length_s(self._since_wall if synced else None, self.window_s)
+        return min(due_s, since_s + self._promised_s / 2)
+
+    @property
+    def promise_s(self) -> float:
+        """Silence that is longer than this from now on is silence. A window that becomes longer than was promised when
+        it began, because of the hub's wish, the governor or the end of an update, does so only with the next."""
+        return self._watch.quiet_s + 2 * (
+            longest_s(self._watch.config(self._asked())) if self._adaptive else self.window_s
         )
 
     def turn(self) -> None:
-        """Seal the window if it is due."""
-        if self._now_s() >= self.due_s:
+        """Seal the window if it is due, or the last that the hub gets for today: it says until when none comes."""
+        quiet_before, self._quiet = self._quiet, self._watch.quiet_s > 0
+        if self._promised_s == 0:
+            self._promised_s = self.promise_s  # by the birth
+        due_s = self.due_s
+        if self._quiet and not quiet_before:
+            self.seal()
+        elif self._now_s() >= due_s:
             if self._full():
                 self.seal()
             else:
-                self._more += 1
+                self._looked_s = due_s
 
     def seal(self) -> None:
         """End the open window now and begin the next."""
         now_ms, wall = self._clock.monotonic_ns() // 1_000_000, self._clock.wall_ms()
         self._meter.drain(until_ns=now_ms * 1_000_000)
         span_ms = now_ms - self._since_ms
-        usage, rss_mb = self._watch.since_last(self._asked(), hurried=self._hurried())
+        subjects, usage, rss_mb = self._subjects(), Usage(), 0.0
+        if subjects or not self._meter.empty:  # else there is no window to carry it: it waits for the first
+            usage, rss_mb = self._watch.since_last(self._asked(), hurried=self._hurried(), lasted_s=span_ms / 1000)
+        self._promised_s = self.promise_s
         sealed = self._meter.take(
-            self._subjects(),
+            subjects,
             Clocks(
                 boot_id=self._boot_id,
                 start_ms=self._since_ms,
                 end_ms=now_ms,
                 wall_start_ms=None if wall is None else max(0, wall - span_ms),
                 clock=clocks.state(self._clock),
-                next_due_s=ceil(2 * self.longest_s),
+                next_due_s=ceil(self._promised_s),
             ),
             usage,
         )
-        self._since_ms, self._since_wall, self._more = now_ms, wall, 0
+        self._since_ms, self._since_wall, self._looked_s = now_ms, wall, None
         self._pending = _fewer([*self._pending, *(w for _, w in sealed)]) if self._pending else [w for _, w in sealed]
         try:
             self._keep(self._terms())
@@ -146,11 +162,15 @@ class Windows:
         self._pending = fit
 
     def _full(self) -> bool:
-        config = self._watch.config(self._asked())
-        if self._hurried() or not config.window_rows:
+        if not self._adaptive:
             return True
+        lasted_s = self._now_s() - self._since_ms / 1000
         self._meter.drain()
-        return full(config, self._meter.most(), self._now_s() - self._since_ms / 1000)
+        return lasted_s >= self._promised_s / 2 or full(self._watch.config(self._asked()), self._meter.most(), lasted_s)
+
+    @property
+    def _adaptive(self) -> bool:
+        return bool(self._watch.config(self._asked()).window_rows) and not self._hurried()
 
     def _now_s(self) -> float:
         return self._clock.monotonic_ns() / 1e9

@@ -35,6 +35,12 @@ class Day(msgspec.Struct, frozen=True):
     link: int = 0
     written: int = 0
 
+    def left_s(self, wall_ms: int | None) -> float:
+        """Until the next one begins, if the clock stays as it is."""
+        if wall_ms is not None and self.date == wall_ms // DAY_MS:
+            return (DAY_MS - wall_ms % DAY_MS) / 1000
+        return max(0.0, DAY_S - self.run_s)
+
 
 def advance(day: Day, *, run_s: float, wall_ms: int | None, link: int, written: int) -> Day:
     """The day after `run_s` more seconds in which so many bytes were used; a new one begins with nothing used."""

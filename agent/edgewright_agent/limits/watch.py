@@ -45,7 +45,8 @@ class Watch:
         self._steps: frozenset[Step] = frozenset()
         self._looked_s = -LOOK_S
         self._before = consumption.totals()
-        self._bounded: float | None = None
+        self._limit_mb: float | None = None  # that the kernel was told of
+        self._bound_mb: float | None = None  # what it was told
         self.readings = Readings()
 
     def may(self, step: Step) -> bool:
@@ -69,12 +70,19 @@ class Watch:
             self._look(asked, now_s)
         self._notices.spool()
 
-    def since_last(self, asked: Config, *, hurried: bool) -> tuple[Usage, float]:
-        """(usage, RSS in MB) of the window that ends; one that was lengthened for want of something says so."""
+    @property
+    def quiet_s(self) -> float:
+        """How long reports wait from now on, because the day's bytes are used up; 0: they do not."""
+        return 0.0 if self.may(Step.REPORTS) else self._diary.day.left_s(self._clock.wall_ms())
+
+    def since_last(self, asked: Config, *, hurried: bool, lasted_s: float) -> tuple[Usage, float]:
+        """(usage, RSS in MB) of the window that ends after `lasted_s`; one that took the place of several, for want of
+        something, says of how many more."""
         wished, done = governor.profiled(asked), self.config(asked)
-        length = (done.rollout_window_s / wished.rollout_window_s) if hurried else (done.window_s / wished.window_s)
-        if length > 1:
-            self._meter.shed("windows", round(length) - 1)
+        wish_s = wished.rollout_window_s if hurried else wished.window_s
+        stretched = (done.rollout_window_s if hurried else done.window_s) / wish_s
+        if stretched > 1 and (more := round(min(stretched, lasted_s / wish_s)) - 1) > 0:
+            self._meter.shed("windows", more)
         return self._consumption.since_last()
 
     def close(self, asked: Config) -> None:
@@ -106,13 +114,17 @@ class Watch:
         self._say(held, asked)
         self._held, self._steps = held, held.steps
         self.obey(asked)
-        if asked.limits.rss_mb != self._bounded:
-            self._bounded = asked.limits.rss_mb
-            cgroup.bound(self._bounded)
+        self._bind(asked.limits.rss_mb, rss_mb)
         try:
             self._diary.keep(link_budget=asked.bytes_per_day, disk_budget=asked.limits.written_per_day, last=last)
         except OSError as error:
             log.warning("what was used today is not written down: %s", error)
+
+    def _bind(self, limit_mb: float | None, rss_mb: float) -> None:
+        """The kernel's bound: for a limit below what is used, nothing is left to give up, and it follows."""
+        if limit_mb != self._limit_mb or (self._bound_mb is not None and rss_mb > self._bound_mb):
+            self._limit_mb, self._bound_mb = limit_mb, None if limit_mb is None else max(limit_mb, rss_mb)
+            cgroup.bound(self._bound_mb)
 
     def _say(self, held: Held, asked: Config) -> None:
         said = governor.told(held, self.readings, asked)
