@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from edgewright_contracts import birth
 from edgewright_contracts.birth import Birth, Hardware, Slot
+from edgewright_contracts.errors import ContractError
 
 from . import clock as clocks
 from .clock import Clock
 from .delivery.spool import Spool
 from .updating.slots import ModelState
 from .updating.update import UNDER_WAY, State
+
+SLOTS: Final = 64  # of a birth
+
+log = logging.getLogger(__name__)
 
 
 def born(
@@ -31,23 +37,36 @@ def born(
     window_s: int,
     desired_rev: int,
 ) -> bytes:
-    return birth.encode(
-        Birth(
-            device=device,
-            boot_id=boot_id,
-            connection=connection,
-            agent=importlib.metadata.version("edgewright"),
-            hardware=hardware(),
-            runtimes=dict(runtimes),
-            slots=tuple(slots(states)),
-            clock=clocks.state(clock),
-            uptime_ms=clock.monotonic_ns() // 1_000_000,
-            window_s=window_s,
-            unclean=spool.state.unclean,
-            spool=spool.told(),
-            desired_rev=desired_rev,
+    """Of more slots than a birth can carry, those that answer come first."""
+    told = sorted(slots(states), key=lambda slot: slot.state == "previous")[:SLOTS]
+
+    def said(told: Sequence[Slot]) -> bytes:
+        return birth.encode(
+            Birth(
+                device=device,
+                boot_id=boot_id,
+                connection=connection,
+                agent=importlib.metadata.version("edgewright"),
+                hardware=hardware(),
+                runtimes=dict(runtimes),
+                slots=tuple(told),
+                clock=clocks.state(clock),
+                uptime_ms=clock.monotonic_ns() // 1_000_000,
+                window_s=window_s,
+                unclean=spool.state.unclean,
+                spool=spool.told(),
+                desired_rev=desired_rev,
+            )
         )
-    )
+
+    while True:
+        try:
+            return said(told)
+        except ContractError:  # too long: names may have 63 characters
+            if not told:
+                raise
+            log.warning("a birth does not hold all %d slots", len(told))
+            told = told[: len(told) * 3 // 4]
 
 
 def hardware() -> Hardware:
