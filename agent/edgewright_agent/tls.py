@@ -13,9 +13,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
-
-import urllib3
+from typing import TYPE_CHECKING, Any, Final
 
 from edgewright_contracts.errors import Unavailable
 
@@ -23,8 +21,10 @@ from .clock import Clock
 from .delivery import tunnel
 from .identity import Identity
 
+if TYPE_CHECKING:
+    from urllib3 import PoolManager  # loaded with the first connection: most days, a device makes none
+
 _NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which Python gives no name
-Pools = urllib3.PoolManager  # ProxyManager is one
 
 
 class Socket(ssl.SSLSocket):
@@ -80,7 +80,7 @@ def context(identity: Identity, clock: Clock, *, named: bool = True) -> Context:
     return made
 
 
-def connections(identity: Identity, clock: Clock, url: str, *, named: bool = False) -> Callable[..., Pools]:
+def connections(identity: Identity, clock: Clock, url: str, *, named: bool = False) -> Callable[..., PoolManager]:
     """What makes pools of connections to `url`, through the proxy that enrolment named; it takes the options of
     `urllib3.PoolManager`. The repository asks nobody's name, so `named` is for the hub's own endpoints. Raises
     Unavailable."""
@@ -90,8 +90,10 @@ def connections(identity: Identity, clock: Clock, url: str, *, named: bool = Fal
     return partial(through, identity.hub.proxy, **options)
 
 
-def through(proxy: str, **options: Any) -> Pools:
-    """A pool of connections, through the proxy if there is one."""
+def through(proxy: str, **options: Any) -> PoolManager:
+    """A pool of connections, through the proxy if there is one. `urllib3.ProxyManager` is a `PoolManager`, too."""
+    import urllib3
+
     if not proxy:
         return urllib3.PoolManager(**options)
     known = tunnel.parse(proxy)

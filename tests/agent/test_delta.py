@@ -13,7 +13,8 @@ import zstandard
 from edgewright_agent.disk import RealDisk
 from edgewright_agent.updating import delta as building
 from edgewright_agent.updating.delta import Downloads
-from edgewright_agent.updating.fetch import Link, LinkDown
+from edgewright_agent.updating.fetch import Link
+from edgewright_agent.updating.refusals import LinkDown
 from edgewright_agent.updating.slots import Slot, Store
 from edgewright_contracts import delta
 from edgewright_contracts.manifest import FileRef, encode_manifest

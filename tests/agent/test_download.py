@@ -11,9 +11,10 @@ import pytest
 import urllib3
 
 from edgewright_agent.disk import RealDisk
-from edgewright_agent.updating.fetch import Link, LinkDown, Spent, WrongBytes
+from edgewright_agent.updating.fetch import Link
 from edgewright_agent.updating.job import Interrupted
 from edgewright_agent.updating.pace import DAY_S, Bucket, Ration
+from edgewright_agent.updating.refusals import LinkDown, Spent, WrongBytes
 from edgewright_agent.updating.turns import Turns
 from edgewright_contracts.desired import Config, Desired, DesiredModel, Download
 from sim.clock import SimClock

@@ -19,8 +19,9 @@ from tuf.api.metadata import Metadata
 
 from edgewright_agent.disk import RealDisk
 from edgewright_agent.updating import delta as patching
-from edgewright_agent.updating.fetch import Link, LinkDown, WrongBytes
-from edgewright_agent.updating.trust import Distrusted, NotAllowed, Trust
+from edgewright_agent.updating.fetch import Link
+from edgewright_agent.updating.refusals import Distrusted, LinkDown, NotAllowed, WrongBytes
+from edgewright_agent.updating.trust import Trust
 from edgewright_contracts.manifest import FileRef
 from edgewright_hub.deltas import make
 from sim import packages

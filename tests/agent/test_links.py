@@ -13,7 +13,8 @@ import pytest
 
 from edgewright_agent.disk import RealDisk
 from edgewright_agent.updating.delta import Downloads
-from edgewright_agent.updating.fetch import Link, LinkDown
+from edgewright_agent.updating.fetch import Link
+from edgewright_agent.updating.refusals import LinkDown
 from edgewright_agent.updating.slots import Store
 from edgewright_agent.updating.trust import Trust
 from edgewright_contracts.desired import Download

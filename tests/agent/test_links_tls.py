@@ -14,7 +14,8 @@ from edgewright_agent import identity, tls
 from edgewright_agent.clock import SystemClock
 from edgewright_agent.disk import RealDisk
 from edgewright_agent.enrolling.enroll import TOKEN_PREFIX, enroll
-from edgewright_agent.updating.fetch import Absent, Link
+from edgewright_agent.updating.fetch import Link
+from edgewright_agent.updating.refusals import Absent
 from edgewright_contracts.errors import Refused
 from sim.devicehub import DeviceHub
 from sim.proxy import Proxy

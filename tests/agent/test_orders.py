@@ -7,10 +7,9 @@ import pytest
 
 from edgewright_agent.updating import orders, update
 from edgewright_agent.updating.failures import DiskFull
-from edgewright_agent.updating.fetch import LinkDown
 from edgewright_agent.updating.inbox import Sealed
+from edgewright_agent.updating.refusals import LinkDown, NotAllowed
 from edgewright_agent.updating.slots import Committed, ModelState, Store
-from edgewright_agent.updating.trust import NotAllowed
 from edgewright_agent.updating.update import Event, Record, State
 from edgewright_contracts.desired import DesiredModel
 from edgewright_contracts.report import Window
@@ -37,7 +36,7 @@ def test_what_fails_for_weeks_is_held_with_its_reason_and_then_nothing_is_writte
     device.live(7 * 24 * HOUR)
     last = device.host.told[-1]
     assert (last.before, last.after, last.failure, last.attempt) == ("idle", "held", failure, 40)
-    assert last.reason == f"held after 40 attempts, until the hub says something new; the last: {error}"
+    assert last.reason == f"held after 40 attempts, until something new is wanted, or it is cleared; the last: {error}"
     writes, told = device.disk.writes, len(device.host.told)
     assert writes < 100
     device.live(60 * 24 * HOUR, 6 * HOUR)
@@ -82,6 +81,26 @@ def test_an_attempt_that_restarts_cut_off_again_and_again_is_given_up_for_now(de
     assert (last.before, last.after, last.failure) == ("fetch", "idle", "power")
     assert last.reason.startswith("29 steps without an end")
     assert device.job.state.blocked == {}
+
+
+def test_a_person_at_the_device_clears_what_is_held_or_blocked_in_one_write(device):
+    device.failing = NotAllowed("not signed")
+    device.want(1)
+    device.live(300 * 24 * HOUR, 6 * HOUR)
+    assert device.job.record.state is State.HELD
+    orders.cleared(device.job, "e" * 64)  # another
+    assert device.job.record.state is State.HELD
+    orders.cleared(device.job, DIGEST)
+    assert device.states()[-1] == "idle"
+    assert device.host.told[-1].reason == "cleared by hand"
+    device.live(1)
+    device.job.go(Event.WANTED) if device.job.record.state is State.IDLE else None
+    device.job.go(Event.BROKEN, reason="self-test", failure="model")
+    writes = device.disk.writes
+    orders.cleared(device.job, DIGEST)
+    assert device.disk.writes == writes + 1
+    assert (device.job.record.state, device.job.state.blocked) == (State.IDLE, {})
+    assert (device.host.told[-1].after, device.host.told[-1].failure) == ("idle", "operator")
 
 
 def test_only_a_newer_document_clears_a_blocked_package(device):

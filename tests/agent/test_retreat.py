@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from edgewright_agent.updating import install, retreat
-from edgewright_agent.updating.fetch import LinkDown
 from edgewright_agent.updating.inbox import Wish
+from edgewright_agent.updating.refusals import LinkDown
 from edgewright_agent.updating.selftest_child import Verdict
 from edgewright_agent.updating.slots import Store
 from edgewright_agent.updating.update import Record, State

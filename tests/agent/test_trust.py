@@ -8,8 +8,9 @@ import pytest
 from securesystemslib.signer import CryptoSigner
 
 from edgewright_agent.disk import RealDisk
-from edgewright_agent.updating.fetch import Link, LinkDown, WrongBytes
-from edgewright_agent.updating.trust import Distrusted, NotAllowed, Trust
+from edgewright_agent.updating.fetch import Link
+from edgewright_agent.updating.refusals import Distrusted, LinkDown, NotAllowed, WrongBytes
+from edgewright_agent.updating.trust import Trust
 from sim import packages
 from sim.clock import SimClock
 from sim.repository import Repository

@@ -17,8 +17,9 @@ from tuf.api.metadata import MetaFile
 
 from edgewright_agent.clock import SystemClock
 from edgewright_agent.disk import RealDisk
-from edgewright_agent.updating.fetch import Link, LinkDown
-from edgewright_agent.updating.trust import REFRESH_S, Distrusted, NotAllowed, Trust
+from edgewright_agent.updating.fetch import Link
+from edgewright_agent.updating.refusals import Distrusted, LinkDown, NotAllowed
+from edgewright_agent.updating.trust import REFRESH_S, Trust
 from edgewright_contracts.manifest import target_path
 from sim import packages
 from sim.clock import SimClock

@@ -6,13 +6,11 @@ import json
 from collections.abc import Callable
 from typing import Any, Final
 
-import urllib3
-
 from edgewright_contracts.errors import Refused, Unavailable
 
 from ..tcp import Bytes, Wire
 
-TIMEOUT: Final = urllib3.Timeout(connect=10, read=30)
+TIMEOUT_S: Final = 30.0
 ANSWER_BYTES: Final = 4096
 NEVER: Final = (400, 413, 422)  # another try changes nothing
 
@@ -21,14 +19,18 @@ class Sender:
     """`pool` makes connections with the device's certificate (tls.connections). `traffic` may be read by any thread."""
 
     def __init__(self, pool: Callable[..., Any], api: str, device: str) -> None:
-        self._pool = pool(retries=False, timeout=TIMEOUT, maxsize=1)
+        self._connect = pool
+        self._pool: Any = None
         self._base = f"{api.rstrip('/')}/samples/{device}/"
         self._wire = Wire()
         self.traffic = (0, 0)  # bytes sent and received, with TLS and headers where the kernel tells
 
     def __call__(self, identifier: str, data: bytes) -> None:
         """Raises Unavailable, and Refused for what the hub will never take."""
+        import urllib3
+
         url = self._base + identifier
+        self._pool = self._pool or self._connect(retries=False, timeout=TIMEOUT_S, maxsize=1)
         try:
             headers = {"Content-Type": "application/zip"}
             answer = self._pool.request("PUT", url, body=data, headers=headers, preload_content=False)

@@ -21,7 +21,8 @@ from edgewright_contracts.manifest import FileRef
 from edgewright_contracts.package import Package
 
 from ..disk import Disk
-from .fetch import CHUNK, Absent, Link, WrongBytes, etag_of
+from .fetch import CHUNK, Link, etag_of
+from .refusals import Absent, WrongBytes
 from .slots import Store
 
 log = logging.getLogger(__name__)

@@ -9,10 +9,9 @@ from edgewright_contracts.errors import Refused, RequestError, Unavailable
 from edgewright_contracts.event import FailureClass
 from edgewright_runtime.runtime import NoMemory
 
-from .fetch import LinkDown, WrongBytes
+from .refusals import Distrusted, LinkDown, NotAllowed, WrongBytes
 from .selftest import CutShort, NoVerdict
 from .slots import Damaged
-from .trust import Distrusted, NotAllowed
 from .update import State
 
 

@@ -15,21 +15,23 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, Protocol
-
-import urllib3
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from edgewright_contracts.desired import Download
-from edgewright_contracts.errors import Refused, Unavailable
 
 from ..clock import Clock, SystemClock
 from ..disk import Disk
 from ..tcp import Bytes, Wire
 from .pace import Bucket, Ration
+from .refusals import Absent, LinkDown, Spent, WrongBytes
+
+if TYPE_CHECKING:
+    import urllib3  # loaded with the first connection: most days, a device makes none
 
 CHUNK: Final = 64 << 10
 SYNC_BYTES: Final = 256 << 10
-TIMEOUT: Final = urllib3.Timeout(connect=10, read=30)
+CONNECT_S: Final = 10.0
+READ_S: Final = 30.0
 WORTH: Final = 1024  # bytes that a connection must have brought, to be made again at once
 SHORT: Final = 1024  # of an answer that is read only to keep its connection
 SLOW_S: Final = 60.0  # in which a link
@@ -38,36 +40,20 @@ PACED_BUFFER: Final = (4 << 10, 256 << 10)  # what the kernel may take in ahead 
 _RANGE: Final = re.compile(r"bytes (\d+)-")
 
 
-class LinkDown(Unavailable):
-    """The repository cannot be reached, or broke off. `after_s`: trying again before that is in vain."""
-
-    after_s = 0.0
-
-
-class Spent(LinkDown):
-    """The day's ration of bytes is used up."""
-
-    def __init__(self, limit: int, after_s: float) -> None:
-        super().__init__(
-            f"the {limit} bytes that this device may download in a day are used up; it goes on when the next begins"
-        )
-        self.after_s = after_s
-
-
-class Absent(LinkDown):
-    """The repository answers, and does not have it."""
-
-
-class WrongBytes(Refused):
-    """The repository served something else than the signed manifest names."""
-
-
 class Pool(Protocol):
     """What `Link` needs of `urllib3.PoolManager`."""
 
     def request(
         self, method: str, url: str, *, headers: dict[str, str], preload_content: bool
     ) -> urllib3.BaseHTTPResponse: ...
+
+
+def direct(**options: Any) -> Pool:
+    """Connections without TLS of one's own and without a proxy."""
+    import urllib3
+
+    pool: Pool = urllib3.PoolManager(**options)
+    return pool
 
 
 class Link:
@@ -80,14 +66,14 @@ class Link:
 
     def __init__(
         self,
-        manager: Callable[..., Pool] = urllib3.PoolManager,
+        manager: Callable[..., Pool] = direct,
         *,
         clock: Clock | None = None,
         ration: Ration | None = None,
         wait: Callable[[float], object] | None = None,
     ) -> None:
         self._manager, self._clock, self._ration = manager, clock or SystemClock(), ration
-        self._pool = self._connections(None)
+        self._pool: Pool | None = None
         self.stopping = threading.Event()  # breaks off whatever is being read
         self._wait = wait or self.stopping.wait
         self._wire = Wire()
@@ -103,7 +89,11 @@ class Link:
 
     def open(self, url: str, offset: int = 0, validator: str = "") -> urllib3.BaseHTTPResponse:
         """The answer, with its body still to be read. A `validator` is the ETag of the first `offset` bytes."""
+        import urllib3
+
         self._adopt()
+        if self._pool is None:
+            self._pool = self._connections()
         self._ration_left()
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         headers |= {"If-Range": validator} if offset and validator else {}
@@ -119,6 +109,8 @@ class Link:
 
     def chunks(self, response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
         """The body as it comes in: what arrived before the link broke is handed out, so that a resume gets further."""
+        import urllib3
+
         connection = _socket(response)
         took_s, brought = 0.0, 0
         try:
@@ -246,6 +238,8 @@ class Link:
     def discard(self, response: urllib3.BaseHTTPResponse) -> None:
         """Be done with an answer that nobody wants. One that is short is read, so that its connection serves on and no
         further TLS handshake is paid for; any other ends it, or what is unread would be taken for the next answer."""
+        import urllib3
+
         connection, said = _socket(response), response.headers.get("Content-Length", "")
         try:
             if said.isdigit() and int(said) <= SHORT:
@@ -256,21 +250,23 @@ class Link:
             self._took(connection, 0)
             response.close()
 
-    def _connections(self, rate: int | None) -> Pool:
+    def _connections(self) -> Pool:
         """A kernel that takes in ahead of a paced reader would burst, so it may only buffer two seconds' worth."""
-        options: dict[str, Any] = {}
-        if rate is not None:
-            buffer = min(max(2 * rate, PACED_BUFFER[0]), PACED_BUFFER[1])
+        import urllib3
+
+        options: dict[str, Any] = {"timeout": urllib3.Timeout(connect=CONNECT_S, read=READ_S)}
+        if self._bucket is not None:
+            buffer = min(max(2 * self._bucket.rate, PACED_BUFFER[0]), PACED_BUFFER[1])
             usual = urllib3.connection.HTTPConnection.default_socket_options
             options["socket_options"] = [*usual, (socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)]
-        return self._manager(retries=False, timeout=TIMEOUT, maxsize=2, **options)
+        return self._manager(retries=False, maxsize=2, **options)
 
     def _adopt(self) -> None:
         """The pace that was asked for meanwhile."""
         rate = self.download.bytes_per_s
         if rate != (self._bucket.rate if self._bucket else None):
             self._bucket = Bucket(rate, self._now_s()) if rate is not None else None
-            self._pool = self._connections(rate)
+            self._pool = None
 
     def _turn(self) -> int:
         """How many bytes may be read now; comes back when some may. Raises Spent, LinkDown."""

@@ -25,12 +25,12 @@ from . import health, orders, trial, update
 from .failures import Unsuited, classify, said
 from .fetch import Link
 from .health import Conclusion
-from .inbox import Inbox, Registered, Sealed, Wish
+from .inbox import Cleared, Inbox, Registered, Sealed, Wish
 from .job import Host, Interrupted, Job
 from .retreat import load_active, roll_back
+from .sideload import Sideloads
 from .slots import ModelState, Store, recover
 from .steps import Steps
-from .trust import Trust
 from .update import Event, Record, State
 
 TICK_S: Final = 1.0  # how soon a deadline is noticed
@@ -51,7 +51,7 @@ class Installer:
         models: Path,
         *,
         host: Host,
-        trust: Trust,
+        trust: Sideloads,
         link: Link,
         repo: str,
         clock: Clock,
@@ -62,7 +62,7 @@ class Installer:
     ) -> None:
         self._disk, self._models, self._host = disk, models, host
         self._clock, self._boot_id, self._uniform, self._unforeseen = clock, boot_id, uniform, unforeseen
-        self._inbox = Inbox(self._want, self._observed, self._registered, unforeseen)
+        self._inbox = Inbox(self._want, self._observed, self._registered, self._cleared, unforeseen)
         self._stopping = link.stopping
         self._steps = Steps(
             disk, trust, link, repo, runtimes, link.stopping, self._interrupt, uniform, host, self._shadow
@@ -140,6 +140,10 @@ class Installer:
         """The application has named its preprocessing for `model`."""
         self._inbox.put(Registered(model))
 
+    def clear(self, model: str, digest: str) -> None:
+        """A person at the device says that this package may be tried again."""
+        self._inbox.put(Cleared(model, digest))
+
     def observe(self, sealed: Sealed) -> None:
         self._inbox.put(sealed)
 
@@ -208,6 +212,10 @@ class Installer:
             except Unsuited as error:  # an update of the application, most likely: it answers, and somebody must know
                 job.emit(job.record, f"{job.loaded.package.manifest.version} answers, but {error}", failure="operator")
 
+    def _cleared(self, asked: Cleared) -> None:
+        if asked.model in self._jobs:
+            orders.cleared(self._jobs[asked.model], asked.digest)
+
     def _observed(self, sealed: Sealed) -> None:
         job = self._jobs.get(sealed.model)
         if job is None:
@@ -227,7 +235,7 @@ class Installer:
         if job.load_at_s is not None and job.now_s >= job.load_at_s:
             self._load(job, lambda: self._interrupt(job))
         elif orders.withdrawn(job):
-            job.go(Event.WITHDRAWN, reason="the hub wants something else", failure="operator")
+            job.go(Event.WITHDRAWN, reason="something else is wanted", failure="operator")
         elif state is State.IDLE:
             return self._begin(job)
         elif state in update.UNDER_WAY and (why := self._cut_short(job)) is not None:

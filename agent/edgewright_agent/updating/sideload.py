@@ -3,6 +3,7 @@
     sideload/key.json      the owner's public key, pinned with the first signed package
     sideload/<name>.ewp    the package, until it lies in a slot
     sideload/<name>.json   the wish for it
+    sideload/<name>.clear  what is blocked or held and may be tried again, until the agent has read it
 
 Order: `offer`, in the process of a person's command, verifies the package, asks why it may be trusted, and writes .ewp,
 then .json, each atomically; the agent finds them (`Sideloads`), and its fetch takes the files from there.
@@ -20,12 +21,9 @@ import logging
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
-from securesystemslib.exceptions import Error as SigningError
-from securesystemslib.signer import Signature as RawSignature  # type: ignore[attr-defined]
-from securesystemslib.signer import SSlibKey  # type: ignore[attr-defined]
 
 from edgewright_contracts.codec import KIB, Count, Name, Sha256, Text, Version, decode
 from edgewright_contracts.desired import Desired, DesiredModel
@@ -36,11 +34,16 @@ from edgewright_contracts.signature import Key, Signature, decode_signature, sta
 from ..clock import Clock
 from ..disk import Disk, atomic_write
 from ..identity import Identity
+from . import orders, slots
+from .failures import Unsuited
 from .fetch import Link
 from .slots import files
-from .trust import Trust
+
+if TYPE_CHECKING:
+    from .trust import Trust
 
 FOLDER: Final = "sideload"
+CLEAR: Final = ".clear"
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +54,10 @@ class Untrusted(Refused):
 
 class Pin(msgspec.Struct, frozen=True):
     key: Key
+
+
+class Clear(msgspec.Struct, frozen=True):
+    digests: tuple[Sha256, ...]
 
 
 class Sideload(msgspec.Struct, frozen=True):
@@ -78,6 +85,7 @@ def offer(
     folder = home / FOLDER
     trusted, said = _trusted(disk, folder, package, enrolled=enrolled, key=key, this_file=this_file)
     manifest = package.manifest
+    _not_barred(disk, home, package)
     wish = Sideload(manifest.name, manifest.version, package.digest, rev, trusted, said[:16])
     disk.mkdir(folder)
     atomic_write(disk, folder / f"{wish.name}{SUFFIX}", file.read_bytes())
@@ -87,11 +95,15 @@ def offer(
     return wish
 
 
-class Sideloads(Trust):
-    """What was offered, as the agent sees it; and the trust of a device that takes packages by hand, too."""
+class Sideloads:
+    """What was offered, as the agent sees it; and the trust of a device that takes packages by hand, too.
+
+    The owner's part of it (`Trust`, python-tuf) is loaded when it is first asked: 3 MB that most days need not.
+    """
 
     def __init__(self, disk: Disk, who: Identity, link: Link, clock: Clock, runtimes: tuple[str, ...]) -> None:
-        super().__init__(disk, who.home / "trust", who.root, who.hub.repo, link, clock)
+        self._disk, self._who, self._link, self._clock = disk, who, link, clock
+        self._owner: Trust | None = None
         self._offered, self._models = who.home / FOLDER, who.home / "models"
         self._runtimes, self._enrolled = runtimes, not who.alone
 
@@ -117,6 +129,24 @@ class Sideloads(Trust):
         added = tuple(DesiredModel(name=wish.name, digest=wish.digest) for wish in mine.values())
         return msgspec.structs.replace(desired, models=kept + added)
 
+    def clears(self) -> dict[str, tuple[str, ...]]:
+        """Digests that may be tried again, by model."""
+        found = {}
+        for file in self._disk.list(self._offered):
+            model = file.removesuffix(CLEAR)
+            if model == file:
+                continue
+            try:
+                data = self._disk.read(self._offered / file)
+                found[model] = decode(Clear, data, name=file, limit=64 * KIB, wire="json").digests
+            except (ContractError, FileNotFoundError) as error:
+                log.warning("ignored what shall be cleared: %s", error)
+                self.cleared(model)
+        return found
+
+    def cleared(self, name: str) -> None:
+        self._disk.unlink(self._offered / f"{name}{CLEAR}")
+
     def settle(self, settled: Callable[[Sideload], bool]) -> None:
         """Remove the packages that are not needed any more: `settled` knows that they lie in a slot, or never will."""
         for name, wish in self.wishes().items():
@@ -126,8 +156,10 @@ class Sideloads(Trust):
     def manifest(self, name: str, digest: str, interrupt: Callable[[], None] = lambda: None) -> bytes:
         """As `Trust.manifest`; of a sideloaded package, its files are laid where a download would lay them."""
         package = self._carried(name, digest)
+        if package is None and not self._enrolled:
+            raise Unsuited(f"the file of {name} {digest[:16]} is gone from {self._offered}; sideload it again")
         if package is None:
-            return super().manifest(name, digest, interrupt)
+            return self._trust().manifest(name, digest, interrupt)
         self.allow(name, digest, interrupt)
         manifest = package.manifest
         for variant, _ in manifest.ranked(platform.machine().lower(), self._runtimes)[:1]:
@@ -142,7 +174,15 @@ class Sideloads(Trust):
         """As `Trust.allow`; on a device that is not enrolled, what was offered is allowed."""
         wish = self.wishes().get(name)
         if self._enrolled or wish is None or wish.digest != digest:
-            super().allow(name, digest, interrupt)
+            self._trust().allow(name, digest, interrupt)
+
+    def _trust(self) -> Trust:
+        if self._owner is None:
+            from .trust import Trust
+
+            who = self._who
+            self._owner = Trust(self._disk, who.home / "trust", who.root, who.hub.repo, self._link, self._clock)
+        return self._owner
 
     def _carried(self, name: str, digest: str) -> Package | None:
         wish, file = self.wishes().get(name), self._offered / f"{name}{SUFFIX}"
@@ -150,6 +190,12 @@ class Sideloads(Trust):
             return None
         package = read_package(file)
         return package if package.digest == digest else None
+
+
+def ask_to_clear(disk: Disk, home: Path, name: str, digests: list[str]) -> None:
+    """Raises OSError."""
+    disk.mkdir(home / FOLDER)
+    atomic_write(disk, home / FOLDER / f"{name}{CLEAR}", msgspec.json.encode(Clear(tuple(digests))))
 
 
 def waiting(home: Path) -> bool:
@@ -167,6 +213,10 @@ def pinned(disk: Disk, home: Path) -> str | None:
 
 def verify(signature: Signature, digest: str) -> None:
     """Whether this key signed this package. Pure Python where there is no cryptography: about 10 ms. Raises Refused."""
+    from securesystemslib.exceptions import Error as SigningError
+    from securesystemslib.signer import Signature as RawSignature  # type: ignore[attr-defined]
+    from securesystemslib.signer import SSlibKey  # type: ignore[attr-defined]
+
     if signature.digest != digest:
         raise Untrusted(f"expected a signature of package {digest[:16]}, got one of {signature.digest[:16]}")
     known = SSlibKey("owner", "ed25519", "ed25519", {"public": signature.key})
@@ -177,6 +227,23 @@ def verify(signature: Signature, digest: str) -> None:
             f"the signature in the package does not verify ({str(error) or type(error).__name__}): it was changed "
             f"after it was signed; get it again from its owner"
         ) from None
+
+
+def _not_barred(disk: Disk, home: Path, package: Package) -> None:
+    """Raises Refused for a package that this device would not even try."""
+    name, version = package.manifest.name, package.manifest.version
+    try:
+        state = slots.load(disk, home / "models" / name)
+    except ContractError:
+        return  # the agent will say so, and recover
+    if package.digest in orders.barred(state):
+        why, word = state.blocked.get(package.digest), "blocked"
+        if why is None:
+            why, word = state.record.reason, "held"
+        raise Refused(
+            f"{name} {version} is {word} on this device: {why}. When that is mended: "
+            f"edgewright agent clear --home {home} {name}"
+        )
 
 
 def _trusted(

@@ -24,16 +24,18 @@ from edgewright_runtime.golden import GOLDEN_FILE, check, read_golden
 from edgewright_runtime.runtime import open_session
 
 from ..disk import Disk
+from ..limits.device import resident_kb
 from . import update
 from .choice import choose, untransformed
 from .delta import Downloads, running
 from .failures import DiskFull, Unsuited
-from .fetch import Link, Spent
+from .fetch import Link
 from .job import Host, Job, Loaded
 from .proving import Proving, made, told
 from .quality import PrePeriod, Seen
+from .refusals import Spent
+from .sideload import Sideloads
 from .slots import Damaged, Side, Slot, Store, files
-from .trust import Trust
 from .turns import Turns, put_off
 from .update import Event, State
 
@@ -47,7 +49,7 @@ class Steps:
     def __init__(
         self,
         disk: Disk,
-        trust: Trust,
+        trust: Sideloads,
         link: Link,
         repo: str,
         runtimes: tuple[str, ...],
@@ -197,6 +199,7 @@ def load(store: Store, side: Side) -> Loaded:
     manifest = package.manifest
     variant = manifest.variant(slot.variant)
     file, optimised = made(store.disk, package, variant, slot.runtime)
+    before_mb = resident_kb() / 1024
     session = open_session(
         file,
         slot.runtime,
@@ -205,7 +208,7 @@ def load(store: Store, side: Side) -> Loaded:
         options=variant.options,
         optimised=optimised,
     )
-    return Loaded(package, variant, decode_baseline(package.read(variant.baseline)), session)
+    return Loaded(package, variant, decode_baseline(package.read(variant.baseline)), session, before_mb)
 
 
 def _first_rows(loaded: Loaded) -> dict[str, np.ndarray]:

@@ -27,23 +27,16 @@ from tuf.ngclient.fetcher import FetcherInterface
 from tuf.ngclient.updater import Updater
 
 from edgewright_contracts.codec import KIB, Millis, decode
-from edgewright_contracts.errors import ContractError, Refused
+from edgewright_contracts.errors import ContractError
 from edgewright_contracts.manifest import MANIFEST_BYTES
 
 from ..clock import Clock
 from ..disk import Disk, atomic_write
-from .fetch import WORTH, Link, LinkDown
+from .fetch import WORTH, Link
+from .refusals import Distrusted, LinkDown, NotAllowed
 
 CONFIG: Final = UpdaterConfig(targets_max_length=2_000_000)
 REFRESH_S: Final = 600.0  # 750 kB at 10 kbit/s; what the pace that was asked for takes is not counted
-
-
-class Distrusted(Refused):
-    """The repository's metadata does not verify: expired, rolled back, or not signed by who must."""
-
-
-class NotAllowed(Refused):
-    """The digest is not among those that the owner signs now."""
 
 
 class Mark(msgspec.Struct, frozen=True):
