@@ -24,7 +24,7 @@ from edgewright_agent.updating.update import Event, Record, State
 from edgewright_contracts.baseline import decode_baseline
 from edgewright_contracts.desired import Config, Desired, DesiredModel, Probation
 from edgewright_contracts.desired import Shadow as Rule
-from edgewright_contracts.manifest import TensorOut
+from edgewright_contracts.manifest import SessionOptions, TensorOut
 from edgewright_contracts.report import Hits, Shift, Usage
 from sim import packages
 from sim.clock import SimClock
@@ -64,12 +64,13 @@ class Answers:
 class Bench:
     """A model that answers 3 with 0.5, a candidate, and their shadow run without a thread of its own: `turn` is it."""
 
-    def __init__(self, package, said, *, share=1.0, uniform=lambda: 0.0, lasts_s=0.0, manifest=None) -> None:
+    def __init__(self, package, said, *, share=1.0, uniform=lambda: 0.0, lasts_s=0.0, manifest=None, threads=1) -> None:
         self.clock, self.meter, self.allowed = SimClock(), Meter(threading.Event()), Allowance(permille=1000)
         variant = package.manifest.variant("onnx-fp32")
         baseline = decode_baseline(package.read(variant.baseline))
         first = Subject("digits", package.manifest, "a" * 64, variant, baseline)
-        second = Subject("digits", manifest or package.manifest, "b" * 64, variant, baseline, "shadow", "r1")
+        wide = msgspec.structs.replace(variant, session=SessionOptions(threads=threads))
+        second = Subject("digits", manifest or package.manifest, "b" * 64, wide, baseline, "shadow", "r1")
         self.model = Model("digits", self.meter, self.clock, itertools.count(1))
         self.model.switch(Active(first, Answers(outputs(3, 0.5), self.clock)))
         self.candidate = Answers(said, self.clock, lasts_s)
@@ -154,6 +155,17 @@ def test_a_candidate_takes_no_more_than_its_share_of_a_core(package):
     assert ran[-1] == pytest.approx(22, abs=2)  # 0.22 s of 2.2 s
     (window,) = bench.windows()
     assert window.n + window.shed["shadow"] == 200
+
+
+def test_a_candidate_that_runs_on_several_cores_rests_for_each_of_them(package, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    bench = Bench(package, outputs(3, 0.5), lasts_s=0.01, threads=8)
+    bench.allowed = Allowance(permille=100)
+    for _ in range(200):
+        bench.predict(1)
+        bench.shadow.turn()
+        bench.clock.advance(0.01)
+    assert len(bench.candidate.seen) == pytest.approx(5, abs=1)  # 0.05 s on 4 cores of 2.05 s
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,12 @@ import errno
 import itertools
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edgewright_agent.delivery import coarsening, journal
 from edgewright_agent.delivery import spool as spools
-from edgewright_agent.delivery.ledger import Sealed
+from edgewright_agent.delivery.ledger import Merged, Sealed
 from edgewright_agent.delivery.spool import Spool, Terms
 from edgewright_contracts import event, report
 from edgewright_contracts.birth import Unclean
@@ -371,3 +372,34 @@ def test_a_spool_that_never_began_declares_nothing():
     open_spool(disk).close()
     Spool(disk, ROOT, new_id=lambda: "f" * 16)
     assert open_spool(disk, 2).state.unclean == ()
+
+
+def test_a_log_that_cannot_be_read_or_does_not_follow_starts_anew_and_stops_nobody():
+    disk = SimDisk()
+    spool = open_spool(disk)
+    spool.seal([window(3)], opened(1))
+    (log,) = disk.list(ROOT)
+    disk.write(ROOT / "notes.log", b"somebody's")
+    disk.append(ROOT / log, journal.frame(Merged((77,), b"")))  # whole, of no item that there is
+    again = open_spool(disk, boot=2)
+    assert [report.decode_window(i.body).n for i in again.state.items] == [3]
+    read = disk.read
+
+    def worn(path):
+        if path.suffix == ".log":
+            raise OSError(errno.EIO, "input/output error")
+        return read(path)
+
+    disk.read = worn
+    fresh = open_spool(disk, boot=3)
+    assert fresh.state.spool_id != again.state.spool_id
+    fresh.seal([window(4)], opened(3))
+    disk.read = read
+    assert [report.decode_window(i.body).n for i in open_spool(disk, boot=4).state.items] == [4]
+
+
+def test_windows_are_sealed_once_even_if_an_older_one_cannot_be_understood(monkeypatch):
+    spool = open_spool(SimDisk(), cap=600)
+    monkeypatch.setattr(spools.coarsening, "read_heading", lambda body: msgspec.msgpack.decode(b"\xc1"))
+    spool.seal([window(1, start_ms=i) for i in range(6)], opened(1))
+    assert len(spool.state.items) == 6

@@ -9,6 +9,7 @@ twice what it holds (and 256 KiB). Flash: one page or two per durable write, ben
 from __future__ import annotations
 
 import logging
+import re
 import struct
 import zlib
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from .ledger import Record, State
 
 REWRITE_BYTES: Final = 256 << 10
 
+_NAME: Final = re.compile(r"\A[0-9]{8}\.log\Z")
 _FRAME: Final = struct.Struct("<II")  # length, crc32
 _DECODER: Final = msgspec.msgpack.Decoder(State | Record)
 _ENCODER: Final = msgspec.msgpack.Encoder()
@@ -82,10 +84,14 @@ class Journal:
 
 def read(disk: Disk, root: Path) -> Found:
     """What is on disk. Changes nothing."""
-    names = sorted((n for n in disk.list(root) if n.endswith(".log")), reverse=True)
+    names = sorted((n for n in disk.list(root) if _NAME.match(n)), reverse=True)
     highest = int(names[0].removesuffix(".log")) if names else 0
     for name in names:
-        data = disk.read(root / name)
+        try:
+            data = disk.read(root / name)
+        except OSError as error:  # a worn page: what it held is lost, and the hub finds the rewind; the model answers
+            log.error("spool log %s cannot be read: %s", name, error)  # noqa: TRY400
+            continue
         state, end = fold(data)
         if state is not None:
             return Found(state, highest, end if name == names[0] and end == len(data) else None)
@@ -108,7 +114,11 @@ def fold(data: bytes) -> tuple[State | None, int]:
         except msgspec.MsgspecError as error:  # whole, but of a later version: what is behind it cannot be told either
             log.error("the spool holds a record that this version does not read: %s", error)  # noqa: TRY400
             break
-        state = record if isinstance(record, State) else ledger.apply(_begun(state), record)
+        try:
+            state = record if isinstance(record, State) else ledger.apply(_begun(state), record)
+        except ledger.RuleBroken as error:  # no reason for a device not to start
+            log.error("the spool holds a record that does not follow from those before it: %s", error)  # noqa: TRY400
+            break
         at += _FRAME.size + length
     return state, at
 

@@ -92,8 +92,8 @@ class Spool:
             if self._state.held_bytes > self._cap:
                 try:
                     self._shrink()
-                except OSError as error:  # the windows are sealed all the same; the next one shrinks again
-                    log.error("the spool is over its bound, and the disk does not let it shrink: %s", error)  # noqa: TRY400
+                except Exception as error:  # whatever it is, the windows are sealed: nobody may seal them again
+                    log.error("the spool is over its bound, and does not shrink: %r", error)  # noqa: TRY400
 
     def lost(self, windows: int) -> None:
         """Count windows that cannot be kept, so that the hub hears of them. Raises OSError."""

@@ -79,6 +79,6 @@ class Wishes:
             return down.decode_desired(self._disk.read(self._path))
         except FileNotFoundError:
             return None
-        except ContractError as error:
+        except (ContractError, OSError) as error:
             log.warning("the stored wishes are damaged; waiting for the hub's: %s", error)
             return None

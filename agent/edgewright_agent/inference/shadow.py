@@ -90,6 +90,7 @@ class Shadow:
         self._broken = ""
         self._began: int | None = None  # the run under way
         self._rest_until = 0
+        self._cores = min(candidate.subject.variant.options.threads, os.cpu_count() or 1)  # that a run may keep busy
         self._contexts = ("", *active.subject.manifest.contexts)
         self._thread = threading.Thread(target=self._run, name="edgewright-shadow", daemon=True)
 
@@ -157,7 +158,7 @@ class Shadow:
                 self._sheds(drawn.context)
             ended = self._now()
             share = min(PERMILLE if allowed.permille is None else max(1, allowed.permille), 1000) / 1000
-            self._rest_until = ended + round((ended - began) * (1 / share - 1))
+            self._rest_until = ended + round((ended - began) * (self._cores / share - 1))
         with self._rare:
             shed, self._shed = self._shed, {}
         for context, n in shed.items():
