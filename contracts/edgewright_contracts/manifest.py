@@ -88,7 +88,10 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Budgets(msgspec.Struct, frozen=True, kw_only=True):
-    """What the package asks of a device; None is no bound. Checked on the device during probation."""
+    """What the package asks of a device; None is no bound. Checked there by the self-test and during probation.
+
+    `p95_ms` is of one inference; `rss_mb` is what loading and running the file adds to a process; `load_s` of a load.
+    """
 
     p95_ms: Annotated[float, msgspec.Meta(gt=0)] | None = None
     rss_mb: Annotated[float, msgspec.Meta(gt=0)] | None = None

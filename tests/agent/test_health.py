@@ -33,8 +33,8 @@ def record(**more) -> Record:
 NONE = Budgets()
 
 
-def judged(windows, record, budgets=NONE, rss_mb=100):
-    return judge(windows, record, budgets, rss_mb, None)
+def judged(windows, record, budgets=NONE, added_mb=100):
+    return judge(windows, record, budgets, added_mb, None)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,9 @@ def test_a_budget_is_broken_when_it_was_missed_three_times_in_a_row():
         seen.append(verdict.health)
     strained, healthy = Health.STRAINED, Health.HEALTHY
     assert seen == [strained, strained, healthy, strained, strained, Health.BROKEN]
-    assert judged([window()], record(breaches=2), Budgets(rss_mb=50)).reason == "RSS 100 MB, budget 50 MB"
+    assert judged([window()], record(breaches=2), Budgets(rss_mb=50)).reason == (
+        "memory 100 MB more than without it, budget 50 MB"
+    )
 
 
 def test_windows_of_several_contexts_are_judged_together():

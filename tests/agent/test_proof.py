@@ -198,10 +198,10 @@ def test_a_budget_missed_by_far_is_the_models_and_a_little_is_left_to_probation(
     assert missed(budgets, Measured(0.9, 9, 1.9, 49)) == ("", "")  # it waited for others, and worked 1.9 ms
     assert missed(budgets, Measured(0.9, 3, 3, 80)).failure == ""
     assert (
-        missed(budgets, Measured(0.9, 3, 3, 80)).strain == "p95 latency 3 ms, budget 2 ms; peak RSS 80 MB, budget 50 MB"
+        missed(budgets, Measured(0.9, 3, 3, 80)).strain == "p95 latency 3 ms, budget 2 ms; memory 80 MB, budget 50 MB"
     )
     assert missed(budgets, Measured(0.9, 5, 5, 80)).failure == "p95 latency 5 ms, budget 2 ms"
-    assert missed(budgets, Measured(0.9, 1, 1, 101)).failure == "peak RSS 101 MB, budget 50 MB"
+    assert missed(budgets, Measured(0.9, 1, 1, 101)).failure == "memory 101 MB, budget 50 MB"
     assert missed(budgets, Measured(1.1, 1, 1, 1)).failure == "loading takes 1.1 s, budget 1 s"
     assert missed(Budgets(), Measured(9, 9, 9, 9)) == ("", "")
 

@@ -109,7 +109,7 @@ def test_a_pass_tells_what_was_measured_here_and_what_it_tested(tmp_path):
     verdict, _ = run(package.root)
     assert verdict.passed
     assert verdict.ran
-    assert 20 < verdict.rss_mb < 200
+    assert 0 < verdict.rss_mb < 20  # of the model, not of Python and the runtime
     assert 0 < verdict.load_s < 10
     assert 0 < verdict.p95_ms < 1000
     assert sorted(verdict.files) == ["model.onnx"]
@@ -142,7 +142,7 @@ def test_the_peak_is_the_childs_own_however_large_the_agent_is(tmp_path):
     large = bytearray(b"x" * (300 << 20))
     verdict, _ = run(package.root)
     assert len(large) == 300 << 20
-    assert verdict.rss_mb < 200
+    assert verdict.rss_mb < 20
 
 
 @pytest.mark.parametrize("signal", ["SEGV", "ABRT"])

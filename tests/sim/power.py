@@ -28,10 +28,10 @@ import msgspec
 from edgewright_agent.agent import Agent
 from edgewright_agent.delivery.spool import Spool
 from edgewright_agent.disk import RealDisk
+from edgewright_agent.inference.checks import Rejected
 from edgewright_contracts import delta
 from edgewright_contracts.desired import Config, Desired, DesiredModel, Probation, Shadow
 from edgewright_contracts.errors import Unavailable
-from edgewright_contracts.manifest import Budgets
 from edgewright_contracts.package import Package
 from edgewright_contracts.report import Window
 from edgewright_contracts.topics import Kind
@@ -168,7 +168,7 @@ def live(life: Life, folder: Path) -> None:
                 "1.0.0": {"slow": 1},
                 "2.0.0": {"slow": 1},
                 "3.0.0": {"broken_selftest": True},
-                "4.0.0": {"slow": 1, "budgets": Budgets(rss_mb=50)},
+                "4.0.0": {"slow": 1, "brightest": 4},
             }.items()
         )
     }
@@ -181,8 +181,8 @@ def live(life: Life, folder: Path) -> None:
     broker.subscribe(lambda _, kind, payload: life.heard.append((len(calls), kind, payload)))
     revisions = itertools.count(1)
 
-    def want(package: Package, windows: int = 1) -> None:
-        wish = desired(next(revisions), package, windows)
+    def want(package: Package, windows: int = 1, *, shadow: bool = True) -> None:
+        wish = desired(next(revisions), package, windows, shadow=shadow)
         life.wishes.append((len(calls), wish))
         hub.want(DEVICE, wish)
 
@@ -200,7 +200,7 @@ def live(life: Life, folder: Path) -> None:
         life.runs.append((len(calls), made["2.0.0"].digest))
         want(made["3.0.0"])
         ended("blocked", 1)
-        want(made["4.0.0"], windows=10)
+        want(made["4.0.0"], windows=10, shadow=False)  # it rejects nearly all inputs
         ended("blocked", 2)
         agent._transport.cut()
         offline = len(life.sealed)
@@ -217,10 +217,12 @@ def _patch(repository: Repository, old: Package, new: Package) -> None:
     place.write_bytes(patch)
 
 
-def desired(rev: int, package: Package, windows: int = 1) -> Desired:
+def desired(rev: int, package: Package, windows: int = 1, *, shadow: bool = True) -> Desired:
     config = Config(window_s=WINDOW_S, rollout_window_s=WINDOW_S)
     trial = Probation(windows=windows, max_s=120.0)
-    one = DesiredModel(name=MODEL, digest=package.digest, probation=trial, shadow=Shadow(share=1.0, windows=1))
+    one = DesiredModel(
+        name=MODEL, digest=package.digest, probation=trial, shadow=Shadow(share=1.0, windows=1) if shadow else None
+    )
     return Desired(rev=rev, config=config, models=(one,))
 
 
@@ -237,7 +239,7 @@ def device(home: Path, broker: SimBroker, disk: RealDisk, life: Life) -> Iterato
         for i in itertools.count():
             if stop.wait(0.005):
                 return
-            with contextlib.suppress(Unavailable):
+            with contextlib.suppress(Unavailable, Rejected):
                 model.predict({"image": images[i % 50]})
 
     asking = threading.Thread(target=ask)
@@ -363,7 +365,7 @@ def _heard(hub: SimHub) -> Counter[Mark]:
 
 
 def _answers(agent: Agent) -> bool:
-    image = packages.draw(1, seed=1)[0][0]
+    image = packages.draw(1, seed=1)[0][0] // 4  # dark enough for all of them
     return len(agent.model(MODEL).predict({"image": image}).outputs["probabilities"]) == 10
 
 

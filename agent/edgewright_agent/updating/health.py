@@ -2,7 +2,8 @@
 
 Rules of a window in probation:
 - errors, rejected inputs and low confidence, against the package before it on the same device: see `quality`;
-- budgets of the manifest (p95 latency, RSS): broken when over in 3 of 3 windows;
+- budgets of the manifest (p95 latency, memory): broken when over in 3 of 3 windows. Of memory the growth of the process
+  since before the load counts, and nobody can tell the application's from the model's: a budget wants room for both;
 - a window in which nothing was inferred says nothing.
 """
 
@@ -45,7 +46,7 @@ class Conclusion(NamedTuple):
 
 
 def judge(
-    windows: list[Window], record: Record, budgets: Budgets, rss_mb: float, baseline: Baseline | None
+    windows: list[Window], record: Record, budgets: Budgets, added_mb: float, baseline: Baseline | None
 ) -> Judgement:
     """The windows that were sealed together for the package in probation (one per context), whose baseline this is."""
     more = quality.seen(windows, baseline)
@@ -54,7 +55,7 @@ def judge(
     now = record.seen.plus(more)
     if worse := quality.worse(now, record.before, baseline):
         return Judgement(Health.BROKEN, worse, record.breaches, now)
-    over = over_budget(windows, budgets, rss_mb)
+    over = over_budget(windows, budgets, added_mb)
     if not over:
         return Judgement(Health.HEALTHY, "", 0, now)
     breaches = record.breaches + 1
@@ -75,13 +76,13 @@ def conclude(record: Record, took_s: float, online: bool) -> Conclusion | None:
     return None
 
 
-def over_budget(windows: list[Window], budgets: Budgets, rss_mb: float) -> str:
-    """What is over its budget, "" for nothing."""
+def over_budget(windows: list[Window], budgets: Budgets, added_mb: float) -> str:
+    """What is over its budget, "" for nothing. `added_mb`: by how much the process has grown since it was loaded."""
     if budgets.p95_ms is not None:
         grid = sum((binning.unpack_grid(w.latency_run) for w in windows), binning.unpack_grid(b""))
         p95 = binning.grid_quantile_ns(grid, 0.95)
         if p95 is not None and p95 / 1e6 > budgets.p95_ms:
             return f"p95 latency {p95 / 1e6:.3g} ms, budget {budgets.p95_ms:g} ms"
-    if budgets.rss_mb is not None and rss_mb > budgets.rss_mb:
-        return f"RSS {rss_mb:.0f} MB, budget {budgets.rss_mb:g} MB"
+    if budgets.rss_mb is not None and added_mb > budgets.rss_mb:
+        return f"memory {added_mb:.0f} MB more than without it, budget {budgets.rss_mb:g} MB"
     return ""

@@ -41,6 +41,7 @@ class Loaded(NamedTuple):
     variant: Variant
     baseline: Baseline
     session: Session
+    before_mb: float = 0.0  # resident in this process before it was loaded
 
 
 class Watch(Protocol):

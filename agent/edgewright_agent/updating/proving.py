@@ -135,7 +135,7 @@ def told(verdict: Verdict) -> str:
     """What an event says of a pass."""
     form = "; optimised for this CPU" if verdict.files else ""
     strain = f"; left to probation: {verdict.reason}" if verdict.reason else ""
-    took = f"loads in {verdict.load_s * 1000:.3g} ms, p95 {verdict.p95_ms:.3g} ms, peak {verdict.rss_mb:.0f} MB"
+    took = f"loads in {verdict.load_s * 1000:.3g} ms, p95 {verdict.p95_ms:.3g} ms, takes {verdict.rss_mb:.3g} MB"
     return f"passed; {took}{form}{strain}"
 
 

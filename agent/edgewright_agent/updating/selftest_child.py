@@ -47,7 +47,7 @@ _PR_SET_PDEATHSIG: Final = 1
 class Verdict(msgspec.Struct, frozen=True):
     passed: bool
     reason: str  # why not; of a pass, what is left to probation
-    rss_mb: float = 0.0  # peak
+    rss_mb: float = 0.0  # that it adds to a process
     load_s: float = 0.0
     p95_ms: float = 0.0  # of one sample
     files: dict[str, FileRef] = {}  # of the slot's folder `optimised` that passed

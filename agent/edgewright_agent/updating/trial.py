@@ -80,7 +80,8 @@ def judge(job: Job, windows: list[Window], rss_mb: float) -> None:
     loaded, record = job.loaded, job.record
     if loaded is None or record.wanted is None:
         return
-    verdict = health.judge(windows, record, loaded.package.manifest.budgets, rss_mb, loaded.baseline)
+    added_mb = rss_mb - loaded.before_mb
+    verdict = health.judge(windows, record, loaded.package.manifest.budgets, added_mb, loaded.baseline)
     if verdict.health is Health.BROKEN:
         job.go(Event.BROKEN, reason=verdict.reason, failure="model")
         return
