@@ -37,12 +37,16 @@ class Following:
         self.follow(self._reporter.desired or Desired(rev=0))
 
     def look(self) -> None:
-        """What was brought by hand since the last look is wanted from now on."""
+        """What was brought by hand since the last look is wanted from now on; what was cleared by hand is told on."""
         offered = self._sideloads.wishes()
         if offered != self._offered:
             self._offered = offered
             self.anew()
         self._sideloads.settle(self._settled)
+        for name, digests in self._sideloads.clears().items():
+            self._sideloads.cleared(name)  # first: what fails again must not be cleared again
+            for digest in digests:
+                self._installer.clear(name, digest)
 
     def _settled(self, wish: Sideload) -> bool:
         """Whether a package that was brought lies in a slot, or is blocked."""

@@ -16,7 +16,7 @@ import numpy as np
 from edgewright_contracts.errors import RequestError
 
 from . import onboarding
-from .inquiries import bench, collect, consent
+from .inquiries import bench, clear, collect, consent
 from .sideloading import sideload
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def told(found: Status, home: Path) -> list[str]:
             lines.append(f"  update to {m.wanted[:16]}, attempt {m.attempt}: {m.state}{blame}: {m.reason}".rstrip(": "))
         lines += [f"  blocked {digest[:16]}: {why}" for digest, why in m.blocked.items()]
         if m.blocked:
-            lines.append("  a blocked package is tried again only after the operator clears it")
+            lines.append(f"  tried again only when cleared: edgewright agent clear --home {home} {m.name}")
     open_, waiting = found.unacknowledged, found.sealed
     lines.append(f"reports: {open_} offered and not acknowledged, {waiting} waiting, {found.dropped} dropped")
     return lines
@@ -191,7 +191,7 @@ def predict(home: Path, model: str, file: Path, as_json: bool) -> None:
         click.echo(_short(f"  {name}: {np.round(values, 4).tolist()}"))
 
 
-for command in (sideload, bench, collect, consent):
+for command in (sideload, bench, collect, consent, clear):
     agent.add_command(command)
 
 

@@ -1,4 +1,4 @@
-"""`edgewright agent bench | collect | consent`: what a person asks of a device, and allows it."""
+"""`edgewright agent bench | collect | consent | clear`: what a person asks of a device, and allows it."""
 
 from __future__ import annotations
 
@@ -55,6 +55,25 @@ def consent(home: Path, samples: str, as_json: bool) -> None:
         click.echo("inputs may be sampled, as many as the hub asks for; take it back with --samples no")
     else:
         click.echo("no input is kept or sent; what was kept is removed")
+
+
+@click.command()
+@HOME
+@click.argument("model")
+@click.argument("digest", default="")
+@JSON
+def clear(home: Path, model: str, digest: str, as_json: bool) -> None:
+    """Let packages of MODEL that are blocked or held here be tried again: all, or what begins with DIGEST."""
+    from edgewright_agent.console.clear import clear as release
+    from edgewright_agent.hosting.owner import act_as_owner
+
+    act_as_owner(home)
+    done = release(home, model, digest)
+    if as_json:
+        click.echo(json.dumps(msgspec.to_builtins(done)))
+        return
+    for one in done.cleared:
+        click.echo(f"{model} {one[:16]} may be tried again, when it is wanted")
 
 
 @click.command()

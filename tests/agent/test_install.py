@@ -75,7 +75,7 @@ def test_a_release_that_is_withdrawn_while_it_comes_in_never_answers(world, feed
         world.want(second)
         assert world.hub.wait(lambda: world.hub.trace("dev-1")[8:] == ["idle", "fetch", "idle"])
         told = next(e for e in reversed(world.hub.events["dev-1"]) if e.model)
-        assert (told.failure, told.reason) == ("operator", "the hub wants something else")
+        assert (told.failure, told.reason) == ("operator", "something else is wanted")
     assert {w.digest for w in world.hub.windows["dev-1"]} == {first.digest[:16]}
 
 
@@ -269,7 +269,8 @@ class Wishes:
 
     def __init__(self) -> None:
         self.full, self.bug, self.seen = False, False, []
-        self.inbox = Inbox(lambda w: self.take(w.model.name, w.model.digest), self.observed, self.registered, self)
+        wanted = lambda w: self.take(w.model.name, w.model.digest)  # noqa: E731
+        self.inbox = Inbox(wanted, self.observed, self.registered, self.registered, self)
 
     def observed(self, sealed) -> None:
         self.take(sealed.model, sealed.rss_mb)

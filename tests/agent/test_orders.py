@@ -94,7 +94,6 @@ def test_a_person_at_the_device_clears_what_is_held_or_blocked_in_one_write(devi
     assert device.states()[-1] == "idle"
     assert device.host.told[-1].reason == "cleared by hand"
     device.live(1)
-    device.job.go(Event.WANTED) if device.job.record.state is State.IDLE else None
     device.job.go(Event.BROKEN, reason="self-test", failure="model")
     writes = device.disk.writes
     orders.cleared(device.job, DIGEST)

@@ -12,11 +12,14 @@ import pytest
 
 from edgewright.main import run
 from edgewright_agent.agent import Agent
+from edgewright_agent.delivery import journal
 from edgewright_agent.delivery.nohub import NoHub
+from edgewright_agent.disk import RealDisk
 from edgewright_agent.updating import sideload
 from edgewright_compiler.keys import init_keys
 from edgewright_contracts.desired import Config, Desired, DesiredModel, Probation
 from edgewright_contracts.errors import Refused, RequestError
+from edgewright_contracts.event import decode_event
 from edgewright_contracts.package import read_package, write_ewp
 from edgewright_contracts.signature import Signature, decode_signature, encode_signature
 from sim import packages
@@ -123,6 +126,48 @@ def test_a_package_that_fails_its_self_test_is_refused_and_a_good_one_still_take
     told = json.loads([line for line in capsys.readouterr().out.splitlines() if "models" in line][-1])["models"][0]
     assert told["running"]["version"] == "2.0.0"
     assert list(told["blocked"]) == [read_package(shelf / "bad.ewp").digest]
+
+
+def test_a_person_clears_what_is_blocked_and_is_told_so_when_it_comes_again(shelf, tmp_path, capsys):
+    home = tmp_path / "home"
+    done = ["agent", "sideload", "--home", str(home), "--trust-this-file", "--json"]
+    clear = ["agent", "clear", "--home", str(home), "digits"]
+    assert run(clear) == 2
+    assert run([*done, str(shelf / "v1.ewp")]) == 0
+    assert run([*clear, "--json"]) == 2
+    assert "blocked or held here, got none; nothing is" in capsys.readouterr().err
+    assert run([*done, str(shelf / "bad.ewp")]) == 1
+    digest = read_package(shelf / "bad.ewp").digest
+    capsys.readouterr()
+    assert run([*done, str(shelf / "bad.ewp")]) == 1
+    said = capsys.readouterr().err
+    assert "digits 1.0.0 is blocked on this device: self-test" in said
+    assert f"edgewright agent clear --home {home} digits" in said
+    assert run(["agent", "status", "--home", str(home)]) == 0
+    assert f"edgewright agent clear --home {home} digits" in capsys.readouterr().out
+    assert run([*clear, "ffff"]) == 2
+    assert f"{digest[:16]} is" in capsys.readouterr().err
+    assert run([*done, str(shelf / "v1.ewp")]) == 0  # else it would be tried again at once
+    capsys.readouterr()
+    offered = (home / "sideload" / "digits.json").read_bytes()
+    assert run([*clear, digest[:8], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"name": "digits", "cleared": [digest]}
+    told = [e for e in events(home) if "cleared by hand" in e.reason]
+    assert [(e.model, e.failure, digest[:16] in e.reason) for e in told] == [("digits", "operator", True)]
+    assert (home / "sideload" / "digits.json").read_bytes() == offered
+    assert run([*done, str(shelf / "bad.ewp")]) == 1  # it is tested again
+    assert "does not work on this device: self-test: " in capsys.readouterr().err
+    with Agent(home, transport=NoHub()) as agent:
+        assert run(clear) == 0
+        assert "may be tried again" in capsys.readouterr().out
+        (home / "sideload" / "digits.clear").write_bytes(b"{")  # damaged: nobody knows what was meant
+        agent._errands.turn()
+        assert not (home / "sideload" / "digits.clear").exists()
+
+
+def events(home):
+    held = journal.read(RealDisk(), home / "spool").state
+    return [decode_event(item.body) for item in (*held.numbered, *held.unnumbered) if item.kind == "event"]
 
 
 def test_damaged_files_are_refused_and_nothing_is_made_of_them(shelf, tmp_path):

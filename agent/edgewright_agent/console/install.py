@@ -8,15 +8,16 @@ from typing import Final
 
 import msgspec
 
-from edgewright_contracts.errors import Refused, RequestError, Unavailable
+from edgewright_contracts.errors import ContractError, Refused, RequestError, Unavailable
 
 from .. import identity
 from ..agent import Agent
 from ..delivery.nohub import NoHub
 from ..disk import RealDisk
 from ..updating import sideload as sideloads
+from ..updating import slots
 from ..updating.slots import ModelState
-from ..updating.update import State
+from ..updating.update import Record, State
 from . import status
 
 LONGEST_S: Final = 600.0  # a large model tests itself slowly on a small device
@@ -43,6 +44,7 @@ def sideload(home: Path, file: Path, *, key: str | None, this_file: bool) -> Don
     enrolled = identity.is_enrolled(home)
     disk.mkdir(home)
     rev = status.read(home).desired_rev if enrolled else 0
+    began = {name: _record(disk, home / "models" / name) for name in disk.list(home / "models")}
     wish = sideloads.offer(disk, home, file, enrolled=enrolled, rev=rev, key=key, this_file=this_file)
     done = Done(wish.name, wish.version, wish.digest, wish.trusted, answers=False)
     if status.alive(home):
@@ -55,19 +57,26 @@ def sideload(home: Path, file: Path, *, key: str | None, this_file: bool) -> Don
             if running is not None and running.digest == wish.digest:
                 return msgspec.structs.replace(done, answers=True, variant=running.variant, runtime=running.runtime)
             if state is not None:
-                _refused(state, wish.digest)
+                _refused(state, wish.digest, began.get(wish.name))
             time.sleep(LOOK_S)
     raise Unavailable(
         f"{wish.name} {wish.version} is not installed after {LONGEST_S:.0f} s; `agent run` goes on with it"
     )
 
 
-def _refused(state: ModelState, digest: str) -> None:
-    """Raises Refused when the machine has given this package up for now."""
+def _record(disk: RealDisk, root: Path) -> Record | None:
+    try:
+        return slots.load(disk, root).record
+    except ContractError:
+        return None  # the agent will say so, and recover
+
+
+def _refused(state: ModelState, digest: str, began: Record | None) -> None:
+    """Raises Refused when the machine has given this package up for now; `began` is what it was at before."""
     record, running = state.record, state.running
     now = f"{running.version} goes on answering" if running else "no package answers now"
     if digest in state.blocked:
         raise Refused(f"the package does not work on this device: {state.blocked[digest]}; {now}")
     given_up = record.state in (State.IDLE, State.HELD) and record.digest == digest and record.failure is not None
-    if given_up:
+    if given_up and record != began:
         raise Refused(f"not installed: {record.reason}; {now}")

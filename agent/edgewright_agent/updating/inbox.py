@@ -33,6 +33,13 @@ class Registered(NamedTuple):
     model: str
 
 
+class Cleared(NamedTuple):
+    """A person at the device says that this package may be tried again."""
+
+    model: str
+    digest: str
+
+
 class Sealed(NamedTuple):
     """What was sealed together for one model."""
 
@@ -52,15 +59,18 @@ class Inbox:
         want: Callable[[Wish], None],
         observed: Callable[[Sealed], None],
         registered: Callable[[Registered], None],
+        cleared: Callable[[Cleared], None],
         unforeseen: Unforeseen,
     ) -> None:
         self._want, self._observed, self._registered, self._unforeseen = want, observed, registered, unforeseen
-        self._queue: queue.SimpleQueue[Desired | Sealed | Registered | None] = queue.SimpleQueue()
+        self._cleared = cleared
+        self._queue: queue.SimpleQueue[Desired | Sealed | Registered | Cleared | None] = queue.SimpleQueue()
         self._wishes: dict[str, Wish] = {}
         self._news: dict[str, Registered] = {}
+        self._asked: dict[Cleared, None] = {}  # in order
         self._sealed: deque[Sealed] = deque(maxlen=KEPT_N)
 
-    def put(self, message: Desired | Sealed | Registered | None) -> None:
+    def put(self, message: Desired | Sealed | Registered | Cleared | None) -> None:
         """None only wakes the reader."""
         self._queue.put(message)
 
@@ -80,6 +90,8 @@ class Inbox:
                     self._sealed.append(message)
                 elif isinstance(message, Registered):
                     self._news[message.model] = message
+                elif isinstance(message, Cleared):
+                    self._asked[message] = None
                 message = self._queue.get_nowait()
         except queue.Empty:
             pass
@@ -89,6 +101,9 @@ class Inbox:
         for name, news in list(self._news.items()):
             if self.handled(self._registered, news):
                 del self._news[name]
+        for asked in list(self._asked):
+            if self.handled(self._cleared, asked):
+                del self._asked[asked]
         while self._sealed and self.handled(self._observed, self._sealed[0]):
             self._sealed.popleft()
 

@@ -2,10 +2,12 @@
 
 Guarantee: what is not begun has a reason that was told. A package that failed ATTEMPTS times in a row is held, and then
 nothing is written, until a newer document of the hub or what the application registers is a reason to try again. Only
-a newer document clears a blocked digest: a reboot reads the same one again.
+a newer document, or a person at the device, clears a blocked digest: a reboot reads the same one again.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import msgspec
 
@@ -14,6 +16,7 @@ from edgewright_contracts.desired import DesiredModel
 from . import update
 from .inbox import Wish
 from .job import Job
+from .slots import ModelState
 from .update import Event, Record, State
 
 
@@ -23,7 +26,7 @@ def take(job: Job, wish: Wish) -> None:
     if before is not None and before.rollout != wish.model.rollout and job.loaded is not None:
         job.switch()
     if wish.rev > job.record.rev:
-        _clear(job, wish.cleared)
+        clear(job, wish.cleared, "cleared by the operator")
         if job.record.state is State.HELD and job.record.digest == wish.model.digest:
             job.go(Event.DONE, reason="the hub asks for it again")
     job.retry_at_s = 0.0
@@ -36,6 +39,33 @@ def registered(job: Job) -> None:
         job.go(Event.DONE, reason="the application has named its preprocessing")
 
 
+def barred(state: ModelState) -> list[str]:
+    """Digests that are not tried here until somebody says so: what is blocked, and what is held."""
+    held = [state.record.digest] if state.record.state is State.HELD else []
+    return [*state.blocked, *held]
+
+
+def clear(job: Job, digests: Collection[str], reason: str) -> None:
+    """Packages that are blocked may be tried again: told, and persisted in one write. Raises OSError."""
+    kept = {d: why for d, why in job.state.blocked.items() if d not in digests}
+    freed = len(job.state.blocked) - len(kept)
+    if not freed:
+        return
+    record = job.record
+    if record.state is State.BLOCKED and record.digest in digests:
+        record = update.advance(record, Event.DONE, reason=reason)
+    job.emit(record, f"{reason}: {', '.join(d[:16] for d in job.state.blocked if d not in kept)}", failure="operator")
+    job.save(msgspec.structs.replace(job.state, record=record, blocked=kept))
+
+
+def cleared(job: Job, digest: str) -> None:
+    """A person at the device says that this package may be tried again, blocked or held. Raises OSError."""
+    clear(job, (digest,), "cleared by hand")
+    if job.record.state is State.HELD and job.record.digest == digest:
+        job.go(Event.DONE, reason="cleared by hand")
+    job.unsuited, job.retry_at_s = None, 0.0
+
+
 def due(job: Job, wall_ms: int | None, online: bool) -> bool:
     """Whether an attempt shall begin now. Tells, once, what does not begin for a reason that the operator must know."""
     wanted, record = job.wanted, job.record
@@ -43,8 +73,8 @@ def due(job: Job, wall_ms: int | None, online: bool) -> bool:
         return False
     if record.digest == wanted.digest and wanted.digest not in job.state.blocked:
         if update.exhausted(record, job.rev):
-            reason = f"held after {record.attempt} attempts, until the hub says something new; the last: "
-            job.go(Event.EXHAUSTED, reason=reason + record.reason, failure=record.failure)
+            held = f"held after {record.attempt} attempts, until something new is wanted, or it is cleared"
+            job.go(Event.EXHAUSTED, reason=f"{held}; the last: {record.reason}", failure=record.failure)
             return False
         if record.failure == "link" and not online:
             return False  # or a week without a network would use up all attempts
@@ -94,12 +124,3 @@ def withdrawn(job: Job) -> bool:
 def _runs(job: Job, wanted: DesiredModel) -> bool:
     running = job.state.running
     return running is not None and running.digest == wanted.digest and wanted.variant in (None, running.variant)
-
-
-def _clear(job: Job, digests: tuple[str, ...]) -> None:
-    kept = {d: why for d, why in job.state.blocked.items() if d not in digests}
-    if len(kept) == len(job.state.blocked):
-        return
-    job.save(msgspec.structs.replace(job.state, blocked=kept))
-    if job.record.state is State.BLOCKED and job.record.digest in digests:
-        job.go(Event.DONE, reason="cleared by the operator", failure="operator")

@@ -3,7 +3,7 @@
     idle → fetch → stage → selftest [→ shadow] → warmup → activate → probation → commit → idle
                      a failure of the model, before activate → blocked, after it → rollback → blocked
                      a failure of link, power, disk, hub or operator: back to idle, and again later
-                     the same package failed too often so: → held, until the hub says something new
+                     the same package failed too often so: → held, until something new is wanted, or it is cleared
 
 Guarantee: only a failure of class `model` ends in `blocked`. Where to go on after a restart is the row `BOOT` of the
 same table. A pair that is not in the table is a bug and raises. The record is persisted with every step. Nothing is
@@ -186,7 +186,7 @@ def want(record: Record, wanted: DesiredModel, rev: int = 0) -> Record:
     """A new attempt at `wanted`, from idle."""
     again = record.digest == wanted.digest and record.failure is not None
     fresh = Record(wanted=wanted, rev=rev, attempt=record.attempt + 1 if again else 1)
-    return advance(fresh, Event.WANTED, reason="wanted by the hub")
+    return advance(fresh, Event.WANTED, reason="wanted")
 
 
 def exhausted(record: Record, rev: int) -> bool:
