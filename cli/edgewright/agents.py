@@ -99,6 +99,8 @@ def told(found: Status, home: Path) -> list[str]:
     if found.live is not None:
         lines += _linked(found.live, found.proxy) if found.hub else []
         lines += _living(found.live)
+    elif found.alive:
+        lines.append("  an agent within an application answers no questions: this is from its disk")
     if not found.models:
         lines.append("  no model: the hub has asked for none yet")
     for m in found.models:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -99,6 +100,15 @@ def test_one_home_runs_one_agent(world):
     world.agent().close()
 
 
+def test_who_looks_whether_an_agent_runs_keeps_none_from_starting(world, monkeypatch):
+    home = world.home("dev-1")
+    looking = os.open(home / "agent.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(looking, fcntl.LOCK_EX)
+    monkeypatch.setattr("edgewright_agent.hosting.lock.time.sleep", lambda _: fcntl.flock(looking, fcntl.LOCK_UN))
+    world.agent().close()
+    os.close(looking)
+
+
 def test_an_agent_that_fails_before_it_starts_leaves_no_lock_and_no_lost_boot(world):
     home = world.home("dev-1")
     for _ in range(2):
@@ -167,7 +177,7 @@ def test_status_and_predict_read_the_disk_beside_a_running_agent(fed, tmp_path, 
     assert run(["agent", "status", "--home", home]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "dev-1: running; hub 127.0.0.1:1, desired revision 1"
-    assert said[1].startswith("digits: 1.0.0 onnx-fp32 on onnxruntime (")
+    assert said[2].startswith("digits: 1.0.0 onnx-fp32 on onnxruntime (")
     assert said[2].startswith("reports: ")
     x, labels = packages.draw(1, seed=9)
     np.save(tmp_path / "x.npy", x[0])

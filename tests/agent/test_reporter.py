@@ -353,6 +353,18 @@ def test_commands_are_obeyed_once_and_not_after_they_expired(bench):
     assert bench.counts() == [4]
 
 
+def test_a_clock_that_nothing_disciplines_makes_no_device_deaf_to_commands(package):
+    bench = Bench(package)
+    bench.clock.synced = lambda: False
+    bench.link.start(bench.reporter)
+    bench.predict(4)
+    bench.clock.advance(1)
+    hub_ms = bench.clock.wall_ms() - 86_400_000  # the device is a day ahead
+    bench.hub.command("dev-1", Command(id="3" * 16, verb="report_now", expires_at=hub_ms))
+    bench.reporter.turn()
+    assert bench.counts() == [4]
+
+
 def test_a_new_spool_is_asked_for_once_and_born_again(bench):
     bench.link.start(bench.reporter)
     bench.reporter.turn()

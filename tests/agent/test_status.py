@@ -46,6 +46,15 @@ def test_status_tells_the_link_the_days_left_and_what_is_wrong_within_80_columns
     assert all(len(line) <= 80 for line in text.splitlines() if str(home) not in line), text
 
 
+def test_status_says_that_an_agent_within_an_application_answers_no_questions(world, capsys, monkeypatch):
+    with world.agent("dev-1", runtimes=[]) as agent:
+        assert run(["agent", "status", "--home", str(agent.home)], monkeypatch) == 0
+        text = capsys.readouterr().out
+    assert "running" in text
+    assert "answers no questions" in text
+    assert all(len(line) <= 80 for line in text.splitlines()), text
+
+
 def test_status_says_what_an_agent_that_does_not_run_leaves_and_how_a_certificate_that_ended_comes_back(
     world, capsys, monkeypatch
 ):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
 
 from edgewright_contracts.errors import RequestError
+
+TRIES, PAUSE_S = 5, 0.05  # whoever looks whether an agent runs holds the lock for an instant
 
 
 class HomeLock:
@@ -14,11 +17,14 @@ class HomeLock:
 
     def __init__(self, home: Path) -> None:
         self._descriptor = os.open(home / "agent.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.release()
-            raise RequestError(f"another agent runs in {home}; stop it first, or give each its own home") from None
+        for _ in range(TRIES):
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                time.sleep(PAUSE_S)
+        self.release()
+        raise RequestError(f"another agent runs in {home}; stop it first, or give each its own home")
 
     def release(self) -> None:
         """Safe to repeat."""
