@@ -178,7 +178,7 @@ def test_status_and_predict_read_the_disk_beside_a_running_agent(fed, tmp_path, 
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "dev-1: running; hub 127.0.0.1:1, desired revision 1"
     assert said[2].startswith("digits: 1.0.0 onnx-fp32 on onnxruntime (")
-    assert said[2].startswith("reports: ")
+    assert said[3].startswith("reports: ")
     x, labels = packages.draw(1, seed=9)
     np.save(tmp_path / "x.npy", x[0])
     assert run(["agent", "predict", "--home", home, "digits", str(tmp_path / "x.npy"), "--json"]) == 0
