@@ -7,6 +7,7 @@ one step. Anything else may be lost, torn or reordered by a power cut.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -105,7 +106,12 @@ class RealDisk:
 def atomic_write(disk: Disk, path: Path, data: bytes) -> None:
     """After this returns, `path` durably holds `data`; cut anywhere before, it holds what it held."""
     part = path.with_name(path.name + ".new")
-    disk.write(part, data)
-    disk.fsync(part)
+    try:
+        disk.write(part, data)
+        disk.fsync(part)
+    except OSError:  # a full disk, most likely: half of it would only keep it full
+        with contextlib.suppress(OSError):
+            disk.unlink(part)
+        raise
     disk.rename(part, path)
     disk.fsync(path.parent)

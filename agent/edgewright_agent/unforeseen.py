@@ -36,7 +36,7 @@ class Unforeseen:
 
     def tell(self, thread: str, error: Exception) -> None:
         """Called from the thread that goes on behind it."""
-        log.error("%s went wrong and goes on", thread, exc_info=error)
+        log.error("%s went wrong and goes on: %s", thread, error, exc_info=error if tail(error) else None)
         now, kind = self._clock.monotonic_ns() / 1e9, (thread, type(error).__name__)
         if now - self._told.get(kind, -TELL_S) < TELL_S:
             return

@@ -100,7 +100,7 @@ def told(found: Status, home: Path) -> list[str]:
         lines += _linked(found.live, found.proxy) if found.hub else []
         lines += _living(found.live)
     elif found.alive:
-        lines.append("  an agent within an application answers no questions: this is from its disk")
+        lines.append("  answers no questions: it is in an application, or its disk is read-only")
     if not found.models:
         lines.append("  no model: the hub has asked for none yet")
     for m in found.models:

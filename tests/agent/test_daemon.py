@@ -23,7 +23,7 @@ from edgewright.main import run
 from edgewright_agent import identity
 from edgewright_agent.agent import Agent
 from edgewright_agent.console import status
-from edgewright_agent.disk import RealDisk
+from edgewright_agent.disk import RealDisk, atomic_write
 from edgewright_agent.enrolling import enroll
 from edgewright_agent.serving import listening, service
 from edgewright_contracts.errors import ContractError, Refused, RequestError, Unavailable
@@ -107,6 +107,42 @@ def test_who_looks_whether_an_agent_runs_keeps_none_from_starting(world, monkeyp
     monkeypatch.setattr("edgewright_agent.hosting.lock.time.sleep", lambda _: fcntl.flock(looking, fcntl.LOCK_UN))
     world.agent().close()
     os.close(looking)
+
+
+def test_a_disk_that_became_read_only_keeps_nobody_from_answering_or_from_looking(world, monkeypatch, capsys):
+    package = world.package("v1")
+    with world.agent() as agent:
+        world.want(package)
+        assert agent.model("digits").wait(20)
+    home, whole = world.home("dev-1"), os.open
+
+    def read_only(path, flags, *mode, **more):
+        if flags & (os.O_RDWR | os.O_WRONLY | os.O_CREAT) and str(path).startswith(str(home)):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return whole(path, flags, *mode, **more)
+
+    monkeypatch.setattr(os, "open", read_only)
+    assert run(["agent", "status", "--home", str(home)]) == 0
+    assert "digits: 1.0.0" in capsys.readouterr().out
+    with world.agent() as agent:
+        agent.model("digits").predict({"image": packages.draw(1, seed=5)[0][0]})
+        assert run(["agent", "status", "--home", str(home), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["alive"]
+        with pytest.raises(RequestError, match="another agent"):
+            world.agent()
+
+
+def test_what_a_full_disk_took_half_of_is_not_left_there(tmp_path, monkeypatch):
+    disk = RealDisk()
+    atomic_write(disk, tmp_path / "one", b"before")
+
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(disk, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        atomic_write(disk, tmp_path / "one", b"after")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"one": b"before"}
 
 
 def test_an_agent_that_fails_before_it_starts_leaves_no_lock_and_no_lost_boot(world):

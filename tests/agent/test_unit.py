@@ -262,6 +262,7 @@ def test_a_record_is_one_line_whatever_it_says_and_nothing_in_it_forges_a_field(
     assert found["message"] == f"said {evil}"
     assert "ValueError: a\nb" in found["exception"]
     assert lines("kv", record("plain"))[0].endswith(" message=plain")
+    assert lines("kv", record("fetch → stage"))[0].endswith(' message="fetch → stage"')  # as a person reads it
 
 
 def test_lines_that_repeat_are_left_out_and_counted_and_others_are_not():

@@ -45,5 +45,6 @@ class LogTail(logging.Handler):
         """Write it, if there is a warning to be kept and the last write was long ago. Raises OSError."""
         now_s = self._clock.monotonic_ns() / 1e9
         if self._warned and (last or now_s - self._written_s >= WRITE_S):
+            self._written_s = now_s  # a disk that does not take it is not asked again at once
             atomic_write(self._disk, self._path, self.text().encode())
-            self._warned, self._written_s = False, now_s
+            self._warned = False

@@ -82,7 +82,7 @@ def alive(home: Path) -> bool:
     lock = home / "agent.lock"
     if not lock.exists():
         return False
-    descriptor = os.open(lock, os.O_RDWR)
+    descriptor = os.open(lock, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -16,7 +16,10 @@ class HomeLock:
     """Raises RequestError when another process has it."""
 
     def __init__(self, home: Path) -> None:
-        self._descriptor = os.open(home / "agent.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            self._descriptor = os.open(home / "agent.lock", os.O_RDONLY)  # on a disk that became read-only, too
+        except FileNotFoundError:
+            self._descriptor = os.open(home / "agent.lock", os.O_RDWR | os.O_CREAT, 0o600)
         for _ in range(TRIES):
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -55,7 +55,10 @@ class Json(Fields):
 
 
 def _value(text: str) -> str:
-    return text if _BARE.fullmatch(text) else json.dumps(text)
+    if _BARE.fullmatch(text):
+        return text
+    quoted = json.dumps(text, ensure_ascii=False)
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in quoted)
 
 
 class Repeats(logging.Filter):
