@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import operator
 import os
 import random
 import re
@@ -66,8 +67,9 @@ class Agent:
     """`home` must be enrolled, or hold a package that was brought by hand (`edgewright agent sideload`): without a hub,
     what is counted stays on the device. `runtimes` are those to use, best first; None takes all that work here.
 
-    The other arguments replace a seam of the outside world. All methods may be called from any thread. Raises
-    RequestError when `home` is neither or has its agent already, ContractError and Unavailable when it is damaged.
+    The other arguments replace a seam of the outside world. All methods may be called from any thread; in a child that
+    this process forks nothing is counted. Raises RequestError when `home` is neither or has its agent already,
+    ContractError and Unavailable when it is damaged.
     """
 
     def __init__(
@@ -155,8 +157,10 @@ class Agent:
         return self._models.all()
 
     def label(self, identifier: int, truth: int | str) -> None:
-        """The true class of an earlier prediction, as index or label: counted as outcome `correct`."""
-        self._meter.outcome(Outcome(identifier, "correct", truth))
+        """The true class of an earlier prediction, as index or label: counted as outcome `correct`. Raises RequestError
+        for what is neither."""
+        known = truth if isinstance(truth, str) else _whole(truth, "a class")
+        self._meter.outcome(Outcome(_whole(identifier, "an id"), "correct", known))
 
     def outcome(self, identifier: int, name: str, happened: bool) -> None:
         """Whether something named came out of an earlier prediction, as ("pick_ok", True)."""
@@ -164,7 +168,7 @@ class Agent:
             raise RequestError(
                 f"expected an outcome name of 1 to 64 ASCII characters other than 'correct', got {name[:80]!r}"
             )
-        self._meter.outcome(Outcome(identifier, name, int(happened)))
+        self._meter.outcome(Outcome(_whole(identifier, "an id"), name, int(bool(happened))))
 
     def redact(self, change: Redact) -> None:
         """`change(model, inputs)` sees every sampled input before it is kept, and gives what may leave this device, by
@@ -341,3 +345,11 @@ class Agent:
         self._sampling.turn(self._reporter.config.samples, room=self._models.may(Step.SAMPLES))
         for model in self.models():
             model.sampler = self._sampling.look if self._sampling.on else None
+
+
+def _whole(number: int, what: str) -> int:
+    """Of numpy's integers, too. What is none must not reach the telemetry thread, which has others' labels in hand."""
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise RequestError(f"expected {what}, a whole number, got {repr(number)[:80]}") from None

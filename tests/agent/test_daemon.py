@@ -202,6 +202,21 @@ def test_an_outcome_whose_name_no_window_may_carry_is_refused_at_once(world, nam
         agent.close()
 
 
+def test_a_label_that_no_window_could_count_is_refused_at_once_and_spoils_no_other(world):
+    agent = world.agent()
+    try:
+        for identifier, truth in ((1, 2.5), (1, np.arange(3)), (1, None), ("1", 2), (None, "2")):
+            with pytest.raises(RequestError, match="whole number"):
+                agent.label(identifier, truth)
+        with pytest.raises(RequestError, match="whole number"):
+            agent.outcome("1", "pick_ok", True)
+        agent.label(np.int64(1), np.int64(2))
+        agent.label(10**30, 2)
+        agent._meter.drain()
+    finally:
+        agent.close()
+
+
 def test_status_and_predict_read_the_disk_beside_a_running_agent(fed, tmp_path, capsys):
     world, _, _ = fed
     home = str(world.home("dev-1"))

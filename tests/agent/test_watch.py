@@ -241,6 +241,18 @@ def test_a_hot_device_gives_up_what_can_wait_and_takes_it_back_when_it_is_cool(w
     assert world.watch.readings.threads >= 1
 
 
+def test_a_link_that_counts_back_makes_no_window_that_cannot_be_told(world):
+    config = Config()
+    world.watch.since_last(config, hurried=False, lasted_s=300)
+    world.link.sent = 1000
+    first, _ = world.watch.since_last(config, hurried=False, lasted_s=300)
+    world.link.sent = 900  # an estimate gave way to the kernel's count
+    second, _ = world.watch.since_last(config, hurried=False, lasted_s=300)
+    world.link.sent = 1200
+    third, _ = world.watch.since_last(config, hurried=False, lasted_s=300)
+    assert [u.bytes_sent for u in (first, second, third)] == [2000, 0, 400]
+
+
 def test_the_kernels_bound_follows_what_is_used_where_the_limit_is_smaller_than_the_agent(world, monkeypatch):
     bounds = []
     monkeypatch.setattr(cgroup, "bound", bounds.append)

@@ -41,6 +41,7 @@ class Consumption:
         """`https` are the bytes sent and received so far beside the `link`: of packages, and of samples."""
         self._disk, self._link, self._https = disk, link, https
         self._device = device or Device()
+        self._highest = Totals(0, 0, 0, 0, 0)
         self._last = self.totals()
         self._at = time.monotonic()
         self._rss = self._temperature = self._discharge = Gauge()
@@ -83,4 +84,7 @@ class Consumption:
         more_sent, more_got = self._link.overhead()
         cpu_ms = int(time.process_time() * 1000)
         put, fetched = self._https()
-        return Totals(cpu_ms, sent + more_sent + put, got + more_got, fetched, self._disk.written)
+        now = Totals(cpu_ms, sent + more_sent + put, got + more_got, fetched, self._disk.written)
+        # A link that is just being exchanged is counted in two ways; a window that tells of less than nothing is none.
+        self._highest = Totals(*map(max, now, self._highest))
+        return self._highest
