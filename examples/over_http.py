@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import tritonclient.http as triton
+from tritonclient.utils import InferenceServerException
 
 
 def main(address: str, name: str) -> None:
@@ -29,4 +30,7 @@ def main(address: str, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except InferenceServerException as error:  # it says what was expected, what came and what there is
+        sys.exit(str(error))

@@ -28,8 +28,7 @@ def home(tmp_path):
 
 def example(*arguments):
     done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stdout if done.returncode == 0 else done.stderr
 
 
 @pytest.mark.process
@@ -43,7 +42,10 @@ def test_a_model_over_http(home):
         server = service.serving(agent, listening.listen(listening.Port("127.0.0.1", 0)))
         thread = threading.Thread(target=server.run)
         thread.start()
-        said = example(EXAMPLES / "over_http.py", server.url.removeprefix("http://").removesuffix("/v2"), "digits")
+        address = server.url.removeprefix("http://").removesuffix("/v2")
+        said = example(EXAMPLES / "over_http.py", address, "digits")
+        wrong = example(EXAMPLES / "over_http.py", address, "other")
         server.close()
         thread.join()
-    assert said.startswith("digits 1.0.0\n  probabilities: [[")
+    assert said.startswith("digits 1.0.0\n  probabilities: [["), said
+    assert wrong == "[404] no model 'other' here; there is: digits\n"
