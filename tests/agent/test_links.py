@@ -118,6 +118,20 @@ def test_a_link_that_breaks_at_once_each_time_is_given_up(tmp_path, repository, 
     assert device.wire.connections < 5
 
 
+def test_a_file_comes_through_where_no_tls_record_is_whole_before_the_link_breaks(tmp_path, repository, megabyte):
+    rng = random.Random(5)
+    device = Slow(
+        tmp_path / "device", repository, bytes_per_s=1e6, breaks=lambda: rng.randrange(3_000, 9_000), record=16 << 10
+    )
+    ref = megabyte.manifest.files[MODEL]
+    device.downloads.file(MODEL, ref, device.store, None, lambda: None)
+    assert device.store.part(ref.sha256).read_bytes() == megabyte.read(MODEL)
+    assert device.wire.served < 1.01 * ref.size
+    patch, name = tmp_path / "patch", f"http://hub/blobs/{ref.sha256}"
+    device.link.unsigned(RealDisk(), name, patch, ref.size)  # nor of what is not signed
+    assert patch.read_bytes() == megabyte.read(MODEL)
+
+
 def test_a_pace_is_kept_and_does_not_count_as_a_slow_repository(tmp_path, repository, megabyte):
     device = Slow(tmp_path / "device", repository, bytes_per_s=1e6)
     device.link.pace(Download(bytes_per_s=1000))

@@ -2,7 +2,8 @@
 
     link = SimLink(folder, clock, bytes_per_s=1250); Link(link.pool, clock=clock, wait=clock.advance)
 
-`breaks()` says after how many bytes of a body the next connection breaks; `served` counts those of bodies, `lies` maps
+`breaks()` says after how many bytes of a body the next connection breaks; of a TLS `record` that is not whole then,
+nothing is handed out; `served` counts those of bodies, `lies` maps
 the end of an address to what is served instead, or to None: for ever.
 """
 
@@ -28,9 +29,10 @@ class SimLink:
         bytes_per_s: float,
         round_trip_s: float = 0.6,
         breaks: Callable[[], int] | None = None,
+        record: int = 1,
     ) -> None:
         self.folder, self.clock, self.bytes_per_s = folder, clock, bytes_per_s
-        self.round_trip_s, self.breaks = round_trip_s, breaks
+        self.round_trip_s, self.breaks, self.record = round_trip_s, breaks, record
         self.lies: dict[str, bytes | None] = {}
         self.served = 0
         self.connections = 0
@@ -47,13 +49,15 @@ class SimLink:
         if not lie and not file.is_file():
             return Response(self, url, 404, b"", {})
         data = lie[0] if lie else file.read_bytes()
-        start = int(headers["Range"].removeprefix("bytes=").rstrip("-")) if "Range" in headers else 0
+        first, _, last = headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+        start = int(first)
         if data is None:
             return Response(self, url, 200, None, {})
-        said = {"Content-Length": str(len(data) - start), "ETag": f'"{len(data)}"'}
-        if start:
-            said["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        return Response(self, url, 206 if start else 200, data[start:], said)
+        end = min(int(last) + 1, len(data)) if last else len(data)
+        said = {"Content-Length": str(end - start), "ETag": f'"{len(data)}"'}
+        if start or last:
+            said["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
+        return Response(self, url, 206 if start or last else 200, data[start:end], said)
 
 
 class Response:
@@ -62,6 +66,8 @@ class Response:
     def __init__(self, link: SimLink, url: str, status: int, body: bytes | None, headers: dict[str, str]) -> None:
         self._link, self.url, self.status, self._body, self.headers = link, url, status, body, headers
         self._left = link.breaks() if link.breaks else None
+        if self._left is not None and body is not None and self._left < len(body):
+            self._left -= self._left % link.record
 
     def read1(self, amount: int, decode_content: bool = True) -> bytes:
         """What comes in within a second, at most."""

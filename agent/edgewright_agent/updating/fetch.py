@@ -5,7 +5,9 @@ durable; it never writes more than `size` bytes. Every failure of the network is
 slower than anybody's, a ration that is used up and a repository that sends more than it may.
 
 A link that breaks off in the middle is taken up at once while it brings something each time, and nothing that came in
-is lost by it: what the kernel has is read before the break is. A power cut loses at most the last 256 KiB.
+is lost by it: what the kernel has is read before the break is. Where nothing gets through, as when a server seals
+16 KiB at a time by TLS and the link breaks before such a record is whole, the rest is asked for in pieces of `NARROW`.
+A power cut loses at most the last 256 KiB.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from ..clock import Clock, SystemClock
 from ..disk import Disk
 from ..tcp import Bytes, Wire
 from .pace import Bucket, Ration
-from .refusals import Absent, LinkDown, Spent, WrongBytes
+from .refusals import Absent, BrokeOff, LinkDown, Spent, WrongBytes
 
 if TYPE_CHECKING:
     import urllib3  # loaded with the first connection: most days, a device makes none
@@ -33,11 +35,13 @@ SYNC_BYTES: Final = 256 << 10
 CONNECT_S: Final = 10.0
 READ_S: Final = 30.0
 WORTH: Final = 1024  # bytes that a connection must have brought, to be made again at once
+NARROW: Final = 2 << 10  # with a handshake before it, still fewer bytes than links break after
 SHORT: Final = 1024  # of an answer that is read only to keep its connection
 SLOW_S: Final = 60.0  # in which a link
 SLOW_BYTES: Final = 960  # must bring so much: 128 bit/s, a tenth of the slowest modem in use
 PACED_BUFFER: Final = (4 << 10, 256 << 10)  # what the kernel may take in ahead of a paced reader, least and most
-_RANGE: Final = re.compile(r"bytes (\d+)-")
+TRIES: Final = 2  # of such pieces in a row that do not get through either, until the link is given up for now
+_RANGE: Final = re.compile(r"bytes (\d{1,15})-\d+/(\d{1,15})")
 
 
 class Pool(Protocol):
@@ -87,15 +91,17 @@ class Link:
         """From the next file on, no faster and no more than this."""
         self.download = download
 
-    def open(self, url: str, offset: int = 0, validator: str = "") -> urllib3.BaseHTTPResponse:
-        """The answer, with its body still to be read. A `validator` is the ETag of the first `offset` bytes."""
+    def open(self, url: str, offset: int = 0, validator: str = "", span: int | None = None) -> urllib3.BaseHTTPResponse:
+        """The answer, with its body still to be read: all from `offset` on, or `span` bytes. A `validator` is the ETag
+        of the first `offset` bytes."""
         import urllib3
 
         self._adopt()
         if self._pool is None:
             self._pool = self._connections()
         self._ration_left()
-        headers = {"Range": f"bytes={offset}-"} if offset else {}
+        to = "" if span is None else offset + span - 1
+        headers = {"Range": f"bytes={offset}-{to}"} if offset or span else {}
         headers |= {"If-Range": validator} if offset and validator else {}
         try:
             response = self._pool.request("GET", url, headers=headers, preload_content=False)
@@ -130,7 +136,7 @@ class Link:
                         raise LinkDown(f"{response.url}: expected {SLOW_BYTES} bytes in {took_s:.0f} s, got {brought}")
                     took_s, brought = 0.0, 0
         except urllib3.exceptions.HTTPError as error:
-            raise LinkDown(f"{response.url}: {error}") from error
+            raise BrokeOff(f"{response.url}: {error}") from error
         finally:
             self._took(connection, 0)
             response.close()  # a connection with half a body in it must not be used again
@@ -149,7 +155,9 @@ class Link:
             disk.unlink(part)
             have = 0
         if have < size or size == 0:
-            self._persevere(lambda: self._resume(disk, url, part, size, interrupt), lambda: disk.size(part) or 0)
+            self._persevere(
+                lambda span: self._resume(disk, url, part, size, interrupt, span), lambda: disk.size(part) or 0
+            )
         got = disk.sha256(part)
         if got != sha256:
             disk.unlink(part)  # or every later try would build on the same wrong bytes
@@ -165,7 +173,8 @@ class Link:
         Its ETag lies beside it, so that a file which was replaced meanwhile is begun anew.
         """
         self._persevere(
-            lambda: self._resume(disk, url, part, None, interrupt, limit=limit), lambda: disk.size(part) or 0
+            lambda span: self._resume(disk, url, part, None, interrupt, span, limit=limit),
+            lambda: disk.size(part) or 0,
         )
 
     def settle(self) -> None:
@@ -173,18 +182,24 @@ class Link:
         if self._ration is not None:
             self._ration.settle()
 
-    def _persevere(self, resume: Callable[[], None], size: Callable[[], int]) -> None:
-        """`resume` until it is through, as long as each connection brings something."""
+    def _persevere(self, resume: Callable[[int | None], bool], size: Callable[[], int]) -> None:
+        """`resume` until it says that it is through, as long as each connection brings something."""
+        span, vain, most = None, 0, size()
         while True:
-            before = size()
             try:
-                resume()
-                return
+                if resume(span):
+                    return
+                vain = 0
             except (Spent, Absent):
                 raise
-            except LinkDown:
-                if self.stopping.is_set() or size() - before < WORTH:
+            except LinkDown as error:
+                brought = size() - most
+                vain = vain + 1 if brought == 0 and isinstance(error, BrokeOff) else 0
+                worth = brought >= (WORTH if span is None else 1) or 0 < vain <= TRIES
+                if self.stopping.is_set() or not worth:
                     raise
+                span = NARROW if vain else span
+            most = max(most, size())
 
     def _resume(
         self,
@@ -193,17 +208,19 @@ class Link:
         part: Path,
         size: int | None,
         interrupt: Callable[[], None],
+        span: int | None,
         *,
         limit: int | None = None,
-    ) -> None:
-        """One connection. Of a `size` that is signed, or of at most `limit` bytes of what is told apart by its ETag."""
+    ) -> bool:
+        """One request, for `span` bytes or the rest: whether that was all. Of a `size` that is signed, or of at most
+        `limit` bytes of what is told apart by its ETag."""
         have = disk.size(part) or 0
         tag = etag_of(part)
-        response = self.open(url, have, _text(disk, tag) if size is None else "")
+        response = self.open(url, have, _text(disk, tag) if size is None else "", span)
         if response.status == 416:
             self.discard(response)
             if size is None:
-                return  # there is no more of it
+                return True  # there is no more of it
             disk.unlink(part)
             raise LinkDown(f"{url}: the repository has fewer bytes than were downloaded; starting again")
         if response.status not in (200, 206):
@@ -220,7 +237,8 @@ class Link:
             have = 0
             if size is None:
                 disk.write(tag, response.headers.get("ETag", "").encode("ascii", "replace")[:256])
-        whole = have + _length(response) if size is None else size
+        asked = have + _length(response) if response.status == 206 or size is None else size
+        whole = size if size is not None else int(begins[2]) if response.status == 206 and begins else asked
         synced = have
         for chunk in self.chunks(response):
             if have + len(chunk) > (whole if limit is None else min(whole, limit)):
@@ -232,8 +250,9 @@ class Link:
                 disk.fsync(part)
                 synced = have
             interrupt()
-        if have < whole:
+        if have < min(whole, asked):
             raise LinkDown(f"{url}: broke off after {have} of {whole} bytes")
+        return have >= whole
 
     def discard(self, response: urllib3.BaseHTTPResponse) -> None:
         """Be done with an answer that nobody wants. One that is short is read, so that its connection serves on and no

@@ -11,6 +11,10 @@ class LinkDown(Unavailable):
     after_s = 0.0
 
 
+class BrokeOff(LinkDown):
+    """In the middle of an answer."""
+
+
 class Spent(LinkDown):
     """The day's ration of bytes is used up."""
 
