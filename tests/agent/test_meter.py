@@ -15,7 +15,8 @@ from edgewright_agent.inference.model import Active, InferenceFailed, Model
 from edgewright_agent.telemetry import rows
 from edgewright_agent.telemetry.counts import Clocks
 from edgewright_agent.telemetry.meter import Meter
-from edgewright_agent.telemetry.ring import RING, Outcome
+from edgewright_agent.telemetry.outcomes import Outcome
+from edgewright_agent.telemetry.ring import RING
 from edgewright_agent.telemetry.rows import Subject
 from edgewright_contracts import binning
 from edgewright_contracts.baseline import decode_baseline, per_channel

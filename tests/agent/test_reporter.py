@@ -20,7 +20,7 @@ from edgewright_agent.inference.model import Active, InferenceFailed, Model, Rej
 from edgewright_agent.limits.governor import Step
 from edgewright_agent.telemetry.meter import Meter
 from edgewright_agent.telemetry.notices import Notice
-from edgewright_agent.telemetry.ring import Outcome
+from edgewright_agent.telemetry.outcomes import Outcome
 from edgewright_agent.telemetry.rows import Subject
 from edgewright_agent.unforeseen import Unforeseen
 from edgewright_contracts import birth

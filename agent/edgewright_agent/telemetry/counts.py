@@ -18,7 +18,8 @@ from edgewright_contracts.errors import ContractError
 from edgewright_contracts.report import CONFIDENCE_BINS, Clock, Hits, Shift, Usage, Window
 from edgewright_runtime.runtime import Array
 
-from .ring import Found, Outcome
+from .outcomes import Outcome
+from .ring import Found
 from .rows import WRONG_AGE, Subject, Table
 
 OUTCOMES: Final = 15  # names beside `correct`

@@ -21,7 +21,8 @@ import numpy as np
 from edgewright_contracts.report import Hits, Shift, Usage, Window
 
 from .counts import Clocks, Counts
-from .ring import RING, Outcome, Ring
+from .outcomes import Outcome
+from .ring import RING, Ring
 from .rows import COUNTED, SPARED, Rows, Subject, Table
 
 

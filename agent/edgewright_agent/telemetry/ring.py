@@ -21,12 +21,6 @@ KEYS: Final = 512  # pairs of subject and context before some are forgotten; 32 
 Ids = npt.NDArray[np.int64]
 
 
-class Outcome(NamedTuple):
-    id: int
-    name: str
-    truth: int | str  # for `correct` the class, by index or label; else whether it came out true
-
-
 class Found(NamedTuple):
     """The inference of an id; `predicted` is -1 when its class is not known."""
 
