@@ -118,7 +118,11 @@ def load(home: Path) -> Identity:
         ) from None
     if len(root) > ROOT_BYTES:
         raise ContractError("root.json", f"at most {ROOT_BYTES} bytes", f"{len(root)} bytes")
-    return Identity(home, decode(Hub, hub, name="hub.json", limit=HUB_BYTES, wire="json"), root)
+    try:
+        return Identity(home, decode(Hub, hub, name="hub.json", limit=HUB_BYTES, wire="json"), root)
+    except ContractError as error:
+        whole = "a device's identity; remove the file and enrol again under the same id: models and reports stay"
+        raise ContractError(str(folder / "hub.json"), whole, f"a damaged one ({error})") from None
 
 
 def is_enrolled(home: Path) -> bool:

@@ -107,7 +107,9 @@ def told(found: Status, home: Path) -> list[str]:
         lines.append(f"{m.name}: {_slot(m.running) if m.running else 'no package answers'}")
         if m.previous:
             lines.append(f"  before: {_slot(m.previous)}")
-        if m.state != "idle" or m.failure:
+        if m.state == "damaged":
+            lines.append(f"  {m.reason}")
+        elif m.state != "idle" or m.failure:
             blame = f" ({m.failure})" if m.failure else ""
             lines.append(f"  update to {m.wanted[:16]}, attempt {m.attempt}: {m.state}{blame}: {m.reason}".rstrip(": "))
         lines += [f"  blocked {digest[:16]}: {why}" for digest, why in m.blocked.items()]
@@ -143,7 +145,7 @@ def _linked(live: Live, proxy: str) -> list[str]:
 def _living(live: Live) -> list[str]:
     """What only the running agent knows."""
     lines = [f"  up {_span(live.uptime_s)}, clock {live.clock}, windows of {live.window_s:.0f} s"]
-    if live.used:
+    if "rss_mb" in live.used:  # else it has not looked yet
         lines.append("  uses: " + ", ".join(f"{name} {value:g}" for name, value in live.used.items()))
     if live.shed:
         lines.append("  held back to stay within its limits: " + ", ".join(live.shed))

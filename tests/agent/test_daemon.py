@@ -132,6 +132,28 @@ def test_a_disk_that_became_read_only_keeps_nobody_from_answering_or_from_lookin
             world.agent()
 
 
+def test_whoever_looks_at_a_home_with_a_damaged_file_sees_which_it_is(world, capsys, tmp_path):
+    package = world.package("v1")
+    with world.agent() as agent:
+        world.want(package)
+        assert agent.model("digits").wait(20)
+        agent.model("digits").predict({"image": packages.draw(1, seed=5)[0][0]})
+        assert world.hub.wait(lambda: world.hub.trace("dev-1")[-1] == "idle")
+    home = world.home("dev-1")
+    (home / "models" / "digits" / "state.json").write_bytes(b"\xff")
+    assert run(["agent", "status", "--home", str(home)]) == 0
+    said = capsys.readouterr().out
+    assert "digits: 1.0.0" in said
+    assert "state.json: expected" in said
+    assert run(["agent", "collect", "--home", str(home), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["status"]["models"][0]["state"] == "damaged"
+    np.save(tmp_path / "x.npy", packages.draw(1, seed=5)[0][0])
+    assert run(["agent", "predict", "--home", str(home), "digits", str(tmp_path / "x.npy")]) == 0
+    (home / "identity" / "hub.json").write_bytes(b"{")
+    assert run(["agent", "status", "--home", str(home)]) == 2
+    assert "remove the file and enrol again under the same id" in capsys.readouterr().err
+
+
 def test_what_a_full_disk_took_half_of_is_not_left_there(tmp_path, monkeypatch):
     disk = RealDisk()
     atomic_write(disk, tmp_path / "one", b"before")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgewright_contracts.errors import RequestError, Unavailable
+from edgewright_contracts.errors import ContractError, RequestError, Unavailable
 from edgewright_contracts.package import Package
 from edgewright_runtime.runtime import Array, Session, open_session
 
@@ -22,7 +22,10 @@ def installed(home: Path, name: str) -> tuple[Package, slots.Slot]:
     known = disk.list(home / "models")
     if name not in known:
         raise RequestError(f"expected an installed model among {', '.join(known) or 'none'}, got {name!r}")
-    store = slots.Store(disk, home / "models", name)
+    try:
+        store = slots.Store(disk, home / "models", name)
+    except ContractError:  # as the agent does
+        store = slots.Store(disk, home / "models", name, slots.recover(disk, home / "models" / name))
     slot, side = store.state.running, store.state.active
     if slot is None or side is None:
         raise Unavailable(f"model {name} has no package yet ({store.state.record.state}: {store.state.record.reason})")

@@ -93,16 +93,20 @@ def alive(home: Path) -> bool:
 
 
 def _model(disk: RealDisk, root: Path) -> ModelStatus:
-    state = slots.load(disk, root)
+    damage = ""
+    try:
+        state = slots.load(disk, root)
+    except ContractError as error:  # whoever looks at the device must see just this
+        state, damage = slots.recover(disk, root), f"{error}; the agent goes on from this at its next start"
     record = state.record
     return ModelStatus(
         name=root.name,
-        state=record.state.value,
+        state="damaged" if damage else record.state.value,
         running=state.running,
         previous=state.slot(state.spare),
         wanted=record.digest,
         attempt=record.attempt,
-        reason=record.reason,
+        reason=damage or record.reason,
         failure=record.failure,
         blocked=state.blocked,
     )
