@@ -32,6 +32,8 @@ from .updating.slots import ModelState
 
 JOIN_S: Final = 10.0  # for a thread at the end; a download or self-test under way breaks off sooner
 
+log = logging.getLogger(__name__)
+
 
 class Agent(Parts):
     """`home` must be enrolled, or hold a package that was brought by hand (`edgewright agent sideload`): without a hub,
@@ -58,7 +60,6 @@ class Agent(Parts):
         self._spool.begin(self._reporter.windows.opened())
         try:
             self._installer.boot(unclean=self._spool.after_crash, cut=restarted(self._disk, self.home))
-            self._following.look()
             self._following.anew()
             for thread in self._threads:
                 thread.start()
@@ -91,6 +92,9 @@ class Agent(Parts):
         logging.getLogger(__package__).removeHandler(self._tail)
         with contextlib.suppress(OSError):  # it is said already, by whoever needed the disk more
             self._tail.keep(last=True)
+        if late := [thread.name for thread in self._threads if thread.is_alive()]:
+            log.error("%s has not ended: %s stays locked until it has, or the process ends", ", ".join(late), self.home)
+            return
         self._lock.release()
 
     def model(self, name: str, *, transform: Transform | None = None, fallback: Fallback | None = None) -> Model:

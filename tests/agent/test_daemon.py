@@ -167,6 +167,21 @@ def test_what_a_full_disk_took_half_of_is_not_left_there(tmp_path, monkeypatch):
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"one": b"before"}
 
 
+def test_a_thread_that_does_not_end_keeps_its_home_from_a_second_agent(world, monkeypatch):
+    monkeypatch.setattr("edgewright_agent.agent.JOIN_S", 0.01)
+    agent, ends = world.agent(), threading.Event()
+    hung = threading.Thread(target=ends.wait, name="edgewright-install")
+    agent._threads = [hung]
+    hung.start()
+    agent.close()
+    with pytest.raises(RequestError, match="another agent runs"):
+        world.agent()
+    ends.set()
+    hung.join()
+    agent.close()
+    world.agent().close()
+
+
 def test_an_agent_that_fails_before_it_starts_leaves_no_lock_and_no_lost_boot(world):
     home = world.home("dev-1")
     for _ in range(2):

@@ -99,12 +99,6 @@ class Meter:
             for key in mine:
                 del self._shed[key]
             beside, self._beside = self._beside, {}
-        gone = {id(rows) for rows in waiting if rows.owner() is None}  # and so nothing will be added to them
-        for rows in waiting:
-            self._drain(rows, until_ns)
-        if gone:
-            with self._rare:
-                self._rows = [rows for rows in self._rows if id(rows) not in gone]
         for (subject, context, reason), times in rejected.items():
             self._of(subject, context).rejected[reason] += times
         for (whose, what), times in mine.items():
@@ -115,6 +109,12 @@ class Meter:
             counts.shadow, counts.shift = counts.shadow + told.agreed, counts.shift + told.surer
             if told.shed:
                 counts.shed["shadow"] += told.shed
+        gone = {id(rows) for rows in waiting if rows.owner() is None}  # and so nothing will be added to them
+        for rows in waiting:
+            self._drain(rows, until_ns)
+        if gone:
+            with self._rare:
+                self._rows = [rows for rows in self._rows if id(rows) not in gone]
         for one in late:
             found = self._ring.find(one.id)
             if found is not None:

@@ -59,7 +59,8 @@ class Notices:
                     log.error("the disk does not take this event; it is tried again: %s", full)  # noqa: TRY400
                     return
                 self._told[kind] = now_s
-            self._waiting.popleft()
+            if self._waiting and self._waiting[0] is notice:  # else so many came meanwhile that it was pushed out
+                self._waiting.popleft()
 
     def _event(self, notice: Notice) -> events.Event:
         subject = notice.subject
