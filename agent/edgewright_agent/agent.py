@@ -60,6 +60,8 @@ class Agent(Parts):
         self._spool.begin(self._reporter.windows.opened())
         try:
             self._installer.boot(unclean=self._spool.after_crash, cut=restarted(self._disk, self.home))
+            with contextlib.suppress(OSError):  # the errands' thread looks again, and tells what is wrong
+                self._following.look()
             self._following.anew()
             for thread in self._threads:
                 thread.start()

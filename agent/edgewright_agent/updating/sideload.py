@@ -117,7 +117,7 @@ class Sideloads:
                         Sideload, self._disk.read(self._offered / name), name=name, limit=4 * KIB, wire="json"
                     )
                     found[wish.name] = wish
-                except (ContractError, FileNotFoundError) as error:
+                except (ContractError, OSError) as error:  # or one bad file would keep all else from being wanted
                     log.warning("ignored a sideloaded package: %s", error)
         return found
 
@@ -188,7 +188,10 @@ class Sideloads:
         wish, file = self.wishes().get(name), self._offered / f"{name}{SUFFIX}"
         if wish is None or wish.digest != digest or self._disk.size(file) is None:
             return None
-        package = read_package(file)
+        try:
+            package = read_package(file)
+        except ContractError as error:  # it was whole when it was offered, so its owner is not to blame
+            raise OSError(f"{file} has rotted: {error}; sideload it again") from error
         return package if package.digest == digest else None
 
 

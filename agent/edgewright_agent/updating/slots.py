@@ -165,12 +165,14 @@ class Store:
 
 
 def load(disk: Disk, root: Path) -> ModelState:
-    """Reads only. Raises ContractError when state.json is damaged, or of a later agent."""
+    """Reads only. Raises ContractError when state.json is damaged, lost, or of a later agent."""
     path = root / "state.json"
     try:
         data = disk.read(path)
     except FileNotFoundError:
-        return ModelState()
+        if _committed(disk, root) is None:
+            return ModelState()
+        raise Damaged(str(path), "a file, as something was committed here", "none") from None
     except OSError as error:
         raise Damaged(str(path), "a file that can be read", str(error)) from error
     return msgspec.structs.replace(decode(ModelState, data, name=str(path), limit=STATE_BYTES, wire="json"), v=VERSION)

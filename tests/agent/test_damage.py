@@ -1,0 +1,113 @@
+"""Whichever file of a home is damaged, lost or unreadable, on a good disk or a read-only one: the device answers."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+
+import msgspec
+import pytest
+
+from edgewright_agent.disk import RealDisk
+from edgewright_agent.updating.sideload import CLEAR, FOLDER, Sideload, Sideloads
+from edgewright_agent.updating.slots import Damaged, Store
+from sim import homes, packages
+
+
+class ReadOnly(RealDisk):
+    def refuse(self, *_):
+        raise OSError(errno.EROFS, "read-only file system")
+
+    _put = rename = unlink = remove_tree = fsync = refuse
+
+    def mkdir(self, path):
+        if not path.is_dir():
+            self.refuse()
+
+
+class Unreadable(RealDisk):
+    def __init__(self, bad):
+        super().__init__()
+        self.bad = bad
+
+    def read(self, path):
+        self.look(path)
+        return super().read(path)
+
+    def sha256(self, path):
+        self.look(path)
+        return super().sha256(path)
+
+    def look(self, path):
+        if path == self.bad:
+            raise OSError(errno.EIO, "input/output error")
+
+
+@pytest.fixture(scope="module")
+def lived_in(tmp_path_factory):
+    """A home with two packages, the second brought by hand, whose agent ran once."""
+    root = tmp_path_factory.mktemp("lived")
+    made = [packages.make_package(root / str(i), version=f"{i}.0.0", seed=i) for i in (1, 2)]
+    for package in made:
+        homes.install(root / "home" / "models", package)
+    brought = root / "home" / FOLDER
+    brought.mkdir()
+    wish = Sideload("digits", "2.0.0", made[1].digest, 0, "this file")
+    (brought / "digits.json").write_bytes(msgspec.json.encode(wish))
+    (brought / "digits.ewp").write_bytes(b"PK")
+    (brought / f"digits{CLEAR}").write_bytes(b"{}")
+    return root / "home"
+
+
+def damaged(home, file, how):
+    """The disk of a home in which this has happened to `file`."""
+    match how:
+        case "zeros":
+            (home / file).write_bytes(bytes(max(1, (home / file).stat().st_size)))
+        case "lost":
+            (home / file).unlink()
+            return ReadOnly()
+        case "a folder":
+            (home / file).unlink()
+            (home / file).mkdir()
+        case "unreadable":
+            return Unreadable(home / file)
+    return RealDisk()
+
+
+@pytest.mark.parametrize("how", ["zeros", "lost", "a folder", "unreadable"])
+def test_whatever_happens_to_a_file_the_device_starts_and_answers(world, lived_in, how):
+    home = world.home("dev-1")
+    shutil.copytree(lived_in, home, dirs_exist_ok=True)
+    with world.agent():
+        pass
+    files = [file.relative_to(home) for file in home.rglob("*") if file.is_file()]
+    kept = world.folder / "kept"
+    shutil.copytree(home, kept)
+    tried = [f for f in files if f.parts[0] != "identity" and f.name != "agent.lock" and f.parts[2:3] != ("a",)]
+    assert len(tried) > 10
+    image = packages.draw(1, seed=1)[0][0]
+    for file in tried:
+        shutil.rmtree(home)
+        shutil.copytree(kept, home)
+        with world.agent(disk=damaged(home, file, how)) as agent:
+            assert agent.model("digits").predict({"image": image}).digest, (file, how)
+
+
+def test_a_package_brought_by_hand_that_rotted_is_the_disks_fault(world, lived_in):
+    home = world.home("dev-1")
+    shutil.copytree(lived_in, home, dirs_exist_ok=True)
+    with world.agent() as agent:
+        brought: Sideloads = agent._installer._steps._trust
+        (wish,) = brought.wishes().values()
+        (home / FOLDER / "digits.ewp").write_bytes(b"PK rot")
+        with pytest.raises(OSError, match="sideload it again"):
+            brought.manifest("digits", wish.digest)
+
+
+def test_a_state_that_is_lost_is_not_taken_for_a_device_without_packages(world, lived_in):
+    home = world.home("dev-1")
+    shutil.copytree(lived_in, home, dirs_exist_ok=True)
+    (home / "models" / "digits" / "state.json").unlink()
+    with pytest.raises(Damaged, match="something was committed"):
+        Store(RealDisk(), home / "models", "digits")
