@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import threading
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from edgewright_agent.unforeseen import Unforeseen
 from edgewright_contracts import birth
 from edgewright_contracts.baseline import decode_baseline
 from edgewright_contracts.birth import Unclean
-from edgewright_contracts.desired import REOFFER_S, Ack, Command, Config, Desired, encode_ack
+from edgewright_contracts.desired import REOFFER_S, Ack, Command, Config, Desired, Limits, encode_ack
 from edgewright_runtime.runtime import open_session
 from sim import packages
 from sim.broker import SimBroker, SimTransport
@@ -658,3 +659,64 @@ def test_an_event_takes_waiting_reports_along(bench):
         bench.reporter.turn()
     assert sum(bench.counts()) == 6
     assert bench.hub.events["dev-1"][-1].reason == "5 errors in a row"
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_happens_in_whatever_order_the_hub_counts_what_the_device_did(package, seed):
+    rng = random.Random(seed)
+    bench = Bench(package, SimClock(None) if seed % 3 == 0 else None)
+    linked, revs = False, itertools.count(1)
+    for _ in range(60):
+        match rng.choice(
+            ["predict"] * 3 + ["pass"] * 3 + ["clock", "disk", "link", "loss", "config", "hurry", "command"]
+        ):
+            case "predict":
+                bench.predict(rng.randint(1, 5))
+            case "pass":
+                bench.clock.advance(rng.choice([1, 30, 300, 4000, 90_000]))
+            case "clock":  # none, 2020, 2027, 2030
+                bench.clock.set_wall(rng.choice([None, 1_577_836_800_000, 1_800_000_000_000, 1_900_000_000_000]))
+            case "disk":
+                bench.disk.full = rng.random() < 0.5
+            case "link":
+                bench.link.stop() if linked else bench.link.start(bench.reporter)
+                linked = not linked
+            case "loss":
+                bench.broker.drop_up = rng.random() < 0.4
+            case "config":
+                bench.hub.want("dev-1", Desired(rev=next(revs), config=absurd(rng)))
+            case "hurry":
+                bench.hurry = not bench.hurry
+            case "command":
+                bench.hub.command(
+                    "dev-1", Command(id=f"{rng.getrandbits(64):016x}", verb="report_now", expires_at=2**45)
+                )
+        try:
+            bench.reporter.turn()
+        except OSError:
+            assert bench.disk.full
+    bench.disk.full = bench.broker.drop_up = False
+    bench.clock.set_wall(1_900_000_000_000)
+    if not linked:
+        bench.link.start(bench.reporter)
+    desire(bench, rev=next(revs))
+    for _ in range(40):
+        bench.clock.advance(REOFFER_S)
+        bench.reporter.turn()
+    assert sum(bench.counts()) == bench.predicted
+
+
+def absurd(rng) -> Config:
+    return Config(
+        window_s=rng.choice([0.5, 60, 300, 3600, 86_400]),
+        window_rows=rng.choice([0, 0, 3, 1000]),
+        window_max_s=rng.choice([0.5, 3600, 86_400]),
+        bytes_per_day=rng.choice([None, None, 0, 3000, 10**6]),
+        monitor_every=rng.choice([1, 3, 10**6]),
+        scene_s=rng.choice([0, 0, 10]),
+        profile=rng.choice(["normal", "metered"]),
+        limits=Limits(
+            cpu_permille=rng.choice([None, 0]),
+            written_per_day=rng.choice([None, 0, 5000]),
+        ),
+    )  # fmt: skip
