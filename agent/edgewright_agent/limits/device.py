@@ -50,7 +50,10 @@ class Device:
             return 0
 
     def background_ns(self) -> dict[int, int]:
-        """Processor time of each thread of the agent that does not serve inference, by its id; children under 0."""
+        """Processor time of each thread of the agent that does not serve inference, by its id; children under 0.
+
+        A runtime's own threads have no name that tells a candidate's from the active model's, and are left out: a
+        shadow run rests for each core that its package may keep busy, so that its share holds all the same."""
         found = {0: int(sum(os.times()[2:4]) * 1e9)}
         for thread in threading.enumerate():
             if thread.native_id and thread.name.startswith(OURS) and not thread.name.startswith(SERVING):
