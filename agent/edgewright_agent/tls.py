@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from edgewright_contracts.errors import Unavailable
@@ -76,18 +75,25 @@ def context(identity: Identity, clock: Clock, *, named: bool = True) -> Context:
             made.load_cert_chain(str(identity.certificate), str(identity.key))
         made.load_verify_locations(str(identity.ca))
     except (OSError, ValueError) as error:
-        raise Unavailable(f"the identity in {identity.home} cannot be used for TLS: {error}") from error
+        raise Unavailable(
+            f"the identity in {identity.home} cannot be used for TLS: {error}; `edgewright agent enroll --again` with "
+            "a new token mends it"
+        ) from error
     return made
 
 
 def connections(identity: Identity, clock: Clock, url: str, *, named: bool = False) -> Callable[..., PoolManager]:
     """What makes pools of connections to `url`, through the proxy that enrolment named; it takes the options of
-    `urllib3.PoolManager`. The repository asks nobody's name, so `named` is for the hub's own endpoints. Raises
-    Unavailable."""
-    options: dict[str, Any] = {}
-    if url.startswith("https:"):
-        options["ssl_context"] = context(identity, clock, named=named)
-    return partial(through, identity.hub.proxy, **options)
+    `urllib3.PoolManager`. The repository asks nobody's name, so `named` is for the hub's own endpoints.
+
+    It raises Unavailable for an identity that cannot be used, and not before: a model needs none to answer."""
+
+    def pool(**options: Any) -> PoolManager:
+        if url.startswith("https:"):
+            options["ssl_context"] = context(identity, clock, named=named)
+        return through(identity.hub.proxy, **options)
+
+    return pool
 
 
 def through(proxy: str, **options: Any) -> PoolManager:

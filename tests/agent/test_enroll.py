@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from edgewright_agent import identity, tls
+from edgewright_agent.agent import Agent
 from edgewright_agent.clock import SystemClock
 from edgewright_agent.delivery.mqtt import MqttTransport
 from edgewright_agent.disk import RealDisk
@@ -27,7 +28,7 @@ from edgewright_agent.updating.fetch import Link
 from edgewright_contracts import topics
 from edgewright_contracts.errors import ContractError, Refused, RequestError, Unavailable
 from edgewright_hub import ca, control, samples
-from sim import wire
+from sim import homes, packages, wire
 from sim.clock import SimClock
 from sim.connect_proxy import ConnectProxy
 from sim.devicehub import DeviceHub
@@ -170,6 +171,24 @@ def test_a_sample_goes_to_the_hub_by_the_devices_certificate_within_its_quota(hu
     with pytest.raises(Unavailable, match="not in force: it is retired"):
         send()
     assert sorted((hub.data / "samples").iterdir()) == [kept]
+
+
+@pytest.mark.parametrize("name", ["device.crt", "device.key", "ca.pem"])
+def test_an_identity_that_rotted_is_a_link_that_is_down_and_keeps_no_model_from_answering(hub, tmp_path, name):
+    home = tmp_path / "d"
+    enroll(RealDisk(), home, hub=hub.url, token=hub.token(), device="rotten-1")
+    package = packages.make_package(tmp_path / "p")
+    homes.install(home / "models", package)
+    (home / "identity" / name).write_bytes(b"\xff")
+    with Agent(home, runtimes=["onnxruntime"]) as agent:
+        assert agent.model("digits").wait(10)
+        agent.model("digits").predict({"image": packages.draw(1, seed=5)[0][0]})
+        hub.until(lambda: "enroll --again" in agent.live().link.trouble)
+        assert agent.dead() == []
+    if name != "device.key":
+        enroll(RealDisk(), home, hub=hub.url, token=hub.token("rotten-1"), again=True)
+        assert tls.context(identity.load(home), SystemClock()).cert_store_stats()["x509_ca"] == 1
+    hub.retire("rotten-1")
 
 
 def test_an_ended_certificate_cannot_be_renewed_and_enrolling_again_is_the_way_back(hub, tmp_path):

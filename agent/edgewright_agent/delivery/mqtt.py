@@ -110,7 +110,6 @@ class MqttTransport:
         self._trouble = ""
         self._listener: Listener | None = None
         self._online = threading.Event()
-        tls.context(identity, self._clock)  # an identity that cannot be used is told at once
         self._client: Wire | None = None
         self._ended = threading.Event()  # the connection of `_client`
         self._stopping = threading.Event()
