@@ -163,6 +163,16 @@ def test_a_self_test_that_hangs_keeps_a_start_waiting_only_so_long_and_goes_on_b
     assert device.host.answers == both[1].digest
 
 
+def test_what_is_withdrawn_while_its_self_test_hangs_behind_a_start_is_left(device, first):
+    device.slow_s = 100.0
+    device.boot()
+    device.want(2, digest=OTHER)
+    device.live(HOUR)
+    assert device.job.record.digest == OTHER
+    assert device.host.answers is None  # nothing has ever passed here
+    assert (device.job.load_at_s, device.job.state.active) == (None, None)
+
+
 def test_what_crashes_on_a_new_runtime_is_not_loaded_however_often_the_device_starts(device, first):
     device.verdict = Verdict(False, "killed by signal 11")
     for _ in range(2):

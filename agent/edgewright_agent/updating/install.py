@@ -232,10 +232,10 @@ class Installer:
     def _advance(self, job: Job) -> bool:
         """Take one step; False when the model waits for something: a wish, a window, a retry."""
         state = job.record.state
-        if job.load_at_s is not None and job.now_s >= job.load_at_s:
-            self._load(job, lambda: self._interrupt(job))
-        elif orders.withdrawn(job):
+        if orders.withdrawn(job):
             job.go(Event.WITHDRAWN, reason="something else is wanted", failure="operator")
+        elif job.load_at_s is not None and job.now_s >= job.load_at_s:
+            self._load(job, lambda: self._interrupt(job))
         elif state is State.IDLE:
             return self._begin(job)
         elif state in update.UNDER_WAY and (why := self._cut_short(job)) is not None:

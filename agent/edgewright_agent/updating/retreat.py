@@ -60,7 +60,7 @@ def roll_back(job: Job) -> None:
         sides = [side for side in (state.spare,) if state.slot(side) is not None]
         if state.active and not blame and _may_stay(job, state.active):
             sides.append(state.active)
-    answers, job.loaded = job.loaded, None
+    answers, job.loaded, job.load_at_s = job.loaded, None, None
     job.phase = "normal"
     if running is not None and sides == [state.active] and answers and answers.package.digest == running.digest:
         job.loaded = answers  # its session is here, and needs no second one beside it

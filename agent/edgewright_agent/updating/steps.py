@@ -178,7 +178,7 @@ class Steps:
         # only behind it, for nobody would judge what the disk does not know of.
         job.save(msgspec.structs.replace(job.state, active=side, record=record, history=PrePeriod()))
         job.loaded, job.candidate, job.phase = job.candidate, None, "probation"
-        job.trial_since_s, job.history = job.now_s, PrePeriod()
+        job.trial_since_s, job.load_at_s, job.history = job.now_s, None, PrePeriod()
         job.switch()
 
     def _commit(self, job: Job) -> None:
