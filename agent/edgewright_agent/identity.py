@@ -69,6 +69,7 @@ class Identity(msgspec.Struct, frozen=True):
     home: Path
     hub: Hub
     root: bytes  # root.json, the trust anchor
+    damage: str = ""  # why this device knows no hub although it was enrolled at one
 
     @property
     def device(self) -> str:

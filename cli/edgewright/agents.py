@@ -94,6 +94,8 @@ def told(found: Status, home: Path) -> list[str]:
     lines = [f"{found.device if found.hub else 'this device'}: {'running' if found.alive else 'not running'}; {hub}"]
     if not found.alive:
         lines.append(f"  start it with: edgewright agent run --home {home}")
+    if found.damage:
+        lines.append(f"  {found.damage}")
     if found.certificate_ends is not None:
         lines.append(_certificate(found.certificate_ends))
     if found.live is not None:

@@ -150,8 +150,14 @@ def test_whoever_looks_at_a_home_with_a_damaged_file_sees_which_it_is(world, cap
     np.save(tmp_path / "x.npy", packages.draw(1, seed=5)[0][0])
     assert run(["agent", "predict", "--home", str(home), "digits", str(tmp_path / "x.npy")]) == 0
     (home / "identity" / "hub.json").write_bytes(b"{")
+    assert run(["agent", "status", "--home", str(home)]) == 0
+    assert "remove the file and enrol again under the same id" in capsys.readouterr().out
+    with Agent(home, runtimes=["onnxruntime"]) as agent:  # it answers; nobody else is trusted instead
+        assert agent.model("digits").wait(10)
+        assert agent._sideloads._enrolled
+    assert run(["agent", "renew", "--home", str(home)]) == 2
+    (home / "models").rename(home / "none")
     assert run(["agent", "status", "--home", str(home)]) == 2
-    assert "remove the file and enrol again under the same id" in capsys.readouterr().err
 
 
 def test_what_a_full_disk_took_half_of_is_not_left_there(tmp_path, monkeypatch):
@@ -185,8 +191,8 @@ def test_a_thread_that_does_not_end_keeps_its_home_from_a_second_agent(world, mo
 def test_an_agent_that_fails_before_it_starts_leaves_no_lock_and_no_lost_boot(world):
     home = world.home("dev-1")
     for _ in range(2):
-        with pytest.raises(Unavailable, match="identity"):  # no certificate; not "another agent runs"
-            Agent(home)
+        with pytest.raises(RequestError, match="expected a runtime"):  # not "another agent runs"
+            Agent(home, runtimes=["none"])
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for _ in range(2):

@@ -47,6 +47,7 @@ class Status(msgspec.Struct, frozen=True):
     models: list[ModelStatus]
     certificate_ends: float | None = None  # unix seconds; None: it cannot be read
     proxy: str = ""  # without its password
+    damage: str = ""  # of the identity
     live: Live | None = None  # what the running agent says itself; None: none answers
 
 
@@ -57,6 +58,7 @@ def read(home: Path) -> Status:
     held = journal.read(disk, home / "spool").state
     return Status(
         device=who.device,
+        damage=who.damage,
         hub="" if who.alone else f"{who.hub.broker.host}:{who.hub.broker.port}",
         alive=alive(home),
         desired_rev=_rev(home),
@@ -73,9 +75,15 @@ def read(home: Path) -> Status:
 
 
 def of(home: Path) -> Identity:
-    """Whose home it is. Raises RequestError, ContractError."""
+    """Whose home it is. A model that is installed answers although the identity beside it is damaged, without a hub.
+    Raises RequestError, ContractError."""
     lone = sideload.waiting(home) and not identity.is_enrolled(home)
-    return identity.alone(home) if lone else identity.load(home)
+    try:
+        return identity.alone(home) if lone else identity.load(home)
+    except ContractError as error:
+        if not (home / "models").is_dir():
+            raise
+        return msgspec.structs.replace(identity.alone(home), damage=str(error))
 
 
 def alive(home: Path) -> bool:

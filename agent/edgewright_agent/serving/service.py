@@ -34,7 +34,9 @@ def serve(agent: Agent, place: Place | None) -> None:
             threading.Thread(target=_run, args=(server, ended), name="edgewright-http", daemon=True).start()
             log.info("serving %s", server.url)
         hub = agent.identity.hub.broker
-        if agent.identity.alone:
+        if agent.identity.damage:
+            log.error("no hub is known: %s", agent.identity.damage)
+        elif agent.identity.alone:
             log.info("runs without a hub; what is counted stays on this device")
         else:
             log.info("%s runs; hub %s:%d", agent.identity.device, hub.host, hub.port)

@@ -105,7 +105,7 @@ class Sideloads:
         self._disk, self._who, self._link, self._clock = disk, who, link, clock
         self._owner: Trust | None = None
         self._offered, self._models = who.home / FOLDER, who.home / "models"
-        self._runtimes, self._enrolled = runtimes, not who.alone
+        self._runtimes, self._enrolled = runtimes, not who.alone or bool(who.damage)
 
     def wishes(self) -> dict[str, Sideload]:
         """By model. A damaged one is left out, and said."""
