@@ -132,7 +132,10 @@ class MqttTransport:
         if client is None or not self.online:
             return False
         rule = RULES[kind]
-        info = client.publish(topics.topic(self._device, kind), payload, rule.qos, rule.retain)
+        try:
+            info = client.publish(topics.topic(self._device, kind), payload, rule.qos, rule.retain)
+        except OSError:  # it ended just now, and its sockets are closed
+            return False
         return info.rc == paho.MQTT_ERR_SUCCESS
 
     def traffic(self) -> tuple[int, int]:
@@ -162,10 +165,9 @@ class MqttTransport:
         self._stopping.set()
         client = self._client
         if client is not None and self.online:
-            said = client.publish(*self._status(online=False))
             try:
-                said.wait_for_publish(2)
-            except (RuntimeError, ValueError) as error:  # the link broke meanwhile: the will says the same
+                client.publish(*self._status(online=False)).wait_for_publish(2)
+            except (OSError, RuntimeError, ValueError) as error:  # the link broke meanwhile: the will says the same
                 log.info("could not say goodbye: %s", error)
         self._online.clear()
         if client is not None:
