@@ -17,8 +17,9 @@ from edgewright_models import RECIPES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-# The front of announcer, a spectrum, costs more to quantize than all the others together: one format of it is enough.
-FORMATS = {"announcer": ("onnx",)}
+# The front of announcer, a spectrum, costs more to quantize than all the others together, and fashion is mnist with
+# more channels: one format of each is enough.
+FORMATS = {"announcer": ("onnx",), "fashion": ("tflite",)}
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "digits"])
