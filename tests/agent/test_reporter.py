@@ -588,6 +588,18 @@ def test_a_device_whose_bytes_are_used_up_says_until_when_it_will_be_silent(benc
     assert 2 * bench.hub.births["dev-1"][-1].window_s >= left_s
 
 
+def test_a_budget_that_is_lowered_again_and_again_is_told_each_time_although_the_event_is_not(bench):
+    bench.link.start(bench.reporter)
+    for rev, budget in ((1, None), (2, 100), (3, None), (4, 100)):
+        desire(bench, rev=rev, bytes_per_day=budget)
+        for _ in range(4):
+            bench.predict(1)
+            bench.clock.advance(10)
+            bench.reporter.turn()
+    assert not bench.reporter.watch.may(Step.REPORTS)
+    assert bench.hub.windows["dev-1"][-1].next_due_s > bench.reporter.watch.quiet_s > 600
+
+
 def test_a_window_that_was_stretched_and_cut_short_all_the_same_says_nothing_of_others(bench):
     bench.link.start(bench.reporter)
     desire(bench)

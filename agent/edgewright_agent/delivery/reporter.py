@@ -89,7 +89,7 @@ class Reporter:
         self._offers = Offers(
             clock=clock, spool=spool, transport=transport, boot_id=boot_id,
             born=lambda connection: born(connection, ceil(self.windows.promise_s / 2)),
-            reports=lambda: self.watch.may(Step.REPORTS), compress=lambda: self.config.compress,
+            reports=lambda: self.watch.may(Step.REPORTS) or self.windows.parting, compress=lambda: self.config.compress,
         )  # fmt: skip
         self.windows = Windows(
             clock=clock, meter=meter, spool=spool, watch=self.watch, boot_id=boot_id, subjects=subjects,

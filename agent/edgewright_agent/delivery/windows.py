@@ -58,6 +58,7 @@ class Windows:
         self._promised_s = 0.0  # when the open window began; 0: nothing yet
         self._looked_s: float | None = None  # when the open window was due last, and not full
         self._quiet = False  # the day's bytes are used up: reports wait
+        self.parting = False  # but for those of this round
         self._since_ms, self._since_wall = clock.monotonic_ns() // 1_000_000, clock.wall_ms()
 
     @property
@@ -90,7 +91,8 @@ class Windows:
         if self._promised_s == 0:
             self._promised_s = self.promise_s  # by the birth
         due_s = self.due_s
-        if self._quiet and not quiet_before:
+        self.parting = self._quiet and not quiet_before
+        if self.parting:
             self.seal()
         elif self._now_s() >= due_s:
             if self._full():
