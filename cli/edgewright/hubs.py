@@ -46,7 +46,7 @@ def hub() -> None:
 @click.option("--name", "names", multiple=True, help="Name or address by which devices reach this machine.")
 @click.option("--tick-s", type=click.FloatRange(0.05, 3600), default=1.0, show_default=True,
               help="Seconds between two looks at rollouts and drift.")  # fmt: skip
-@click.option("--ack-interval-s", type=click.FloatRange(0, 1800), default=1800.0, show_default=True,
+@click.option("--ack-interval-s", type=click.FloatRange(0, 7200), default=7200.0, show_default=True,
               help="Seconds that an acknowledgement may wait for others.")  # fmt: skip
 @click.option("--window-s", type=click.FloatRange(0.5, 86400), default=300.0, show_default=True,
               help="Seconds of one report of a device; a rollout may ask for shorter ones.")  # fmt: skip

@@ -26,7 +26,7 @@ MASK_BITS: Final = 64
 # and only frees spool space: it waits until half of what may be in flight is counted, or so long.
 IN_FLIGHT: Final = 16  # items that are numbered and unacknowledged, at most
 ACK_AFTER: Final = IN_FLIGHT // 2
-ACK_S: Final = 1800.0
+ACK_S: Final = 7200.0
 ACK_GAP_S: Final = 30.0  # between two acknowledgements to one device, but for births
 REOFFER_S: Final = ACK_S + 600.0  # without an acknowledgement for so long, a message is lost
 

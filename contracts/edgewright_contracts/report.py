@@ -11,7 +11,7 @@ on the set of names alone, never on counts or on what was merged first (the smal
 
 Every window within its bounds, merged or not, is at most WINDOW_BYTES long, so that it always fits a report.
 
-Wire: MessagePack arrays, new fields only at the end; optionally one zlib stream around it. At most 64 KiB, checked
+Wire: MessagePack arrays, new fields only at the end; optionally packed (packing.py). At most 64 KiB, checked
 before decoding, both packed and unpacked. About 500 bytes for 22 channels.
 """
 
@@ -37,9 +37,9 @@ from .codec import (
     decode,
     encode,
 )
-from .compression import deflate, inflate
 from .errors import ContractError
 from .manifest import Context, VariantId
+from .packing import pack, plain
 
 VERSION: Final = 1
 CONFIDENCE_BINS: Final = 10  # delayed labels by confidence: n then hits, of each tenth of [0, 1]
@@ -249,16 +249,16 @@ def decode_window(data: bytes) -> Window:
 
 
 def encode_report(report: Report, *, compress: bool = False) -> bytes:
-    """At most 64 KiB, compressed only where that is shorter. Raises ContractError for values outside their ranges."""
+    """At most 64 KiB, packed only where that is shorter. Raises ContractError for values outside their ranges."""
     raw = encode(report, name="report", limit=REPORT_BYTES, wire="msgpack")
-    return deflate(raw) if compress else raw
+    return pack(raw) if compress else raw
 
 
 def decode_report(data: bytes) -> Report:
-    """Plain or compressed: a zlib stream begins with 0x78, such an array never does. Raises ContractError."""
+    """As it is, packed, or in a zlib stream as long ago. Raises ContractError."""
     if len(data) > REPORT_BYTES:
         raise ContractError("report", f"at most {REPORT_BYTES} bytes", f"{len(data)} bytes")
-    raw = inflate(data, name="report", limit=REPORT_BYTES) if data[:1] == b"\x78" else data
+    raw = plain(data, name="report", limit=REPORT_BYTES)
     return decode(Report, raw, name="report", limit=REPORT_BYTES, wire="msgpack")
 
 

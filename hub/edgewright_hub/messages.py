@@ -13,8 +13,8 @@ import msgspec
 
 from edgewright_contracts import birth, event, report, topics
 from edgewright_contracts.codec import REPORT_BYTES, Hex64, Sequence
-from edgewright_contracts.compression import inflate
 from edgewright_contracts.errors import ContractError
+from edgewright_contracts.packing import plain
 
 
 class Message(NamedTuple):
@@ -82,7 +82,7 @@ def _opened(message: Message, device: str, kind: topics.Kind) -> Item:
 def _head(kind: str, body: bytes) -> _Head | _EventHead | None:
     try:
         if kind == "report":
-            raw = inflate(body, name="report", limit=REPORT_BYTES) if body[:1] == b"\x78" else body
+            raw = plain(body, name="report", limit=REPORT_BYTES)
             return msgspec.msgpack.decode(raw, type=_Head)
         if kind == "event":
             return msgspec.json.decode(body, type=_EventHead)

@@ -17,6 +17,7 @@ from edgewright_agent.delivery.spool import Spool, Terms
 from edgewright_contracts import event, report
 from edgewright_contracts.birth import Unclean
 from edgewright_contracts.desired import Ack
+from edgewright_contracts.packing import PACKED
 from sim.disk import KEEPS, PowerCut, SimDisk
 
 ROOT = Path("/home/spool")
@@ -84,7 +85,7 @@ def test_compression_is_fixed_with_the_number():
     spool = open_spool(disk)
     spool.seal([window(3)], opened(1))
     before = spool.offer(Terms(compress=True))
-    assert before[0].payload[:1] == b"\x78"
+    assert before[0].payload[:1] == PACKED
     assert open_spool(disk, 2).offer() == before
 
 

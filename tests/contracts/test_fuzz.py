@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from edgewright_contracts import baseline, binning, birth, desired, event, manifest, report, topics
 from edgewright_contracts.codec import REPORT_BYTES
-from edgewright_contracts.compression import inflate
 from edgewright_contracts.errors import ContractError
+from edgewright_contracts.packing import plain
 
 N = int(os.environ.get("EDGEWRIGHT_FUZZ", "0"))
 FUZZ = settings(
@@ -39,7 +39,7 @@ SEEDS = sorted(GOLDEN.values(), key=lambda data: (len(data), data))
 DECODERS: dict[str, tuple[Callable[[bytes], msgspec.Struct], Callable[..., bytes], tuple[str, ...]]] = {
     "manifest": (manifest.decode_manifest, manifest.encode_manifest, (".manifest.json",)),
     "baseline": (baseline.decode_baseline, baseline.encode_baseline, (".baseline.msgpack",)),
-    "report": (report.decode_report, report.encode_report, (".report.msgpack", ".report.zlib")),
+    "report": (report.decode_report, report.encode_report, (".report.msgpack", ".report.packed", ".report.zlib")),
     "window": (report.decode_window, report.encode_window, (".window.msgpack",)),
     "birth": (birth.decode_birth, birth.encode, ("birth.json",)),
     "status": (birth.decode_status, birth.encode, ("status.json",)),
@@ -164,7 +164,7 @@ def regrown(draw: st.DrawFn, name: str) -> bytes:
     """A golden message, well-formed, with one or two values somewhere in its tree replaced, dropped or added."""
     data = draw(st.sampled_from(seeds(name)))
     text = data[:1] == b"{"
-    data = inflate(data, name="report", limit=REPORT_BYTES) if data[:1] == b"\x78" else data
+    data = data if text else plain(data, name=name, limit=REPORT_BYTES)
     tree = json.loads(data) if text else msgspec.msgpack.decode(data)
     for _ in range(draw(st.integers(1, 2))):
         at = tree

@@ -13,7 +13,7 @@ import pytest
 from edgewright_contracts import baseline, birth, desired, event, manifest, report
 from edgewright_contracts.channels import edge_hash
 from edgewright_contracts.codec import REPORT_BYTES
-from edgewright_contracts.compression import inflate
+from edgewright_contracts.packing import plain as unpacked
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted(path for path in GOLDEN.glob("v*/*") if path.is_file())
@@ -25,7 +25,8 @@ CODECS: dict[str, tuple[Callable[[bytes], msgspec.Struct], Callable[..., bytes]]
     "manifest.json": (manifest.decode_manifest, manifest.encode_manifest),
     "baseline.msgpack": (baseline.decode_baseline, baseline.encode_baseline),
     "report.msgpack": (report.decode_report, report.encode_report),
-    "report.zlib": (report.decode_report, lambda r: report.encode_report(r, compress=True)),
+    "report.zlib": (report.decode_report, lambda r: report.encode_report(r, compress=True)),  # of version 1.0
+    "report.packed": (report.decode_report, lambda r: report.encode_report(r, compress=True)),
     "window.msgpack": (report.decode_window, report.encode_window),
     "birth.json": (birth.decode_birth, birth.encode),
     "status.json": (birth.decode_status, birth.encode),
@@ -38,7 +39,7 @@ CODECS: dict[str, tuple[Callable[[bytes], msgspec.Struct], Callable[..., bytes]]
 
 
 def plain(name: str, data: bytes) -> bytes:
-    return inflate(data, name=name, limit=REPORT_BYTES) if name.endswith(".zlib") else data
+    return unpacked(data, name=name, limit=REPORT_BYTES) if name.endswith((".zlib", ".packed")) else data
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}-{p.name}")
@@ -64,8 +65,10 @@ def test_making_them_elsewhere_gives_the_same_and_never_overwrites(tmp_path: Pat
 
 
 def test_every_task_and_every_message_has_a_golden_file(golden: dict[str, bytes]) -> None:
-    per_task = ("manifest.json", "baseline.msgpack", "report.msgpack", "report.zlib", "window.msgpack")
-    expected = {f"{task}.{kind}" for task in TASKS for kind in per_task} | (set(CODECS) - set(per_task))
+    per_task = ("manifest.json", "baseline.msgpack", "report.msgpack", "report.packed", "window.msgpack")
+    expected = {f"{task}.{kind}" for task in TASKS for kind in per_task} | (
+        set(CODECS) - set(per_task) - {"report.zlib"}
+    )
     assert set(golden) == expected
 
 
@@ -73,7 +76,7 @@ def test_every_task_and_every_message_has_a_golden_file(golden: dict[str, bytes]
 def test_the_messages_of_a_package_fit_one_another(task: str, golden: dict[str, bytes]) -> None:
     package = manifest.decode_manifest(golden[f"{task}.manifest.json"])
     reference = baseline.decode_baseline(golden[f"{task}.baseline.msgpack"])
-    window = report.decode_report(golden[f"{task}.report.zlib"]).window
+    window = report.decode_report(golden[f"{task}.report.packed"]).window
     assert package.task == task
     assert window.digest == manifest.digest(golden[f"{task}.manifest.json"])[:16]
     assert window.edge_hash == reference.edge_hash == edge_hash(reference.channels)

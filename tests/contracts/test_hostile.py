@@ -278,8 +278,10 @@ def test_a_promise_of_gigabytes_or_of_depth_costs_nothing(name: str, data: bytes
         tracemalloc.stop()
 
 
-def test_a_report_that_unpacks_to_gigabytes_is_refused_in_little_memory(golden: dict[str, bytes]) -> None:
-    bomb = zlib.compress(bytes(64 * 2**20), 9)
+@pytest.mark.parametrize("head", [None, b"\xc1" + bytes(34)])
+def test_a_report_that_unpacks_to_gigabytes_is_refused_in_little_memory(head: bytes | None) -> None:
+    stream = zlib.compressobj(9, wbits=15 if head is None else -15)
+    bomb = (head or b"") + stream.compress(bytes(32 * 2**20)) + stream.flush()
     assert len(bomb) <= report.REPORT_BYTES
     tracemalloc.start()
     try:
@@ -291,7 +293,8 @@ def test_a_report_that_unpacks_to_gigabytes_is_refused_in_little_memory(golden: 
 
 
 def test_a_zlib_stream_that_is_cut_doubled_nested_or_needs_a_dictionary_is_refused(golden: dict[str, bytes]) -> None:
-    raw, packed = golden["anomaly.report.msgpack"], golden["anomaly.report.zlib"]
+    raw = golden["anomaly.report.msgpack"]
+    packed = zlib.compress(raw)
     for end in range(1, len(packed)):
         assert refused(report.decode_report, packed[:end]).field == "report"
     with_dictionary = zlib.compressobj(zdict=raw[:100])
@@ -299,6 +302,16 @@ def test_a_zlib_stream_that_is_cut_doubled_nested_or_needs_a_dictionary_is_refus
     for data in (packed + b"\x00", packed + packed, zlib.compress(packed), needs, b"\x78", zlib.compress(b"")):
         assert refused(report.decode_report, data).field == "report"
     assert refused(report.decode_report, packed[:-1] + bytes([packed[-1] ^ 1])).field == "report"  # checksum
+
+
+def test_a_packed_report_that_is_cut_prolonged_or_contradicts_itself_is_refused(golden: dict[str, bytes]) -> None:
+    packed = golden["anomaly.report.packed"]
+    for end in range(1, len(packed)):
+        assert refused(report.decode_report, packed[:end]).field.startswith("report")
+    bits = int.from_bytes(packed[33:35], "big")
+    fewer = packed[:33] + (bits - 1).to_bytes(2, "big") + packed[36:]
+    for data in (packed + b"\x00", fewer, packed[:35] + packed[35 + bits :]):
+        assert refused(report.decode_report, data).field.startswith("report")
 
 
 def test_the_most_items_that_fit_cost_less_than_a_second() -> None:

@@ -21,9 +21,9 @@ import msgspec
 
 from edgewright_contracts import birth, event, report
 from edgewright_contracts.birth import Unclean
-from edgewright_contracts.compression import deflate
 from edgewright_contracts.desired import Ack
 from edgewright_contracts.errors import ContractError
+from edgewright_contracts.packing import pack
 
 from ..disk import Disk
 from . import coarsening, ledger
@@ -205,7 +205,7 @@ def encode(item: Item, spool_id: str) -> bytes:
         draft = event.decode_event(item.body)
         return event.encode_event(msgspec.structs.replace(draft, spool_id=spool_id, seq=item.seq))
     raw = msgspec.msgpack.encode((report.VERSION, spool_id, item.seq, msgspec.Raw(item.body)))
-    return deflate(raw) if item.compress else raw
+    return pack(raw) if item.compress else raw
 
 
 def _numbers(state: State, terms: Terms) -> list[Record]:

@@ -18,8 +18,8 @@ from edgewright_contracts import baseline, birth, desired, event, manifest, repo
 from edgewright_contracts.binning import grid_counts, pack, pack_grid
 from edgewright_contracts.channels import Channel, Group, Source, edge_hash, width
 from edgewright_contracts.codec import REPORT_BYTES
-from edgewright_contracts.compression import inflate
 from edgewright_contracts.manifest import Dtype, FileRef, Role, Task, TensorIn, TensorOut, Variant
+from edgewright_contracts.packing import plain
 
 CURRENT = "v1.1"
 HERE = Path(__file__).parent
@@ -249,7 +249,7 @@ def files() -> dict[str, bytes]:
         window = make_window(task, digest)
         one = report.Report(spool_id="feedfacecafebeef", seq=number, window=window)
         out[f"{task}.report.msgpack"] = report.encode_report(one)
-        out[f"{task}.report.zlib"] = report.encode_report(one, compress=True)
+        out[f"{task}.report.packed"] = report.encode_report(one, compress=True)
         out[f"{task}.window.msgpack"] = report.encode_window(window)
     out["birth.json"] = birth.encode(
         birth.Birth(
@@ -337,7 +337,7 @@ def files() -> dict[str, bytes]:
 
 
 def unpacked(name: str, data: bytes) -> bytes:
-    return inflate(data, name=name, limit=REPORT_BYTES) if name.endswith(".zlib") else data
+    return plain(data, name=name, limit=REPORT_BYTES) if name.endswith(".packed") else data
 
 
 def main(directory: Path) -> int:
