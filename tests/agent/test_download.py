@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import random
 import socket
 
@@ -324,6 +325,25 @@ def test_a_used_up_ration_is_told_and_waited_for_and_is_no_failed_attempt(world)
         world.hub.want("dev-1", Desired(rev=2, config=config, models=(model,)))
         assert world.hub.wait(lambda: "activate" in world.hub.trace("dev-1"))
         assert {e.attempt for e in world.hub.events["dev-1"] if e.model == "digits"} == {1}
+
+
+@pytest.mark.parametrize("brings", [0, 1])
+def test_a_repository_that_answers_and_brings_next_to_nothing_is_left(blobs, brings):
+    asked = []
+
+    class Drip:
+        def request(self, method, url, *, headers, preload_content):
+            at = int(headers.get("Range", "bytes=0-")[6:].partition("-")[0])
+            asked.append(at)
+            said = {"Content-Range": f"bytes {at}-{at + brings - 1}/20000", "Content-Length": str(brings)}
+            return urllib3.HTTPResponse(io.BytesIO(b"x" * brings), said, 206, preload_content=False)
+
+    link = Link(lambda **_: Drip(), clock=blobs.clock, wait=blobs.clock.advance)
+    part = blobs.folder / "part"
+    part.write_bytes(b"x" * 700)
+    with pytest.raises(LinkDown, match="got less"):
+        link.blob(blobs.disk, URL + "name", part, 20_000, "0" * 64)
+    assert len(asked) == 1
 
 
 def test_errors_of_the_network_are_the_links(blobs, monkeypatch):

@@ -189,6 +189,8 @@ class Link:
             try:
                 if resume(span):
                     return
+                if size() - most < WORTH:  # answered as asked, and yet with next to nothing: that could go on for ever
+                    raise LinkDown(f"expected {WORTH} bytes or the rest of the file in an answer, got less")
                 vain = 0
             except (Spent, Absent):
                 raise
