@@ -187,11 +187,7 @@ class Link:
         span, vain, most = None, 0, size()
         while True:
             try:
-                if resume(span):
-                    return
-                if size() - most < WORTH:  # answered as asked, and yet with next to nothing: that could go on for ever
-                    raise LinkDown(f"expected {WORTH} bytes or the rest of the file in an answer, got less")
-                vain = 0
+                through = resume(span)
             except (Spent, Absent):
                 raise
             except LinkDown as error:
@@ -201,6 +197,12 @@ class Link:
                 if self.stopping.is_set() or not worth:
                     raise
                 span = NARROW if vain else span
+            else:
+                if through:
+                    return
+                if size() - most < WORTH:  # answered as asked, and yet with next to nothing: that could go on for ever
+                    raise LinkDown(f"expected {WORTH} bytes or the rest of the file in an answer, got less")
+                vain = 0
             most = max(most, size())
 
     def _resume(
