@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from edgewright_agent.serving import http, listening
 from edgewright_agent.serving.routes import Routes
+from edgewright_agent.updating.update import State
 from sim import packages
 
 N = int(os.environ.get("EDGEWRIGHT_FUZZ", "0"))
@@ -37,7 +38,10 @@ def routes(tmp_path_factory):
         package = world.package("v1")
         with world.agent() as agent:
             world.want(package)
-            assert agent.model("digits").wait(20)
+            model, image = agent.model("digits"), packages.draw(1, seed=1)[0][0]
+            assert model.wait(20)
+            while agent._installer.states()["digits"].record.state is not State.IDLE:
+                model.predict({"image": image})  # until its trial is over: what comes now would end it otherwise
             yield Routes(agent, version="0")
 
 

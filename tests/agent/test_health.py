@@ -57,7 +57,6 @@ def test_a_window_is_judged_against_the_package_before(seen, expected):
 def test_a_first_install_is_judged_against_the_limit_of_a_first_version():
     first = Record(state=State.PROBATION)
     assert judged([window(errors=3)], first).health is Health.HEALTHY
-    assert judged([window(n=10, rejected=500)], first).health is Health.HEALTHY  # the callers' doing, for all one knows
     found = judged([window(errors=50)], first)
     assert (found.health, found.reason) == (Health.BROKEN, "errors: 50 of 100, against a limit of 2%")
 

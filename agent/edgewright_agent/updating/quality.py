@@ -11,8 +11,8 @@ Guarantee: a package that is no worse than margin and hour allow is sent back by
 
 - Confidence is a package's own scale: one that was less sure of its own reference rows by a factor may be so here.
 - A period of a few inferences allows almost any rate: never more than `WORST` is believed, unless it was seen.
-- On a first install nobody knows what is usual here: errors stay below `LIMIT`, the hub's limit of a first version.
-  Confidence is not judged, nor are rejections: who sends what no package declares is the application as likely.
+- On a first install nobody knows what is usual here: errors and rejections stay below `LIMIT`, the hub's limit of a
+  first version, and confidence is not judged.
 
 Seen (`scripts/measure_probation.py`: 300 probations of 100 windows of 60 inferences, rates of 1 %, a day before): a
 good package was sent back in 0.0 %, and in 0.3 % with rough counts (the hour of the day +-30 %, bursts of 70 %). Ten
@@ -45,13 +45,12 @@ class Rate(NamedTuple):
     name: str
     margin: float  # ratio that is tolerated
     limit: float | None  # of a first install
-    own_scale: bool = False  # what is usual is the package's to say
 
 
 RATES: Final = (
     Rate("errors", 1.1, LIMIT),
-    Rate("rejected inputs", 1.1, None),
-    Rate("answers of low confidence", 1.5, None, own_scale=True),
+    Rate("rejected inputs", 1.1, LIMIT),
+    Rate("answers of low confidence", 1.5, None),
 )
 # A rate fails by its bet, or because the true rate lies above the interval of the pre-period: both are within ALPHA.
 ENOUGH: Final = -math.log(ALPHA / len(RATES) - CERTAINTY)
@@ -143,7 +142,7 @@ def tolerated(i: int, before: PrePeriod, baseline: Baseline | None) -> float | N
     if n == 0:
         return rate.limit
     allowed = upper(k) / n * rate.margin * RHYTHM
-    if rate.own_scale and before.usual > 0:
+    if rate.limit is None and before.usual > 0:
         allowed *= max(1.0, usual(baseline) / before.usual)
     return min(allowed, max(WORST, 2 * k / n))
 
