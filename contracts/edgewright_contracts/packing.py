@@ -8,7 +8,7 @@
 The stream begins with `DICTIONARY` set before it, because a report is too short for a compressor to learn much from.
 Guarantee: `plain(pack(raw)) == raw`, byte by byte, for every report. Cost: about 90 µs to pack, 70 to unpack.
 
-A fifth less than zlib alone for 22 channels of 60 inferences; `benchmarks/agent_footprint.py` prints the size of reports.
+A fifth less than zlib alone for 22 channels of 60 inferences; benchmarks/agent_footprint.py prints the sizes.
 """
 
 from __future__ import annotations
