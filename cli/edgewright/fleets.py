@@ -1,4 +1,5 @@
-"""`edgewright fleet` and `edgewright rollout`: what the devices of a hub run, whether they drifted, who gets what next.
+"""`edgewright fleet` and `edgewright rollout`: what the devices of a hub run and are set to, whether they drifted, who
+gets what next.
 
 Both talk to the hub's HTTPS API. Without --hub they take the hub whose data directory is --data, on this machine.
 """
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
+from urllib.parse import urlencode
 
 import click
 from rich.console import Console
@@ -130,6 +132,79 @@ def retire(client: HubClient, device: str, as_json: bool) -> None:
     """Let a device in no more: its certificate ends now. A new token takes it back."""
     answer = client.post(f"/api/v1/devices/{device}/retire")
     click.echo(json.dumps(answer) if as_json else f"{device} is retired")
+
+
+@fleet.command()
+@click.argument("names", metavar="[DEVICE]...", nargs=-1)
+@click.option("--fleet", "fleet_name", default="", help="A whole fleet instead of devices; neither: all devices.")
+@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Set it there; more than once for more keys.")
+@click.option("--reset", is_flag=True, help="Forget what was set there before.")
+@click.option("--reason", default="", help="Why, for who reads it later.")
+@_with_hub
+def config(
+    client: HubClient,
+    names: tuple[str, ...],
+    fleet_name: str,
+    pairs: tuple[str, ...],
+    reset: bool,
+    reason: str,
+    as_json: bool,
+) -> None:
+    """Show or set how devices are to behave: profile, limits, windows, samples. A device's settings win over its
+    fleet's, and those over what is set for all; devices follow as soon as they hear of it."""
+    if pairs or reset:
+        settings = dict(_setting(pair) for pair in pairs)
+        asked = {"devices": names, "fleet": fleet_name, "settings": settings, "reset": reset, "reason": reason}
+        found = client.post("/api/v1/config", asked)
+    elif reason:
+        raise RequestError("--reason belongs to a change: add --set KEY=VALUE or --reset")
+    else:
+        query = urlencode([("fleet", fleet_name), *(("device", name) for name in names)])
+        found = client.get(f"/api/v1/config?{query}")
+    if as_json:
+        click.echo(json.dumps({"configs": found}))
+        return
+    for one in found:
+        _tell_config(one)
+
+
+def _setting(pair: str) -> tuple[str, Any]:
+    """A number, true, false or null as JSON has them; anything else is a word."""
+    key, sign, value = pair.partition("=")
+    if not sign or not key:
+        raise RequestError(f"--set: expected KEY=VALUE, for instance profile=metered, got {pair!r}")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def _tell_config(found: dict[str, Any]) -> None:
+    console = Console()
+    whose = found["subject"] if found["scope"] != "fleet" else f"fleet {found['subject']}"
+    console.print(f"[bold]{escape(whose or 'all devices')}[/]  version {found['version']}", highlight=False)
+    table = Table("setting", "", "set for", "version", box=None, header_style="dim")
+    for one in found["settings"]:
+        value = json.dumps(one["value"]) if not isinstance(one["value"], str) else one["value"]
+        table.add_row(one["key"], escape(value), escape(_whom(one)), str(one["version"]))
+    _print(table, "all else is as the hub has it" if found["settings"] else "nothing is set: all is as the hub has it")
+    if found["narrower"]:
+        others = ", ".join(_whom(one) for one in found["narrower"])
+        console.print(f"set otherwise for {escape(others)}", style="dim", highlight=False)
+    table = Table("version", "for", "when", "who", "set to", "why", box=None, header_style="dim")
+    for one in found["history"][:10]:
+        values = ", ".join(f"{key}={json.dumps(value)}" for key, value in one["settings"].items()) or "nothing"
+        who, why = escape(one["who"]), escape(one["reason"])
+        table.add_row(str(one["version"]), escape(_whom(one)), _ago(one["at_ms"]), who, escape(values), why)
+    if table.row_count:
+        console.print()
+        console.print(table)
+
+
+def _whom(one: dict[str, Any]) -> str:
+    if one["scope"] == "device":
+        return str(one["subject"])
+    return f"fleet {one['subject']}" if one["scope"] == "fleet" else "all"
 
 
 # Rollouts.

@@ -1,7 +1,8 @@
 """The JSON API: what a person's tools, a publisher and an enrolling device may ask of the hub.
 
-Reading needs the role viewer; changing rollouts and making enrolment tokens, operator; publishing, publisher; an admin
-may do everything. Enrolment needs no role: its token is the credential. Nor does /healthz, which tells no detail.
+Reading needs the role viewer; changing rollouts and settings and making enrolment tokens, operator; publishing,
+publisher; an admin may do everything. Enrolment needs no role: its token is the credential. Nor does /healthz, which
+tells no detail.
 Every answer to a wrong request is {"error": "..."}: 400 malformed, or naming what is not here, 401 no token, 403 wrong
 role, 404 no such path or rollout, 409 not the next version, 413 too large, 422 the request is right and the answer is
 "no", with the reason, 503 something of the hub's own failed.
@@ -16,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Final, NamedTuple
 
 import sqlalchemy as sa
-from fastapi import APIRouter, Depends, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
@@ -25,6 +26,7 @@ from edgewright_contracts.codec import KIB, decode
 from . import control, enrolment, telemetry, tokens
 from .ca import Authority
 from .conductor import Conductor, Verb
+from .configuration import Asked
 from .registry import TARGETS_BYTES, Registry
 from .samples import Samples
 from .specification import RolloutSpec
@@ -270,6 +272,25 @@ def events(request: Request, _: Reader, after: int = 0) -> list[dict[str, Any]]:
     with hub_of(request).telemetry.connect() as connection:
         rows = connection.execute(sa.select(table).where(table.c.id > after).order_by(table.c.id).limit(PAGE)).all()
     return [dict(row._mapping) for row in rows]
+
+
+# Configuration.
+
+
+@router.get("/api/v1/config")
+def config(
+    request: Request, _: Reader, fleet: str = "", device: Annotated[tuple[str, ...], Query()] = ()
+) -> list[dict[str, Any]]:
+    """What is in force for these devices, or this fleet, or all, and the changes that led to it."""
+    return hub_of(request).conductor.configuration(fleet, device)
+
+
+@router.post("/api/v1/config")
+async def set_config(request: Request, caller: Operator) -> list[dict[str, Any]]:
+    """The body is a `configuration.Asked`; answers with what is in force then."""
+    body = await _body(request, SPEC_BYTES)
+    asked = decode(Asked, body, name="config", limit=SPEC_BYTES, wire="json")
+    return await run_in_threadpool(hub_of(request).conductor.configure, asked, who=caller.name, now_ms=now_ms())
 
 
 # Rollouts.

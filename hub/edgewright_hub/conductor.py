@@ -5,7 +5,8 @@ up to which telemetry.db was read. A hub that dies before it repeats the tick, o
 documents are published after the commit, and all of them again at every connection (`consumer`), so a device may get
 one twice but never misses one. Revisions of a device's document rise strictly.
 
-Order in a tick: new devices get what is promoted; then events, then windows, both in the order of their arrival.
+Order in a tick: new devices get what is promoted; then events, then windows, both in the order of their arrival; then
+documents follow the configuration that operators set.
 `tick` and the commands of people exclude one another; both may be called from any thread. Cost of an idle tick: six
 small SELECTs, about 10 µs for each device. `drift` has ticks of its own, so that neither can hold up the other.
 
@@ -29,7 +30,8 @@ from edgewright_contracts.desired import Config, Desired
 from edgewright_contracts.errors import ContractError, Refused, RequestError
 from edgewright_contracts.topics import Kind
 
-from . import admission, control, desired_documents, evidence, rollout, telemetry
+from . import admission, configuration, control, desired_documents, evidence, rollout, telemetry
+from .configuration import Configurations
 from .desired_documents import Changes, Documents, current, newcomers, promoted_for
 from .fleet_drift import FleetDrift
 from .gates import Ledger, SequentialGate
@@ -69,7 +71,7 @@ class Conductor:
         self._control = control_engine
         self._telemetry = telemetry_engine
         self._publish = publish
-        self._config = config
+        self._configurations = Configurations(config)
         self._documents = Documents()
         self._lock = threading.Lock()
         self.drift = FleetDrift(control_engine, telemetry_engine, registry.blobs)
@@ -123,10 +125,30 @@ class Conductor:
                 row = _row(connection, rollout_id)
                 spec, state = stored(row.spec), msgspec.convert(row.progress, RolloutState)
                 state, wishes = rollout.command(state, spec, event, f"{event} by {who}", now_ms)
-                changes = Changes(self._documents.read(connection), {}, self._config)
+                changes = self._changes(connection, self._documents.read(connection), {}, _fleets(connection))
                 _write(connection, {state.id: _stored(state, now_ms)}, [(w, state.id, spec) for w in wishes], changes)
                 _note(connection, now_ms, who, f"rollout {event}", rollout_id)
             self._send(changes.bodies)
+
+    def configure(self, asked: configuration.Asked, *, who: str, now_ms: int) -> list[dict[str, Any]]:
+        """Keep settings of devices; their documents follow at the next tick. Answers as `configuration`.
+
+        Raises RequestError, ContractError: `configuration.put`.
+        """
+        with self._lock, self._control.begin() as connection:
+            fleets = _fleets(connection)
+            configuration.put(connection, self._configurations.base, asked, fleets, who=who, now_ms=now_ms)
+            named = ", ".join(asked.devices) or (f"fleet {asked.fleet}" if asked.fleet else "all devices")
+            said = ", ".join(f"{key}={value}" for key, value in asked.settings.items())
+            _note(connection, now_ms, who, "config", f"{named}: {'reset ' if asked.reset else ''}{said}".strip())
+        return self.configuration(asked.fleet, asked.devices)
+
+    def configuration(self, fleet: str, devices: Sequence[str]) -> list[dict[str, Any]]:
+        """What is in force for each of the devices, or the fleet, or all, as people read it: JSON values only."""
+        with self._control.connect() as connection:
+            fleets, base = _fleets(connection), self._configurations.base
+            named = configuration.subjects(fleet, devices, fleets)
+            return [configuration.describe(connection, base, one, fleets) for one in named]
 
     def rollouts(self) -> list[dict[str, Any]]:
         """Every rollout as people read it, newest first: JSON values only."""
@@ -153,7 +175,10 @@ class Conductor:
             where = control.rollouts.c.state.in_(rollout.ACTIVE)
             active = connection.execute(sa.select(control.rollouts).where(where)).all()
             promoted = desired_documents.promoted(connection)
-        ahead = self._documents.ahead(documents, self._held())
+            ahead = self._documents.ahead(documents, self._held())
+            changes = self._changes(connection, documents, ahead, fleets)
+        for device in fleets:
+            changes.configure(device)
         grants: list[Grant] = [(wish, "", None) for wish in newcomers(fleets, documents, promoted)]
         windows, events = self._read(cursors, reading=bool(active))
         stepped: dict[str, dict[str, Any]] = {}
@@ -178,13 +203,22 @@ class Conductor:
                 stepped[after.id] = _stored(after, now_ms)
         positions = {"rollout.windows": windows, "rollout.events": events}
         moved = {name: rows[-1].id for name, rows in positions.items() if rows}
-        changes = Changes(documents, ahead, self._config)
-        if stepped or moved or ahead or grants:
+        if stepped or moved or grants or changes.bodies:
             with self._control.begin() as connection:
                 _write(connection, stepped, grants, changes)
                 rows = [{"name": name, "position": position} for name, position in moved.items()]
                 upsert(connection, control.cursors, rows, keys=["name"])
         return max(len(windows), len(events)) == BATCH, changes.bodies
+
+    def _changes(
+        self,
+        connection: sa.Connection,
+        documents: Mapping[str, Desired],
+        ahead: Mapping[str, int],
+        fleets: Mapping[str, str],
+    ) -> Changes:
+        self._configurations.read(connection, len(documents))
+        return Changes(documents, ahead, lambda device: self._configurations.of(device, fleets.get(device, "")))
 
     def _read(self, cursors: Mapping[str, int], *, reading: bool) -> tuple[Sequence[Any], Sequence[Any]]:
         """Rows behind the cursors; without a rollout only the last ones, to move the cursors on."""

@@ -1,4 +1,5 @@
-"""`hub.db`: what was decided and who may decide: devices, tokens, packages, rollouts, desired documents, drift, audit.
+"""`hub.db`: what was decided and who may decide: devices, tokens, packages, rollouts, settings, desired documents,
+drift, audit.
 
 Times are UTC milliseconds. synchronous=FULL: what was answered to a person or a device survives a power cut. Tokens
 are kept as sha256 of their 32 random bytes; nothing here lets one be used.
@@ -74,6 +75,19 @@ desired: Final = Table(
     Column("device", String(63), primary_key=True),
     Column("rev", BigInteger, nullable=False),
     Column("document", Document, nullable=False),  # contracts.desired.Desired as JSON
+)
+
+configs: Final = Table(  # rows are only added; the newest of each scope and subject is in force
+    "configs",
+    metadata,
+    Column("version", Id, primary_key=True),
+    Column("scope", String(8), nullable=False),  # all | fleet | device
+    Column("subject", String(64), nullable=False),  # the fleet or device; "" for all
+    Column("settings", Document, nullable=False),  # all that are set there, by key (configuration.KEYS)
+    Column("at_ms", BigInteger, nullable=False),
+    Column("who", String(64), nullable=False),
+    Column("reason", Text, nullable=False),
+    sqlite_autoincrement=True,
 )
 
 cursors: Final = Table(

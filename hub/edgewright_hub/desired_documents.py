@@ -1,7 +1,8 @@
 """What each device is told to run: the desired documents of hub.db, and how they change.
 
-A document changes in two ways only. A rollout wishes something of a device (`granted`), and a device that nobody has
-told anything yet gets what was promoted to its fleet (`newcomers`). Models that are not meant stay as they are.
+A document changes in three ways only. A rollout wishes something of a device (`granted`), a device that nobody has
+told anything yet gets what was promoted to its fleet (`newcomers`), and the configuration that is in force for it is
+another one (`configured`). Models that are not meant stay as they are.
 Writing is the conductor's, in the transaction that holds the rollouts' states; revisions rise strictly.
 
 No device can do harm to another's document. What cannot be sent is not stored (`Changes`); a row that cannot be read
@@ -11,7 +12,7 @@ counts as an empty document of the same revision; and a revision that no hub can
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -82,12 +83,14 @@ def _readable(row: Any) -> Desired:
 class Changes:
     """The documents that one transaction changes, each proven to be sendable before it is kept.
 
-    `ahead`: what `Documents.ahead` found; these devices are sent their document under a higher revision.
+    `ahead`: what `Documents.ahead` found; these devices are sent their document under a higher revision. `config_of`:
+    what is in force for a device.
     """
 
-    def __init__(self, documents: Mapping[str, Desired], ahead: Mapping[str, int], config: Config) -> None:
-        self._documents, self._ahead = documents, ahead
-        self._config = spread(config, len(documents))
+    def __init__(
+        self, documents: Mapping[str, Desired], ahead: Mapping[str, int], config_of: Callable[[str], Config]
+    ) -> None:
+        self._documents, self._ahead, self._config_of = documents, ahead, config_of
         self._changed: dict[str, Desired] = {}
         self.bodies: dict[str, bytes] = {}  # by device, as they go out
         for device in ahead:
@@ -95,11 +98,20 @@ class Changes:
 
     def grant(self, wish: Wish, rollout_id: str, spec: RolloutSpec | None) -> None:
         """A document that would not be valid with the wish stays as it is; the log says why."""
-        before = self._changed.get(wish.device) or self._documents.get(wish.device)
-        before = before or Desired(rev=0, config=self._config)
-        after = granted(before, wish, rollout_id, spec, self._config)
+        config = self._config_of(wish.device)
+        before = self._changed.get(wish.device) or self._documents.get(wish.device) or Desired(rev=0, config=config)
+        after = granted(before, wish, rollout_id, spec, config)
         if after != before:
             self._keep(wish.device, after)
+
+    def configure(self, device: str) -> None:
+        """A device that has no document is given one only for what an operator set."""
+        config = self._config_of(device)
+        before = self._documents.get(device)
+        if before is None and config.version:
+            self._keep(device, Desired(rev=0, config=config))
+        elif before is not None and (after := configured(before, config)) != before:
+            self._keep(device, after)
 
     def rows(self) -> list[dict[str, Any]]:
         """For control.desired."""
@@ -143,6 +155,13 @@ def granted(document: Desired, wish: Wish, rollout_id: str, spec: RolloutSpec | 
         models=tuple(sorted((*others, entry), key=lambda m: m.name)),
         config=msgspec.structs.replace(config, rollout_window_s=window_s),
     )
+
+
+def configured(document: Desired, config: Config) -> Desired:
+    """The document with this configuration; the windows of a trial stay as its rollout asked for them."""
+    if any(model.rollout for model in document.models):
+        config = msgspec.structs.replace(config, rollout_window_s=document.config.rollout_window_s)
+    return msgspec.structs.replace(document, config=config)
 
 
 def promoted(connection: sa.Connection) -> dict[tuple[str, str], str]:

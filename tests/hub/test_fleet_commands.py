@@ -104,3 +104,39 @@ def test_without_a_hub_it_says_how_to_name_one(tmp_path: Path, capsys: pytest.Ca
     assert "Name one with --hub URL --ca FILE --token-file FILE" in capsys.readouterr().err
     assert run(["fleet", "devices", "--hub", "https://127.0.0.1:1"]) == 3
     assert "no answer from the hub at https://127.0.0.1:1" in capsys.readouterr().err
+
+
+def test_a_configuration_is_set_shown_and_reset(edgewright: Callable[..., tuple[int, str, str]]) -> None:
+    told = [
+        "fleet",
+        "config",
+        "pi-0",
+        "--set",
+        "profile=metered",
+        "--set",
+        "limits.rss_mb=80",
+        "--reason",
+        "by satellite",
+    ]
+    code, out, _ = edgewright(*told, "--json")
+    (one,) = json.loads(out)["configs"]
+    assert (code, one["config"]["profile"], one["config"]["limits"]["rss_mb"]) == (0, "metered", 80.0)
+    assert (one["history"][0]["who"], one["history"][0]["reason"]) == ("admin", "by satellite")
+    code, out, _ = edgewright("fleet", "config", "pi-0")
+    assert (code, "metered" in out, "by satellite" in out) == (0, True, True)
+    assert all(len(line) <= 80 for line in out.splitlines())
+    assert "set otherwise for pi-0" in edgewright("fleet", "config")[1]
+    (two,) = json.loads(edgewright("fleet", "config", "pi-0", "--reset", "--json")[1])["configs"]
+    assert (two["config"]["profile"], two["settings"], len(two["history"])) == ("normal", [], 2)
+
+
+def test_a_wrong_configuration_is_refused_with_what_there_is(edgewright: Callable[..., tuple[int, str, str]]) -> None:
+    for asked, said in (
+        (("--set", "porfile=metered"), "porfile: there is no such setting. There are window_s"),
+        (("--set", "profile=cheap"), "profile"),
+        (("--set", "profile"), "expected KEY=VALUE"),
+        (("--fleet", "moon", "--reset"), "no enrolled device is in a fleet 'moon'"),
+        (("--reason", "why not"), "--reason belongs to a change"),
+    ):
+        code, out, err = edgewright("fleet", "config", *asked)
+        assert (code, out, said in err) == (2, "", True), err
