@@ -33,8 +33,8 @@ def record(**more) -> Record:
 NONE = Budgets()
 
 
-def judged(windows, record, budgets=NONE, added_mb=100):
-    return judge(windows, record, budgets, added_mb, None)
+def judged(windows, record, budgets=NONE, added_mb=100, alone=False):
+    return judge(windows, record, budgets, added_mb, None, alone=alone)
 
 
 @pytest.mark.parametrize(
@@ -57,8 +57,18 @@ def test_a_window_is_judged_against_the_package_before(seen, expected):
 def test_a_first_install_is_judged_against_the_limit_of_a_first_version():
     first = Record(state=State.PROBATION)
     assert judged([window(errors=3)], first).health is Health.HEALTHY
+    assert judged([window(rejected=500)], first).health is Health.BROKEN
     found = judged([window(errors=50)], first)
     assert (found.health, found.reason) == (Health.BROKEN, "errors: 50 of 100, against a limit of 2%")
+
+
+def test_where_no_other_package_could_answer_wrong_inputs_say_nothing_of_this_one():
+    first = Record(state=State.PROBATION)
+    for one in (first, record()):
+        assert judged([window(rejected=500)], one, alone=True).health is Health.HEALTHY
+        assert judged([window(errors=50)], one, alone=True).health is Health.BROKEN
+    silent = judged([window(n=0, rejected=500)], first, alone=True)
+    assert (silent.health, silent.seen.rejected) == (Health.SILENT, 500)
 
 
 def test_evidence_adds_up_over_the_windows_of_a_probation():

@@ -8,13 +8,14 @@ import msgspec
 import pytest
 
 from edgewright_agent.updating import install, retreat
-from edgewright_agent.updating.inbox import Wish
+from edgewright_agent.updating.inbox import Sealed, Wish
 from edgewright_agent.updating.refusals import LinkDown
 from edgewright_agent.updating.selftest_child import Verdict
 from edgewright_agent.updating.slots import Store
 from edgewright_agent.updating.update import Record, State
 from edgewright_contracts.desired import DesiredModel, Probation
 from edgewright_contracts.errors import Unavailable
+from edgewright_contracts.report import Window
 from edgewright_runtime.runtime import LoadFailed, NoMemory
 from sim import packages
 from sim.twin import HOUR, Device
@@ -54,6 +55,71 @@ def both(device, made):
     wanted = DesiredModel(name="digits", digest=made[1].digest)
     device.put(made[1], "b", active="b", record=Record(wanted=wanted, rev=1, attempt=1))
     return made
+
+
+def seal(device, n=0, *, errors=0, rejected=0) -> None:
+    """A window of what is on trial."""
+    window = Window(
+        boot_id="1" * 16, mono_start_ms=0, mono_end_ms=1, wall_start_ms=None, clock="unknown", next_due_s=1,
+        digest=device.job.record.digest[:16], variant="onnx-fp32", edge_hash="e" * 16, phase="probation", n=n,
+        errors={"ValueError": errors} if errors else {}, rejected={"range": rejected} if rejected else {},
+    )  # fmt: skip
+    device.installer._observed(Sealed("digits", [window], 1.0))
+    device.live(1, 1)
+
+
+def test_a_first_package_whose_callers_send_wrong_inputs_only_goes_on_answering_and_the_operator_hears_of_them(
+    device, first
+):
+    for _ in range(10):
+        seal(device, rejected=500)
+    assert device.host.answers == first.digest
+    assert device.job.record.healthy == 0  # for nothing was inferred
+    device.live(2 * HOUR)
+    assert device.host.answers == first.digest
+    back = next(e for e in device.host.told if e.after == "rollback")
+    assert back.reason == "no verdict in 3600 s: 0 of 3 healthy windows; 5000 of 5000 inputs were rejected"
+    assert back.failure == "operator"
+    assert not device.job.state.blocked
+
+
+def test_a_first_package_most_of_whose_inputs_are_wrong_is_committed_and_the_operator_hears_of_them(device, first):
+    for _ in range(3):
+        seal(device, 100, rejected=300)
+    assert (device.host.answers, device.states()[-2:]) == (first.digest, ["commit", "idle"])
+    done = next(e for e in device.host.told if e.after == "commit")
+    assert done.reason == "3 healthy windows; 900 of 1200 inputs were rejected"
+
+
+def test_where_another_package_could_answer_wrong_inputs_send_one_back_even_without_a_past(device, both):
+    wanted = DesiredModel(name="digits", digest=both[1].digest, probation=Probation(windows=3, max_s=HOUR))
+    store = Store(device.disk, device.models, "digits")
+    store.save(msgspec.structs.replace(store.state, record=Record(state=State.PROBATION, wanted=wanted, rev=1)))
+    device.boot()
+    device.want(1, digest=both[1].digest)
+    assert device.job.record.before.n == 0
+    seal(device, 100, rejected=300)
+    assert device.host.answers == both[0].digest
+    assert device.job.state.blocked == {both[1].digest: "rejected inputs: 300 of 400, against a limit of 2%"}
+
+
+def test_a_first_package_whose_own_errors_send_it_back_says_why_nothing_answers(device, first):
+    seal(device, 100, errors=60, rejected=300)
+    assert device.host.answers is None
+    why = "errors: 60 of 100, against a limit of 2%"
+    told = [(e.after, e.failure, e.reason) for e in device.host.told[-2:]]
+    nothing = "nothing was there before: until another package comes, nothing answers"
+    assert told == [("rollback", "model", why), ("blocked", "model", nothing)]
+    assert device.job.state.blocked == {first.digest: why}  # which `agent status` says
+
+
+def test_what_failed_before_does_not_answer_for_what_fails_now(device, both):
+    wanted = DesiredModel(name="digits", digest=both[1].digest)
+    store = Store(device.disk, device.models, "digits")
+    record = Record(state=State.ROLLBACK, wanted=wanted, rev=1, failure="model", reason="errors")
+    store.save(msgspec.structs.replace(store.state, record=record, blocked={both[0].digest: "crashes"}))
+    device.boot()
+    assert device.host.answers is None
 
 
 def test_a_first_package_that_is_not_wanted_any_more_answers_until_another_does(device, first):

@@ -4,7 +4,8 @@ Rules of a window in probation:
 - errors, rejected inputs and low confidence, against the package before it on the same device: see `quality`;
 - budgets of the manifest (p95 latency, memory): broken when over in 3 of 3 windows. Of memory the growth of the process
   since before the load counts, and nobody can tell the application's from the model's: a budget wants room for both;
-- a window in which nothing was inferred says nothing.
+- a window in which nothing was inferred says nothing, but for the inputs that it rejected;
+- where no other package could answer, rejected inputs send none back: how the probation ended says how many they were.
 """
 
 from __future__ import annotations
@@ -46,15 +47,22 @@ class Conclusion(NamedTuple):
 
 
 def judge(
-    windows: list[Window], record: Record, budgets: Budgets, added_mb: float, baseline: Baseline | None
+    windows: list[Window],
+    record: Record,
+    budgets: Budgets,
+    added_mb: float,
+    baseline: Baseline | None,
+    *,
+    alone: bool = False,
 ) -> Judgement:
-    """The windows that were sealed together for the package in probation (one per context), whose baseline this is."""
+    """The windows that were sealed together for the package in probation (one per context), whose baseline this is;
+    `alone`: there is none to go back to."""
     more = quality.seen(windows, baseline)
-    if more.n + more.rejected == 0:
-        return Judgement(Health.SILENT, "", record.breaches, record.seen)
     now = record.seen.plus(more)
-    if worse := quality.worse(now, record.before, baseline):
+    if worse := quality.worse(now, record.before, baseline, alone=alone):
         return Judgement(Health.BROKEN, worse, record.breaches, now)
+    if more.n == 0:
+        return Judgement(Health.SILENT, "", record.breaches, now)
     over = over_budget(windows, budgets, added_mb)
     if not over:
         return Judgement(Health.HEALTHY, "", 0, now)
@@ -68,12 +76,18 @@ def conclude(record: Record, took_s: float, online: bool) -> Conclusion | None:
     rule = record.wanted.probation
     late = took_s > rule.max_s
     if record.healthy >= rule.windows and (online or late):
-        how = f"{record.healthy} healthy windows"
+        how = f"{record.healthy} healthy windows{_rejected(record.seen)}"
         return Conclusion(Event.DONE, how if online else f"offline: {how}, no contact with the hub", None)
     if late:
-        reason = f"no verdict in {rule.max_s:g} s: {record.healthy} of {rule.windows} healthy windows"
+        seen = f"{record.healthy} of {rule.windows} healthy windows{_rejected(record.seen)}"
+        reason = f"no verdict in {rule.max_s:g} s: {seen}"
         return Conclusion(Event.DELAYED, reason, "operator")
     return None
+
+
+def _rejected(seen: Seen) -> str:
+    inputs = seen.n + seen.rejected
+    return f"; {seen.rejected} of {inputs} inputs were rejected" if seen.rejected > quality.LIMIT * inputs else ""
 
 
 def over_budget(windows: list[Window], budgets: Budgets, added_mb: float) -> str:

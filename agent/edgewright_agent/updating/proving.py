@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgewright_contracts.errors import Refused, RequestError, Unavailable
+from edgewright_contracts.errors import ContractError, Refused, RequestError, Unavailable
 from edgewright_contracts.manifest import Variant
 from edgewright_contracts.package import Package
 
@@ -80,14 +80,14 @@ class Proving:
             self._previous(job, interrupt)
             return True
         reason = f"self-test on this runtime and CPU: {verdict.reason}"
-        if job.record.state is State.PROBATION and (_previous(job) is not None or not verdict.ran):
+        if job.record.state is State.PROBATION and (previous(job) is not None or not verdict.ran):
             job.go(Event.DELAYED, reason=reason, failure="operator", log_tail=tail)
             return False  # the rollback is next
         return self._failed(job, side, reason, verdict.ran, tail, interrupt)
 
     def _failed(self, job: Job, side: Side, reason: str, ran: bool, tail: str, interrupt: Callable[[], None]) -> bool:
         other = job.state.spare
-        if _previous(job) is not None and self._passes(job.store, other, interrupt):
+        if previous(job) is not None and self._passes(job.store, other, interrupt):
             job.emit(job.record, f"{reason}; the previous package answers", failure="operator", log_tail=tail)
             job.store.save(msgspec.structs.replace(job.state, active=other))
             return True
@@ -100,7 +100,7 @@ class Proving:
 
     def _previous(self, job: Job, interrupt: Callable[[], None]) -> None:
         """The package to go back to is tested as well, and forgotten when it would take the application with it."""
-        if (slot := _previous(job)) is None:
+        if (slot := previous(job)) is None:
             return
         spare = job.state.spare
         try:
@@ -131,6 +131,18 @@ def proven(store: Store, side: Side) -> bool:
     return proof.read(store.disk, package, variant, slot.runtime) is not None
 
 
+def previous(job: Job) -> Slot | None:
+    """What could answer in place of the active package: not what failed, and of what this update is about only what
+    passed its self-test here."""
+    slot = job.state.slot(job.state.spare)
+    if slot is None or slot.digest in job.state.blocked:
+        return None
+    try:
+        return slot if slot.digest != job.record.digest or proven(job.store, job.state.spare) else None
+    except (ContractError, Unavailable, OSError):
+        return None
+
+
 def told(verdict: Verdict) -> str:
     """What an event says of a pass."""
     form = "; optimised for this CPU" if verdict.files else ""
@@ -142,12 +154,6 @@ def told(verdict: Verdict) -> str:
 def made(disk: Disk, package: Package, variant: Variant, runtime: str) -> tuple[Path, bool]:
     """(file to load, whether it is an optimised one). Raises Unavailable, OSError."""
     return proof.to_load(package, variant, proof.read(disk, package, variant, runtime))
-
-
-def _previous(job: Job) -> Slot | None:
-    """What was committed before the active package, if it is still there: not a candidate, and not what failed."""
-    slot = job.state.slot(job.state.spare)
-    return slot if slot is not None and slot.digest not in (job.record.digest, *job.state.blocked) else None
 
 
 def _opened(store: Store, side: Side) -> tuple[Package, Variant, Slot]:

@@ -13,6 +13,8 @@ Guarantee: a package that is no worse than margin and hour allow is sent back by
 - A period of a few inferences allows almost any rate: never more than `WORST` is believed, unless it was seen.
 - On a first install nobody knows what is usual here: errors and rejections stay below `LIMIT`, the hub's limit of a
   first version, and confidence is not judged.
+- Rejections are the callers' doing as likely as the package's. Where no other package could answer in its place, they
+  send none back: it would leave the callers with nothing, and teach them nothing.
 
 Seen (`scripts/measure_probation.py`: 300 probations of 100 windows of 60 inferences, rates of 1 %, a day before): a
 good package was sent back in 0.0 %, and in 0.3 % with rough counts (the hour of the day +-30 %, bursts of 70 %). Ten
@@ -45,11 +47,12 @@ class Rate(NamedTuple):
     name: str
     margin: float  # ratio that is tolerated
     limit: float | None  # of a first install
+    callers: bool = False  # may be their doing
 
 
 RATES: Final = (
     Rate("errors", 1.1, LIMIT),
-    Rate("rejected inputs", 1.1, LIMIT),
+    Rate("rejected inputs", 1.1, LIMIT, callers=True),
     Rate("answers of low confidence", 1.5, None),
 )
 # A rate fails by its bet, or because the true rate lies above the interval of the pre-period: both are within ALPHA.
@@ -122,11 +125,12 @@ def remembered(period: PrePeriod, more: Seen, baseline: Baseline | None) -> PreP
     return PrePeriod(**counts, usual=usual(baseline), windows=_three(windows), squares=_three(squares))
 
 
-def worse(now: Seen, before: PrePeriod, baseline: Baseline | None) -> str:
-    """What is worse now than before, "" for nothing; `baseline` is that of the package on probation."""
+def worse(now: Seen, before: PrePeriod, baseline: Baseline | None, *, alone: bool = False) -> str:
+    """What is worse now than before, "" for nothing; `baseline` is that of the package on probation, and it is `alone`
+    where there is none to go back to."""
     for i, rate in enumerate(RATES):
         k, n = now.bad[i], now.trials[i]
-        allowed = tolerated(i, before, baseline)
+        allowed = None if alone and rate.callers else tolerated(i, before, baseline)
         if allowed is None or k <= allowed * n:
             continue  # no bet has won anything
         log_e = mixed([rate_llr(k, n, allowed, rho) for rho in RHO], dispersion(i, before))

@@ -19,7 +19,7 @@ from edgewright_contracts.errors import ContractError, Unavailable
 from . import update
 from .failures import classify, passing
 from .job import Job
-from .proving import proven
+from .proving import previous, proven
 from .quality import PrePeriod
 from .slots import ModelState, Side
 from .steps import load
@@ -57,7 +57,7 @@ def roll_back(job: Job) -> None:
     running, blame = state.running, record.failure == "model"
     sides: list[Side] = [state.active] if state.active else []
     if running is not None and running.digest == record.digest:
-        sides = [side for side in (state.spare,) if state.slot(side) is not None]
+        sides = [state.spare] if previous(job) is not None else []
         if state.active and not blame and _may_stay(job, state.active):
             sides.append(state.active)
     answers, job.loaded, job.load_at_s = job.loaded, None, None
@@ -81,7 +81,7 @@ def roll_back(job: Job) -> None:
 def _told(state: ModelState, digest: str) -> str:
     now = state.running
     if now is None:
-        return "nothing was there before"
+        return "nothing was there before: until another package comes, nothing answers"
     return f"{now.version} goes on: nothing else is here" if now.digest == digest else f"runs {now.version} again"
 
 
@@ -126,7 +126,7 @@ def _fall_back(job: Job, side: Side, error: Exception) -> None:
         event = Event.BROKEN if failure == "model" else Event.DELAYED
         job.go(event, reason=f"does not load: {error}", failure=failure)
         return  # the machine rolls back on its next step
-    state = _first_of(job, [job.state.spare] if _is_previous(job) else [])
+    state = _first_of(job, [job.state.spare] if previous(job) is not None else [])
     if not passing(error):
         state = state.with_slot(side, None)
     elif job.loaded is None:
@@ -136,17 +136,6 @@ def _fall_back(job: Job, side: Side, error: Exception) -> None:
     if state != job.state:
         job.save(state)
         job.store.commit()
-
-
-def _is_previous(job: Job) -> bool:
-    """Whether the other slot holds what answered once: not what failed, nor what was only staged."""
-    slot = job.state.slot(job.state.spare)
-    if slot is None or slot.digest in job.state.blocked:
-        return False
-    try:
-        return slot.digest != job.record.digest or proven(job.store, job.state.spare)
-    except (ContractError, Unavailable, OSError):
-        return False
 
 
 def _later(job: Job) -> None:

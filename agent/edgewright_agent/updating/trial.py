@@ -20,6 +20,7 @@ from edgewright_runtime.runtime import NoMemory
 from . import health
 from .health import Conclusion, Health
 from .job import HISTORY_S, Host, Job
+from .proving import previous
 from .slots import Slot
 from .steps import load
 from .update import Event
@@ -81,7 +82,8 @@ def judge(job: Job, windows: list[Window], rss_mb: float) -> None:
     if loaded is None or record.wanted is None:
         return
     added_mb = rss_mb - loaded.before_mb
-    verdict = health.judge(windows, record, loaded.package.manifest.budgets, added_mb, loaded.baseline)
+    budgets, alone = loaded.package.manifest.budgets, previous(job) is None
+    verdict = health.judge(windows, record, budgets, added_mb, loaded.baseline, alone=alone)
     if verdict.health is Health.BROKEN:
         job.go(Event.BROKEN, reason=verdict.reason, failure="model")
         return
