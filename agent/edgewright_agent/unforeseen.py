@@ -14,6 +14,7 @@ from edgewright_contracts import event as events
 from edgewright_contracts.errors import Refused, RequestError, Unavailable
 
 from .clock import Clock
+from .draft import draft
 
 TELL_S: Final = 3600.0
 
@@ -42,15 +43,12 @@ class Unforeseen:
             return
         try:
             self._emit(
-                events.Event(
-                    spool_id="0" * 16,  # given with the number, when it is offered
-                    seq=1,
-                    boot_id=self._boot_id,
-                    mono_ms=self._clock.monotonic_ns() // 1_000_000,
-                    wall_ms=self._clock.wall_ms(),
+                draft(
+                    self._clock,
+                    self._boot_id,
                     before=thread,
                     after=thread,
-                    reason=f"unforeseen: {type(error).__name__}: {error}"[:1024],
+                    reason=f"unforeseen: {type(error).__name__}: {error}",
                     failure="disk" if isinstance(error, OSError) else None,
                     log=tail(error),
                 )

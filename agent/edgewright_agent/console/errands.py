@@ -18,6 +18,7 @@ from edgewright_contracts.desired import Command
 from edgewright_contracts.errors import EdgewrightError
 
 from ..clock import Clock
+from ..draft import draft
 from ..unforeseen import Unforeseen
 
 POLL_S: Final = 2.0
@@ -86,15 +87,12 @@ class Errands:
             text, reason = "", f"command {command.id} went wrong: {type(error).__name__}: {error}"
         try:
             self._emit(
-                events.Event(
-                    spool_id="0" * 16,  # given with the number, when it is offered
-                    seq=1,
-                    boot_id=self._boot_id,
-                    mono_ms=self._clock.monotonic_ns() // 1_000_000,
-                    wall_ms=self._clock.wall_ms(),
+                draft(
+                    self._clock,
+                    self._boot_id,
                     before=verb,
                     after=verb,
-                    reason=reason[:1024],
+                    reason=reason,
                     log=text[: events.LOG_TAIL_BYTES],
                 )
             )

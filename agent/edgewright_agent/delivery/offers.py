@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from edgewright_contracts.desired import REOFFER_S, Ack
-from edgewright_contracts.event import Event
 
 from .. import clock as clocks
 from ..clock import Clock
+from ..draft import draft
 from .mqtt import Transport
 from .spool import Spool, Terms
 
@@ -128,17 +128,7 @@ class Offers:
                 f"for {self._now_s() - since_s:.0f} s the disk took nothing ({why}); what was counted waited in memory"
             )
             self._spool.event(
-                Event(
-                    spool_id="0" * 16,  # given with the number, when it is offered
-                    seq=1,
-                    boot_id=self._boot_id,
-                    mono_ms=self._clock.monotonic_ns() // 1_000_000,
-                    wall_ms=self._clock.wall_ms(),
-                    before="spool",
-                    after="spool",
-                    reason=took[:1024],
-                    failure="disk",
-                )
+                draft(self._clock, self._boot_id, before="spool", after="spool", reason=took, failure="disk")
             )
             self._trouble = None
 

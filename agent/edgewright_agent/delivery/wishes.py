@@ -17,6 +17,7 @@ from edgewright_contracts.event import Event
 
 from ..clock import Clock
 from ..disk import Disk, atomic_write
+from ..draft import draft
 
 AHEAD: Final = 1_000_000  # revisions; a hub makes a few a day
 
@@ -59,19 +60,7 @@ class Wishes:
             return
         said = f"revision {rev} is ignored: it is more than {AHEAD} above {known}, and no later one could follow"
         log.error("%s", said)
-        self._emit(
-            Event(
-                spool_id="0" * 16,  # given with the number, when it is offered
-                seq=1,
-                boot_id=self._boot_id,
-                mono_ms=self._clock.monotonic_ns() // 1_000_000,
-                wall_ms=self._clock.wall_ms(),
-                before="desired",
-                after="desired",
-                reason=said,
-                failure="hub",
-            )
-        )
+        self._emit(draft(self._clock, self._boot_id, before="desired", after="desired", reason=said, failure="hub"))
         self._refused_rev = rev
 
     def _stored(self) -> Desired | None:

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 from edgewright_contracts import event as events
 
 from ..clock import Clock
+from ..draft import draft
 from .rows import Subject
 
 TELL_S: Final = 600.0
@@ -64,17 +65,14 @@ class Notices:
 
     def _event(self, notice: Notice) -> events.Event:
         subject = notice.subject
-        return events.Event(
-            spool_id="0" * 16,  # given with the number, when it is offered
-            seq=1,
-            boot_id=self._boot_id,
-            mono_ms=self._clock.monotonic_ns() // 1_000_000,
-            wall_ms=self._clock.wall_ms(),
+        return draft(
+            self._clock,
+            self._boot_id,
             model=subject.model if subject else "",
             digest=subject.digest if subject else "",
             variant=subject.variant.id if subject else "",
             rollout=subject.rollout if subject else "",
             before=notice.before,
             after=notice.after,
-            reason=notice.reason[:1024],
+            reason=notice.reason,
         )

@@ -22,6 +22,7 @@ from edgewright_runtime.golden import Transform
 from edgewright_runtime.runtime import Session
 
 from ..clock import Clock
+from ..draft import draft
 from ..limits.governor import Step
 from . import quality, update
 from .slots import ModelState, Side, Slot, Store
@@ -177,22 +178,19 @@ class Job:
         mine = slot if slot is not None and slot.digest == after.digest else None
         log.info("%s: %s → %s %s", self.store.name, before.state, after.state, reason)
         self._host.emit(
-            events.Event(
-                spool_id="0" * 16,  # given with the number, when it is offered
-                seq=1,
-                boot_id=self._boot_id,
-                mono_ms=self._clock.monotonic_ns() // 1_000_000,
-                wall_ms=self._clock.wall_ms(),
+            draft(
+                self._clock,
+                self._boot_id,
                 model=self.store.name,
                 digest=after.digest,
                 variant=mine.variant if mine else "",
                 rollout=after.wanted.rollout if after.wanted else "",
                 before=before.state.value,
                 after=after.state.value,
-                reason=(reason or after.reason)[:1024],
+                reason=reason or after.reason,
                 failure=failure or after.failure,
                 attempt=after.attempt,
-                log=log_tail[-events.LOG_TAIL_BYTES :],
+                log=log_tail,
             )
         )
         self._told.append((after, reason))
