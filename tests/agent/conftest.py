@@ -13,7 +13,7 @@ import pytest
 from edgewright_agent.agent import Agent
 from edgewright_contracts.desired import Config, Desired, DesiredModel, Probation
 from edgewright_contracts.manifest import FileRef, encode_manifest
-from edgewright_contracts.package import read_package
+from edgewright_contracts.package import Package, read_package
 from sim import packages
 from sim.broker import SimBroker, SimTransport
 from sim.hub import SimHub
@@ -77,7 +77,19 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    repository = Repository(tmp_path / "repo")
+def repository(tmp_path: Path) -> Repository:
+    return Repository(tmp_path / "repo")
+
+
+@pytest.fixture
+def package(tmp_path: Path, repository: Repository) -> Package:
+    """One that the repository serves."""
+    package = packages.make_package(tmp_path / "p")
+    repository.publish(package)
+    return package
+
+
+@pytest.fixture
+def world(tmp_path: Path, repository: Repository) -> Iterator[World]:
     with repository.served() as url:
         yield World(tmp_path, url, repository)

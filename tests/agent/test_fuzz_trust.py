@@ -21,13 +21,13 @@ from edgewright_agent.disk import RealDisk
 from edgewright_agent.updating import delta as patching
 from edgewright_agent.updating.fetch import Link
 from edgewright_agent.updating.refusals import Distrusted, LinkDown, NotAllowed, WrongBytes
-from edgewright_agent.updating.trust import Trust
 from edgewright_contracts.manifest import FileRef
-from edgewright_hub.deltas import make
+from edgewright_hub.registry.deltas import make
 from sim import packages
 from sim.clock import SimClock
 from sim.link import SimLink
 from sim.repository import Repository
+from sim.verifier import Verifier
 
 N = int(os.environ.get("EDGEWRIGHT_FUZZ", "0"))
 FUZZ = settings(
@@ -77,26 +77,23 @@ class World:
         self.served[f"/{self.package.digest}.manifest.json"] = self.package.manifest_bytes
 
     def device(self, lies, *, seen):
-        """One that has seen the honest metadata before, or none. Returns what it trusts by, and its link."""
+        """One that has seen the honest metadata before, or none."""
         folder = self.folder / f"device{self.tries}"
         self.tries += 1
-        clock = SimClock(int(self.repository.now.timestamp() * 1000) + 60_000)
-        wire = SimLink(self.repository.folder, clock, bytes_per_s=1e6)
-        link = Link(wire.pool, clock=clock, wait=clock.advance)
-        trust = Trust(RealDisk(), folder, self.repository.root, "http://hub/", link, clock)
+        device = Verifier(folder, self.repository)
         if seen:
-            trust.manifest("digits", self.package.digest)
-        wire.lies = lies
-        return trust, folder
+            device.manifest(self.package)
+        device.wire.lies = lies
+        return device
 
     def must_hold(self, lies, *, seen):
-        trust, folder = self.device(lies, seen=seen)
+        device = self.device(lies, seen=seen)
         try:
-            assert trust.manifest("digits", self.package.digest) == self.package.manifest_bytes
+            assert device.manifest(self.package) == self.package.manifest_bytes
         except DECLARED:
             pass
         finally:
-            shutil.rmtree(folder)
+            shutil.rmtree(device.folder)
 
     def signed(self, role, data):
         """By the key of its role, as a stolen hub would for what it holds; as it is when it is not even metadata."""
@@ -180,18 +177,17 @@ def test_anything_served_as_metadata_or_manifest(world, kind, seen):
 @given(data=st.data())
 def test_anything_that_lies_in_the_devices_own_store(world, data):
     """Flash rots: what was kept is damaged, and the repository is honest."""
-    trust, folder = world.device({}, seen=True)
-    names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.json") if p.is_file())
-    file = folder / data.draw(st.sampled_from(names))
+    device = world.device({}, seen=True)
+    names = sorted(str(p.relative_to(device.folder)) for p in device.folder.rglob("*.json") if p.is_file())
+    file = device.folder / data.draw(st.sampled_from(names))
     file.write_bytes(data.draw(st.one_of(st.binary(max_size=100), mutated(file.read_bytes()))))
     try:
-        for ask in (lambda: trust.allow("digits", world.package.digest), lambda: None):
-            ask()
-        assert trust.manifest("digits", world.package.digest) == world.package.manifest_bytes
+        device.trust.allow("digits", world.package.digest)
+        assert device.manifest(world.package) == world.package.manifest_bytes
     except DECLARED as refusal:
         pytest.fail(f"{file.name}: {refusal}")
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(device.folder)
 
 
 @FUZZ

@@ -13,18 +13,14 @@ import pytest
 
 from edgewright_agent.disk import RealDisk
 from edgewright_agent.updating.delta import Downloads
-from edgewright_agent.updating.fetch import Link
 from edgewright_agent.updating.refusals import LinkDown
 from edgewright_agent.updating.slots import Store
-from edgewright_agent.updating.trust import Trust
 from edgewright_contracts.desired import Download
 from edgewright_contracts.manifest import FileRef, encode_manifest
 from edgewright_contracts.package import read_package
 from sim import packages
-from sim.clock import SimClock
-from sim.link import SimLink
 from sim.proxy import Proxy
-from sim.repository import Repository
+from sim.verifier import Verifier
 
 MODEL = "variants/onnx-fp32/model.onnx"
 SLOWEST = 1250.0  # bytes/s: 10 kbit/s
@@ -40,17 +36,13 @@ def grown(model: bytes, n: int) -> bytes:
     return model + b"\x32" + length + bytes([size]) + text
 
 
-class Slow:
-    """A device behind a simulated link; nothing waits for real."""
+class Slow(Verifier):
+    """One that downloads as well."""
 
     def __init__(self, folder, repository, **knobs) -> None:
-        self.clock = SimClock(int(repository.now.timestamp() * 1000) + 60_000)
-        self.wire = SimLink(repository.folder, self.clock, **{"bytes_per_s": SLOWEST, **knobs})
-        self.link = Link(self.wire.pool, clock=self.clock, wait=self.clock.advance)
-        disk = RealDisk()
-        self.trust = Trust(disk, folder / "trust", repository.root, "http://hub/", self.link, self.clock)
-        self.downloads = Downloads(disk, self.link, "http://hub/")
-        self.store = Store(disk, folder / "models", "digits")
+        super().__init__(folder, repository, **{"bytes_per_s": SLOWEST, **knobs})
+        self.downloads = Downloads(self.disk, self.link, self.url)
+        self.store = Store(self.disk, folder / "models", "digits")
 
     def update(self, package) -> float:
         """Seconds until all files are there."""
@@ -61,11 +53,6 @@ class Slow:
                 self.downloads.file(file, ref, self.store, None, lambda: None)
                 assert self.store.part(ref.sha256).read_bytes() == package.read(file)
         return (self.clock.monotonic_ns() - began) / 1e9
-
-
-@pytest.fixture
-def repository(tmp_path):
-    return Repository(tmp_path / "repo")
 
 
 @pytest.fixture

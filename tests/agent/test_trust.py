@@ -8,42 +8,14 @@ import pytest
 from securesystemslib.signer import CryptoSigner
 
 from edgewright_agent.disk import RealDisk
-from edgewright_agent.updating.fetch import Link
 from edgewright_agent.updating.refusals import Distrusted, LinkDown, NotAllowed, WrongBytes
-from edgewright_agent.updating.trust import Trust
-from sim import packages
-from sim.clock import SimClock
-from sim.repository import Repository
-
-
-class Device:
-    def __init__(self, folder, url, root, clock):
-        self.disk, self.folder, self.clock = RealDisk(), folder, clock
-        self.link = Link()
-        self.url = url
-        self.trust = Trust(self.disk, folder / "trust", root, url, self.link, clock)
-
-    def manifest(self, package):
-        return self.trust.manifest(package.manifest.name, package.digest)
-
-
-@pytest.fixture
-def repository(tmp_path):
-    return Repository(tmp_path / "repo")
-
-
-@pytest.fixture
-def package(tmp_path, repository):
-    package = packages.make_package(tmp_path / "p")
-    repository.publish(package)
-    return package
+from sim.verifier import Verifier
 
 
 @pytest.fixture
 def device(tmp_path, repository):
-    clock = SimClock(int(repository.now.timestamp() * 1000) + 60_000)
     with repository.served() as url:
-        yield Device(tmp_path / "device", url, repository.root, clock)
+        yield Verifier(tmp_path / "device", repository, url)
 
 
 def test_a_signed_manifest_is_handed_out(device, package):

@@ -16,15 +16,11 @@ from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import MetaFile
 
 from edgewright_agent.clock import SystemClock
-from edgewright_agent.disk import RealDisk
-from edgewright_agent.updating.fetch import Link
 from edgewright_agent.updating.refusals import Distrusted, LinkDown, NotAllowed
-from edgewright_agent.updating.trust import REFRESH_S, Trust
+from edgewright_agent.updating.trust import REFRESH_S
 from edgewright_contracts.manifest import target_path
 from sim import packages
-from sim.clock import SimClock
-from sim.link import SimLink
-from sim.repository import Repository
+from sim.verifier import Verifier
 
 MODEL = "variants/onnx-fp32/model.onnx"
 
@@ -188,34 +184,9 @@ def test_each_attack_is_refused_for_its_own_reason_and_the_old_package_goes_on_a
         assert world.hub.wait(lambda: model.active.subject.digest == new.digest)
 
 
-class Device:
-    """Only what verifies, with time that passes by the clock and a link that does as it is told."""
-
-    def __init__(self, folder, repository, bytes_per_s=1e6):
-        self.clock = SimClock(int(repository.now.timestamp() * 1000) + 60_000)
-        self.wire = SimLink(repository.folder, self.clock, bytes_per_s=bytes_per_s)
-        link = Link(self.wire.pool, clock=self.clock, wait=self.clock.advance)
-        self.trust = Trust(RealDisk(), folder / "trust", repository.root, "http://hub/", link, self.clock)
-
-    def manifest(self, package):
-        return self.trust.manifest("digits", package.digest)
-
-
-@pytest.fixture
-def repository(tmp_path):
-    return Repository(tmp_path / "repo")
-
-
-@pytest.fixture
-def package(tmp_path, repository):
-    package = packages.make_package(tmp_path / "p")
-    repository.publish(package)
-    return package
-
-
 @pytest.fixture
 def device(tmp_path, repository):
-    return Device(tmp_path / "device", repository)
+    return Verifier(tmp_path / "device", repository)
 
 
 @pytest.mark.parametrize(("bytes_per_s", "reason"), [(20, "took longer than 600 s"), (2, "expected 960 bytes in 60 s")])
