@@ -42,7 +42,7 @@ lint: install
 	$(BIN)/lint-imports
 
 test: install legacy mosquitto lint
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --ignore tests/integration
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --ignore tests/integration
 	$(BIN)/pytest tests/integration
 
 # Hostile input, other examples at every run: contracts, the Open Inference Protocol, TUF's metadata.
