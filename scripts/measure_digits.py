@@ -23,7 +23,7 @@ from edgewright_contracts.baseline import decode_baseline, per_channel
 from edgewright_contracts.channels import Binner
 from edgewright_contracts.package import Package
 from edgewright_devices import load
-from edgewright_hub.drift import pad, simes, window_p
+from edgewright_hub.drift.measures import pad, simes, window_p
 from edgewright_models.digits import data
 from edgewright_models.digits.recipe import BETTER, FIRST, MISLABELLED, recipe
 from edgewright_runtime.runtime import open_session

@@ -16,8 +16,8 @@ import click
 from edgewright_contracts.errors import RequestError
 
 if TYPE_CHECKING:
+    from edgewright_hub.fleet.tokens import Role
     from edgewright_hub.serve import Address, Running
-    from edgewright_hub.tokens import Role
 
 _DATA = click.option(
     "--data",
@@ -103,10 +103,10 @@ def serve(
 @_JSON
 def token(data: Path, uses: int, expires: str, pattern: str, fleet: str, as_json: bool) -> None:
     """Make an enrolment token. Works on the data directory, whether or not the hub runs."""
-    from edgewright_hub import tokens
-    from edgewright_hub.ca import open_authority
-    from edgewright_hub.control import open_control
-    from edgewright_hub.registry import Registry
+    from edgewright_hub.fleet import tokens
+    from edgewright_hub.fleet.ca import open_authority
+    from edgewright_hub.registry.registry import Registry
+    from edgewright_hub.storage.control import open_control
 
     _served_before(data)
     engine = open_control(data / "hub.db")
@@ -133,8 +133,8 @@ def token(data: Path, uses: int, expires: str, pattern: str, fleet: str, as_json
 @_JSON
 def user(name: str, role: Role, data: Path, as_json: bool) -> None:
     """Make an API token for NAME: viewer reads, operator rolls out and enrols, publisher publishes, admin does all."""
-    from edgewright_hub import tokens
-    from edgewright_hub.control import open_control
+    from edgewright_hub.fleet import tokens
+    from edgewright_hub.storage.control import open_control
 
     _served_before(data)
     engine = open_control(data / "hub.db")
@@ -150,8 +150,8 @@ def user(name: str, role: Role, data: Path, as_json: bool) -> None:
 @_JSON
 def migrate(data: Path, as_json: bool) -> None:
     """Bring both databases to this release's schema. `hub serve` does it too."""
-    from edgewright_hub.control import open_control
-    from edgewright_hub.telemetry import open_telemetry
+    from edgewright_hub.storage.control import open_control
+    from edgewright_hub.storage.telemetry import open_telemetry
 
     if not data.is_dir():
         raise RequestError(f"--data: expected a hub's directory, there is none at {data}")
@@ -186,8 +186,8 @@ def broker_config(
     directory: Path, data: Path, listen: str, websocket_port: int | None, user: str | None, as_json: bool
 ) -> None:
     """Write mosquitto.conf, its ACL and its certificate into DIRECTORY, for `hub serve --broker`."""
-    from edgewright_hub.ca import open_authority
-    from edgewright_hub.mosquitto import write_configuration
+    from edgewright_hub.fleet.ca import open_authority
+    from edgewright_hub.mqtt.mosquitto import write_configuration
 
     address = _address(listen, "--listen")
     now = datetime.now(UTC)

@@ -23,7 +23,7 @@ from tuf.api.metadata import Metadata, Timestamp  # type: ignore[attr-defined]
 from edgewright_contracts.errors import EdgewrightError
 from edgewright_contracts.manifest import decode_manifest
 
-from .repository import RENEWAL, TARGETS_ALERT, Repository
+from .registry.repository import RENEWAL, TARGETS_ALERT, Repository
 
 FREE_BYTES: Final = 1024**3
 DAY_MS: Final = 86_400_000

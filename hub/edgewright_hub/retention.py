@@ -19,8 +19,8 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from . import control, telemetry
-from .rollout import ACTIVE
+from .rollouts.rollout import ACTIVE
+from .storage import control, telemetry
 
 HOUR_MS: Final = 3600_000
 DAY_MS: Final = 24 * HOUR_MS

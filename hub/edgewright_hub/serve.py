@@ -32,22 +32,26 @@ from edgewright_contracts import desired, durable
 from edgewright_contracts.desired import ACK_S
 from edgewright_contracts.errors import RequestError, Unavailable
 
-from . import control, deltas, enrolment, retention, telemetry, tokens, websocket
-from .api import Hub
-from .app import device_app, page_app
-from .broker import EmbeddedBroker
-from .ca import open_authority
-from .conductor import Conductor
-from .consumer import Consumer
-from .control import open_control
-from .listeners import Address as Address
-from .listeners import is_address, is_loopback, listen, reachable, web
-from .registry import Registry
-from .repository import RESIGN_EVERY, Repository
-from .samples import Samples
-from .store import outside
-from .telemetry import open_telemetry
+from . import retention
+from .fleet import enrolment, tokens
+from .fleet.ca import open_authority
+from .ingest.consumer import Consumer
+from .mqtt.broker import EmbeddedBroker
+from .registry import deltas
+from .registry.registry import Registry
+from .registry.repository import RESIGN_EVERY, Repository
+from .rollouts.conductor import Conductor
+from .storage import control, telemetry
+from .storage.control import open_control
+from .storage.store import outside
+from .storage.telemetry import open_telemetry
 from .vitals import Vitals
+from .web import websocket
+from .web.api import Hub
+from .web.app import device_app, page_app
+from .web.listeners import Address as Address
+from .web.listeners import is_address, is_loopback, listen, reachable, web
+from .web.samples import Samples
 
 CONNECT_S: Final = 10.0
 DEFAULT_FLEET: Final = "default"  # of a device that this hub does not know, for instance after it was restored

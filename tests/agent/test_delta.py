@@ -19,7 +19,7 @@ from edgewright_agent.updating.slots import Slot, Store
 from edgewright_contracts import delta
 from edgewright_contracts.manifest import FileRef, encode_manifest
 from edgewright_contracts.package import read_package
-from edgewright_hub.deltas import make
+from edgewright_hub.registry.deltas import make
 from sim import packages
 from sim.repository import Repository
 

@@ -27,7 +27,9 @@ from edgewright_agent.samples.sending import Sender
 from edgewright_agent.updating.fetch import Link
 from edgewright_contracts import topics
 from edgewright_contracts.errors import ContractError, Refused, RequestError, Unavailable
-from edgewright_hub import ca, control, samples
+from edgewright_hub.fleet import ca
+from edgewright_hub.storage import control
+from edgewright_hub.web import samples
 from sim import homes, packages, wire
 from sim.clock import SimClock
 from sim.connect_proxy import ConnectProxy

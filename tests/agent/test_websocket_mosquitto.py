@@ -16,8 +16,8 @@ from edgewright_agent import identity
 from edgewright_agent.delivery.mqtt import MqttTransport
 from edgewright_agent.identity import Endpoint, Hub, Websocket
 from edgewright_contracts import birth, topics
-from edgewright_hub.ca import open_authority
-from edgewright_hub.mosquitto import write_configuration
+from edgewright_hub.fleet.ca import open_authority
+from edgewright_hub.mqtt.mosquitto import write_configuration
 from sim import wire
 from sim.connect_proxy import ConnectProxy
 

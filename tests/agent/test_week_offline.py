@@ -17,9 +17,9 @@ from edgewright_agent.delivery.spool import Spool, Terms
 from edgewright_contracts import binning, report
 from edgewright_contracts.birth import Unclean
 from edgewright_contracts.report import Gauge, Hits, Usage, Window
-from edgewright_hub import telemetry
-from edgewright_hub.telemetry import open_telemetry
-from edgewright_hub.writer import commit
+from edgewright_hub.ingest.writer import commit
+from edgewright_hub.storage import telemetry
+from edgewright_hub.storage.telemetry import open_telemetry
 from sim import wire
 from sim.disk import SimDisk
 

@@ -19,13 +19,13 @@ import pytest
 import sqlalchemy as sa
 
 from edgewright_compiler.keys import init_keys
-from edgewright_hub.broker import EmbeddedBroker
-from edgewright_hub.ca import Authority, open_authority
-from edgewright_hub.control import open_control
-from edgewright_hub.listeners import Address, listen
-from edgewright_hub.mosquitto import write_configuration
-from edgewright_hub.registry import Registry
-from edgewright_hub.telemetry import open_telemetry
+from edgewright_hub.fleet.ca import Authority, open_authority
+from edgewright_hub.mqtt.broker import EmbeddedBroker
+from edgewright_hub.mqtt.mosquitto import write_configuration
+from edgewright_hub.registry.registry import Registry
+from edgewright_hub.storage.control import open_control
+from edgewright_hub.storage.telemetry import open_telemetry
+from edgewright_hub.web.listeners import Address, listen
 from sim import wire
 
 

@@ -16,13 +16,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from starlette.testclient import TestClient
 
-from edgewright_hub import control, telemetry, tokens
-from edgewright_hub.api import Hub
-from edgewright_hub.app import device_app, page_app
-from edgewright_hub.ca import HUB_NAME, Authority
-from edgewright_hub.conductor import Conductor
-from edgewright_hub.registry import Registry
-from edgewright_hub.writer import commit
+from edgewright_hub.fleet import tokens
+from edgewright_hub.fleet.ca import HUB_NAME, Authority
+from edgewright_hub.ingest.writer import commit
+from edgewright_hub.registry.registry import Registry
+from edgewright_hub.rollouts.conductor import Conductor
+from edgewright_hub.storage import control, telemetry
+from edgewright_hub.web.api import Hub
+from edgewright_hub.web.app import device_app, page_app
 from sim import wire
 from sim.releases import files_of, manifest_of, targets_of
 
@@ -323,7 +324,7 @@ def test_what_is_being_written_is_not_served(client: TestClient, hub: Hub) -> No
 
 def test_devices_and_events_as_ingest_wrote_them(client: TestClient, hub: Hub) -> None:
     enrol(client, token(client, hub), "cam-1")
-    from edgewright_hub.messages import Message
+    from edgewright_hub.ingest.messages import Message
 
     now = int(datetime.now(UTC).timestamp() * 1000)
     messages = [

@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from edgewright_contracts.errors import ContractError, Refused, RequestError
-from edgewright_hub.ca import HUB_NAME, open_authority
+from edgewright_hub.fleet.ca import HUB_NAME, open_authority
 from sim import wire
 
 NOW = datetime.now(UTC)

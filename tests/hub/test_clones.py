@@ -11,9 +11,9 @@ import sqlalchemy as sa
 from edgewright_agent.agent import Agent
 from edgewright_contracts import event
 from edgewright_contracts.errors import ContractError
-from edgewright_hub import telemetry
-from edgewright_hub.clones import KEPT, QUIET_MS, followed
-from edgewright_hub.writer import commit
+from edgewright_hub.ingest.clones import KEPT, QUIET_MS, followed
+from edgewright_hub.ingest.writer import commit
+from edgewright_hub.storage import telemetry
 from sim import wire
 from sim.broker import SimBroker, SimTransport
 

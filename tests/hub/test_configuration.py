@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from edgewright_contracts.desired import Config, Desired, DesiredModel
 from edgewright_contracts.errors import ContractError, RequestError
 from edgewright_contracts.package import Package
-from edgewright_hub import control
-from edgewright_hub.configuration import KEYS, Asked, Value
-from edgewright_hub.desired_documents import configured
+from edgewright_hub.rollouts.configuration import KEYS, Asked, Value
+from edgewright_hub.rollouts.desired_documents import configured
+from edgewright_hub.storage import control
 from sim.house import House
 from sim.packages import make_package
 

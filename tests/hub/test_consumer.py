@@ -13,11 +13,11 @@ import sqlalchemy as sa
 
 from edgewright_contracts import topics
 from edgewright_contracts.desired import decode_ack, decode_command
-from edgewright_hub import telemetry
-from edgewright_hub.ca import Authority
-from edgewright_hub.consumer import Consumer, Turns
-from edgewright_hub.counting import Spool, ack
-from edgewright_hub.ingest import Answer
+from edgewright_hub.fleet.ca import Authority
+from edgewright_hub.ingest.consumer import Consumer, Turns
+from edgewright_hub.ingest.counting import Spool, ack
+from edgewright_hub.ingest.ingest import Answer
+from edgewright_hub.storage import telemetry
 from sim import wire
 from sim.wire import WireClient
 
@@ -145,7 +145,7 @@ def test_reports_after_the_broker_died_are_counted(
 def test_nothing_is_acknowledged_while_the_database_fails_and_all_of_it_after(
     broker: Any, hub: Hub, context_of: Contexts, new_device: Any, monkeypatch: pytest.MonkeyPatch, until: Any
 ) -> None:
-    import edgewright_hub.consumer as module
+    import edgewright_hub.ingest.consumer as module
 
     name, real, fails = new_device(), module.commit, threading.Event()
     fails.set()

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from edgewright_hub.counting import Spool, ack, count, counted
+from edgewright_hub.ingest.counting import Spool, ack, count, counted
 
 
 def _count_all(spool: Spool, numbers: list[int]) -> tuple[Spool, list[int]]:

@@ -18,10 +18,10 @@ from starlette.testclient import TestClient
 from edgewright_contracts import delta
 from edgewright_contracts import manifest as m
 from edgewright_contracts.desired import Config, Download
-from edgewright_hub import deltas
-from edgewright_hub.app import RepositoryFiles
-from edgewright_hub.desired_documents import spread
-from edgewright_hub.registry import Registry
+from edgewright_hub.registry import deltas
+from edgewright_hub.registry.registry import Registry
+from edgewright_hub.rollouts.desired_documents import spread
+from edgewright_hub.web.app import RepositoryFiles
 from sim.releases import files_of, manifest_of, targets_of
 
 NOW = datetime.now(UTC)

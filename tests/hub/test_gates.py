@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from edgewright_contracts.eprocess import RHO, ratio_llr
-from edgewright_hub.gates import Evidence, GatePolicy, Judgement, Ledger, SequentialGate
-from edgewright_hub.processes import Counts, Margin, Process, absolute_log_e, dispersion
+from edgewright_hub.rollouts.gates import Evidence, GatePolicy, Judgement, Ledger, SequentialGate
+from edgewright_hub.rollouts.processes import Counts, Margin, Process, absolute_log_e, dispersion
 
 VECTORS = json.loads((Path(__file__).parent / "data" / "stats_vectors.json").read_text())
 

@@ -9,10 +9,10 @@ import sqlalchemy as sa
 from edgewright_contracts import topics
 from edgewright_contracts.binning import pack, unpack
 from edgewright_contracts.report import Hits
-from edgewright_hub import telemetry
-from edgewright_hub.ingest import Answer
-from edgewright_hub.messages import Message
-from edgewright_hub.writer import commit
+from edgewright_hub.ingest.ingest import Answer
+from edgewright_hub.ingest.messages import Message
+from edgewright_hub.ingest.writer import commit
+from edgewright_hub.storage import telemetry
 from sim import wire
 
 NOW = 1_800_000_100_000

@@ -19,8 +19,8 @@ import sqlalchemy as sa
 
 from edgewright_contracts import topics
 from edgewright_contracts.desired import decode_ack
-from edgewright_hub import telemetry
-from edgewright_hub.ca import open_authority
+from edgewright_hub.fleet.ca import open_authority
+from edgewright_hub.storage import telemetry
 from sim import wire
 from sim.wire import WireClient
 

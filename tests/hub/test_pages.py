@@ -13,9 +13,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from edgewright_contracts.package import Package
-from edgewright_hub import control, pages, telemetry
-from edgewright_hub.api import Hub
-from edgewright_hub.registry import Registry
+from edgewright_hub.registry.registry import Registry
+from edgewright_hub.storage import control, telemetry
+from edgewright_hub.web import pages
+from edgewright_hub.web.api import Hub
 from sim.house import House
 from sim.packages import make_package
 

@@ -15,8 +15,9 @@ from tuf.ngclient.fetcher import FetcherInterface
 
 from edgewright_compiler.keys import init_keys
 from edgewright_contracts.errors import ContractError, Refused, RequestError
-from edgewright_hub import control, doctor
-from edgewright_hub.registry import Conflict, Registry
+from edgewright_hub import doctor
+from edgewright_hub.registry.registry import Conflict, Registry
+from edgewright_hub.storage import control
 from sim.releases import files_of, manifest_of, targets_of
 
 NOW = datetime.now(UTC)
@@ -211,7 +212,7 @@ def test_a_blob_with_another_hash_leaves_nothing_behind(registry: Registry) -> N
 
 
 def test_a_blob_that_is_too_large_leaves_nothing_behind(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgewright_hub.repository.BLOB_BYTES", 5000)
+    monkeypatch.setattr("edgewright_hub.registry.repository.BLOB_BYTES", 5000)
     with pytest.raises(ContractError, match="at most 5000"):
         put(registry, b"x" * 5001)
     assert list(registry.blobs.iterdir()) == []

@@ -11,12 +11,14 @@ import sqlalchemy as sa
 from starlette.testclient import TestClient
 
 from edgewright_contracts.package import Package
-from edgewright_hub import pages, retention, telemetry
-from edgewright_hub.api import Hub
-from edgewright_hub.app import page_app
-from edgewright_hub.registry import Registry
+from edgewright_hub import retention
+from edgewright_hub.ingest.writer import commit
+from edgewright_hub.registry.registry import Registry
 from edgewright_hub.retention import DAY_MS, HOUR_MS
-from edgewright_hub.writer import commit
+from edgewright_hub.storage import telemetry
+from edgewright_hub.web import pages
+from edgewright_hub.web.api import Hub
+from edgewright_hub.web.app import page_app
 from sim import wire
 from sim.house import House
 from sim.packages import make_package

@@ -11,12 +11,12 @@ import pytest
 
 from edgewright_contracts.codec import decode
 from edgewright_contracts.errors import RequestError
-from edgewright_hub import rollout
-from edgewright_hub.gates import Evidence, GatePolicy, Judgement, SequentialGate
-from edgewright_hub.members import Member, News
-from edgewright_hub.processes import Counts, Margin
-from edgewright_hub.rollout import Observation, RolloutState
-from edgewright_hub.specification import RolloutSpec
+from edgewright_hub.rollouts import rollout
+from edgewright_hub.rollouts.gates import Evidence, GatePolicy, Judgement, SequentialGate
+from edgewright_hub.rollouts.members import Member, News
+from edgewright_hub.rollouts.processes import Counts, Margin
+from edgewright_hub.rollouts.rollout import Observation, RolloutState
+from edgewright_hub.rollouts.specification import RolloutSpec
 
 NEW, OLD = "a" * 64, "b" * 64
 

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from edgewright_compiler.keys import init_keys
-from edgewright_hub.control import open_control
+from edgewright_hub.storage.control import open_control
 
 pytestmark = pytest.mark.process
 

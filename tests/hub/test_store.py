@@ -8,8 +8,8 @@ import pytest
 import sqlalchemy as sa
 
 from edgewright_contracts.errors import RequestError
-from edgewright_hub import control, telemetry
-from edgewright_hub.store import Schema, check
+from edgewright_hub.storage import control, telemetry
+from edgewright_hub.storage.store import Schema, check
 
 BOTH = pytest.mark.parametrize(
     ("opened", "module", "schema"),

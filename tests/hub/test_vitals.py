@@ -14,13 +14,13 @@ import pytest
 import sqlalchemy as sa
 
 from edgewright_contracts.errors import Unavailable
-from edgewright_hub import control
-from edgewright_hub.broker import EmbeddedBroker
-from edgewright_hub.conductor import Conductor
-from edgewright_hub.consumer import Consumer
-from edgewright_hub.listeners import Address
+from edgewright_hub.ingest.consumer import Consumer
+from edgewright_hub.mqtt.broker import EmbeddedBroker
+from edgewright_hub.rollouts.conductor import Conductor
 from edgewright_hub.serve import Config, serve
+from edgewright_hub.storage import control
 from edgewright_hub.vitals import LATE_S, Beat, Vitals
+from edgewright_hub.web.listeners import Address
 
 LOCAL = Address("127.0.0.1", 0)
 

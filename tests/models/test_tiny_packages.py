@@ -10,7 +10,7 @@ import pytest
 from edgewright_contracts.baseline import Baseline, decode_baseline, per_channel
 from edgewright_contracts.channels import Binner
 from edgewright_contracts.package import Package, read_package, unpack
-from edgewright_hub.drift import pad, simes, window_p
+from edgewright_hub.drift.measures import pad, simes, window_p
 from edgewright_models.digits import data
 from edgewright_runtime.runtime import Session, open_session
 from edgewright_runtime.selftest import run_selftest

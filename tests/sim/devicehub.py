@@ -14,11 +14,12 @@ from typing import Self
 import sqlalchemy as sa
 
 from edgewright_compiler.keys import init_keys
-from edgewright_hub import enrolment, telemetry, tokens
-from edgewright_hub.ca import open_authority
-from edgewright_hub.listeners import Address
+from edgewright_hub.fleet import enrolment, tokens
+from edgewright_hub.fleet.ca import open_authority
 from edgewright_hub.serve import Config, serve
-from edgewright_hub.store import open_engine
+from edgewright_hub.storage import telemetry
+from edgewright_hub.storage.store import open_engine
+from edgewright_hub.web.listeners import Address
 
 
 class DeviceHub:

@@ -18,14 +18,14 @@ from edgewright_contracts.baseline import decode_baseline, per_channel
 from edgewright_contracts.binning import pack, pack_grid
 from edgewright_contracts.desired import Config, Desired, decode_desired
 from edgewright_contracts.package import Package
-from edgewright_hub import control, telemetry
-from edgewright_hub.conductor import Conductor
-from edgewright_hub.control import open_control
-from edgewright_hub.gates import GatePolicy
-from edgewright_hub.processes import Margin
-from edgewright_hub.registry import Registry
-from edgewright_hub.specification import RolloutSpec
-from edgewright_hub.telemetry import open_telemetry
+from edgewright_hub.registry.registry import Registry
+from edgewright_hub.rollouts.conductor import Conductor
+from edgewright_hub.rollouts.gates import GatePolicy
+from edgewright_hub.rollouts.processes import Margin
+from edgewright_hub.rollouts.specification import RolloutSpec
+from edgewright_hub.storage import control, telemetry
+from edgewright_hub.storage.control import open_control
+from edgewright_hub.storage.telemetry import open_telemetry
 
 QUICK = GatePolicy(slow=None, label=Margin(r0=1.2, r1=2.0), error=Margin(r0=1.2, r1=2.0, delta=0.02), soak_windows=2)
 HOUR = 3600_000

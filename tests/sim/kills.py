@@ -27,10 +27,10 @@ import sqlalchemy as sa
 
 from edgewright_contracts import desired as down
 from edgewright_contracts import report
-from edgewright_hub import telemetry
-from edgewright_hub.ca import Authority, open_authority
-from edgewright_hub.consumer import Consumer
-from edgewright_hub.mosquitto import write_configuration
+from edgewright_hub.fleet.ca import Authority, open_authority
+from edgewright_hub.ingest.consumer import Consumer
+from edgewright_hub.mqtt.mosquitto import write_configuration
+from edgewright_hub.storage import telemetry
 
 from . import packages, power, wire
 from .repository import Repository

@@ -35,7 +35,7 @@ from edgewright_contracts.errors import Unavailable
 from edgewright_contracts.package import Package
 from edgewright_contracts.report import Window
 from edgewright_contracts.topics import Kind
-from edgewright_hub import deltas
+from edgewright_hub.registry import deltas
 
 from . import packages
 from .broker import SimBroker, SimTransport

@@ -17,7 +17,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from edgewright_contracts import birth, event, report, topics
 from edgewright_contracts.binning import pack
-from edgewright_hub.messages import Message
+from edgewright_hub.ingest.messages import Message
 
 SPOOL = "5" * 16
 BOOT = "b" * 16

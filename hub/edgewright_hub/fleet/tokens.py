@@ -20,8 +20,8 @@ import sqlalchemy as sa
 
 from edgewright_contracts.errors import ContractError, Refused
 
-from . import control
-from .store import outside
+from ..storage import control
+from ..storage.store import outside
 
 PREFIX: Final = "ew1."
 TOKEN_BYTES: Final = 1024

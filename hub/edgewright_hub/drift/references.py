@@ -20,7 +20,7 @@ from edgewright_contracts.binning import Cells, unpack
 from edgewright_contracts.errors import ContractError
 from edgewright_contracts.manifest import Manifest
 
-from . import control
+from ..storage import control
 
 _LOG = logging.getLogger(__name__)
 

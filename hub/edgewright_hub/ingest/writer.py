@@ -15,12 +15,12 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from . import telemetry
+from ..storage import telemetry
+from ..storage.store import upsert
 from .counting import Spool
 from .ingest import Answer, Ledger, keys
 from .messages import Item, Message, read
 from .rollups import ROLLUP_KEY, Rollup
-from .store import upsert
 
 DEAD_LETTERS_KEPT: Final = 10_000
 _CHUNK: Final = 50  # keys in one SELECT: 8 columns of a rollup key each stay under SQLite's limit of variables

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from edgewright_contracts.topics import ROOT, RULES
 
-from .ca import HUB_NAME, Authority
+from ..fleet.ca import HUB_NAME, Authority
 
 
 def acl() -> str:

@@ -28,9 +28,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, StreamingResponse
 from starlette.staticfiles import StaticFiles
 
-from . import conductor, control, fleet_drift, telemetry
+from ..drift import fleet_drift
+from ..rollouts import conductor
+from ..rollouts.rollout import RolloutState
+from ..storage import control, telemetry
 from .api import Hub, hub_of
-from .rollout import RolloutState
 
 ROWS: Final = 200  # devices on the page, those that need a person first
 ENDED: Final = 3  # rollouts that have ended

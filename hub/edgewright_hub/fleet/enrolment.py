@@ -15,9 +15,10 @@ import sqlalchemy as sa
 
 from edgewright_contracts.errors import Refused, RequestError
 
-from . import control, tokens
+from ..storage import control
+from ..storage.store import upsert
+from . import tokens
 from .ca import Authority
-from .store import upsert
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):

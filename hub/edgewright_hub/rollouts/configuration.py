@@ -22,7 +22,7 @@ from edgewright_contracts.codec import Name, decode
 from edgewright_contracts.desired import DESIRED_BYTES, Config
 from edgewright_contracts.errors import ContractError, RequestError
 
-from . import control
+from ..storage import control
 from .desired_documents import spread
 
 Scope = Literal["all", "fleet", "device"]

@@ -20,11 +20,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgewright_contracts.errors import EdgewrightError, Refused, RequestError
 
+from ..registry.registry import TARGETS_BYTES, Conflict
+from ..registry.repository import BLOB_BYTES
+from ..rollouts.conductor import NotFound
 from . import api, pages, renewal, samples, websocket
 from .api import Hub
-from .conductor import NotFound
-from .registry import TARGETS_BYTES, Conflict
-from .repository import BLOB_BYTES
 
 BODY_BYTES: Final = 256 * 1024
 RECORD_BYTES: Final = 2048

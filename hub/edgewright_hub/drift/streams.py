@@ -18,7 +18,7 @@ import numpy as np
 
 from edgewright_contracts.binning import Cells
 
-from . import drift
+from . import measures
 
 
 class DriftPolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,7 +57,7 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
 class Part(msgspec.Struct, frozen=True, kw_only=True):
     """What is remembered of one part of a stream between two ticks."""
 
-    detector: drift.Detector = drift.Detector()
+    detector: measures.Detector = measures.Detector()
     pending: Block = Block()
     evidence: Block = Block()
     clearing: Block = Block()
@@ -76,8 +76,8 @@ def counted(policy: DriftPolicy, part: Part, R: list[Cells], row: Any, cells: Ce
     pending = part.pending.plus(row.n_monitored, row.start_ms, cells)
     if pending.n < policy.n_min:
         return msgspec.structs.replace(part, pending=pending)
-    p = drift.simes(_test(pending, R))
-    detector = drift.advance(part.detector, p)
+    p = measures.simes(_test(pending, R))
+    detector = measures.advance(part.detector, p)
     counts = np.asarray(pending.cells, np.int64)
     evidence = Block() if part.detector.level < 0 and not part.alarm else part.evidence
     part = msgspec.structs.replace(
@@ -95,7 +95,7 @@ def _clearing(policy: DriftPolicy, part: Part, R: list[Cells], block: Block, now
     clearing = part.clearing.plus(block.n, block.start_ms, np.asarray(block.cells, np.int64))
     if now_ms - clearing.start_ms < policy.clear_ms:
         return msgspec.structs.replace(part, clearing=clearing)
-    quiet = part.quiet + 1 if drift.simes(_test(clearing, R)) > policy.clear_p else 0
+    quiet = part.quiet + 1 if measures.simes(_test(clearing, R)) > policy.clear_p else 0
     if quiet >= policy.clear_times:
         return cleared(part)
     return msgspec.structs.replace(part, clearing=Block(), quiet=quiet)
@@ -110,22 +110,22 @@ def _split(block: Block, R: list[Cells]) -> list[Cells]:
     return np.split(np.asarray(block.cells, np.int64), np.cumsum([row.size for row in R])[:-1])
 
 
-def _test(block: Block, R: list[Cells]) -> drift.Floats:
-    return drift.window_p(drift.pad(_split(block, R)), drift.pad(R))
+def _test(block: Block, R: list[Cells]) -> measures.Floats:
+    return measures.window_p(measures.pad(_split(block, R)), measures.pad(R))
 
 
 def moved(policy: DriftPolicy, part: Part, R: list[Cells], names: list[str]) -> tuple[Moved, ...]:
     """The channels that moved in the evidence, furthest first; `R`, `names`: of all its channels."""
-    C, padded = drift.pad(_split(part.evidence, R)), drift.pad(R)
-    p, js, psi = drift.window_p(C, padded), drift.js_distance(C, padded), drift.psi(C, padded)
+    C, padded = measures.pad(_split(part.evidence, R)), measures.pad(R)
+    p, js, psi = measures.window_p(C, padded), measures.js_distance(C, padded), measures.psi(C, padded)
     found = [
         Moved(
             name=names[i],
             p=float(p[i]),
             js=float(js[i]),
             psi=float(psi[i]),
-            psi_chance=drift.psi_crit(max(1.0, C[i].sum()), max(1.0, padded[i].sum()), R[i].size, len(R), policy.q),
+            psi_chance=measures.psi_crit(max(1.0, C[i].sum()), max(1.0, padded[i].sum()), R[i].size, len(R), policy.q),
         )
-        for i in np.flatnonzero(drift.bh(p, policy.q))
+        for i in np.flatnonzero(measures.bh(p, policy.q))
     ]
     return tuple(sorted(found, key=lambda m: -m.js))

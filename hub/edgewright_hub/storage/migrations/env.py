@@ -1,4 +1,4 @@
-"""Run by alembic from `edgewright_hub.store`, which hands over the open connection and the tables of one database."""
+"""Run by alembic from `storage.store`, which hands over the open connection and the tables of one database."""
 
 from alembic import context
 

@@ -22,7 +22,7 @@ from edgewright_contracts.codec import MAX_COUNT
 from edgewright_contracts.desired import Config, Desired, DesiredModel, Probation, encode
 from edgewright_contracts.errors import ContractError
 
-from . import control
+from ..storage import control
 from .rollout import Wish
 from .specification import RolloutSpec
 

@@ -22,7 +22,7 @@ import zstandard
 from edgewright_contracts import delta, durable
 from edgewright_contracts.manifest import FileRef, Manifest
 
-from . import control
+from ..storage import control
 from .repository import Repository
 
 OLDER: Final = 3  # versions; what runs longer than that downloads whole files

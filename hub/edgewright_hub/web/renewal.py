@@ -12,9 +12,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
-from . import enrolment
+from ..fleet import enrolment
+from ..mqtt.broker import public_key_sha256
 from .api import Operator, hub_of, now_ms
-from .broker import public_key_sha256
 from .peers import Device, tls_of
 
 router = APIRouter()

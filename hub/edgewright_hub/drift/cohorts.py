@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from . import drift
+from . import measures
 from .streams import Block, Moved, Part
 
 
@@ -18,7 +18,7 @@ def cohort(members: Sequence[tuple[str, Part, bool]], need: float) -> Part:
     reported = [(device, part) for device, part, high in members if high]
     alarm = level >= need and bool(reported)
     return Part(
-        detector=drift.Detector((level,) * len(drift.DELTAS)),
+        detector=measures.Detector((level,) * len(measures.DELTAS)),
         blocks=sum(part.blocks for part in parts),
         evidence=Block(n=sum(part.evidence.n for part in parts)),
         p=min(part.p for part in parts),

@@ -23,13 +23,14 @@ from starlette.concurrency import run_in_threadpool
 
 from edgewright_contracts.codec import KIB, decode
 
-from . import control, enrolment, telemetry, tokens
-from .ca import Authority
-from .conductor import Conductor, Verb
-from .configuration import Asked
-from .registry import TARGETS_BYTES, Registry
+from ..fleet import enrolment, tokens
+from ..fleet.ca import Authority
+from ..registry.registry import TARGETS_BYTES, Registry
+from ..rollouts.conductor import Conductor, Verb
+from ..rollouts.configuration import Asked
+from ..rollouts.specification import RolloutSpec
+from ..storage import control, telemetry
 from .samples import Samples
-from .specification import RolloutSpec
 from .websocket import PATH
 
 PAGE: Final = 500  # rows of one answer

@@ -20,9 +20,9 @@ from edgewright_contracts import durable
 from edgewright_contracts.errors import ContractError, Refused
 from edgewright_contracts.manifest import MANIFEST_BYTES, Manifest, decode_manifest, target_path
 
-from . import control
+from ..storage import control
+from ..storage.store import outside, upsert
 from .repository import SHA256, Repository, verified
-from .store import outside, upsert
 
 TARGETS_BYTES: Final = 16 * 1024**2
 _TARGET: Final = re.compile(r"\Apackages/(?P<name>[^/]+)/(?P<version>[^/]+)/manifest\.json\Z")

@@ -15,9 +15,9 @@ from typing import Annotated, Any
 from fastapi import Depends, HTTPException, Request
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from . import enrolment
-from .broker import common_name, public_key_sha256
-from .ca import HUB_NAME
+from ..fleet import enrolment
+from ..fleet.ca import HUB_NAME
+from ..mqtt.broker import common_name, public_key_sha256
 
 
 class Protocol(HttpToolsProtocol):

@@ -32,7 +32,7 @@ from cryptography import x509
 
 from edgewright_contracts.topics import ROOT, RULES, allowed
 
-from .ca import HUB_NAME, key_sha256
+from ..fleet.ca import HUB_NAME, key_sha256
 
 PACKET_BYTES: Final = max(rule.limit for rule in RULES.values()) + 1024
 CONNECT_BYTES: Final = 4096

@@ -30,17 +30,18 @@ from edgewright_contracts.desired import Config, Desired
 from edgewright_contracts.errors import ContractError, Refused, RequestError
 from edgewright_contracts.topics import Kind
 
-from . import admission, configuration, control, desired_documents, evidence, rollout, telemetry
+from ..drift.fleet_drift import FleetDrift
+from ..registry.registry import Registry
+from ..storage import control, telemetry
+from ..storage.store import upsert
+from . import admission, configuration, desired_documents, evidence, rollout
 from .configuration import Configurations
 from .desired_documents import Changes, Documents, current, newcomers, promoted_for
-from .fleet_drift import FleetDrift
 from .gates import Ledger, SequentialGate
 from .members import Member
 from .processes import Process
-from .registry import Registry
 from .rollout import RolloutState, Wish
 from .specification import RolloutSpec, stage_size, stored
-from .store import upsert
 
 Verb = Literal["pause", "resume", "abort"]  # what a person may do to a rollout
 Publish = Callable[[str, Kind, bytes, bool], None]  # device, kind of topic, body, retain

@@ -31,7 +31,7 @@ from edgewright_contracts import topics
 from edgewright_contracts.codec import Hex64
 from edgewright_contracts.desired import ACK_AFTER, ACK_GAP_S, Ack, Command, encode, encode_ack
 
-from .ca import HUB_NAME
+from ..fleet.ca import HUB_NAME
 from .ingest import Answer
 from .messages import Message
 from .writer import commit

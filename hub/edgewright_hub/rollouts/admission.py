@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from edgewright_contracts.desired import Desired
 from edgewright_contracts.errors import Refused, RequestError
 
-from . import control
+from ..storage import control
 from .desired_documents import MODELS, room, told
 from .rollout import ACTIVE
 from .specification import RolloutSpec, stored

@@ -1,0 +1,1 @@
+"""From a message of a device to sums that count it exactly once."""

@@ -1,0 +1,1 @@
+"""The brokers: one inside the hub, and the configuration of one beside it."""

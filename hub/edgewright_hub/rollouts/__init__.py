@@ -1,0 +1,1 @@
+"""Staged rollouts: the engine, its gates, who may begin, and what devices are told."""

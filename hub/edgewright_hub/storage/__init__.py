@@ -1,0 +1,1 @@
+"""Both databases: their tables, migrations, upserts."""

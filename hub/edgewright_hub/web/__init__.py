@@ -1,0 +1,1 @@
+"""What is spoken over HTTPS: the API, the pages, and what devices ask for."""
