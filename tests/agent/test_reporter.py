@@ -588,6 +588,24 @@ def test_a_device_whose_bytes_are_used_up_says_until_when_it_will_be_silent(benc
     assert 2 * bench.hub.births["dev-1"][-1].window_s >= left_s
 
 
+def test_a_device_that_may_send_nothing_promises_no_report_and_none_is_missed_on_the_next_day(bench):
+    bench.link.start(bench.reporter)
+    desire(bench, bytes_per_day=0)
+    bench.pass_window(1, 10)
+    year_s = 365 * 86_400
+    assert bench.hub.windows["dev-1"][-1].next_due_s > year_s
+    before = len(bench.counts())
+    for _ in range(3):
+        bench.pass_window(1, 86_400)
+    assert len(bench.counts()) == before
+    assert bench.reporter.windows.promise_s > year_s
+    desire(bench, rev=2)
+    for _ in range(4):
+        bench.pass_window(1)
+    assert sum(bench.counts()) == bench.predicted
+    assert bench.hub.windows["dev-1"][-1].next_due_s == 2 * bench.reporter.windows.window_s
+
+
 def test_a_budget_that_is_lowered_again_and_again_is_told_each_time_although_the_event_is_not(bench):
     bench.link.start(bench.reporter)
     for rev, budget in ((1, None), (2, 100), (3, None), (4, 100)):

@@ -8,7 +8,7 @@ in none of them: they are merged or wait, and are never given up.
     install   no package is fetched or tried; a rollback never waits
     channels  counted of every `SPARED`-th of the inferences that the hub asks for
     windows   `STRETCH` times as long, up to an hour
-    reports   wait in the spool until tomorrow; with an event, everything goes
+    reports   wait in the spool until tomorrow, or with a budget of 0 for another; with an event, everything goes
 
 Levels (memory, processor, temperature) take one step further every `SETTLE_S` while over the limit, and one back every
 `SETTLE_S` while under `RELEASE` of it: in between nothing changes. Budgets of a day take a step at each of `SPENT`, and

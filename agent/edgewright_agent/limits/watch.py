@@ -25,6 +25,7 @@ from .governor import Held, Readings, Step
 from .share import Share
 
 LOOK_S: Final = 10.0
+NEVER_S: Final = 3650 * 86_400.0
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Watch:
         self._steps: frozenset[Step] = frozenset()
         self._looked_s = -LOOK_S
         self._before = consumption.totals()
+        self._budget: int | None = None  # of the day's bytes
         self._limit_mb: float | None = None  # that the kernel was told of
         self._bound_mb: float | None = None  # what it was told
         self.readings = Readings()
@@ -72,8 +74,11 @@ class Watch:
 
     @property
     def quiet_s(self) -> float:
-        """How long reports wait from now on, because the day's bytes are used up; 0: they do not."""
-        return 0.0 if self.may(Step.REPORTS) else self._diary.day.left_s(self._clock.wall_ms())
+        """How long reports wait from now on, because the day's bytes are used up; 0: they do not. Where a day has none,
+        tomorrow brings none either."""
+        if self.may(Step.REPORTS):
+            return 0.0
+        return self._diary.day.left_s(self._clock.wall_ms()) if self._budget else NEVER_S
 
     def since_last(self, asked: Config, *, hurried: bool, lasted_s: float) -> tuple[Usage, float]:
         """(usage, RSS in MB) of the window that ends after `lasted_s`; one that took the place of several, for want of
@@ -112,7 +117,7 @@ class Watch:
         )
         held = governor.advance(self._held, self.readings, asked, now_s)
         self._say(held, asked)
-        self._held, self._steps = held, held.steps
+        self._held, self._steps, self._budget = held, held.steps, asked.bytes_per_day
         self.obey(asked)
         self._bind(asked.limits.rss_mb, rss_mb)
         try:
