@@ -7,7 +7,7 @@ Varints are LEB128 (7 bits a byte, low bits first), as in DWARF and protobuf; a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -88,12 +88,6 @@ def grid_index(duration_ns: npt.ArrayLike) -> npt.NDArray[np.intp]:
     """Cell of each duration on the log grid, clipped to its ends."""
     index = np.searchsorted(GRID_EDGES_NS, np.asarray(duration_ns, np.int64), "right") - 1
     return np.clip(index, 0, GRID_CELLS - 1)
-
-
-def grid_counts(durations_ns: Iterable[int] | npt.NDArray[np.int64]) -> Cells:
-    """int64[GRID_CELLS] counts of durations in nanoseconds."""
-    ns = np.fromiter(durations_ns, np.int64) if not isinstance(durations_ns, np.ndarray) else durations_ns
-    return np.bincount(grid_index(ns), minlength=GRID_CELLS).astype(np.int64)
 
 
 def pack_grid(counts: Cells) -> bytes:

@@ -39,7 +39,7 @@ from .codec import (
 )
 from .errors import ContractError
 from .manifest import Context, VariantId
-from .packing import pack, plain
+from .packing import plain
 
 VERSION: Final = 1
 CONFIDENCE_BINS: Final = 10  # delayed labels by confidence: n then hits, of each tenth of [0, 1]
@@ -246,12 +246,6 @@ def encode_window(window: Window) -> bytes:
 def decode_window(data: bytes) -> Window:
     """Raises ContractError."""
     return decode(Window, data, name="window", limit=WINDOW_BYTES, wire="msgpack")
-
-
-def encode_report(report: Report, *, compress: bool = False) -> bytes:
-    """At most 64 KiB, packed only where that is shorter. Raises ContractError for values outside their ranges."""
-    raw = encode(report, name="report", limit=REPORT_BYTES, wire="msgpack")
-    return pack(raw) if compress else raw
 
 
 def decode_report(data: bytes) -> Report:

@@ -15,6 +15,7 @@ from edgewright_agent.updating.update import Record, State
 from edgewright_contracts import binning
 from edgewright_contracts.manifest import Budgets
 from edgewright_contracts.report import Window
+from sim.reports import grid_counts
 
 
 def window(n=100, errors=0, rejected=0, run_ms=1.0) -> Window:
@@ -22,7 +23,7 @@ def window(n=100, errors=0, rejected=0, run_ms=1.0) -> Window:
         boot_id="1" * 16, mono_start_ms=0, mono_end_ms=1, wall_start_ms=None, clock="unknown", next_due_s=1,
         digest="d" * 16, variant="onnx-fp32", edge_hash="e" * 16, phase="probation", n=n,
         errors={"ValueError": errors} if errors else {}, rejected={"range": rejected} if rejected else {},
-        latency_run=binning.pack_grid(binning.grid_counts(np.full(n, int(run_ms * 1e6)))),
+        latency_run=binning.pack_grid(grid_counts(np.full(n, int(run_ms * 1e6)))),
     )  # fmt: skip
 
 

@@ -17,7 +17,6 @@ from edgewright_contracts.binning import (
     GRID_EDGES_NS,
     add,
     add_grid,
-    grid_counts,
     grid_index,
     grid_quantile_ns,
     pack,
@@ -29,6 +28,7 @@ from edgewright_contracts.binning import (
 from edgewright_contracts.channels import numeric_cells
 from edgewright_contracts.codec import MAX_COUNT
 from edgewright_contracts.errors import ContractError
+from sim.reports import grid_counts
 
 # small cells are likely, so that runs of one-byte varints and borders of 7 bits both come up
 CELL = st.one_of(st.integers(0, 300), st.integers(0, MAX_COUNT), st.sampled_from([127, 128, 2**14, 2**35, MAX_COUNT]))

@@ -22,6 +22,7 @@ from edgewright_contracts import baseline, binning, birth, desired, event, manif
 from edgewright_contracts.codec import REPORT_BYTES
 from edgewright_contracts.errors import ContractError
 from edgewright_contracts.packing import plain
+from sim.reports import encode_report
 
 N = int(os.environ.get("EDGEWRIGHT_FUZZ", "0"))
 FUZZ = settings(
@@ -39,7 +40,7 @@ SEEDS = sorted(GOLDEN.values(), key=lambda data: (len(data), data))
 DECODERS: dict[str, tuple[Callable[[bytes], msgspec.Struct], Callable[..., bytes], tuple[str, ...]]] = {
     "manifest": (manifest.decode_manifest, manifest.encode_manifest, (".manifest.json",)),
     "baseline": (baseline.decode_baseline, baseline.encode_baseline, (".baseline.msgpack",)),
-    "report": (report.decode_report, report.encode_report, (".report.msgpack", ".report.packed", ".report.zlib")),
+    "report": (report.decode_report, encode_report, (".report.msgpack", ".report.packed", ".report.zlib")),
     "window": (report.decode_window, report.encode_window, (".window.msgpack",)),
     "birth": (birth.decode_birth, birth.encode, ("birth.json",)),
     "status": (birth.decode_status, birth.encode, ("status.json",)),

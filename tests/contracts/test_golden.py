@@ -14,6 +14,7 @@ from edgewright_contracts import baseline, birth, desired, event, manifest, repo
 from edgewright_contracts.channels import edge_hash
 from edgewright_contracts.codec import REPORT_BYTES
 from edgewright_contracts.packing import plain as unpacked
+from sim.reports import encode_report
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted(path for path in GOLDEN.glob("v*/*") if path.is_file())
@@ -24,9 +25,9 @@ TASKS = ("classification", "multilabel", "detection", "regression", "anomaly", "
 CODECS: dict[str, tuple[Callable[[bytes], msgspec.Struct], Callable[..., bytes]]] = {
     "manifest.json": (manifest.decode_manifest, manifest.encode_manifest),
     "baseline.msgpack": (baseline.decode_baseline, baseline.encode_baseline),
-    "report.msgpack": (report.decode_report, report.encode_report),
-    "report.zlib": (report.decode_report, lambda r: report.encode_report(r, compress=True)),  # of version 1.0
-    "report.packed": (report.decode_report, lambda r: report.encode_report(r, compress=True)),
+    "report.msgpack": (report.decode_report, encode_report),
+    "report.zlib": (report.decode_report, lambda r: encode_report(r, compress=True)),  # of version 1.0
+    "report.packed": (report.decode_report, lambda r: encode_report(r, compress=True)),
     "window.msgpack": (report.decode_window, report.encode_window),
     "birth.json": (birth.decode_birth, birth.encode),
     "status.json": (birth.decode_status, birth.encode),

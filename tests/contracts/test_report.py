@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgewright_contracts import report
-from edgewright_contracts.binning import GRID_CELLS, grid_counts, pack, pack_grid, unpack, unpack_grid
+from edgewright_contracts.binning import GRID_CELLS, pack, pack_grid, unpack, unpack_grid
 from edgewright_contracts.codec import MAX_COUNT, MAX_SUM, REPORT_BYTES
 from edgewright_contracts.errors import ContractError
 from edgewright_contracts.packing import DICTIONARY, plain
@@ -32,10 +32,10 @@ from edgewright_contracts.report import (
     Window,
     decode_report,
     decode_window,
-    encode_report,
     encode_window,
     merge,
 )
+from sim.reports import encode_report, grid_counts
 
 WIDTH = 7
 MILLIS = st.integers(0, 2**53)

@@ -19,6 +19,8 @@ from edgewright_contracts import birth, event, report, topics
 from edgewright_contracts.binning import pack
 from edgewright_hub.ingest.messages import Message
 
+from .reports import encode_report
+
 SPOOL = "5" * 16
 BOOT = "b" * 16
 DIGEST = "d" * 16
@@ -45,7 +47,7 @@ def window(**changes: Any) -> report.Window:
 
 
 def report_bytes(seq: int, *, spool: str = SPOOL, **changes: Any) -> bytes:
-    return report.encode_report(report.Report(spool_id=spool, seq=seq, window=window(**changes)))
+    return encode_report(report.Report(spool_id=spool, seq=seq, window=window(**changes)))
 
 
 def event_bytes(seq: int, *, spool: str = SPOOL, **changes: Any) -> bytes:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from edgewright_contracts import baseline, birth, desired, event, manifest, report
-from edgewright_contracts.binning import grid_counts, pack, pack_grid
+from edgewright_contracts.binning import pack, pack_grid
 from edgewright_contracts.channels import Channel, Group, Source, edge_hash, width
 from edgewright_contracts.codec import REPORT_BYTES
 from edgewright_contracts.manifest import Dtype, FileRef, Role, Task, TensorIn, TensorOut, Variant
@@ -23,6 +23,9 @@ from edgewright_contracts.packing import plain
 
 CURRENT = "v1.1"
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parents[1]))
+
+from sim.reports import encode_report, grid_counts  # noqa: E402 - beside this file, when it is run by hand
 
 VARIANTS = (
     Variant(id="onnx-fp32", format="onnx", precision="fp32"),
@@ -248,8 +251,8 @@ def files() -> dict[str, bytes]:
         digest = manifest.digest(manifest_bytes)
         window = make_window(task, digest)
         one = report.Report(spool_id="feedfacecafebeef", seq=number, window=window)
-        out[f"{task}.report.msgpack"] = report.encode_report(one)
-        out[f"{task}.report.packed"] = report.encode_report(one, compress=True)
+        out[f"{task}.report.msgpack"] = encode_report(one)
+        out[f"{task}.report.packed"] = encode_report(one, compress=True)
         out[f"{task}.window.msgpack"] = report.encode_window(window)
     out["birth.json"] = birth.encode(
         birth.Birth(
