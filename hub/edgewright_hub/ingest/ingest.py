@@ -244,6 +244,14 @@ class Ledger:
                 "latency_total": window.latency_total,
                 "cells": window.cells,
                 "body": item.message.body,
+                "next_due_s": window.next_due_s,
+                "repeated": window.repeated,
+                "latency_run": window.latency_run,
+                "input_age": window.input_age,
+                "outcomes": {name: [one.n, one.hits] for name, one in window.outcomes.items()},
+                "confidence": window.correct_by_confidence,
+                "shadow_n": window.shadow.n,
+                "shadow_agree": window.shadow.hits,
                 **sums,
             }
         )

@@ -61,6 +61,14 @@ windows: Final = Table(
     Column("latency_total", LargeBinary, nullable=False),
     Column("cells", LargeBinary, nullable=False),
     Column("body", LargeBinary, nullable=False),  # the report as it came; contracts.report.decode_report reads it
+    Column("next_due_s", BigInteger, nullable=False, server_default="0"),
+    Column("repeated", BigInteger, nullable=False, server_default="0"),
+    Column("latency_run", LargeBinary, nullable=False),
+    Column("input_age", LargeBinary, nullable=False),
+    Column("outcomes", Document, nullable=False, server_default="{}"),  # {name: [n, hits]}
+    Column("confidence", LargeBinary, nullable=False),  # `correct_by_confidence`: varints of n of each bin, then hits
+    Column("shadow_n", BigInteger, nullable=False, server_default="0"),
+    Column("shadow_agree", BigInteger, nullable=False, server_default="0"),
     UniqueConstraint("device", "spool_id", "seq"),
     Index(None, "device", "digest", "start_ms"),
     Index(None, "start_ms", "device", "n", "errors"),  # covers the last hour of all devices, without their cells
