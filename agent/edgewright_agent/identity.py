@@ -147,4 +147,5 @@ def validity(pem: bytes) -> Validity:
 def _unix(digits: str) -> float:
     if len(digits) == 12:  # UTCTime: two digits of the year, 1950 to 2049
         digits = ("19" if digits[:2] >= "50" else "20") + digits
-    return datetime.strptime(digits, "%Y%m%d%H%M%S").replace(tzinfo=UTC).timestamp()
+    month, day, hour, minute, second = (int(digits[at : at + 2]) for at in range(4, 14, 2))
+    return datetime(int(digits[:4]), month, day, hour, minute, second, tzinfo=UTC).timestamp()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import os
 import platform
@@ -10,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
-from edgewright_contracts import birth
+from edgewright_contracts import __version__, birth
 from edgewright_contracts.birth import Birth, Hardware, Slot
 from edgewright_contracts.errors import ContractError
 
@@ -46,7 +45,7 @@ def born(
                 device=device,
                 boot_id=boot_id,
                 connection=connection,
-                agent=importlib.metadata.version("edgewright"),
+                agent=__version__,
                 hardware=hardware(),
                 runtimes=dict(runtimes),
                 slots=tuple(told),

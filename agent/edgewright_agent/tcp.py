@@ -1,4 +1,5 @@
-"""The wire: what the kernel says went over a TCP connection, headers and TLS included, and retransmissions not."""
+"""TCP: connecting by name, and the wire: what the kernel says went over a connection, headers and TLS included, and
+retransmissions not."""
 
 from __future__ import annotations
 
@@ -9,6 +10,16 @@ from typing import NamedTuple
 
 # struct tcp_info: 8 bytes, 24 numbers of 4, two of 8, then tcpi_bytes_acked and tcpi_bytes_received (Linux 4.2)
 _SENT, _RECEIVED, _SIZE = 120, 128, 136
+
+
+def plain(host: str) -> bytes:
+    """A name as resolver and TLS take it. Given as text, Python loads its tables of international names: 0.4 MB."""
+    return host.encode("ascii" if host.isascii() else "idna")
+
+
+def connect(host: str, port: int, timeout_s: float) -> socket.socket:
+    """Raises OSError."""
+    return socket.create_connection((plain(host), port), timeout_s)  # type: ignore[arg-type]  # the resolver takes it
 
 
 class Bytes(NamedTuple):

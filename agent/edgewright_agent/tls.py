@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from edgewright_contracts.errors import Unavailable
 
+from . import tcp
 from .clock import Clock
 from .delivery import tunnel
 from .identity import Identity
@@ -44,6 +45,8 @@ class Context(ssl.SSLContext):
         flags = int(self.verify_flags)
         timeless = flags | _NO_CHECK_TIME if self.lost else flags & ~_NO_CHECK_TIME
         self.verify_flags = ssl.VerifyFlags(timeless)
+        if isinstance(host := options.get("server_hostname"), str):
+            options["server_hostname"] = tcp.plain(host)
         return super().wrap_socket(*args, **options)
 
     @property

@@ -11,18 +11,14 @@ archive never unpacks to more than its own size, and an entry that claims otherw
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import shutil
-import struct
 import tempfile
-import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
+
+import msgspec
 
 from . import durable
 from .errors import ContractError, RequestError
@@ -35,12 +31,8 @@ SUFFIX: Final = ".ewp"
 SIGNATURE: Final = "signature.json"
 EVIDENCE_BYTES: Final = 1024 * 1024
 
-_EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip can hold
-_CHUNK: Final = 1 << 20
 
-
-@dataclass(frozen=True, slots=True)
-class Package:
+class Package(msgspec.Struct, frozen=True):
     """`root` is the package's directory, or its `.ewp`; `manifest_bytes` are kept as they came."""
 
     manifest: Manifest
@@ -85,8 +77,10 @@ class Package:
         """At most size + 1 bytes of `file`, so that a longer one is noticed and never read whole."""
         if self.root.is_dir():
             return _read_file(self.root / file, file, size)
-        with _open_zip(self.root) as archive:
-            return _read_entry(archive, file, size)
+        from . import archive
+
+        with archive.opened(self.root) as entries:
+            return archive.read(entries, file, size)
 
 
 def read_package(path: Path) -> Package:
@@ -101,8 +95,10 @@ def read_package(path: Path) -> Package:
             raise ContractError(str(path), f"a package directory, which holds {MANIFEST}", "a directory without one")
         data = _read_file(path / MANIFEST, MANIFEST, MANIFEST_BYTES)
     else:
-        with _open_zip(path) as archive:
-            data = _read_entry(archive, MANIFEST, MANIFEST_BYTES)
+        from . import archive
+
+        with archive.opened(path) as entries:
+            data = archive.read(entries, MANIFEST, MANIFEST_BYTES)
     return Package(decode_manifest(data), data, digest(data), path)
 
 
@@ -112,20 +108,22 @@ def write_ewp(path: Path, out: Path, signature: bytes | None = None) -> None:
 
     Raises ContractError when the package is not what its manifest says, OSError when the disk refuses.
     """
+    from . import archive
+
     package = read_package(path)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
-            _add(archive, MANIFEST, package.manifest_bytes)
+        with archive.new(part) as entries:
+            archive.add(entries, MANIFEST, package.manifest_bytes)
             for file in sorted(package.manifest.files):
-                _add(archive, file, package.read(file))
+                archive.add(entries, file, package.read(file))
             evidence = package.evidence()
             if evidence is not None:
-                _add(archive, EVIDENCE, evidence)
+                archive.add(entries, EVIDENCE, evidence)
             signature = signature or package.signature()
             if signature is not None:
-                _add(archive, SIGNATURE, signature)
+                archive.add(entries, SIGNATURE, signature)
         durable.sync(part)
         part.replace(out)
         durable.sync(out.parent)
@@ -166,52 +164,3 @@ def _read_file(path: Path, file: str, size: int) -> bytes:
         raise ContractError(file, "a file of the package", "none")
     with path.open("rb") as stream:
         return stream.read(size + 1)
-
-
-def _open_zip(path: Path) -> zipfile.ZipFile:
-    with _damage_is(path.name, f"a whole {SUFFIX} archive", "a file that is cut short or not a zip"):
-        return zipfile.ZipFile(path)
-
-
-def _read_entry(archive: zipfile.ZipFile, file: str, size: int) -> bytes:
-    """At most size + 1 bytes of one entry. Only stored entries are read: nothing is ever inflated."""
-    try:
-        info = archive.getinfo(file)
-    except KeyError:
-        # an archive that is cut behind a self-test still ends like a zip, and is read as that self-test
-        raise ContractError(file, f"an entry of a whole {SUFFIX} archive", "none: cut short, or no package") from None
-    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-        raise ContractError(file, "an entry stored as it is", "a compressed or encrypted one")
-    with _damage_is(file, "an entry that can be read whole", "a damaged one"), archive.open(info) as stream:
-        return _bounded(stream, size + 1)
-
-
-@contextmanager
-def _damage_is(field: str, expected: str, got: str) -> Iterator[None]:
-    """What zipfile raises for hostile bytes, as a ContractError; a disk that fails stays an OSError."""
-    try:
-        yield
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, struct.error):
-        raise ContractError(field, expected, got) from None
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # EINVAL: the archive points to before its own beginning
-            raise
-        raise ContractError(field, expected, got) from None
-
-
-def _bounded(stream: IO[bytes], limit: int) -> bytes:
-    """Up to `limit` bytes; zipfile returns short reads at chunk borders."""
-    out = bytearray()
-    while len(out) < limit:
-        chunk = stream.read(min(_CHUNK, limit - len(out)))
-        if not chunk:
-            break
-        out += chunk
-    return bytes(out)
-
-
-def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
-    info = zipfile.ZipInfo(name, _EPOCH)
-    info.external_attr = 0o644 << 16
-    info.create_system = 3  # otherwise the byte depends on the platform
-    archive.writestr(info, data)

@@ -9,17 +9,16 @@ given for them; no pickles. The same rule decides when a package is built and wh
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from edgewright_contracts.errors import ContractError, Refused
 from edgewright_contracts.manifest import Manifest
 
+from . import npz as archives
 from .runtime import Array
 
 GOLDEN_FILE: Final = "golden.npz"
@@ -28,8 +27,7 @@ ATOL: Final = 1e-5
 Transform = Callable[[Array], Array]  # raw samples [n, ...] → the package's input [n, *shape]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Golden:
+class Golden(msgspec.Struct, frozen=True, eq=False):
     """`name` is the package's input that `tensor` [n, *shape] is for; `raw` are the samples [n, ...]."""
 
     name: str
@@ -39,11 +37,7 @@ class Golden:
 
 def read_golden(npz: bytes, manifest: Manifest) -> Golden:
     """Raises ContractError for bytes that hold no vectors, or vectors that are not of the package's input."""
-    try:
-        with np.load(io.BytesIO(npz), allow_pickle=False) as archive:
-            arrays = {name: np.asarray(archive[name]) for name in archive.files}
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError, KeyError) as error:
-        raise ContractError(GOLDEN_FILE, "an npz archive without pickles", str(error)) from None
+    arrays = archives.arrays(npz, GOLDEN_FILE)
     raws = [array for name, array in arrays.items() if name.startswith("raw:")]
     tensors = [name for name in arrays if name.startswith("tensor:")]
     one = manifest.inputs[0]

@@ -10,7 +10,7 @@ Cost over the library's own call, measured with one input and two outputs: about
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
@@ -43,7 +43,7 @@ class NoMemory(Unavailable):
 
 
 class Place(NamedTuple):
-    distribution: str
+    package: str  # the one whose version counts
     module: str  # ours
     library: str  # theirs
     extra: str
@@ -51,8 +51,8 @@ class Place(NamedTuple):
 
 RUNTIMES: Final[dict[str, Place]] = {
     "onnxruntime": Place("onnxruntime", "onnx", "onnxruntime", "agent-onnx"),
-    "litert": Place("ai-edge-litert", "tflite", "ai_edge_litert.interpreter", "agent-tflite"),
-    "tflite-runtime": Place("tflite-runtime", "tflite", "tflite_runtime.interpreter", "agent-tflite-legacy"),
+    "litert": Place("ai_edge_litert", "tflite", "ai_edge_litert.interpreter", "agent-tflite"),
+    "tflite-runtime": Place("tflite_runtime", "tflite", "tflite_runtime.interpreter", "agent-tflite-legacy"),
 }
 SUFFIXES: Final = {"onnxruntime": ".onnx", "litert": ".tflite", "tflite-runtime": ".tflite"}
 
@@ -126,14 +126,10 @@ def probe(runtime: str) -> str:
     """Its version, when it really works here. Raises RequestError for an unknown name, Unavailable otherwise."""
     if runtime not in _probed:
         place = _place(runtime)
-        try:
-            version = importlib.metadata.version(place.distribution)
-        except importlib.metadata.PackageNotFoundError:
-            raise Unavailable(
-                f"runtime {runtime} is not installed; pip install 'edgewright[{place.extra}]' brings it"
-            ) from None
+        if importlib.util.find_spec(place.package) is None:
+            raise Unavailable(f"runtime {runtime} is not installed; pip install 'edgewright[{place.extra}]' brings it")
         importlib.import_module(f".{place.module}", __package__).probe(runtime)
-        _probed[runtime] = version
+        _probed[runtime] = importlib.import_module(place.package).__version__
     return _probed[runtime]
 
 

@@ -8,8 +8,6 @@ fp32 model was sure (margin above 0.2). The same rule decides when a package is 
 
 from __future__ import annotations
 
-import io
-import zipfile
 from typing import Final
 
 import msgspec
@@ -19,6 +17,7 @@ import numpy.typing as npt
 from edgewright_contracts.errors import ContractError
 from edgewright_contracts.manifest import Manifest, TensorOut, Variant
 
+from . import npz as archives
 from .runtime import Array, Session
 
 WITHIN: Final = 0.99
@@ -41,7 +40,7 @@ def run_selftest(session: Session, npz: bytes, manifest: Manifest, variant: Vari
 
     What the runtime throws while running passes through: the caller decides whose fault that is.
     """
-    arrays = _load(npz)
+    arrays = archives.arrays(npz, "selftest")
     inputs = {t.name: _array(arrays, f"input:{t.name}") for t in manifest.inputs}
     rows = len(next(iter(inputs.values())))
     if rows == 0:
@@ -104,14 +103,6 @@ def _flipped(found: Array, expected: Array, fp32: Array) -> int:
     a = found.reshape(len(fp32), -1).argmax(axis=1)
     b = expected.reshape(len(fp32), -1).argmax(axis=1)
     return int(np.count_nonzero(sure & (a != b)))
-
-
-def _load(npz: bytes) -> dict[str, Array]:
-    try:
-        with np.load(io.BytesIO(npz), allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError, KeyError) as error:
-        raise ContractError("selftest", "an npz archive without pickles", str(error)) from None
 
 
 def _array(arrays: dict[str, Array], name: str) -> Array:

@@ -11,14 +11,13 @@ import os
 import platform
 import re
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from edgewright_contracts import __version__, event
 from edgewright_contracts import desired as down
-from edgewright_contracts import event
 from edgewright_contracts.errors import ContractError
 
 from ..delivery import journal
@@ -64,7 +63,7 @@ def facts(home: Path) -> dict[str, Any]:
     items = (*held.numbered, *held.unnumbered) if held else ()
     bodies = [event.decode_event(item.body) for item in items if item.kind == "event"]
     return {
-        "agent": metadata.version("edgewright"),
+        "agent": __version__,
         "status": msgspec.to_builtins(known),
         "config": _config(home),
         "device": {

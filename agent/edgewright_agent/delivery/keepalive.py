@@ -9,8 +9,7 @@ Order: `answered` and `unanswered` are told every silence that ended in a questi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 FIXED_S: Final = 120.0  # where bytes are not paid for: a dead link is found within three minutes
 SHORTEST_S: Final = 60.0
@@ -19,8 +18,7 @@ ANSWER_S: Final = 30.0  # without an answer for so long a ping is sent, and afte
 AGAIN: Final = 100
 
 
-@dataclass(frozen=True, slots=True)
-class KeepAlive:
+class KeepAlive(NamedTuple):
     interval_s: float = FIXED_S
     broken_s: float = float("inf")  # the shortest silence that was not answered
     held: int = 0  # silences of `interval_s` answered since it last changed
@@ -33,9 +31,9 @@ def answered(now: KeepAlive, silence_s: float) -> KeepAlive:
     longer = min(LONGEST_S, 1.5 * now.interval_s)
     held = now.held + 1
     if longer == now.interval_s:
-        return replace(now, held=held)
+        return now._replace(held=held)
     if longer >= now.broken_s and held < AGAIN:
-        return replace(now, held=held)
+        return now._replace(held=held)
     return KeepAlive(longer, float("inf") if held >= AGAIN else now.broken_s)
 
 

@@ -12,6 +12,8 @@ from urllib.parse import unquote, urlsplit
 
 from edgewright_contracts.errors import RequestError
 
+from .. import tcp
+
 HEAD_BYTES: Final = 8192
 
 
@@ -39,7 +41,7 @@ def parse(url: str) -> Proxy:
 def connect(proxy: Proxy, host: str, port: int, timeout: float) -> socket.socket:
     """A socket whose other end is `host`. Raises OSError, with the proxy's reason when it refuses."""
     name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    link = socket.create_connection((proxy.host, proxy.port), timeout)
+    link = tcp.connect(proxy.host, proxy.port, timeout)
     try:
         head = f"CONNECT {name} HTTP/1.1\r\nHost: {name}\r\n"
         if proxy.authorization:

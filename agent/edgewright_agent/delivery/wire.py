@@ -24,6 +24,7 @@ from typing import Any, Final, NamedTuple
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
+from .. import tcp
 from . import keepalive, tunnel
 from .keepalive import KeepAlive
 from .routes import Route
@@ -149,7 +150,7 @@ class Wire(paho.Client):
 
     def _create_socket_connection(self) -> socket.socket:
         if self._proxy_to is None:
-            return super()._create_socket_connection()
+            return tcp.connect(self.route.host, self.route.port, CONNECT_S)
         return tunnel.connect(self._proxy_to, self.route.host, self.route.port, CONNECT_S)
 
     def _ssl_wrap_socket(self, tcp_sock: socket.socket) -> ssl.SSLSocket:

@@ -3,12 +3,13 @@ this: it uses `Agent` itself."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import signal
 import socket
 import threading
 from pathlib import Path
+
+from edgewright_contracts import __version__
 
 from ..agent import Agent
 from .http import Server
@@ -51,7 +52,7 @@ def serve(agent: Agent, place: Place | None) -> None:
 def serving(agent: Agent, listener: socket.socket) -> Server:
     """The protocol on a socket that listens already."""
     local = listener.family == socket.AF_UNIX
-    return Server(listener, Routes(agent, version=importlib.metadata.version("edgewright"), local=local))
+    return Server(listener, Routes(agent, version=__version__, local=local))
 
 
 def _run(server: Server, ended: threading.Event) -> None:

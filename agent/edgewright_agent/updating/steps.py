@@ -5,7 +5,6 @@ A step ends by moving its job on, or raises, and then `failures.classify` says w
 
 from __future__ import annotations
 
-import importlib.metadata
 import io
 import platform
 import threading
@@ -15,6 +14,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from edgewright_contracts import __version__
 from edgewright_contracts.baseline import decode_baseline
 from edgewright_contracts.channels import Binner
 from edgewright_contracts.errors import Refused
@@ -63,7 +63,7 @@ class Steps:
         self._turns = Turns(disk, link, uniform)
         self._runtimes, self._stopping, self._interrupt, self._host = runtimes, stopping, interrupt, host
         self.proving = Proving(disk, stopping)
-        self._arch, self._agent = platform.machine().lower(), importlib.metadata.version("edgewright")
+        self._arch, self._agent = platform.machine().lower(), __version__
         self._table: dict[State, Callable[[Job], None]] = {
             State.FETCH: self._fetch,
             State.STAGE: self._stage,
