@@ -283,9 +283,10 @@ def test_a_range_from_zero_is_kept_to_the_last_bit(high):
     with np.errstate(over="ignore"):
         above = np.nextafter(top, np.float32(np.inf))
     for bad, reason in ((above, "range"), (-tiny, "range"), (np.inf, "range"), (-np.inf, "range"), (np.nan, "nan")):
-        with pytest.raises(Rejected) as caught:
-            check({"x": np.array([0, bad], np.float32)})
-        assert caught.value.reason == reason
+        for x in (np.array([0, bad], np.float32), np.array([[0, 0], [bad, 0]], np.float32)[:, 0]):
+            with pytest.raises(Rejected) as caught:
+                check({"x": x})
+            assert caught.value.reason == reason
 
 
 def test_late_labels_join_their_inference_by_confidence(device):

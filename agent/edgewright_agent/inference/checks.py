@@ -57,7 +57,7 @@ def checker(tensor: TensorIn) -> Checker:
         info = np.iinfo(dtype)
         low = None if low is None or low <= info.min else low
         high = None if high is None or high >= info.max else high
-    empty, ndarray, uint32 = 0 in shape, np.ndarray, np.dtype(np.uint32)
+    empty, ndarray, frombuffer, uint32 = 0 in shape, np.ndarray, np.frombuffer, np.dtype(np.uint32)
     bits = _bits(high) if dtype == np.float32 and low == 0 and high is not None else -1
 
     def check(inputs: Mapping[str, Array]) -> Array:
@@ -71,12 +71,15 @@ def checker(tensor: TensorIn) -> Checker:
             if not isinstance(x, ndarray):
                 raise _unlike(tensor, inputs, x)
             x = np.asarray(x)  # of a subclass, such as a memory map: its numbers
-        if x.dtype != dtype or x.shape != shape:
+        if (x.dtype is not dtype and x.dtype != dtype) or x.shape != shape:
             raise _unlike(tensor, inputs, x)
         if empty:
             return x[None]
         if bits >= 0:
-            as_bits = x.view(uint32)
+            try:
+                as_bits = frombuffer(x, uint32)  # flat, which `argmax` would have to make of it
+            except ValueError:  # not contiguous
+                as_bits = x.view(uint32)
             if as_bits.item(as_bits.argmax()) <= bits:
                 return x[None]
         if high is not None or floating:

@@ -164,9 +164,10 @@ class Model:
         number: int | None = None
         age, seen = NO_AGE, b""
         try:
-            number = active.contexts.get(context) if isinstance(context, str) else None
-            if number is None:
-                raise unknown_context(context, active.contexts)
+            try:
+                number = active.contexts[context]
+            except (KeyError, TypeError):  # TypeError: what cannot be a key
+                raise unknown_context(context, active.contexts) from None
             for name, check, sample in active.inputs:
                 batch[name] = x = check(inputs)
                 seen += sample(x)

@@ -198,7 +198,7 @@ class Meter:
         counts = self._of(subject, context)
         counts.add(heads, rows.kinds)
         names = outputs.dtype.names if outputs is not None else None
-        found = {name: np.ascontiguousarray(outputs[name]) for name in names} if outputs is not None and names else {}
+        found = {name: outputs[name] for name in names} if outputs is not None and names else {}
         monitored = heads["monitored"] == COUNTED
         whole = bool(monitored.all())
         if found and whole:
