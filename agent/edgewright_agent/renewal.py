@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -94,6 +93,8 @@ class Renewal:
 
 
 def in_a_child(identity: Identity) -> Outcome:
+    import subprocess  # once a year
+
     command = [sys.executable, "-m", "edgewright_agent.enrolling.renew", str(identity.home)]
     try:
         done = subprocess.run(command, capture_output=True, timeout=CHILD_S, check=False)

@@ -14,9 +14,9 @@ from edgewright_agent.unforeseen import Unforeseen
 from edgewright_agent.updating import proving, steps
 from edgewright_agent.updating.failures import DiskFull, Unsuited, classify
 from edgewright_agent.updating.refusals import Distrusted, LinkDown, NotAllowed, WrongBytes
-from edgewright_agent.updating.selftest import CutShort, NoVerdict
 from edgewright_agent.updating.slots import Damaged
 from edgewright_agent.updating.update import S
+from edgewright_agent.updating.verdict import CutShort, NoVerdict
 from edgewright_contracts.errors import ContractError, Refused, Unavailable
 from edgewright_runtime.runtime import LoadFailed, NoMemory
 from sim import homes, packages

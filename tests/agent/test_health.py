@@ -111,3 +111,13 @@ def test_importing_the_agent_loads_nothing_of_compiler_or_hub():
         "edgewright_hub", "amqtt", "click", "rich",
     }  # fmt: skip
     assert loaded & heavy == set()
+
+
+def test_importing_the_agent_loads_nothing_that_only_rare_work_needs():
+    code = "import sys, edgewright_agent.agent; print(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    rare = {
+        "zipfile", "subprocess", "importlib.metadata", "urllib3", "tuf", "h11", "zstandard", "cryptography",
+        "edgewright_runtime.selftest", "edgewright_agent.updating.child", "edgewright_agent.updating.selftest_child",
+    }  # fmt: skip
+    assert set(done.stdout.split()) & rare == set()

@@ -1,7 +1,8 @@
-"""A birth is never too long to be said."""
+"""A birth is never too long to be said, and says the version that the wheel has."""
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,11 @@ def born(states):
             desired_rev=1,
         )
     )  # fmt: skip
+
+
+def test_a_birth_says_the_version_that_the_wheel_is_built_with():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert born({}).agent == project["version"]
 
 
 def states(models: int, letters: int) -> dict[str, ModelState]:

@@ -10,9 +10,8 @@ from edgewright_agent.console import bench, sideline
 from edgewright_agent.disk import RealDisk
 from edgewright_agent.updating import measurement, proof, proving, steps
 from edgewright_agent.updating.measurement import Measured, missed
-from edgewright_agent.updating.selftest import NoVerdict
-from edgewright_agent.updating.selftest_child import Verdict
 from edgewright_agent.updating.slots import Store
+from edgewright_agent.updating.verdict import NoVerdict, Verdict
 from edgewright_contracts.manifest import Budgets
 from edgewright_runtime.runtime import NoMemory
 from sim import homes, packages

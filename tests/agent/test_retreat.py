@@ -10,9 +10,9 @@ import pytest
 from edgewright_agent.updating import install, retreat
 from edgewright_agent.updating.inbox import Sealed, Wish
 from edgewright_agent.updating.refusals import LinkDown
-from edgewright_agent.updating.selftest_child import Verdict
 from edgewright_agent.updating.slots import Store
 from edgewright_agent.updating.update import Record, State
+from edgewright_agent.updating.verdict import Verdict
 from edgewright_contracts.desired import DesiredModel, Probation
 from edgewright_contracts.errors import Unavailable
 from edgewright_contracts.report import Window

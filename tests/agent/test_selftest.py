@@ -14,8 +14,8 @@ import pytest
 
 from edgewright_agent.updating import selftest
 from edgewright_agent.updating.pressure import oom_kills, rose
-from edgewright_agent.updating.selftest import CutShort, NoVerdict
 from edgewright_agent.updating.slots import Damaged
+from edgewright_agent.updating.verdict import NO_MEMORY, CutShort, NoVerdict
 from edgewright_contracts.manifest import SessionOptions
 from edgewright_runtime.runtime import NoMemory
 from sim import homes, packages
@@ -29,7 +29,7 @@ def test_a_child_that_crashes_or_hangs_did_not_pass(tmp_path, monkeypatch, scrip
     child = tmp_path / "python"
     child.write_text(f"#!/bin/sh\necho last words >&2\n{script}\n")
     child.chmod(0o755)
-    monkeypatch.setattr(selftest.sys, "executable", str(child))
+    monkeypatch.setattr(sys, "executable", str(child))
     verdict, log = selftest.selftest(tmp_path, "onnx-fp32", "onnxruntime", stopping=threading.Event(), timeout_s=1)
     assert not verdict.passed
     assert reason in verdict.reason
@@ -40,7 +40,7 @@ def test_a_selftest_ends_with_the_agent(tmp_path, monkeypatch):
     child = tmp_path / "python"
     child.write_text("#!/bin/sh\nexec sleep 60\n")
     child.chmod(0o755)
-    monkeypatch.setattr(selftest.sys, "executable", str(child))
+    monkeypatch.setattr(sys, "executable", str(child))
     stopping = threading.Event()
     stopping.set()
     with pytest.raises(CutShort, match="stops"):
@@ -52,7 +52,7 @@ def test_a_child_that_is_told_to_end_says_nothing_about_the_model(tmp_path, monk
     child = tmp_path / "python"
     child.write_text(f"#!/bin/sh\nkill -{signal} $$\nexec sleep 60\n")
     child.chmod(0o755)
-    monkeypatch.setattr(selftest.sys, "executable", str(child))
+    monkeypatch.setattr(sys, "executable", str(child))
     with pytest.raises(CutShort, match="run again"):
         selftest.selftest(tmp_path, "onnx-fp32", "onnxruntime", stopping=threading.Event())
 
@@ -61,7 +61,7 @@ def test_the_child_is_out_of_reach_of_what_ends_the_agents_process_group(tmp_pat
     child = tmp_path / "python"
     child.write_text("#!/bin/sh\ncut -d' ' -f6 /proc/$$/stat >&2\nexit 3\n")
     child.chmod(0o755)
-    monkeypatch.setattr(selftest.sys, "executable", str(child))
+    monkeypatch.setattr(sys, "executable", str(child))
     with pytest.raises(NoVerdict) as said:
         selftest.selftest(tmp_path, "onnx-fp32", "onnxruntime", stopping=threading.Event())
     assert int(str(said.value).rpartition(":")[2]) != os.getsid(0)
@@ -99,7 +99,7 @@ def child(tmp_path, monkeypatch):
         path = tmp_path / "python"
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
-        monkeypatch.setattr(selftest.sys, "executable", str(path))
+        monkeypatch.setattr(sys, "executable", str(path))
 
     return make
 
@@ -156,7 +156,7 @@ def test_an_optimised_form_that_crashes_is_left_for_the_packages_own_file(tmp_pa
 
 
 def test_memory_that_ran_out_is_the_devices(tmp_path, child, monkeypatch):
-    child(f"echo MemoryError >&2; exit {selftest.NO_MEMORY}")
+    child(f"echo MemoryError >&2; exit {NO_MEMORY}")
     with pytest.raises(NoMemory, match=r"self-test \(MemoryError\); free some"):
         run(tmp_path)
     child("kill -KILL $$")

@@ -11,8 +11,8 @@ import msgspec
 from edgewright_agent.agent import Agent
 from edgewright_agent.disk import RealDisk
 from edgewright_agent.updating.inbox import Wish
-from edgewright_agent.updating.selftest_child import Verdict
 from edgewright_agent.updating.slots import Slot, Store, files
+from edgewright_agent.updating.verdict import Verdict
 from edgewright_contracts.desired import DesiredModel
 
 from .broker import SimBroker, SimTransport

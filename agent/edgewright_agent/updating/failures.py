@@ -10,9 +10,9 @@ from edgewright_contracts.event import FailureClass
 from edgewright_runtime.runtime import NoMemory
 
 from .refusals import Distrusted, LinkDown, NotAllowed, WrongBytes
-from .selftest import CutShort, NoVerdict
 from .slots import Damaged
 from .update import State
+from .verdict import CutShort, NoVerdict
 
 
 class DiskFull(Unavailable):

@@ -30,9 +30,9 @@ from . import proof
 from .failures import classify
 from .job import Interrupted, Job
 from .selftest import selftest
-from .selftest_child import Verdict
 from .slots import Side, Slot, Store
 from .update import Event, State
+from .verdict import Verdict
 
 log = logging.getLogger(__name__)
 

@@ -37,22 +37,11 @@ from edgewright_runtime.selftest import SelfTestResult, run_selftest
 
 from . import proof
 from .measurement import Measured, measured, missed
+from .verdict import NO_MEMORY, Verdict
 
 NICE: Final = 10
-NO_MEMORY: Final = 75  # exit code: memory ran out, and Python or the runtime noticed
 _FIRST_TO_DIE: Final = b"1000"
 _PR_SET_PDEATHSIG: Final = 1
-
-
-class Verdict(msgspec.Struct, frozen=True):
-    passed: bool
-    reason: str  # why not; of a pass, what is left to probation
-    rss_mb: float = 0.0  # that it adds to a process
-    load_s: float = 0.0
-    p95_ms: float = 0.0  # of one sample
-    files: dict[str, FileRef] = {}  # of the slot's folder `optimised` that passed
-    damaged: bool = False  # the files are not those of the manifest, so nothing was learnt about the model
-    ran: bool = False  # to the end: it answers, if not as it should
 
 
 def main(folder: Path, variant_id: str, runtime: str, form: str) -> Verdict:
