@@ -110,7 +110,7 @@ def test_a_whole_field_and_its_inner_keys_replace_one_another(house: House) -> N
         ({"porfile": "metered"}, r"porfile: there is no such setting\. There are window_s, "),
         ({"version": 7}, "version: there is no such setting"),
         ({"limits.ram": 7}, "limits.ram: there is no such setting"),
-        ({"profile": "cheap"}, "profile"),
+        ({"profile": "cheap"}, r"profile: expected normal \| metered, got 'cheap'"),
         ({"window_s": 0.01}, "window_s"),
         ({"window_s": "long"}, "window_s"),
         ({"limits.rss_mb": -1}, "rss_mb"),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin
 
 import msgspec
 import sqlalchemy as sa
@@ -42,6 +42,7 @@ def _keys() -> Iterable[str]:
 
 
 KEYS: Final = tuple(key for key in _keys() if key != "version")
+WORDS: Final = {f.name: get_args(f.type) for f in msgspec.structs.fields(Config) if get_origin(f.type) is Literal}
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -124,6 +125,9 @@ def put(
         raise RequestError("nothing to change: name settings as key=value (--set), or ask for --reset")
     if unknown := sorted(set(asked.settings) - set(KEYS)):
         raise RequestError(f"{unknown[0]}: there is no such setting. There are {', '.join(KEYS)}")
+    for key, value in asked.settings.items():
+        if key in WORDS and value not in WORDS[key]:
+            raise ContractError(key, " | ".join(WORDS[key]), repr(value))
     entries = dict(latest(connection))
     changed = {}
     for subject in subjects(asked.fleet, asked.devices, fleets):
