@@ -15,7 +15,7 @@ without `NEAR`, and grids as they were: spools may still hold such reports, and 
 The stream begins with `DICTIONARY` set before it, because a report is too short for a compressor to learn much from.
 Guarantee: `plain(pack(raw)) == raw`, byte by byte, for every report. Cost: about 150 µs to pack, 85 to unpack.
 
-For 22 channels of 60 inferences half of the bytes of MessagePack: benchmarks/report_bytes.py says what each part costs.
+For 22 channels of 60 inferences half of the bytes of MessagePack: scripts/measure_report.py says what each part costs.
 """
 
 from __future__ import annotations
