@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from edgewright_hub.drift import measures
+from edgewright_hub.drift import detectors, effects, measures
 
 # The reference values took a tail as 1 - cdf, which costs them 1e-12: rational arithmetic gives 1.7430400463579e-4
 # where they say 1.7430400517e-4.
@@ -32,10 +32,10 @@ def test_simes_reproduces_the_reference_values(case: dict) -> None:
 
 def test_the_detector_reproduces_the_reference_trace() -> None:
     case = VECTORS["drift"][0]
-    assert tuple(case["delta"]) == measures.DELTAS
-    detector = measures.Detector()
+    assert tuple(case["delta"]) == detectors.DELTAS
+    detector = detectors.Detector()
     for p, level, alarm in case["trace_p_meanR_alarm"]:
-        detector = measures.advance(detector, p)
+        detector = detectors.advance(detector, p)
         assert np.exp(detector.level) == pytest.approx(level, rel=1e-9)
         assert (detector.level >= np.log(case["A"])) == alarm
 
@@ -88,12 +88,12 @@ def test_channels_of_different_widths_share_one_rectangle() -> None:
 
 def test_the_detector_rarely_alarms_on_null_streams_and_soon_on_shifted_ones() -> None:
     rng = np.random.default_rng(11)
-    A = measures.threshold(horizon=200, streams=1, alpha=0.1)
+    A = detectors.threshold(horizon=200, streams=1, alpha=0.1)
 
     def first_alarm(shift: float) -> int | None:
-        detector = measures.Detector()
+        detector = detectors.Detector()
         for i, z in enumerate(rng.standard_normal(200) + shift):
-            detector = measures.advance(detector, float(norm.sf(z)))
+            detector = detectors.advance(detector, float(norm.sf(z)))
             if detector.level >= A:
                 return i + 1
         return None
@@ -104,21 +104,21 @@ def test_the_detector_rarely_alarms_on_null_streams_and_soon_on_shifted_ones() -
 
 
 def test_impossible_and_certain_p_values_keep_the_detector_finite() -> None:
-    detector = measures.Detector()
+    detector = detectors.Detector()
     for p in [0.0] * 500 + [1.0] * 500 + [0.0] * 3:
-        detector = measures.advance(detector, p)
+        detector = detectors.advance(detector, p)
         assert not np.isnan(detector.level)
     assert detector.level > np.log(1e4)
 
 
 def test_effect_sizes_have_their_known_values() -> None:
-    assert measures.js_distance([[10, 0]], [[0, 10]])[0] == pytest.approx(1.0)
-    assert measures.js_distance([[5, 5]], [[500, 500]])[0] == pytest.approx(0.0)
-    assert measures.js_distance([[0, 0]], [[5, 5]])[0] == 0.0
+    assert effects.js_distance([[10, 0]], [[0, 10]])[0] == pytest.approx(1.0)
+    assert effects.js_distance([[5, 5]], [[500, 500]])[0] == pytest.approx(0.0)
+    assert effects.js_distance([[0, 0]], [[5, 5]])[0] == 0.0
     # 0.2, the usual limit, is about what chance gives a window of 50: the limit has to know n
-    assert measures.psi_crit(50, 20_000, 11) > 0.2 > 10 * measures.psi_crit(5000, 20_000, 11)
+    assert effects.psi_crit(50, 20_000, 11) > 0.2 > 10 * effects.psi_crit(5000, 20_000, 11)
 
 
 def test_e_bh_lists_many_moderate_devices_where_one_alone_would_not_count() -> None:
-    assert not measures.ebh([30.0, 1, 1, 1]).any()
-    assert measures.ebh([30.0, 30, 30, 1]).tolist() == [True, True, True, False]
+    assert not measures.ebh(np.log([30.0, 1, 1, 1])).any()
+    assert measures.ebh(np.log([30.0, 30, 30, 1])).tolist() == [True, True, True, False]

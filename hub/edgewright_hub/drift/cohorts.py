@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from . import measures
+from . import detectors
 from .streams import Block, Moved, Part
 
 
@@ -18,7 +18,7 @@ def cohort(members: Sequence[tuple[str, Part, bool]], need: float) -> Part:
     reported = [(device, part) for device, part, high in members if high]
     alarm = level >= need and bool(reported)
     return Part(
-        detector=measures.Detector((level,) * len(measures.DELTAS)),
+        detector=detectors.Detector((level,) * len(detectors.DELTAS)),
         blocks=sum(part.blocks for part in parts),
         evidence=Block(n=sum(part.evidence.n for part in parts)),
         p=min(part.p for part in parts),

@@ -26,7 +26,7 @@ from edgewright_contracts.errors import RequestError
 
 from ..storage import control, telemetry
 from ..storage.store import upsert
-from . import measures
+from . import detectors, measures
 from .cohorts import cohort
 from .references import References
 from .streams import DriftPolicy, Moved, Part, cleared, counted, moved
@@ -211,7 +211,7 @@ class FleetDrift:
                 live.append(key)
         tested = [key for key in live if self._streams[key].blocks]
         levels = np.array([self._streams[key].detector.level for key in tested])
-        reported = measures.ebh(np.exp(np.minimum(levels, 600.0)) / self.policy.horizon, self.policy.alpha)
+        reported = measures.ebh(levels - np.log(self.policy.horizon), self.policy.alpha)
         for key, high in zip(tested, reported, strict=True):
             if self._settle(key, bool(high)):
                 changed.add(key)
@@ -240,7 +240,7 @@ class FleetDrift:
         for key in tested:
             fleet = key._replace(scope="cohort", subject=fleets.get(key.subject, ""))
             groups.setdefault(fleet, []).append(key)
-        need = measures.threshold(self.policy.horizon, len(groups), self.policy.alpha)
+        need = detectors.threshold(self.policy.horizon, len(groups), self.policy.alpha)
         changed = set()
         for fleet, keys in groups.items():
             now = cohort([(k.subject, self._streams[k], self._verdicts[k] == "alarm") for k in keys], need)

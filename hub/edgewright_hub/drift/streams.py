@@ -18,7 +18,7 @@ import numpy as np
 
 from edgewright_contracts.binning import Cells
 
-from . import measures
+from . import detectors, effects, measures
 
 
 class DriftPolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,7 +57,7 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
 class Part(msgspec.Struct, frozen=True, kw_only=True):
     """What is remembered of one part of a stream between two ticks."""
 
-    detector: measures.Detector = measures.Detector()
+    detector: detectors.Detector = detectors.Detector()
     pending: Block = Block()
     evidence: Block = Block()
     clearing: Block = Block()
@@ -77,7 +77,7 @@ def counted(policy: DriftPolicy, part: Part, R: list[Cells], row: Any, cells: Ce
     if pending.n < policy.n_min:
         return msgspec.structs.replace(part, pending=pending)
     p = measures.simes(_test(pending, R))
-    detector = measures.advance(part.detector, p)
+    detector = detectors.advance(part.detector, p)
     counts = np.asarray(pending.cells, np.int64)
     evidence = Block() if part.detector.level < 0 and not part.alarm else part.evidence
     part = msgspec.structs.replace(
@@ -117,14 +117,14 @@ def _test(block: Block, R: list[Cells]) -> measures.Floats:
 def moved(policy: DriftPolicy, part: Part, R: list[Cells], names: list[str]) -> tuple[Moved, ...]:
     """The channels that moved in the evidence, furthest first; `R`, `names`: of all its channels."""
     C, padded = measures.pad(_split(part.evidence, R)), measures.pad(R)
-    p, js, psi = measures.window_p(C, padded), measures.js_distance(C, padded), measures.psi(C, padded)
+    p, js, psi = measures.window_p(C, padded), effects.js_distance(C, padded), effects.psi(C, padded)
     found = [
         Moved(
             name=names[i],
             p=float(p[i]),
             js=float(js[i]),
             psi=float(psi[i]),
-            psi_chance=measures.psi_crit(max(1.0, C[i].sum()), max(1.0, padded[i].sum()), R[i].size, len(R), policy.q),
+            psi_chance=effects.psi_crit(max(1.0, C[i].sum()), max(1.0, padded[i].sum()), R[i].size, len(R), policy.q),
         )
         for i in np.flatnonzero(measures.bh(p, policy.q))
     ]
