@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import errno
 import fcntl
+import gc
 import hashlib
 import json
 import os
@@ -208,6 +209,26 @@ def test_an_agent_that_fails_before_it_starts_leaves_no_lock_and_no_lost_boot(wo
     with world.agent():
         assert world.hub.wait(lambda: world.hub.births["dev-1"])
     assert world.hub.births["dev-1"][0].unclean == ()
+
+
+def test_no_collection_of_the_daemon_goes_through_what_was_there_when_it_began(world, monkeypatch):
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    frozen: list[int] = []
+
+    def freeze():
+        real()
+        frozen.append(gc.get_freeze_count())
+        signal.raise_signal(signal.SIGTERM)
+
+    real = gc.freeze
+    monkeypatch.setattr(gc, "freeze", freeze)
+    try:
+        service.serve(world.agent(), None)
+        assert [n > 10_000 for n in frozen] == [True]
+    finally:
+        gc.unfreeze()
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
 
 def test_a_disk_that_is_full_at_the_start_does_not_keep_the_model_from_answering(world):
