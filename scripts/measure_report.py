@@ -26,6 +26,7 @@ import msgspec
 import numpy as np
 
 from edgewright_agent.clock import SystemClock
+from edgewright_agent.delivery.coarsening import told
 from edgewright_agent.delivery.keepalive import FIXED_S
 from edgewright_agent.inference.model import Active, Model
 from edgewright_agent.telemetry.counts import Clocks
@@ -107,7 +108,7 @@ def windows(subject: Subject, rows: list[tuple[Any, ...]], n: int) -> list[Windo
             boot_id="f4a9c01d77e2b360", start_ms=start, end_ms=start + n * 1000 + 1,
             wall_start_ms=1_795_000_000_000 + start, clock="synced", next_due_s=2 * n,
         )  # fmt: skip
-        out.append(meter.take([subject], clocks, usage)[0][1])
+        out.append(told(meter.take([subject], clocks, usage)[0][1]))
     return out
 
 

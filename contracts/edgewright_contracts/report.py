@@ -144,8 +144,8 @@ class Window(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     rollout: Rollout = ""
     n: Count = 0  # inferences, whether or not they succeeded
     n_monitored: Count = 0  # those whose channels were counted
-    latency_queue: bytes = b""  # sparse grid counts, binning.pack_grid; an agent tells waits on every eighth edge
-    latency_run: bytes = b""
+    latency_queue: bytes = b""  # sparse grid counts, binning.pack_grid; an agent tells waits and runs on every eighth
+    latency_run: bytes = b""  # edge
     latency_total: bytes = b""
     errors: Tally = {}  # by kind
     rejected: Tally = {}  # inputs refused before inference, by reason

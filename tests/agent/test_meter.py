@@ -667,16 +667,3 @@ def test_a_fallback_that_fails_is_unavailable(fragile):
     model.switch(None)
     model.fallback = lambda inputs: inputs["no such"]
     fails(model, 1, Unavailable)
-
-
-def test_waits_are_told_on_every_eighth_edge_and_none_is_lost(device):
-    model, meter, subject = device
-    rows_of = model.active.rows
-    waits = [3_000, 3_500, 90_000, 91_000, 5_000_000]
-    for i, wait in enumerate(waits, 1):
-        rows_of.add(i, 0, wait, wait + 1000, 0, False, b"")
-    meter.drain()
-    ((_, window),) = meter.take([subject], CLOCKS, Usage())
-    told = binning.unpack_grid(window.latency_queue)
-    assert told.sum() == len(waits)
-    assert np.flatnonzero(told).tolist() == sorted({cell // 8 * 8 for cell in binning.grid_index(waits).tolist()})

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from edgewright_agent import clock
@@ -24,7 +25,7 @@ from edgewright_agent.telemetry.notices import Notice
 from edgewright_agent.telemetry.outcomes import Outcome
 from edgewright_agent.telemetry.rows import Subject
 from edgewright_agent.unforeseen import Unforeseen
-from edgewright_contracts import birth
+from edgewright_contracts import binning, birth
 from edgewright_contracts.baseline import decode_baseline
 from edgewright_contracts.birth import Unclean
 from edgewright_contracts.desired import REOFFER_S, Ack, Command, Config, Desired, Limits, encode_ack
@@ -130,6 +131,29 @@ def test_windows_are_sealed_at_their_time_and_carry_what_the_clock_knew(package)
     assert window.next_due_s == 600
     bench.pass_window(0)
     assert bench.hub.windows["dev-1"][1].n == 0  # silence is told from idleness
+
+
+def test_waits_and_runs_go_out_on_every_eighth_edge_and_the_device_judges_by_every_one(bench):
+    bench.link.start(bench.reporter)
+    times = [(3_000, 40_000), (3_500, 41_500), (90_000, 44_000), (5_000_000, 900_000)]
+    for i, (wait, run) in enumerate(times, 1):
+        bench.model.active.rows.add(i, 0, wait, wait + run, 0, False, b"")
+    bench.pass_window(0)
+    (told,) = bench.hub.windows["dev-1"]
+    (((_, judged),),) = bench.sealed
+    waits, runs, totals = (
+        [binning.grid_index(ns).item() for ns in of] for of in (*zip(*times, strict=True), [w + r for w, r in times])
+    )
+    assert _cells(told.latency_queue) == sorted(cell // 8 * 8 for cell in waits)
+    assert _cells(told.latency_run) == sorted(cell // 8 * 8 for cell in runs)
+    assert _cells(judged.latency_run) == sorted(runs)
+    assert _cells(told.latency_total) == _cells(judged.latency_total) == sorted(totals)
+
+
+def _cells(grid: bytes) -> list[int]:
+    """The cell of each duration."""
+    counts = binning.unpack_grid(grid)
+    return np.repeat(np.arange(counts.size), counts).tolist()
 
 
 def test_a_device_without_a_clock_says_so(package):

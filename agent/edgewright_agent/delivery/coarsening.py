@@ -1,4 +1,8 @@
-"""Which windows may become one when space runs short, and what the time of such a window means. Pure.
+"""What of a window goes out, which windows may become one when space runs short, and what their time means. Pure.
+
+The hub judges the whole time of an inference. Its two parts, the wait and the run, are told on every eighth edge of the
+grid, to half of their length: in full, each costs as many bytes as the whole time. The device judges its budgets
+before, by the full grids.
 
 Within an hour only windows of one boot merge, into a day those of any: resolution is lost, counts are not. Windows that
 have a wall clock go by it, so that a clock that jumps never puts two times into one window; those without go by the
@@ -12,14 +16,16 @@ from collections.abc import Sequence
 from typing import Final
 
 import msgspec
+import numpy as np
 
-from edgewright_contracts import report
+from edgewright_contracts import binning, report
 from edgewright_contracts.report import Clock, Window
 
 HOUR_MS: Final = 3_600_000
 DAY_MS: Final = 24 * HOUR_MS
 SPANS: Final = (HOUR_MS, DAY_MS)  # the finer first
 STEP_MS: Final = 1000  # of a clock: less is drift
+LOWEST: Final = np.arange(0, binning.GRID_CELLS, 8)  # of the cells of the grid that become one
 
 
 class Heading(msgspec.Struct, array_like=True, frozen=True):
@@ -47,6 +53,12 @@ class Heading(msgspec.Struct, array_like=True, frozen=True):
 read_heading: Final = msgspec.msgpack.Decoder(Heading).decode
 
 _SURER: Final[dict[Clock, int]] = {"unknown": 0, "free": 1, "synced": 2}
+
+
+def told(window: Window) -> Window:
+    """The window as it goes into the spool and to the hub."""
+    queue, run = _coarse(window.latency_queue), _coarse(window.latency_run)
+    return msgspec.structs.replace(window, latency_queue=queue, latency_run=run)
 
 
 def group(window: Window | Heading, span_ms: int) -> object:
@@ -78,6 +90,14 @@ def dated(window: Window, boot_id: str, offset_ms: int | None, clock: Clock) -> 
     if start < 0 or (window.wall_start_ms is not None and abs(start - window.wall_start_ms) < STEP_MS):
         return None
     return msgspec.structs.replace(window, wall_start_ms=start, clock="free")
+
+
+def _coarse(grid: bytes) -> bytes:
+    """The same counts, each in the lowest of eight neighbours."""
+    counts = binning.unpack_grid(grid)
+    out = np.zeros_like(counts)
+    out[LOWEST] = np.add.reduceat(counts, LOWEST)
+    return binning.pack_grid(out)
 
 
 def _of_day(window: Window) -> Window:

@@ -26,6 +26,7 @@ from ..limits.watch import Watch
 from ..telemetry.counts import Clocks
 from ..telemetry.meter import Meter
 from ..telemetry.rows import Subject
+from . import coarsening
 from .span import full, length_s, longest_s
 from .spool import Spool, Terms
 
@@ -122,7 +123,8 @@ class Windows:
             usage,
         )
         self._since_ms, self._since_wall, self._looked_s = now_ms, wall, None
-        self._pending = _fewer([*self._pending, *(w for _, w in sealed)]) if self._pending else [w for _, w in sealed]
+        told = [coarsening.told(w) for _, w in sealed]
+        self._pending = _fewer([*self._pending, *told]) if self._pending else told
         try:
             self._keep(self._terms())
         except OSError as error:

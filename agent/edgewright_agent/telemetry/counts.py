@@ -23,7 +23,6 @@ from .ring import Found
 from .rows import WRONG_AGE, Subject, Table
 
 OUTCOMES: Final = 15  # names beside `correct`
-QUEUE_CELLS: Final = 8  # of the grid in one: a wait is told to half of its length, or it would cost as much as a run
 
 _ROWS_OF_3: Final = np.arange(3)[:, np.newaxis] * binning.GRID_CELLS  # three grids in one row
 
@@ -114,7 +113,7 @@ class Counts:
             rollout=subject.rollout,
             n=self.n,
             n_monitored=self.n_monitored,
-            latency_queue=binning.pack_grid(_coarse(queue)),
+            latency_queue=binning.pack_grid(queue),
             latency_run=binning.pack_grid(run),
             latency_total=binning.pack_grid(total),
             errors=dict(self.errors),
@@ -129,11 +128,3 @@ class Counts:
             shed=dict(self.shed),
             shadow_confidence=self.shift if self.shift.n else None,
         )
-
-
-def _coarse(grid: binning.Cells) -> binning.Cells:
-    """The same counts, each in the lowest of `QUEUE_CELLS` neighbours."""
-    lowest = np.arange(0, binning.GRID_CELLS, QUEUE_CELLS)
-    out = np.zeros_like(grid)
-    out[lowest] = np.add.reduceat(grid, lowest)
-    return out
