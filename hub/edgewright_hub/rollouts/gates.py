@@ -5,6 +5,11 @@ rolled back by a rate is at most `alpha` for the whole rollout, and that a worse
 by a metric at most `beta`, however often and whenever `judge` is called. This holds as far as counts are Poisson with
 the dispersion `phi` that was frozen at the start.
 
+What is judged, in rows of Counts (`GatePolicy.metrics`): failed, slow and wrongly labelled runs and the misses of named
+outcomes, against harm and before promotion; devices that fail for the first time and devices that fall silent for the
+first time after they took the release, against harm, with a hard cap on their share beside it; the disagreements of a
+shadow, where a limit is signed.
+
 No control is trusted alone: a control device that left its own pre-period is dropped, and promotion must also hold
 against the treated devices' own pre-period, where they have one that can tell (`processes`). Harm is judged without
 the second rule, so that what moves a whole fleet holds a release and does not send it back.
@@ -14,55 +19,95 @@ for time instead: every device of the stage that is present has reported its soa
 until then harm still sends the release back.
 
 Order: evidence is advanced in the order of arrival, each interval once; the ledger is what a gate remembers. It is
-never reset when a stage is promoted. Cost: about 0.2 ms.
+never reset when a stage is promoted. Cost: TODO.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Final, Literal, Protocol
 
 import msgspec
 import numpy as np
 
-from .processes import METRICS, Basis, Counts, Margin, Metric, Process, absolute_log_e, advance, left
+from edgewright_contracts.codec import Name
+
+from .processes import (
+    METRICS,
+    Basis,
+    Counts,
+    Interval,
+    Margin,
+    Metric,
+    Process,
+    advance,
+    against_limit,
+    intervals,
+    left,
+)
 
 Verdict = Literal["promote", "hold", "rollback"]
 
-BLOCKING: Final = 4  # alpha is split over the three rates and the devices that fail
 
+SHADOW_EXCLUDED: Final = 1.25  # times its limit: a disagreement that must be ruled out before promotion
 
 Chance = Annotated[float, msgspec.Meta(gt=0, le=0.5)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class GatePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Defaults are of research on simulated fleets: 0.2 % false rollbacks, no release with 1.5 times the errors."""
+    """Defaults are of simulated fleets: docs/adr/0017."""
 
-    alpha: Chance = 0.05
-    beta: Chance = 0.05
+    alpha: Chance = 0.05  # split over the metrics that are judged
+    beta: Chance = 0.05  # of each metric that does not say otherwise
     error: Margin = Margin(r0=1.1, r1=1.5, delta=0.001)
-    slow: Margin | None = Margin(r0=1.1, r1=1.5)  # None: not judged
-    label: Margin | None = Margin(r0=1.05, r1=1.25)
+    slow: Margin | None = Margin(r0=1.1, r1=1.5, delta=0.01)  # None: not judged
+    label: Margin | None = Margin(r0=1.05, r1=1.19, delta=0.01, beta=0.02)
+    outcomes: dict[Name, Margin] = {}  # rates of misses
+    device_ratio: Annotated[float, msgspec.Meta(ge=1, le=100)] = 2.0  # of first failures and first silences, tolerated
     failed_share: Share = 0.1  # of the exposed devices; more of them: roll back
     reported_share: Share = 0.9  # of the stage's devices that must have committed and reported
     soak_windows: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 3  # of each of these devices
     error_limit: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.02  # a first version must stay below this rate
+    shadow_limit: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None  # of disagreement; None: not judged
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Rows of Counts."""
+        return (*METRICS, "failure", "missing", "shadow", *self.outcomes)
 
     def margin(self, metric: Metric) -> Margin | None:
-        return {"error": self.error, "slow": self.slow, "label": self.label}[metric]
+        """None: not judged."""
+        match metric:
+            case "error":
+                return self.error
+            case "slow":
+                return self.slow
+            case "label":
+                return self.label
+            case "failure" | "missing":
+                return Margin(r0=self.device_ratio, r1=2 * self.device_ratio)
+            case "shadow":
+                return None if self.shadow_limit is None else Margin(r0=1.0, r1=SHADOW_EXCLUDED)
+        return self.outcomes[metric]
 
 
 class Ledger(msgspec.Struct, frozen=True):
-    """What a gate remembers of a rollout: one process for each of METRICS."""
+    """What a gate remembers of a rollout: one process for each metric of its policy; missing ones are new."""
 
-    processes: tuple[Process, ...] = (Process(),) * len(METRICS)
+    processes: tuple[Process, ...] = ()
+
+    def of(self, metrics: int) -> tuple[Process, ...]:
+        return self.processes[:metrics] + (Process(),) * (metrics - len(self.processes))
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """One interval of counts (all with the same devices), and how the exposed devices fare."""
+    """One interval of counts (all with the same devices), and how the exposed devices fare.
+
+    Counts may have fewer rows than the policy has metrics: those that are not there count nothing.
+    """
 
     treated: Counts
     control: Counts
@@ -76,7 +121,7 @@ class Evidence:
     reported: int  # of those expected, with enough windows and not silent now
     last: bool  # no wider stage follows
     soaking: int  # devices of the last stage that are present and have not reported long enough; before it, 0
-    labels_block: bool  # this stage's promotion waits for labels
+    labels_block: bool  # this stage's promotion waits for labels, and for outcomes
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,6 +136,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
     log_ok: float
     log_own: float | None = None  # against the treated devices' own pre-period
     blocks: bool  # promotion waits for it
+    need_ok: float = 0.0  # log e that promotion waits for
 
 
 class Judgement(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,14 +155,20 @@ class SequentialGate:
 
     def __init__(self, policy: GatePolicy) -> None:
         self.policy = policy
-        self.need_bad: Final = math.log(BLOCKING / policy.alpha)
-        self.need_ok: Final = math.log(1 / policy.beta)
+        self._margins: Final = {metric: policy.margin(metric) for metric in policy.metrics}
+        judged = sum(margin is not None for margin in self._margins.values())
+        self.need_bad: Final = math.log(judged / policy.alpha)
+        self.need_ok: Final = -math.log(policy.beta)
 
     def judge(self, evidence: Evidence) -> Judgement:
         """Takes the interval into the ledger, then decides. Harm comes first, then missing devices, then promotion."""
-        evidence = self._sound(evidence)
-        ledger = Ledger(tuple(self._advanced(i, evidence) for i in range(len(METRICS))))
-        figures = tuple(self._figure(i, process, evidence) for i, process in enumerate(ledger.processes))
+        ledger = Ledger(self._advanced(evidence))
+        pre_n = evidence.pre.trials.sum(1).tolist()
+        figures = tuple(
+            self._figure(metric, margin, process, evidence, known=i < len(pre_n) and pre_n[i] > 0)
+            for i, ((metric, margin), process) in enumerate(zip(self._margins.items(), ledger.processes, strict=True))
+            if metric in METRICS or process.n_t > 0
+        )
         verdict, reason = self._decide(evidence, figures)
         return Judgement(verdict=verdict, reason=reason, figures=figures, ledger=ledger)
 
@@ -141,46 +193,62 @@ class SequentialGate:
                 f"{policy.soak_windows} times yet"
             )
         for figure in figures:
-            if figure.blocks and figure.log_ok < self.need_ok:
+            if figure.blocks and figure.log_ok < figure.need_ok:
                 return "hold", (
-                    f"{_rates(figure)}: evidence that it is no worse {_e(figure.log_ok)}, {_e(self.need_ok)} needed"
+                    f"{_rates(figure)}: evidence that it is no worse {_e(figure.log_ok)}, {_e(figure.need_ok)} needed"
                 )
-            if figure.blocks and figure.log_own is not None and figure.log_own < self.need_ok:
+            if figure.blocks and figure.log_own is not None and figure.log_own < figure.need_ok:
                 return "hold", (
                     f"{_rates(figure)}: evidence that it is no worse than the same devices were before "
-                    f"{_e(figure.log_own)}, {_e(self.need_ok)} needed"
+                    f"{_e(figure.log_own)}, {_e(figure.need_ok)} needed"
                 )
-        judged = "; ".join(_rates(f) for f in figures if f.basis != "none")
+        judged = "; ".join(_rates(f) for f in figures if f.basis != "none" and f.metric not in ("failure", "missing"))
         return (
             "promote",
             f"{evidence.committed} of {evidence.expected} devices committed; {judged or 'nothing counted'}",
         )
 
-    def _sound(self, evidence: Evidence) -> Evidence:
-        """Without the counts of control devices that left their own pre-period."""
-        trials, events = evidence.control.trials.copy(), evidence.control.events.copy()
-        need = self.need_bad + math.log(max(1, trials.shape[1]))
-        for i, (metric, process) in enumerate(zip(METRICS, evidence.ledger.processes, strict=True)):
-            if (margin := self.policy.margin(metric)) is not None and evidence.control.trials[i].any():
-                gone = left(i, margin, need, since=evidence.since, pre=evidence.pre, phi=process.phi)
-                trials[i], events[i] = np.where(gone, 0.0, trials[i]), np.where(gone, 0.0, events[i])
-        return replace(evidence, control=Counts(trials, events))
+    def _advanced(self, evidence: Evidence) -> tuple[Process, ...]:
+        rows = len(self._margins)
+        processes = evidence.ledger.of(rows)
+        if not evidence.treated.trials.any():
+            return processes
+        treated, control, pre = evidence.treated.of(rows), self._sound(evidence, processes), evidence.pre.of(rows)
+        seen = intervals(treated, control, pre, np.array([process.phi for process in processes]))
+        return tuple(map(self._moved, self._margins, processes, seen))
 
-    def _advanced(self, index: int, evidence: Evidence) -> Process:
-        process, margin = evidence.ledger.processes[index], self.policy.margin(METRICS[index])
+    def _moved(self, metric: Metric, process: Process, seen: Interval) -> Process:
+        margin = self._margins[metric]
         if margin is None:
             return process
-        counts = {"treated": evidence.treated, "control": evidence.control, "pre": evidence.pre}
-        return advance(process, index, margin, self.policy.error_limit, **counts)
+        if metric == "shadow":
+            return against_limit(process, self.policy.shadow_limit or 1.0, margin.r1, seen)
+        return advance(process, margin, self.policy.error_limit if metric == "error" else None, seen)
 
-    def _figure(self, index: int, process: Process, evidence: Evidence) -> Figure:
-        metric = METRICS[index]
-        margin = self.policy.margin(metric)
-        log_ok = process.log_ok
-        if margin is not None and margin.delta is not None:
-            log_ok = max(log_ok, absolute_log_e(process, margin.delta))
-        wanted = metric != "label" or evidence.labels_block
-        possible = metric == "error" or bool(evidence.pre.trials[index].any())
+    def _sound(self, evidence: Evidence, processes: tuple[Process, ...]) -> Counts:
+        """The control without devices that left their own pre-period."""
+        control = evidence.control.of(len(processes))
+        need = self.need_bad + math.log(max(1, control.trials.shape[1]))
+        since, pre = evidence.since.of(len(processes)), evidence.pre.of(len(processes))
+        trials, events = control.trials, control.events
+        for i, (margin, process) in enumerate(zip(self._margins.values(), processes, strict=True)):
+            if margin is None:
+                continue
+            gone = left(i, margin, need, since=since, pre=pre, phi=process.phi)
+            if gone.size:
+                if trials is control.trials:
+                    trials, events = trials.copy(), events.copy()
+                trials[i, gone] = events[i, gone] = 0.0
+        return Counts(trials, events)
+
+    def _figure(
+        self, metric: Metric, margin: Margin | None, process: Process, evidence: Evidence, *, known: bool
+    ) -> Figure:
+        late = metric == "label" or metric in self.policy.outcomes
+        wanted = evidence.labels_block if late else metric in ("error", "slow") or process.n_t > 0
+        possible = metric == "error" or metric == "shadow" or known
+        counted = metric not in ("failure", "missing")
+        beta = self.policy.beta if margin is None or margin.beta is None else margin.beta
         return Figure(
             metric=metric,
             basis=process.basis,
@@ -188,20 +256,32 @@ class SequentialGate:
             control=process.k_c / process.n_c if process.n_c else None,
             n=int(process.n_t),
             log_bad=process.log_bad,
-            log_ok=log_ok,
+            log_ok=process.log_ok,
             log_own=process.log_own,
-            blocks=margin is not None and wanted and possible and not evidence.last,
+            blocks=margin is not None and counted and wanted and possible and not evidence.last,
+            need_ok=-math.log(beta),
         )
 
 
-_NAMES: Final[dict[Metric, str]] = {"error": "errors", "slow": "slow runs", "label": "wrong labels"}
+_NAMES: Final = {
+    "error": "errors",
+    "slow": "slow runs",
+    "label": "wrong labels",
+    "failure": "devices that failed",
+    "missing": "devices that fell silent",
+    "shadow": "disagreements in the shadow",
+}
 
 
 def _rates(figure: Figure) -> str:
+    name = _NAMES.get(figure.metric, f"misses of {figure.metric}")
     if figure.treated is None:
-        return f"{_NAMES[figure.metric]} not seen yet"
+        return f"{name} not seen yet"
+    if figure.metric in ("failure", "missing"):
+        against = "" if figure.control is None else f", {figure.control * figure.n:.2g} expected"
+        return f"{figure.treated * figure.n:.0f} {name}{against}"
     against = "" if figure.control is None else f" against {figure.control:.2%}"
-    return f"{_NAMES[figure.metric]} {figure.treated:.2%}{against} (n = {figure.n:,})"
+    return f"{name} {figure.treated:.2%}{against} (n = {figure.n:,})"
 
 
 def _e(log_e: float) -> str:

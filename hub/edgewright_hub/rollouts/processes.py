@@ -1,16 +1,17 @@
-"""e-processes of a release's rates: bets that cannot grow if the release is as good as it must be. Pure.
+"""e-processes of what a release does to a fleet: bets that cannot grow if it is as good as it must be. Pure.
 
 `log_bad` bets that a rate is worse than tolerated, `log_ok` that it is better than what must be excluded. Each interval
 of counts enters once, in the order of arrival; either may be looked at after every interval, which is what makes them
-safe to watch. Counts are taken as Poisson with the dispersion `phi` frozen at the start of the rollout.
+safe to watch. Counts are taken as Poisson with the dispersion `phi` frozen at the start of the rollout (`dispersion`).
 
-Three bases for a metric, the best that there is:
+Four bases for a metric, the best that there is:
 
     control      rate ratio of treated over control, each device's own pre-period rate as its exposure, so that devices
                  that have always differed do not count against the release (difference in differences)
     pre-period   nobody is left as control: the treated devices before, at the safe end of a 98 % interval, and for harm
                  half as much again, because the hour of the day is another
-    limit        the first version of a model: an absolute limit on the error rate
+    limit        an absolute limit: of the error rate for the first version of a model, of the disagreement of a shadow
+    none         nothing was counted
 
 A control can break, and would then let anything through: one device with a sick sensor fails so often that a harmful
 release looks good beside it. Two rules stand against that. A control device that *left* its own pre-period upwards, by
@@ -19,8 +20,10 @@ changed, not a device, and a control is what that needs. And promotion must also
 pre-period (`log_own`): a rate of `r1` times theirs, or theirs plus `delta`, whichever is more, with the same allowance
 for the hour of the day, must be excluded too. This is asked only where the period before can tell (`TELLS`).
 
-A ratio never decides when nothing fails. So errors are also measured against "control plus `delta`", which zero events
-decide after about 3.2 / delta inferences (`absolute_log_e`).
+A ratio never decides when nothing fails. So `log_ok` is the better of two bets: the other one is against "control plus
+`delta`", which zero events decide after about 3.1 / delta trials (`_difference`).
+
+Units: trials and events. Cost: `judge` of 10,000 devices, see `gates`.
 """
 
 from __future__ import annotations
@@ -32,41 +35,55 @@ from typing import Annotated, Final, Literal
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from scipy.special import gammainccinv
+from scipy.special import gammainccinv, gammaincinv
 
-from edgewright_contracts.eprocess import CERTAINTY, RHO, RHYTHM, lower, mixed, rate_llr, ratio_llr, upper
+from edgewright_contracts.eprocess import CERTAINTY, RHO, RHYTHM, mixed
 
 Floats = npt.NDArray[np.float64]
-Metric = Literal["error", "slow", "label"]
+Metric = str  # a row of Counts
 Basis = Literal["control", "pre-period", "limit", "none"]
 
-METRICS: Final[tuple[Metric, ...]] = ("error", "slow", "label")
-PRIOR_EVENTS: Final = 20.0  # a device's own pre-period rate counts fully when it is worth more events than this
+METRICS: Final = ("error", "slow", "label")  # the first rows of Counts; the others are `gates.GatePolicy.metrics`
+PRIOR_EVENTS: Final = (1.0, 20.0, 50.0)  # what the fleet's rate is worth to a device: at least, not known, at most
+TELLING: Final = 20  # devices, and events, from which the spread of rates can be told
 TELLS: Final = 0.09  # evidence that an event expected before must be worth, when nothing has changed
 PRIOR_TRIALS: Final = (2_000.0, 20_000.0)  # least and most weight of the pre-period in the guess of the common rate
+_RHO: Final = np.asarray(RHO)
+_STAKES: Final = np.geomspace(0.02, 6.0, 24)  # of `_difference`
 
 
 class Margin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     r0: Annotated[float, msgspec.Meta(ge=1, le=100)]  # ratio that is tolerated
     r1: Annotated[float, msgspec.Meta(gt=1, le=1e9)]  # ratio that must be excluded before promotion
     delta: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None  # or this difference in rates
+    beta: Annotated[float, msgspec.Meta(gt=0, le=0.5)] | None = None  # instead of the policy's
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """float64[metrics, devices]: runs and failed runs, runs and slow runs, labels and wrong labels."""
+    """float64[metrics, devices]: runs and failed runs, runs and slow runs, labels and wrong labels, windows and first
+    failures, windows and first silences, shadowed runs and disagreements; then trials and misses of named outcomes."""
 
     trials: Floats
     events: Floats
 
+    def of(self, metrics: int) -> Counts:
+        """With so many rows: empty ones for metrics that whoever counted did not know."""
+        if len(self.trials) == metrics:
+            return self
+        rows = np.zeros((2, metrics, self.trials.shape[1]))
+        known = min(metrics, len(self.trials))
+        rows[0, :known], rows[1, :known] = self.trials[:known], self.events[:known]
+        return Counts(rows[0], rows[1])
+
 
 class Process(msgspec.Struct, frozen=True, kw_only=True):
-    """One metric: sums of log likelihood ratios before division by phi, and the totals of the absolute process."""
+    """One metric: sums of log likelihood ratios before division by phi, and totals for people to read."""
 
     phi: float = 1.0
     bad: tuple[float, ...] = (0.0,) * len(RHO)
     ok: float = 0.0
-    chosen: float = 0.0  # log likelihood under the rates that were guessed before each interval
+    difference: float = 0.0  # against "control plus delta"
     k_t: float = 0.0
     n_t: float = 0.0
     k_c: float = 0.0
@@ -84,81 +101,162 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def log_ok(self) -> float:
-        return self.ok / self.phi
+        return max(self.ok, self.difference) / self.phi
 
 
-def advance(
-    process: Process, index: int, margin: Margin, error_limit: float, *, treated: Counts, control: Counts, pre: Counts
-) -> Process:
-    """The process of METRICS[index] with one more interval; unchanged by one without trials."""
-    now, others = treated.trials[index], control.trials[index]
-    if now.sum() == 0:
+class Interval(msgspec.Struct, frozen=True):
+    """One metric in one interval: sums over devices."""
+
+    k_t: float  # treated devices
+    n_t: float
+    k_c: float  # control
+    e_t: float  # trials times the devices' own rates before, of the treated devices
+    e_c: float  # and of the control; 0: there is none
+    own_n: float  # the pre-period of the treated devices that counted in this interval, where they have one
+    own_k: float
+    own_now_n: float  # of them, in this interval
+    own_now_k: float
+    guess: float  # rate of everyone before, drawn towards PRIOR_TRIALS
+    weight: float  # trials that `guess` is worth
+
+
+def intervals(treated: Counts, control: Counts, pre: Counts, phi: Floats) -> list[Interval]:
+    """One for each metric. Cost: some twenty passes over the counts, all metrics at once."""
+    now, rate = treated.trials, pre_rates(pre.events, pre.trials, phi)
+    mine = (now > 0) & (pre.trials > 0)
+    total_n, total_k = pre.trials.sum(1), pre.events.sum(1)
+    weight = np.clip(total_n, *PRIOR_TRIALS)
+    columns = (
+        treated.events.sum(1),
+        now.sum(1),
+        control.events.sum(1),
+        np.einsum("md,md->m", now, rate),
+        np.einsum("md,md->m", control.trials, rate),
+        np.einsum("md,md->m", pre.trials, mine),
+        np.einsum("md,md->m", pre.events, mine),
+        np.einsum("md,md->m", now, mine),
+        np.einsum("md,md->m", treated.events, mine),
+        (total_k * weight / np.maximum(total_n, weight) + 0.5) / weight,
+        weight,
+    )
+    return [Interval(*row) for row in np.column_stack(columns).tolist()]
+
+
+def advance(process: Process, margin: Margin, limit: float | None, seen: Interval) -> Process:
+    """The process with one more interval; unchanged by one without treated trials.
+
+    `limit`: the rate that a first version must stay below, for a metric that has one.
+    """
+    if seen.n_t == 0:
         return process
-    k_t, k_c = float(treated.events[index].sum()), float(control.events[index].sum())
-    n_t = float(now.sum())
-    pre_n, pre_k = pre.trials[index], pre.events[index]
-    process = _against_own(process, margin, now, treated.events[index], pre_n, pre_k)
-    if others.sum() > 0:
-        rate = pre_rates(pre_k, pre_n)
-        e_t, e_c = float(now @ rate), float(others @ rate)
-        bad = [
-            x + ratio_llr(k_c, k_t, e_c, e_t, margin.r0 * rho, margin.r0)
-            for x, rho in zip(process.bad, RHO, strict=True)
-        ]
-        ok = process.ok + ratio_llr(k_c, k_t, e_c, e_t, 1.0, margin.r1)
-        scaled = e_c / (e_t / n_t)
-        return _added(process, k_t, n_t, k_c, scaled, pre_k, pre_n, bad=bad, ok=ok, basis="control")
-    own_n, own_k = float(pre_n[now > 0].sum()), float(pre_k[now > 0].sum())
-    if own_n > 0:
-        high, low = upper(own_k) / own_n * margin.r0 * RHYTHM, lower(own_k) / own_n
-        bad = [x + rate_llr(k_t, n_t, high, rho) for x, rho in zip(process.bad, RHO, strict=True)]
-        ok = process.ok - k_t * math.log(margin.r1) + (margin.r1 - 1) * low * n_t
-        return _added(process, k_t, n_t, 0.0, 0.0, pre_k, pre_n, bad=bad, ok=ok, basis="pre-period")
-    if METRICS[index] != "error":
+    k, n = seen.k_t, seen.n_t
+    own = _against_own(process.own, margin, seen)
+    bad = np.asarray(process.bad)
+    if seen.e_c > 0:
+        scaled = seen.e_c / (seen.e_t / n)
+        bad = (
+            bad
+            + k * np.log(_RHO)
+            - (k + seen.k_c) * np.log((seen.e_c + margin.r0 * _RHO * seen.e_t) / (seen.e_c + margin.r0 * seen.e_t))
+        )
+        ok = process.ok - k * math.log(margin.r1)
+        ok -= (k + seen.k_c) * math.log((seen.e_c + seen.e_t) / (seen.e_c + margin.r1 * seen.e_t))
+        gained = _difference(process, margin, seen, 0.0, scaled)
+        return _counted(process, seen, scaled, bad=bad, ok=ok, gained=gained, own=own, basis="control")
+    if seen.own_n > 0:
+        high = gammainccinv(seen.own_k + 1, CERTAINTY) / seen.own_n * margin.r0 * RHYTHM
+        low = _low(seen)
+        bad = bad + k * np.log(_RHO) - (_RHO - 1) * high * n
+        ok = process.ok - k * math.log(margin.r1) + (margin.r1 - 1) * low * n
+        gained = _difference(process, margin, seen, low, 0.0)
+        return _counted(process, seen, 0.0, bad=bad, ok=ok, gained=gained, own=own, basis="pre-period")
+    if limit is None:
         return process
-    bad = [x + rate_llr(k_t, n_t, error_limit, rho) for x, rho in zip(process.bad, RHO, strict=True)]
-    ok = process.ok + k_t * math.log(0.1) + 0.9 * error_limit * n_t  # a tenth of the limit against the limit
-    return _added(process, k_t, n_t, 0.0, 0.0, pre_k, pre_n, bad=bad, ok=ok, basis="limit")
+    bad = bad + k * np.log(_RHO) - (_RHO - 1) * limit * n
+    ok = process.ok + k * math.log(0.1) + 0.9 * limit * n  # a tenth of the limit against the limit
+    return _counted(process, seen, 0.0, bad=bad, ok=ok, basis="limit")
 
 
-def _against_own(process: Process, margin: Margin, n: Floats, k: Floats, pre_n: Floats, pre_k: Floats) -> Process:
+def against_limit(process: Process, limit: float, excluded: float, seen: Interval) -> Process:
+    """One sample against a limit that was signed: harm is more than it, and `excluded` times it must be ruled out."""
+    if seen.n_t == 0:
+        return process
+    bad = np.asarray(process.bad) + seen.k_t * np.log(_RHO) - (_RHO - 1) * limit * seen.n_t
+    past = (process.k_t + 0.5 * limit * 100) / (process.n_t + 100)  # what was seen, begun with half the limit
+    guess = min(max(past, limit / 10), limit)
+    gained = seen.k_t * math.log(guess / (limit * excluded)) + (limit * excluded - guess) * seen.n_t
+    return _counted(process, seen, 0.0, bad=bad, ok=process.ok + gained, basis="limit")
+
+
+def _difference(process: Process, margin: Margin, seen: Interval, base: float, scaled: float) -> float:
+    """Gain of log e against "treated rate >= base + control rate + delta", in an interval with its own control rate.
+
+    exp(-s k_t + u k_c + s' (base + delta) n_t) with s' = 1 - exp(-s) and n_c (exp(u) - 1) = n_t s' has mean 1 on the
+    edge of that hypothesis, whatever the control rate is and however it moves from one interval to the next. The stake
+    s is the best one for the rate that was guessed before the interval.
+    """
+    if margin.delta is None:
+        return 0.0
+    past = process.k_t + process.k_c
+    guess = (seen.guess * seen.weight + past) / (seen.weight + process.n_t + process.n_c)
+    less = -np.expm1(-_STAKES)
+    raised = np.log1p(seen.n_t * less / scaled) if scaled else np.zeros_like(less)
+    sure = (base + margin.delta) * seen.n_t * less
+    best = int(np.argmax(sure - _STAKES * guess * seen.n_t + raised * guess * scaled))
+    return float(sure[best] - _STAKES[best] * seen.k_t + raised[best] * seen.k_c)
+
+
+def _low(seen: Interval) -> float:
+    return float(gammaincinv(seen.own_k, CERTAINTY)) / seen.own_n if seen.own_k else 0.0
+
+
+def _against_own(own: float | None, margin: Margin, seen: Interval) -> float | None:
     """log e-value against "treated rate >= what their own pre-period still allows", with one more interval."""
-    mine = (n > 0) & (pre_n > 0)
-    before_n, before_k = float(pre_n[mine].sum()), float(pre_k[mine].sum())
-    if before_n == 0:
-        return process
-    rate = before_k / before_n
-    low = RHYTHM * lower(before_k) / before_n
+    if seen.own_n == 0:
+        return own
+    rate, low = seen.own_k / seen.own_n, RHYTHM * _low(seen)
     limit = max(low * margin.r1, low + (margin.delta or 0.0))
     if limit <= rate:
-        return process
+        return own
     guess = max(rate, limit / 10)
     if (limit - guess) - rate * math.log(limit / guess) <= TELLS * rate:
-        return process
-    k_t, n_t = float(k[mine].sum()), float(n[mine].sum())
-    gained = (limit - guess) * n_t - k_t * math.log(limit / guess)
-    return msgspec.structs.replace(process, own=(process.own or 0.0) + gained)
+        return own
+    return (own or 0.0) + (limit - guess) * seen.own_now_n - seen.own_now_k * math.log(limit / guess)
 
 
-def left(index: int, margin: Margin, need: float, *, since: Counts, pre: Counts, phi: float) -> npt.NDArray[np.bool_]:
-    """Which control devices left their own pre-period, bool[devices]; none when half of them or more did.
+def left(index: int, margin: Margin, need: float, *, since: Counts, pre: Counts, phi: float) -> npt.NDArray[np.intp]:
+    """Numbers of the control devices that left their own pre-period; none when half of them or more did.
 
-    `since`: what they counted as control, from the start on; `need`: log e of one device.
+    `since`: what they counted as control, from the start on; `need`: log e of one device. Only the few devices whose
+    rate rose at all are looked at closely.
     """
     n, k = since.trials[index], since.events[index]
     pre_n, pre_k = pre.trials[index], pre.events[index]
-    known = (n > 0) & (pre_n > 0)
-    high = gammainccinv(pre_k + 1, CERTAINTY) / np.maximum(pre_n, 1.0) * margin.r0 * RHYTHM
-    rho = np.asarray(RHO)[:, None]
-    bets = (k * np.log(rho) - (rho - 1) * high * n) / phi
-    gone = known & (np.logaddexp.reduce(bets, axis=0) - math.log(len(RHO)) >= need)
-    return np.asarray(gone if 2 * gone.sum() < (n > 0).sum() else np.zeros_like(gone))
+    tolerated = margin.r0 * RHYTHM
+    rose = np.flatnonzero((k >= need * phi / math.log(RHO[-1])) & (pre_n > 0) & (k * pre_n > tolerated * pre_k * n))
+    if not rose.size:
+        return rose
+    high = gammainccinv(pre_k[rose] + 1, CERTAINTY) / pre_n[rose] * tolerated
+    bets = (k[rose] * np.log(_RHO)[:, None] - (_RHO[:, None] - 1) * high * n[rose]) / phi
+    gone: npt.NDArray[np.intp] = rose[np.logaddexp.reduce(bets, axis=0) - math.log(len(RHO)) >= need]
+    return gone if 2 * gone.size < np.count_nonzero(n) else gone[:0]
 
 
-def pre_rates(events: Floats, trials: Floats) -> Floats:
-    """Each device's rate before, drawn towards the fleet's where it is known from few events, float64[devices]."""
-    common = (float(events.sum()) + 0.5) / (float(trials.sum()) + 1.0)
-    return np.asarray((events + PRIOR_EVENTS) / (trials + PRIOR_EVENTS / common))
+def pre_rates(events: Floats, trials: Floats, phi: Floats | float = 1.0) -> Floats:
+    """Each device's rate before, drawn towards the fleet's where it is known from few events, float64[..., devices].
+
+    The fleet's rate is worth so many events as the devices are alike: the shape of the gamma distribution that has the
+    spread of their rates beyond what chance (`phi` times Poisson's) makes (empirical Bayes, method of moments).
+    """
+    total_k, total_n = events.sum(-1, keepdims=True), trials.sum(-1, keepdims=True)
+    common = (total_k + 0.5) / (total_n + 1.0)
+    expected = trials * common
+    squares = (expected**2).sum(-1, keepdims=True)
+    spread = ((events - expected) ** 2).sum(-1, keepdims=True) - np.asarray(phi)[..., None] * total_k
+    least, unknown, most = PRIOR_EVENTS
+    tells = (np.count_nonzero(trials, axis=-1, keepdims=True) >= TELLING) & (total_k >= TELLING)
+    alike = np.where(tells, np.clip(squares / np.maximum(spread, squares / most + 1e-300), least, most), unknown)
+    return np.asarray((events + alike) / (trials + alike / common))
 
 
 def dispersion(events: Floats, trials: Floats, device: npt.NDArray[np.intp]) -> float:
@@ -176,46 +274,19 @@ def dispersion(events: Floats, trials: Floats, device: npt.NDArray[np.intp]) -> 
     return max(1.0, float(((events - mean)[used] ** 2 / mean[used]).sum()) / freedom)
 
 
-def absolute_log_e(process: Process, delta: float) -> float:
-    """log e-value against "treated rate >= control rate + delta".
-
-    Universal inference: the likelihood under rates guessed beforehand, over the best that the hypothesis can do with
-    all that was seen. Valid for any control rate, which need not be known.
-    """
-    k_t, n_t, k_c, n_c = process.k_t, process.n_t, process.k_c, process.n_c
-    if n_t == 0:
-        return 0.0
-    treated, control = k_t / n_t, (k_c / n_c if n_c else 0.0)
-    if treated < control + delta:
-        s = n_t + n_c
-        b = s * delta - k_t - k_c
-        control = (-b + math.sqrt(b * b + 4 * s * k_c * delta)) / (2 * s)
-        treated = control + delta
-    best = _poisson(k_t, n_t, treated) + _poisson(k_c, n_c, control)
-    return (process.chosen - best) / process.phi
-
-
-def _added(
-    process: Process, k_t: float, n_t: float, k_c: float, n_c: float, pre_k: Floats, pre_n: Floats,
-    *, bad: list[float], ok: float, basis: Basis,
+def _counted(
+    process: Process, seen: Interval, scaled: float, *, bad: Floats, ok: float, basis: Basis,
+    gained: float = 0.0, own: float | None = None,
 ) -> Process:  # fmt: skip
-    total_n, total_k = float(pre_n.sum()), float(pre_k.sum())
-    weight = min(PRIOR_TRIALS[1], max(PRIOR_TRIALS[0], total_n))
-    prior = total_k * weight / max(total_n, weight) + 0.5
-    guess = (prior + process.k_t + process.k_c) / (weight + process.n_t + process.n_c)
     return Process(
         phi=process.phi,
-        bad=tuple(bad),
+        bad=tuple(bad.tolist()),
         ok=ok,
-        chosen=process.chosen + _poisson(k_t, n_t, guess) + _poisson(k_c, n_c, guess),
-        k_t=process.k_t + k_t,
-        n_t=process.n_t + n_t,
-        k_c=process.k_c + k_c,
-        n_c=process.n_c + n_c,
-        own=process.own,
+        difference=process.difference + gained,
+        k_t=process.k_t + seen.k_t,
+        n_t=process.n_t + seen.n_t,
+        k_c=process.k_c + (seen.k_c if scaled else 0.0),
+        n_c=process.n_c + scaled,
+        own=own,
         basis=basis,
     )
-
-
-def _poisson(k: float, n: float, rate: float) -> float:
-    return (k * math.log(rate) if k else 0.0) - rate * n
