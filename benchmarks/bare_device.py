@@ -1,11 +1,12 @@
 """An application with an agent in it and nothing else: what `agent_footprint.py` and `update_gap.py` measure.
 
-    python bare_device.py HOME MODEL INPUTS.npz RUNTIME EVERY_S [ANSWERS.npy]
+    python bare_device.py HOME MODEL INPUTS.npy RUNTIME EVERY_S [ANSWERS.npy]
 
-INPUTS.npz holds rows of each input by its name. Predicts one row every EVERY_S seconds; a line on stdin with another
-number changes that (0 pauses), the end of stdin ends it. Prints `answered` after the first prediction, and at the end
-how many were asked and how many were not answered. ANSWERS.npy gets a row (when asked, when answered; monotonic ns)
-for each answer. Imports numpy and the agent only, so that what is measured is theirs.
+INPUTS.npy holds rows with a field for each input (an .npz takes a library of archives to read). Predicts one row every
+EVERY_S seconds; a line on stdin with another number changes that (0 pauses), the end of stdin ends it. Prints
+`answered` after the first prediction, and at the end how many were asked and how many were not answered. ANSWERS.npy
+gets a row (when asked, when answered; monotonic ns) for each answer. Imports numpy and the agent only, so that what is
+measured is theirs.
 """
 
 from __future__ import annotations
@@ -24,9 +25,7 @@ from edgewright_contracts.errors import Unavailable
 
 
 def main(home: str, name: str, inputs: str, runtime: str, every: str, answers: str = "") -> None:
-    with np.load(inputs) as file:
-        columns = {key: np.ascontiguousarray(file[key]) for key in file.files}
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    rows = [dict(zip(row.dtype.names, row, strict=True)) for row in np.load(inputs)]
     every_s, asked, failed = float(every), 0, []
     times: list[tuple[int, int]] = []
     with Agent(Path(home), runtimes=[runtime]) as agent:

@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 import msgspec  # noqa: E402
 import numpy as np  # noqa: E402
 import tuned_packages  # noqa: E402
-from agent_footprint import roll_out  # noqa: E402
+from footprint.device import roll_out  # noqa: E402
 from provenance import provenance  # noqa: E402
 
 from edgewright.demo.fleet import LocalFleet, free_port  # noqa: E402
@@ -89,9 +89,9 @@ class Protocol:
 
     def __init__(self, fleet: LocalFleet, home: Path, inputs: Path) -> None:
         self.port, self._stop = free_port(), threading.Event()
-        with np.load(inputs) as file:
-            given = {"name": "image", "shape": [1, 8, 8, 1], "datatype": "FP32"}
-            rows = [{"inputs": [{**given, "data": row.reshape(-1).tolist()}]} for row in file["image"][:200]]
+        given = {"name": "image", "shape": [1, 8, 8, 1], "datatype": "FP32"}
+        images = np.load(inputs)["image"][:200]
+        rows = [{"inputs": [{**given, "data": row.reshape(-1).tolist()}]} for row in images]
         self._bodies = [json.dumps(row) for row in rows]
         self.times: list[tuple[int, int]] = []
         self.failed: list[str] = []
@@ -239,8 +239,11 @@ def main() -> None:
             name: tuned_packages.write(weights[name], f"1.{i}.0", fleet.packages / name)
             for i, name in enumerate(tuned_packages.NAMES)
         }
-        inputs = Path(folder) / "inputs.npz"
-        np.savez(inputs, image=tuned_packages.rows(11, 500))
+        inputs = Path(folder) / "inputs.npy"
+        images = tuned_packages.rows(11, 500)
+        table = np.zeros(len(images), [("image", images.dtype, images.shape[1:])])
+        table["image"] = images
+        np.save(inputs, table)
         fleet.start_hub("--window-s=60", "--tick-s=0.2", "--ack-interval-s=0.5")  # many updates in a minute
         digests = [fleet.publish(one.root) for one in packages.values()]
         fleet.wait(lambda: patched(fleet, packages), 120, lambda: "the hub's patches")

@@ -1,0 +1,1 @@
+"""The parts of `agent_footprint.py`, by what they measure."""
