@@ -60,7 +60,11 @@ def decode(kind: type[T], data: bytes, *, name: str, limit: int, wire: str) -> T
     codec: Any = msgspec.msgpack if wire == "msgpack" else msgspec.json
     try:
         message: T = codec.decode(data, type=kind)
-        repeated = _repeated_msgpack_key(data) if wire == "msgpack" else _repeated_json_key(data)
+        # What encodes to the same bytes lost no key on the way; only other bytes are worth a walk.
+        if wire == "msgpack":
+            repeated = None if msgspec.msgpack.encode(message) == data else _repeated_msgpack_key(data)
+        else:
+            repeated = _repeated_json_key(data)
     except msgspec.ValidationError as error:
         raise _located(error, kind, name) from None
     except ContractError as error:

@@ -38,6 +38,9 @@ RULES: Final[dict[Kind, Rule]] = {
 
 DEVICE: Final = re.compile(r"\A[a-z0-9][a-z0-9-]{0,62}\Z")
 
+_UNDER: Final = f"{ROOT}/"
+_KINDS: Final[dict[str, Kind]] = {f"{rule.direction}/{kind}": kind for kind, rule in RULES.items()}
+
 ALL_UP: Final = f"{ROOT}/+/up/+"
 
 
@@ -55,11 +58,10 @@ def topic(device: str, kind: Kind) -> str:
 
 def parse(name: str) -> Address:
     """The address of a topic as it came from the broker. Raises ContractError."""
-    parts = name.split("/")
-    if len(parts) == 5 and "/".join(parts[:2]) == ROOT and DEVICE.match(parts[2]):
-        for kind, rule in RULES.items():
-            if parts[3:] == [rule.direction, kind]:
-                return Address(parts[2], kind)
+    device, _, rest = name.removeprefix(_UNDER).partition("/")
+    kind = _KINDS.get(rest)
+    if kind is not None and name.startswith(_UNDER) and DEVICE.match(device):
+        return Address(device, kind)
     raise ContractError("topic", f"{ROOT}/<device>/up|down/<kind>", repr(name[:120]))
 
 

@@ -9,6 +9,7 @@ time, 5 ms after that.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from edgewright_contracts.errors import RequestError, Unavailable
 
@@ -112,7 +115,45 @@ def upsert(
 
 def insert(connection: sa.Connection, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
     """An INSERT that knows ON CONFLICT, of the dialect in use."""
-    return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
+    return _insert(connection.dialect.name, table)
+
+
+def fill(
+    connection: sa.Connection,
+    table: sa.Table,
+    columns: tuple[str, ...],
+    rows: Sequence[tuple[Any, ...]],
+    *,
+    keys: tuple[str, ...] = (),
+    keep: tuple[str, ...] = (),
+) -> None:
+    """`upsert` (without `keys`: insert) of many rows in the order of `columns`, handed to the driver as they are: a
+    Document as text. A quarter of the time, since nothing looks at each value."""
+    if rows:
+        connection.exec_driver_sql(_statement(connection.dialect.name, table, columns, keys, keep), list(rows))
+
+
+@functools.cache
+def _statement(
+    dialect: str, table: sa.Table, columns: tuple[str, ...], keys: tuple[str, ...], keep: tuple[str, ...]
+) -> str:
+    statement = _insert(dialect, table).values({name: sa.bindparam(name) for name in columns})
+    if keys:
+        changed = {name: statement.excluded[name] for name in columns if name not in (*keys, *keep)}
+        statement = statement.on_conflict_do_update(index_elements=list(keys), set_=changed)
+    if dialect == "postgresql":
+        driver: sa.Dialect = PGDialect_psycopg(paramstyle="format")  # type: ignore[no-untyped-call]
+    else:
+        driver = sqlite.dialect(paramstyle="qmark")
+    compiled = statement.compile(dialect=driver)
+    assert isinstance(compiled, SQLCompiler)
+    if tuple(compiled.positiontup or ()) != columns:
+        raise ValueError(f"expected columns of {table.name} in its own order, got {columns}")
+    return str(compiled)
+
+
+def _insert(dialect: str, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+    return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
 
 
 def _config(connection: sa.Connection, metadata: sa.MetaData, schema: Schema) -> Config:

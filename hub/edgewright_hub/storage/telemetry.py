@@ -2,9 +2,10 @@
 shortened by retention; read by everybody.
 
 Times are UTC milliseconds. `digest` of a window and a rollup is the first 16 hex digits of the package digest, as on
-the wire. Packed columns: `cells` are varints of all channels (binning.unpack), `latency*` sparse grid counts
-(binning.unpack_grid). synchronous=NORMAL: a power cut may lose the last commits, and every counted report with them,
-together with the high-water that says they were counted; so the device offers them again and nothing is doubled.
+the wire. Packed columns of windows and device_hours: `cells` are varints of all channels (binning.unpack), `latency*`
+sparse grid counts (binning.unpack_grid); those of rollups are as `histograms` says. synchronous=NORMAL: a power cut may
+lose the last commits, and every counted report with them, together with the high-water that says they were counted; so
+the device offers them again and nothing is doubled.
 """
 
 from __future__ import annotations
@@ -98,6 +99,30 @@ rollups: Final = Table(
     Column("cells", LargeBinary, nullable=False),
 )
 
+# Sums of one device's hour, in which its windows begin: from `windows`, somewhat later (ingest.device_hours).
+device_hours: Final = Table(
+    "device_hours",
+    metadata,
+    Column("device", String(63), primary_key=True),
+    Column("t0_ms", BigInteger, primary_key=True),
+    Column("digest", String(16), primary_key=True),
+    Column("variant", String(32), primary_key=True),
+    Column("context", String(64), primary_key=True),
+    Column("phase", String(16), primary_key=True),
+    Column("windows", BigInteger, nullable=False),
+    Column("n", BigInteger, nullable=False),
+    Column("n_monitored", BigInteger, nullable=False),
+    Column("errors", BigInteger, nullable=False),
+    Column("rejected", BigInteger, nullable=False),
+    Column("labels_n", BigInteger, nullable=False),
+    Column("labels_wrong", BigInteger, nullable=False),
+    Column("repeated", BigInteger, nullable=False),
+    Column("shadow_n", BigInteger, nullable=False),
+    Column("shadow_agree", BigInteger, nullable=False),
+    Column("latency_total", LargeBinary, nullable=False),
+    Index(None, "t0_ms"),
+)
+
 devices: Final = Table(
     "devices",
     metadata,
@@ -118,6 +143,7 @@ devices: Final = Table(
     Column("variant", String(32)),
     Column("phase", String(16)),
     Column("rollout", String(64)),
+    Column("birth_mark", String(33), nullable=False, server_default=""),  # of `birth`, as acknowledgements name it
     Column("boots", Document),  # ids that its births told of, the newest last
     Column("cloned_ms", BigInteger),  # when a boot last came back after another: two machines run as this device
     Index(None, "last_seen_ms", "online"),
@@ -160,6 +186,7 @@ interruptions: Final = Table(
     Column("told_ms", BigInteger, nullable=False),
 )
 
+# What was refused and why: the newest of each device, for a month.
 dead_letters: Final = Table(
     "dead_letters",
     metadata,
@@ -167,8 +194,32 @@ dead_letters: Final = Table(
     Column("arrived_ms", BigInteger, nullable=False),
     Column("topic", Text, nullable=False),
     Column("reason", Text, nullable=False),
-    Column("body", LargeBinary, nullable=False),  # the first 64 KiB
+    Column("body", LargeBinary, nullable=False),  # its first 4 KiB
+    Column("device", String(63), nullable=False, server_default=""),  # "" of a topic that is no device's
+    Index(None, "device", "id"),
+    Index(None, "arrived_ms"),
     sqlite_autoincrement=True,
+)
+
+# How often, since the hub first ran: never less, although dead letters go.
+refusals: Final = Table(
+    "refusals",
+    metadata,
+    Column("device", String(63), primary_key=True),
+    Column("reason", String(16), primary_key=True),  # ingest.refusals.Reason
+    Column("count", BigInteger, nullable=False),
+    Column("first_ms", BigInteger, nullable=False),
+    Column("last_ms", BigInteger, nullable=False),
+    Column("said", Text, nullable=False),  # of the last one
+    Index(None, "last_ms"),
+)
+
+# How far those have come who make rows of this database from others of it.
+cursors: Final = Table(
+    "cursors",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("position", BigInteger, nullable=False),
 )
 
 
