@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy import BigInteger, Column, Integer, String, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, String, Table, Text
 
 from .store import NAMING, Document, Id, migrate, open_engine
 
@@ -26,6 +26,30 @@ devices: Final = Table(
     Column("serial", String(40), nullable=False),  # of the newest certificate, hexadecimal
     Column("key_sha256", String(64), nullable=False, server_default=""),  # of its public key
     Column("state", String(16), nullable=False),  # enrolled | retired
+    Column("attributes", Document, nullable=False, server_default="{}"),  # fleet.attributes.Attributes
+    Column("held", Boolean, nullable=False, server_default=sa.false()),  # nothing is to change on it
+)
+
+# Devices that may enrol, or ask to, before they did: of a list of serial numbers, or those that wait for a yes.
+expected: Final = Table(
+    "expected",
+    metadata,
+    Column("device", String(63), primary_key=True),
+    Column("token", String(64), nullable=False),  # the hash of the one that lets it in
+    Column("fleet", String(64), nullable=False),
+    Column("attributes", Document, nullable=False, server_default="{}"),
+    Column("state", String(16), nullable=False),  # listed | waiting | accepted | refused
+    Column("key_sha256", String(64), nullable=False, server_default=""),  # of the device that asked
+    Column("since_ms", BigInteger, nullable=False),
+)
+
+cohorts: Final = Table(
+    "cohorts",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("selector", Text, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("who", String(64), nullable=False),
 )
 
 enrol_tokens: Final = Table(
@@ -36,6 +60,8 @@ enrol_tokens: Final = Table(
     Column("expires_ms", BigInteger, nullable=False),
     Column("pattern", Text, nullable=False),  # a regular expression that the whole device id must match
     Column("fleet", String(64), nullable=False),
+    # open: whoever has it; list: only devices that are `expected` under it; queue: each waits for a person's yes
+    Column("kind", String(8), nullable=False, server_default="open"),
 )
 
 api_tokens: Final = Table(
@@ -55,6 +81,8 @@ packages: Final = Table(
     Column("state", String(16), nullable=False),  # allowed (the owner signs it) | withdrawn (not any more)
     Column("published_ms", BigInteger, nullable=False),
     Column("manifest", Document, nullable=False),
+    # What its operator says: candidate | approved | deprecated | revoked (registry.stages).
+    Column("stage", String(16), nullable=False, server_default="approved"),
 )
 
 rollouts: Final = Table(
@@ -81,8 +109,8 @@ configs: Final = Table(  # rows are only added; the newest of each scope and sub
     "configs",
     metadata,
     Column("version", Id, primary_key=True),
-    Column("scope", String(8), nullable=False),  # all | fleet | device
-    Column("subject", String(64), nullable=False),  # the fleet or device; "" for all
+    Column("scope", String(8), nullable=False),  # all | fleet | selector | device
+    Column("subject", String(64), nullable=False),  # the fleet, selector or device; "" for all
     Column("settings", Document, nullable=False),  # all that are set there, by key (configuration.KEYS)
     Column("at_ms", BigInteger, nullable=False),
     Column("who", String(64), nullable=False),
@@ -121,6 +149,8 @@ audit: Final = Table(
     Column("who", String(64), nullable=False),
     Column("what", String(64), nullable=False),
     Column("detail", Text, nullable=False),
+    Column("subject", String(128), nullable=False, server_default=""),  # the device, or package as "name version"
+    Index(None, "subject", "id"),
     sqlite_autoincrement=True,
 )
 
