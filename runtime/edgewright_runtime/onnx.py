@@ -34,6 +34,10 @@ _DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "tensor(bool)": np.dtype(np.bool_),
 }
 
+# Released wheels tell their maker about themselves over HTTPS, ten seconds after the first session: not from a device,
+# whose bytes are counted, and whose owner was not asked. Read when the library is loaded, which is after this.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 MAPPED_BYTES: Final = 4096  # weights smaller than a page are not worth a file
 
 # Identity of one float: the smallest model that proves that a session can be made.
