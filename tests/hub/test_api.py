@@ -246,7 +246,7 @@ def test_a_rollout_of_what_is_not_there_is_a_wrong_request(client: TestClient, h
     wrong(ask(version="", digest="e" * 64), "is not in the registry")
     wrong(ask(devices=["nodev"]), "no enrolled device is called nodev")
     wrong(ask(fleet="moon"), "no enrolled device is in a fleet 'moon'")
-    wrong(ask(stages=["x"]), "stages: expected counts or percentages, as 1, 25%, 100%; got x")
+    wrong(ask(stages=["x"]), "1, 25%, 100%, or selectors, as site=berlin; got x")
     wrong(ask(gate={"alhpa": 0.1}), "alhpa")
     assert ask().status_code == 201
 

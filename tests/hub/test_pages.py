@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 
 from edgewright_contracts.package import Package
 from edgewright_hub.registry.registry import Registry
+from edgewright_hub.rollouts.progress import unpacked
 from edgewright_hub.storage import control, telemetry
 from edgewright_hub.web import pages
 from edgewright_hub.web.api import Hub
@@ -111,7 +112,8 @@ def test_a_release_that_was_taken_back_says_where_its_devices_are(house: House) 
 def _given(house: House, device: str) -> bool:
     with house.control.connect() as connection:
         rows = connection.execute(sa.select(control.rollouts.c.progress).order_by(control.rollouts.c.created_ms)).all()
-    return any(m["device"] == device and m["stage"] is not None for m in rows[-1].progress["members"])
+    members = unpacked(rows[-1].progress).members
+    return bool(members.given[members.columns()[device]])
 
 
 def _alarm(subject: str, part: str, *, since_ms: int = 1, name: str = "mean") -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -12,10 +14,11 @@ import pytest
 from edgewright_contracts.codec import decode
 from edgewright_contracts.errors import RequestError
 from edgewright_hub.rollouts import rollout
-from edgewright_hub.rollouts.gates import Evidence, GatePolicy, Judgement, SequentialGate
-from edgewright_hub.rollouts.members import Member, News
+from edgewright_hub.rollouts.gates import Evidence, Gate, GatePolicy, Judgement, SequentialGate
+from edgewright_hub.rollouts.members import STATUSES, Member, Members, News, Said
 from edgewright_hub.rollouts.processes import Counts, Margin
-from edgewright_hub.rollouts.rollout import Observation, RolloutState
+from edgewright_hub.rollouts.progress import packed, unpacked
+from edgewright_hub.rollouts.rollout import Observation, RolloutState, Wish
 from edgewright_hub.rollouts.specification import RolloutSpec
 
 NEW, OLD = "a" * 64, "b" * 64
@@ -42,17 +45,45 @@ def _started(spec: RolloutSpec, size: int = 8) -> RolloutState:
     return rollout.command(rollout.enrol(RolloutState(id="r1"), _fleet(size)), spec, "start", "go", 0)[0]
 
 
-def _names(state: RolloutState, *statuses: str) -> list[str]:
-    return [m.device for m in state.members if m.status in statuses]
+def _names(state: RolloutState, *statuses: Any) -> list[str]:
+    return [state.members.devices[i] for i in np.flatnonzero(state.members.has(*statuses))]
 
 
-def _everyone(state: RolloutState, **more: Any) -> Observation:
-    return Observation(present=frozenset(m.device for m in state.members), **more)
+def _mask(state: RolloutState, devices: Iterable[str]) -> np.ndarray:
+    wanted = set(devices)
+    return np.array([device in wanted for device in state.members.devices])
+
+
+def _seen(
+    state: RolloutState,
+    present: Iterable[str],
+    *news: News,
+    windows: Mapping[str, int] = MappingProxyType({}),
+    back: Iterable[str] = (),
+    **more: Any,
+) -> Observation:
+    """An observation by the names of devices."""
+    columns = state.members.columns()
+    counted = np.zeros(len(columns), np.int32)
+    for device, count in windows.items():
+        counted[columns[device]] = count
+    return Observation(_mask(state, present), Said.of(news, columns), counted, back=_mask(state, back), **more)
+
+
+def _everyone(state: RolloutState, *news: News, **more: Any) -> Observation:
+    return _seen(state, state.members.devices, *news, **more)
 
 
 def _obedient(state: RolloutState) -> Observation:
     """Every device that was asked has committed."""
-    return _everyone(state, news=tuple(News(d, "commit") for d in _names(state, "asked")))
+    return _everyone(state, *(News(d, "commit") for d in _names(state, "asked")))
+
+
+def _step(
+    state: RolloutState, spec: RolloutSpec, seen: Observation, gate: Gate, now_ms: int
+) -> tuple[RolloutState, list[Wish]]:
+    after, wishes = rollout.step(state, spec, seen, gate, now_ms)
+    return after, wishes.expand(after.members, spec)
 
 
 @dataclass
@@ -112,12 +143,12 @@ def test_traces(case: Case) -> None:
         if what == "obey":
             seen = _obedient(state)
         elif what == "back":
-            seen = _everyone(state, back=frozenset(_names(state, "committed")))
+            seen = _everyone(state, back=_names(state, "committed"))
         elif ":" in what:
             happening, _, reason = what.partition(":")
             during = "selftest" if "self-test" in reason else "fetch"
-            seen = _everyone(state, news=tuple(News(d, happening, reason, during) for d in asked))  # type: ignore[arg-type]
-        state, wishes = rollout.step(state, spec, seen, gate, 1000 * (i + 1))
+            seen = _everyone(state, *(News(d, happening, reason, during) for d in asked))  # type: ignore[arg-type]
+        state, wishes = _step(state, spec, seen, gate, 1000 * (i + 1))
         trace.append((state.state, state.stage, state.exposed))
         back += sum(w.digest == OLD for w in wishes)
     assert trace == case.trace
@@ -134,37 +165,80 @@ def test_stopping_the_hub_between_any_two_steps_changes_nothing() -> None:
         state, gate, seen = _started(spec), Script(list(verdicts)), []
         for i in range(8):
             if stop:
-                state = msgspec.json.decode(msgspec.json.encode(state), type=RolloutState)
-            state, wishes = rollout.step(state, spec, _obedient(state), gate, i)
+                state = unpacked(msgspec.json.decode(msgspec.json.encode(packed(state))))
+            state, wishes = _step(state, spec, _obedient(state), gate, i)
             seen.append((state, wishes))
         return seen
 
     assert run(stop=True) == run(stop=False)
 
 
+def test_what_is_stored_is_what_is_read_whatever_the_numbers() -> None:
+    rng = np.random.default_rng(1)
+    size = 300
+    counts = {name: rng.integers(0, 70_000, (sides, 5, size)) * rng.random((sides, 5, 1)).round(1)
+              for name, sides in (("pre", 2), ("since", 2), ("pending", 4))}  # fmt: skip
+    members = Members.new(
+        [f"d{i}" for i in range(size)], [OLD, "c" * 64], {"d3": "the link is down"},
+        previous=rng.integers(-1, 2, size).astype(np.int16), slow_cell=rng.integers(-1, 400, size).astype(np.int16),
+        status=rng.integers(0, len(STATUSES), size).astype(np.int8), back=rng.random(size) < 0.5,
+        asked_ms=1_760_000_000_000 + rng.integers(0, 2**34, size), windows=rng.integers(0, 2**31, size, np.int32),
+        **counts,
+    )  # fmt: skip
+    state = RolloutState(id="r1", members=members, reason="said so")
+    again = unpacked(msgspec.json.decode(msgspec.json.encode(packed(state))))
+    assert again == state
+    assert again != msgspec.structs.replace(state, members=Members.of(()))
+
+
+def test_a_rollout_that_an_older_release_stored_goes_on() -> None:
+    row = {
+        "device": "d0", "previous": OLD, "pre_trials": [9.0, 0.0, 1.0], "pre_events": [1.0, 0.0, 0.0],
+        "control_trials": [2.0, 0.0, 0.0], "control_events": [0.0] * 3, "slow_cell": 40, "status": "failed",
+        "stage": 0, "asked_ms": 7, "windows": 2, "retries": 1, "restarts": 1, "back": False, "failed_in": "selftest",
+        "reason": "no",
+    }  # fmt: skip
+    other = {**row, "device": "d1", "status": "waiting", "stage": None, "slow_cell": None, "reason": ""}
+    pending = [[float(i), 0.0] for i in range(12)]
+    document = {
+        "id": "r1", "state": "running", "members": [row, other], "stage": 0, "since_ms": 5, "pending": pending,
+        "ledger": {"processes": []}, "judged_ms": 3, "reason": "because", "outcome": "", "figures": [],
+    }  # fmt: skip
+    state = unpacked(document)
+    assert (state.state, state.since_ms, state.judged_ms, state.reason) == ("running", 5, 3, "because")
+    assert state.members.row(0) == Member(
+        device="d0", previous=OLD, pre_trials=(9, 0, 1), pre_events=(1, 0, 0), control_trials=(2, 0, 0), slow_cell=40,
+        status="failed", stage=0, asked_ms=7, windows=2, refused=True, reason="no",
+    )  # fmt: skip
+    assert state.members.row(1).stage is None
+    assert state.members.pending[:, :, 0].tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
+    spec = RolloutSpec(model="digits", digest=NEW)
+    assert _step(state, spec, _everyone(state), Script(["rollback"]), 9)[0].outcome == "rolled back"
+
+
 def test_a_silent_device_is_passed_over_and_comes_in_when_it_speaks() -> None:
     spec = RolloutSpec(model="digits", digest=NEW, stages=(1, "100%"))
     state, gate = _started(spec, 4), Script(["hold", "promote", "hold", "hold", "hold", "promote"])
-    first = state.members[0].device
-    without = frozenset(m.device for m in state.members) - {first}
-    state, _ = rollout.step(state, spec, Observation(present=without), gate, 1)
-    assert _names(state, "asked") == [state.members[1].device]
-    obeyed = Observation(present=without, news=(News(state.members[1].device, "commit"),))
-    state, _ = rollout.step(state, spec, obeyed, gate, 2)
+    first = state.members.devices[0]
+    without = set(state.members.devices) - {first}
+    state, _ = _step(state, spec, _seen(state, without), gate, 1)
+    assert _names(state, "asked") == [state.members.devices[1]]
+    obeyed = _seen(state, without, News(state.members.devices[1], "commit"))
+    state, _ = _step(state, spec, obeyed, gate, 2)
     assert (state.exposed, _names(state, "waiting")) == (3, [first])
-    state, wishes = rollout.step(state, spec, _everyone(state), gate, 3)
+    state, wishes = _step(state, spec, _everyone(state), gate, 3)
     assert [w.device for w in wishes] == [first]
 
 
 def test_a_device_that_never_answers_leaves_the_denominator_and_its_wish_is_withdrawn() -> None:
     spec = RolloutSpec(model="digits", digest=NEW, stages=(1, "100%"), device_timeout_s=10)
     state, gate = _started(spec, 4), Script([])
-    state, _ = rollout.step(state, spec, _everyone(state), gate, 1)
+    state, _ = _step(state, spec, _everyone(state), gate, 1)
     silent = _names(state, "asked")[0]
-    others = frozenset(m.device for m in state.members) - {silent}
-    state, _ = rollout.step(state, spec, Observation(present=others), gate, 5_000)
+    others = set(state.members.devices) - {silent}
+    state, _ = _step(state, spec, _seen(state, others), gate, 5_000)
     assert gate.asked[-1].expected == 0, "silent before it runs the release: not in the denominator"
-    state, wishes = rollout.step(state, spec, Observation(present=others), gate, 11_000)
+    state, wishes = _step(state, spec, _seen(state, others), gate, 11_000)
     assert _names(state, "late") == [silent]
     assert {(w.device, w.digest) for w in wishes} == {(silent, OLD), (_names(state, "asked")[0], NEW)}
     assert state.exposed == 1, "another takes its place, so no more devices are exposed than the stage allows"
@@ -173,10 +247,10 @@ def test_a_device_that_never_answers_leaves_the_denominator_and_its_wish_is_with
 def test_while_a_device_tries_again_the_reason_says_why() -> None:
     spec = RolloutSpec(model="digits", digest=NEW)
     state, gate = _started(spec), Script([])
-    state, _ = rollout.step(state, spec, _everyone(state), gate, 1)
+    state, _ = _step(state, spec, _everyone(state), gate, 1)
     device = _names(state, "asked")[0]
-    seen = _everyone(state, news=(News(device, "retry", "the link is down", "fetch"),))
-    state, _ = rollout.step(state, spec, seen, gate, 2)
+    seen = _everyone(state, News(device, "retry", "the link is down", "fetch"))
+    state, _ = _step(state, spec, seen, gate, 2)
     assert state.reason == f"said hold; {device} tries again (the link is down)"
 
 
@@ -184,13 +258,13 @@ def test_while_a_device_tries_again_the_reason_says_why() -> None:
 def test_a_device_that_tries_again_for_ever_does_not_hold_the_rollout_for_ever(runs_it_in_between: bool) -> None:
     spec = RolloutSpec(model="digits", digest=NEW, stages=(1, "100%"), device_timeout_s=7200)
     state, gate = _started(spec, 4), Script([])
-    state, _ = rollout.step(state, spec, _everyone(state), gate, 0)
+    state, _ = _step(state, spec, _everyone(state), gate, 0)
     device = _names(state, "asked")[0]
     for hour in range(1, 12):
-        news = [News(device, "retry", "expected 99 bytes of free disk", "fetch")]
+        news = [News(device, "retry", "expected 99 bytes of free disk", "fetch", "disk")]
         if runs_it_in_between:
             news.insert(0, News(device, "activate"))
-        state, _ = rollout.step(state, spec, _everyone(state, news=tuple(news)), gate, 3600_000 * hour)
+        state, _ = _step(state, spec, _everyone(state, *news), gate, 3600_000 * hour)
     assert device in _names(state, "late")
     assert state.exposed == 1, "another has taken its place"
 
@@ -198,13 +272,14 @@ def test_a_device_that_tries_again_for_ever_does_not_hold_the_rollout_for_ever(r
 def test_a_device_that_lost_the_release_has_the_whole_time_to_get_it_again() -> None:
     spec = RolloutSpec(model="digits", digest=NEW, stages=(1, "100%"), device_timeout_s=10)
     state, gate = _started(spec, 4), Script([])
-    state, _ = rollout.step(state, spec, _everyone(state), gate, 0)
-    state, _ = rollout.step(state, spec, _obedient(state), gate, 1)
+    state, _ = _step(state, spec, _everyone(state), gate, 0)
+    state, _ = _step(state, spec, _obedient(state), gate, 1)
     (device,) = _names(state, "committed")
-    lost = _everyone(state, news=(News(device, "retry", "power lost"),))
-    state, _ = rollout.step(state, spec, lost, gate, 100_000)
-    assert _names(state, "asked") == [device]
-    state, _ = rollout.step(state, spec, _everyone(state), gate, 109_000)
+    state, _ = _step(state, spec, _everyone(state, News(device, "retry", "power lost")), gate, 100_000)
+    assert _names(state, "resting") == [device]
+    state, wishes = _step(state, spec, _everyone(state), gate, 400_000)
+    assert wishes == [Wish(device, "digits", NEW, trial=True, again=True)], "told anew, so that it tries at once"
+    state, _ = _step(state, spec, _everyone(state), gate, 409_000)
     assert _names(state, "asked") == [device]
 
 
@@ -212,13 +287,13 @@ def test_a_device_that_falls_silent_with_the_release_stays_in_the_denominator() 
     spec = RolloutSpec(model="digits", digest=NEW, stages=(2, "100%"))
     state = _started(spec, 4)
     gate = SequentialGate(GatePolicy(slow=None, label=None))
-    state, _ = rollout.step(state, spec, _everyone(state), gate, 1)
-    state, _ = rollout.step(state, spec, _obedient(state), gate, 2)
+    state, _ = _step(state, spec, _everyone(state), gate, 1)
+    state, _ = _step(state, spec, _obedient(state), gate, 2)
     asked = _names(state, "committed")
-    others = frozenset(m.device for m in state.members) - {asked[0]}
+    others = set(state.members.devices) - {asked[0]}
     for i in range(50):
-        seen = Observation(present=others, windows=((asked[1], 5),))
-        state, _ = rollout.step(state, spec, seen, gate, 1000 * i)
+        seen = _seen(state, others, windows={asked[1]: 5})
+        state, _ = _step(state, spec, seen, gate, 1000 * i)
     assert (state.state, state.stage) == ("running", 0)
     assert state.reason == "1 of 2 devices reported long enough (90% needed)"
 
@@ -230,19 +305,20 @@ def test_it_is_done_only_when_every_present_device_of_the_last_stage_has_soaked(
     first = rollout.enrol(RolloutState(id="r1"), tuple(Member(device=f"d{i}", previous=None) for i in range(size)))
     state, _ = rollout.command(first, spec, "start", "go", 0)
     gate = SequentialGate(GatePolicy(soak_windows=soak))
-    slow, retrying, silent = (m.device for m in state.members[-3:])
-    all_but_one = frozenset(m.device for m in state.members) - {silent}
+    slow, retrying, silent = state.members.devices[-3:]
+    all_but_one = set(state.members.devices) - {silent}
     zero = np.zeros((2, size))
 
     def step(reporting: list[str], news: tuple[News, ...] = (), n: float = 1000.0) -> RolloutState:
-        trials = np.array([n if m.device in reporting else 0.0 for m in state.members])
+        trials = n * _mask(state, reporting)
         counts, nothing = np.vstack((trials, zero)), np.zeros((3, size))
-        seen = Observation(
-            all_but_one, news, tuple((d, 1) for d in reporting), Counts(counts, nothing), Counts(nothing, nothing)
-        )
+        seen = _seen(
+            state, all_but_one, *news, windows=dict.fromkeys(reporting, 1), treated=Counts(counts, nothing),
+            control=Counts(nothing, nothing),
+        )  # fmt: skip
         nonlocal now
         now += 60_000
-        return rollout.step(state, spec, seen, gate, now)[0]
+        return _step(state, spec, seen, gate, now)[0]
 
     now = 0
     while state.stage < len(stages) - 1 or not _names(state, "asked"):
@@ -256,7 +332,7 @@ def test_it_is_done_only_when_every_present_device_of_the_last_stage_has_soaked(
         "running",
         f"1 of {expected} devices of the last stage have not reported 3 times yet; {retrying} tries again (disk full)",
     )
-    harmed = rollout.step(state, spec, _everyone(state, news=tuple(News(d, "fail") for d in quick)), gate, now)[0]
+    harmed = _step(state, spec, _everyone(state, *(News(d, "fail") for d in quick)), gate, now)[0]
     assert harmed.outcome == "rolled back", "harm is watched for meanwhile"
     for _ in range(soak - 1):
         state = step([*quick, slow])
@@ -273,23 +349,23 @@ def test_a_fleet_smaller_than_its_stages_is_not_held_for_ever(size: int) -> None
     zero, nothing = np.zeros((2, size)), np.zeros((3, size))
     for minute in range(1, 60):
         running = _names(state, "committed")
-        mask = np.array([1000.0 * (m.device in running) for m in state.members])
+        mask = 1000.0 * _mask(state, running)
         seen = _everyone(
-            state, news=tuple(News(d, "commit") for d in _names(state, "asked")),
-            windows=tuple((d, 1) for d in running), treated=Counts(np.vstack((mask, zero)), nothing),
+            state, *(News(d, "commit") for d in _names(state, "asked")),
+            windows=dict.fromkeys(running, 1), treated=Counts(np.vstack((mask, zero)), nothing),
             control=Counts(np.vstack((1000.0 - mask, zero)), nothing),
         )  # fmt: skip
-        state, _ = rollout.step(state, spec, seen, gate, 60_000 * minute)
+        state, _ = _step(state, spec, seen, gate, 60_000 * minute)
     assert (state.state, state.exposed) == ("done", size)
 
 
 def test_those_left_over_get_the_release_when_everyone_else_has_it() -> None:
     spec = RolloutSpec(model="digits", digest=NEW, stages=("100%",))
     state, gate = _started(spec, 4), Script(["hold", "promote"])
-    here = frozenset(m.device for m in state.members[:3])
-    state, _ = rollout.step(state, spec, Observation(present=here), gate, 1)
+    here = state.members.devices[:3]
+    state, _ = _step(state, spec, _seen(state, here), gate, 1)
     news = tuple(News(d, "commit") for d in here)
-    state, wishes = rollout.step(state, spec, Observation(present=here, news=news), gate, 2)
+    state, wishes = _step(state, spec, _seen(state, here, *news), gate, 2)
     assert state.state == "done"
     assert {(w.device, w.digest, w.trial) for w in wishes} == {(f"d{i}", NEW, False) for i in range(4)}
 
@@ -297,10 +373,10 @@ def test_those_left_over_get_the_release_when_everyone_else_has_it() -> None:
 def test_the_end_of_a_rollout_is_told_to_those_that_failed_too() -> None:
     spec = RolloutSpec(model="digits", digest=NEW, stages=("100%",))
     state, gate = _started(spec, 20), Script(["hold", "hold", "promote"])
-    state, _ = rollout.step(state, spec, _everyone(state), gate, 1)
-    news = tuple(News(m.device, "fail" if m.device == "d3" else "commit") for m in state.members)
-    state, _ = rollout.step(state, spec, _everyone(state, news=news), gate, 2)
-    state, wishes = rollout.step(state, spec, _everyone(state), gate, 3)
+    state, _ = _step(state, spec, _everyone(state), gate, 1)
+    news = tuple(News(m.device, "fail" if m.device == "d3" else "commit") for m in state.members.rows())
+    state, _ = _step(state, spec, _everyone(state, *news), gate, 2)
+    state, wishes = _step(state, spec, _everyone(state), gate, 3)
     assert state.state == "done"
     assert len(wishes) == 20
     assert [(w.digest, w.trial) for w in wishes if w.device == "d3"] == [(OLD, False)]
@@ -316,7 +392,7 @@ def test_the_stage_whose_gate_asks_for_labels_has_a_device_that_gets_them() -> N
         state = rollout.command(rollout.enrol(RolloutState(id="r1"), members), spec, "start", "go", 0)[0]
         gate = Script(["hold", "promote", "hold"])
         for i in range(3):
-            state, _ = rollout.step(state, spec, _obedient(state), gate, i)
+            state, _ = _step(state, spec, _obedient(state), gate, i)
         assert state.exposed == 2
         assert f"d{labelled}" in _names(state, "asked", "committed")
         assert gate.asked[-1].labels_block
@@ -325,12 +401,12 @@ def test_the_stage_whose_gate_asks_for_labels_has_a_device_that_gets_them() -> N
 def test_a_paused_rollout_exposes_nobody_and_still_turns_back_from_harm() -> None:
     spec = RolloutSpec(model="digits", digest=NEW)
     state, gate = _started(spec), Script(["hold", "promote", "promote", "rollback"])
-    state, _ = rollout.step(state, spec, _everyone(state), gate, 1)
+    state, _ = _step(state, spec, _everyone(state), gate, 1)
     state, _ = rollout.command(state, spec, "pause", "lunch", 2)
     for _ in range(2):
-        state, wishes = rollout.step(state, spec, _obedient(state), gate, 3)
+        state, wishes = _step(state, spec, _obedient(state), gate, 3)
         assert (state.state, state.exposed, wishes) == ("paused", 1, [])
-    state, wishes = rollout.step(state, spec, _obedient(state), gate, 4)
+    state, wishes = _step(state, spec, _obedient(state), gate, 4)
     assert state.state == "rolling-back"
     assert len(wishes) == 1
 
@@ -339,22 +415,22 @@ def test_rolled_back_is_said_only_of_what_was_seen() -> None:
     spec = RolloutSpec(model="digits", digest=NEW, stages=("100%",), device_timeout_s=10)
     state, gate = _started(spec, 8), Script(["hold", "hold", "rollback"])
     for now, seen in enumerate((_everyone, _obedient, _everyone)):
-        state, _ = rollout.step(state, spec, seen(state), gate, now)
-    nobody = Observation(present=frozenset())
-    state, _ = rollout.step(state, spec, nobody, gate, 3)
+        state, _ = _step(state, spec, seen(state), gate, now)
+    nobody = _seen(state, ())
+    state, _ = _step(state, spec, nobody, gate, 3)
     assert state.state == "rolling-back", "all offline: nothing was seen"
-    here = [m.device for m in state.members[:2]]
-    state, _ = rollout.step(state, spec, Observation(present=frozenset(here), back=frozenset(here)), gate, 4)
+    here = state.members.devices[:2]
+    state, _ = _step(state, spec, _seen(state, here, back=here), gate, 4)
     assert state.state == "rolling-back"
-    state, _ = rollout.step(state, spec, nobody, gate, 10_003)
-    away = [m.device for m in state.members[2:]]
+    state, _ = _step(state, spec, nobody, gate, 10_003)
+    away = state.members.devices[2:]
     assert (state.state, state.outcome) == ("rolled-back", "rolled back")
     assert state.reason == f"said rollback; told to go back and not seen there yet: {', '.join(away[:5])} and 1 more"
 
 
 def test_abort_sends_everyone_back_at_once_and_cannot_be_taken_back() -> None:
     spec = RolloutSpec(model="digits", digest=NEW, stages=(3, "100%"))
-    state, _ = rollout.step(_started(spec), spec, _everyone(_started(spec)), Script([]), 1)
+    state, _ = _step(_started(spec), spec, _everyone(_started(spec)), Script([]), 1)
     state, wishes = rollout.command(state, spec, "abort", "by hand", 2)
     assert (state.state, state.outcome, len(wishes)) == ("aborted", "aborted", 3)
     with pytest.raises(RequestError, match="is aborted and cannot resume; possible now: nothing, it has ended"):
@@ -362,10 +438,10 @@ def test_abort_sends_everyone_back_at_once_and_cannot_be_taken_back() -> None:
 
 
 def test_the_order_is_fixed_by_the_rollout_and_differs_in_the_next() -> None:
-    one = [m.device for m in rollout.enrol(RolloutState(id="r1"), _fleet(50)).members]
+    one = rollout.enrol(RolloutState(id="r1"), _fleet(50)).members.devices
     late = rollout.enrol(rollout.enrol(RolloutState(id="r1"), _fleet(50)[::-1][:25]), _fleet(25))
-    assert [m.device for m in late.members] == one
-    assert [m.device for m in rollout.enrol(RolloutState(id="r2"), _fleet(50)).members] != one
+    assert late.members.devices == one
+    assert rollout.enrol(RolloutState(id="r2"), _fleet(50)).members.devices != one
 
 
 @pytest.mark.parametrize("stages", [("50%",), ("100%", "10%"), (5, 2, "100%")])
@@ -379,13 +455,15 @@ def test_stages_that_are_neither_counts_nor_percentages_are_named(stage: Any) ->
     body = msgspec.json.encode({"model": "digits", "stages": [1, stage, "100%"]})
     with pytest.raises(RequestError) as raised:
         decode(RolloutSpec, body, name="rollout", limit=9999, wire="json")
-    assert str(raised.value) == f"stages: expected counts or percentages, as 1, 25%, 100%; got 1, {stage}, 100%"
+    assert str(raised.value) == (
+        f"stages: expected counts or percentages, as 1, 25%, 100%, or selectors, as site=berlin; got 1, {stage}, 100%"
+    )
 
 
 def test_every_transition_of_the_table_leads_somewhere_and_every_end_is_an_end() -> None:
     for (before, _), after in rollout.TABLE.items():
-        assert before in rollout.ACTIVE
-        assert after in rollout.ACTIVE or after in ("done", "aborted", "rolled-back")
+        assert before in rollout.ACTIVE or (before, after) == ("done", "reverting")
+        assert after in rollout.ACTIVE or after in ("done", "aborted", "rolled-back", "reverted")
 
 
 # Simulated rollouts with the real gate: 60 inferences a window, devices that differ by half of their rate.
@@ -404,25 +482,26 @@ def _simulate(size: int, base: float, factor: float, seed: int, *, silent: int =
     )
     state = rollout.command(rollout.enrol(RolloutState(id=f"r{seed}"), members), spec, "start", "go", 0)[0]
     gate = SequentialGate(spec.gate)
-    dumb = frozenset(m.device for m in state.members[:silent])
+    speaks = np.arange(size) >= silent
+    own = np.array([rates[device] for device in state.members.devices])
     for minute in range(1, minutes + 1):
-        running = np.array([m.status == "committed" for m in state.members])
-        speaks = np.array([m.device not in dumb for m in state.members])
-        rate = np.array([rates[m.device] for m in state.members]) * np.where(running, factor, 1.0)
-        k = rng.poisson(60 * rate).astype(float)
+        members = state.members
+        running = members.has("committed")
+        k = rng.poisson(60 * own * np.where(running, factor, 1.0)).astype(float)
         zero = np.zeros((2, size))
 
         def counts(mask: np.ndarray, k: np.ndarray = k, zero: np.ndarray = zero) -> Counts:
             return Counts(np.vstack((60.0 * mask, zero)), np.vstack((k * mask, zero)))
 
+        asked = [members.devices[i] for i in np.flatnonzero(members.has("asked") & speaks)]
         seen = Observation(
-            present=frozenset(m.device for m in state.members) - dumb,
-            news=tuple(News(d, "commit") for d in _names(state, "asked") if d not in dumb),
-            windows=tuple((m.device, 1) for m, r in zip(state.members, running, strict=True) if r),
+            present=speaks,
+            said=Said.of([News(d, "commit") for d in asked], members.columns()),
+            windows=running.astype(np.int32),
             treated=counts(running & speaks), control=counts(~running & speaks),
-            back=frozenset(_names(state, "committed")) if state.state == "rolling-back" else frozenset(),
+            back=running if state.state == "rolling-back" else None,
         )  # fmt: skip
-        state, _ = rollout.step(state, spec, seen, gate, 60_000 * minute)
+        state, _ = _step(state, spec, seen, gate, 60_000 * minute)
         if state.state not in rollout.ACTIVE:
             break
     return state

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
+import numpy as np
 import sqlalchemy as sa
 
 from edgewright_contracts.desired import Config, Desired
@@ -38,10 +39,11 @@ from . import admission, configuration, desired_documents, evidence, rollout
 from .configuration import Configurations
 from .desired_documents import Changes, Documents, current, newcomers, promoted_for
 from .gates import Ledger, SequentialGate
-from .members import Member
+from .members import STATUSES, Member, Members
 from .processes import Process
+from .progress import packed, unpacked
 from .rollout import RolloutState, Wish
-from .specification import RolloutSpec, stage_size, stored
+from .specification import RolloutSpec, Stage, is_selector, stage_size, stored
 
 Verb = Literal["pause", "resume", "abort"]  # what a person may do to a rollout
 Publish = Callable[[str, Kind, bytes, bool], None]  # device, kind of topic, body, retain
@@ -124,8 +126,9 @@ class Conductor:
         with self._lock:
             with self._control.begin() as connection:
                 row = _row(connection, rollout_id)
-                spec, state = stored(row.spec), msgspec.convert(row.progress, RolloutState)
-                state, wishes = rollout.command(state, spec, event, f"{event} by {who}", now_ms)
+                spec, state = stored(row.spec), unpacked(row.progress)
+                state, asked = rollout.command(state, spec, event, f"{event} by {who}", now_ms)
+                wishes = asked.expand(state.members, spec)
                 changes = self._changes(connection, self._documents.read(connection), {}, _fleets(connection))
                 _write(connection, {state.id: _stored(state, now_ms)}, [(w, state.id, spec) for w in wishes], changes)
                 _note(connection, now_ms, who, f"rollout {event}", rollout_id)
@@ -161,10 +164,9 @@ class Conductor:
         """One of them, with its devices. Raises RequestError for an unknown id."""
         with self._control.connect() as connection:
             row = _row(connection, rollout_id)
-        members = msgspec.convert(row.progress, RolloutState).members
         devices = [
             {"device": m.device, "status": m.status, "stage": m.stage, "windows": m.windows, "reason": m.reason}
-            for m in members
+            for m in unpacked(row.progress).members.rows()
         ]
         return {**describe(row), "devices": devices}
 
@@ -186,7 +188,7 @@ class Conductor:
         present = self._present(now_ms) if active else frozenset()
         for row in active:
             try:
-                spec, before = stored(row.spec), msgspec.convert(row.progress, RolloutState)
+                spec, before = stored(row.spec), unpacked(row.progress)
                 joined = self._joined(spec, before, fleets, documents, promoted, now_ms)
                 whole = rollout.enrol(before, joined)
                 seen = evidence.observe(spec, whole, windows, events, present)
@@ -199,7 +201,7 @@ class Conductor:
                     _LOG.exception("rollout %s cannot be judged", row.id)
                     stepped[row.id] = {"progress": {**row.progress, "reason": said}, "updated_ms": now_ms}
                 continue
-            grants += [(wish, after.id, spec) for wish in more]
+            grants += [(wish, after.id, spec) for wish in more.expand(after.members, spec)]
             if after != before:
                 stepped[after.id] = _stored(after, now_ms)
         positions = {"rollout.windows": windows, "rollout.events": events}
@@ -261,9 +263,9 @@ class Conductor:
         now_ms: int,
     ) -> tuple[Member, ...]:
         """Devices that were enrolled after the rollout began."""
-        if state.state == "rolling-back" or spec.devices:
+        if state.state in rollout.GOING_BACK or spec.devices:
             return ()
-        known = {m.device for m in state.members}
+        known = set(state.members.devices)
         had = {d: current(documents.get(d), spec.model) for d in admission.chosen(spec, fleets) if d not in known}
         for device in had:
             had[device] = had[device] or promoted_for(promoted, fleets[device], spec.model)
@@ -314,11 +316,9 @@ def _storable(spec: RolloutSpec) -> RolloutSpec:
 
 def describe(row: sa.Row[Any]) -> dict[str, Any]:
     """A row of control.rollouts as people read it: JSON values only."""
-    spec, state = stored(row.spec), msgspec.convert(row.progress, RolloutState)
-    reachable = len(state.members)
-    counts: dict[str, int] = defaultdict(int)
-    for member in state.members:
-        counts[member.status] += 1
+    spec, state = stored(row.spec), unpacked(row.progress)
+    members, reachable = state.members, len(state.members)
+    counts = np.bincount(members.status, minlength=len(STATUSES)).tolist()
     return {
         "id": row.id,
         "model": spec.model,
@@ -329,14 +329,21 @@ def describe(row: sa.Row[Any]) -> dict[str, Any]:
         "outcome": state.outcome,
         "reason": state.reason,
         "stage": state.stage,
-        "stages": [{"size": stage, "devices": stage_size(stage, reachable)} for stage in spec.stages],
+        "stages": [{"size": s, "devices": _devices(members, i, s)} for i, s in enumerate(spec.ladder)],
         "devices_total": reachable,
-        "devices_exposed": sum(m.stage is not None for m in state.members),
-        "devices_by_status": dict(counts),
+        "devices_exposed": state.exposed,
+        "devices_by_status": {status: n for status, n in zip(STATUSES, counts, strict=True) if n},
         "figures": [msgspec.to_builtins(figure) for figure in state.figures],
         "created_ms": row.created_ms,
         "updated_ms": row.updated_ms,
     }
+
+
+def _devices(members: Members, place: int, stage: Stage) -> int:
+    """How many a stage is for."""
+    if is_selector(stage):
+        return int(np.count_nonzero(members.group == place))
+    return stage_size(stage, len(members))
 
 
 def gate_of(row: sa.Row[Any]) -> SequentialGate:
@@ -344,7 +351,7 @@ def gate_of(row: sa.Row[Any]) -> SequentialGate:
 
 
 def _stored(state: RolloutState, now_ms: int) -> dict[str, Any]:
-    return {"state": state.state, "progress": msgspec.to_builtins(state), "updated_ms": now_ms}
+    return {"state": state.state, "progress": packed(state), "updated_ms": now_ms}
 
 
 def _note(connection: sa.Connection, now_ms: int, who: str, what: str, detail: str) -> None:

@@ -101,7 +101,7 @@ class Changes:
         config = self._config_of(wish.device)
         before = self._changed.get(wish.device) or self._documents.get(wish.device) or Desired(rev=0, config=config)
         after = granted(before, wish, rollout_id, spec, config)
-        if after != before:
+        if after != before or wish.again:
             self._keep(wish.device, after)
 
     def configure(self, device: str) -> None:

@@ -8,7 +8,6 @@ such a period has no slow runs and no runs that could be slow.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -16,9 +15,9 @@ import numpy as np
 
 from edgewright_contracts.binning import GRID_CELLS, unpack_grid
 
-from .members import GIVEN, Happening, Member, News
+from .members import Happening, Member, Members, News, Said
 from .processes import METRICS, Counts, Floats, Process, dispersion
-from .rollout import Observation, RolloutState
+from .rollout import GOING_BACK, Observation, RolloutState
 from .specification import RolloutSpec
 
 # What the agent's update machine says, unless it says that something failed.
@@ -28,6 +27,7 @@ _HAPPENINGS: Final[dict[str, Happening]] = {
     "commit": "commit",
     "rollback": "fail",
     "blocked": "fail",
+    "held": "stop",
 }
 _K: Final = len(METRICS)
 
@@ -38,32 +38,37 @@ def observe(
     spec: RolloutSpec, state: RolloutState, windows: Sequence[Row], events: Sequence[Row], present: frozenset[str]
 ) -> Observation:
     """What `windows` and `events`, in the order of their arrival, say about a rollout whose members are complete."""
-    members = {m.device: (i, m) for i, m in enumerate(state.members)}
-    news = [n for row in events if row.device in members and (n := _news(spec, state, row)) is not None]
-    counted: dict[str, int] = defaultdict(int)
-    treated, control = np.zeros((2 * _K, len(members))), np.zeros((2 * _K, len(members)))
-    back = {row.device for row in events if row.device in members and _returned(state, members[row.device][1], row)}
+    members, size = state.members, len(state.members)
+    columns, given = members.columns(), members.given
+    news = [n for row in events if row.device in columns and (n := _news(spec, state, row)) is not None]
+    counted = np.zeros(size, np.int32)
+    treated, control = np.zeros((2 * _K, size)), np.zeros((2 * _K, size))
+    back = np.zeros(size, np.bool_)
+    for row in events:
+        if row.device in columns and _returned(state, _digest(members, columns[row.device]), row):
+            back[columns[row.device]] = True
     for row in windows:
-        column, member = members.get(row.device, (0, None))
-        if member is None or row.phase == "shadow":
+        if (column := columns.get(row.device)) is None or row.phase == "shadow":
             continue
+        previous = _digest(members, column)
+        slow_cell = int(members.slow_cell[column]) if members.slow_cell[column] >= 0 else None
         if row.digest == spec.digest[:16]:
-            if member.status in GIVEN and row.rollout in ("", state.id):
-                treated[:, column] += tabulate([row], member.slow_cell)[0]
-                counted[row.device] += 1
+            if given[column] and row.rollout in ("", state.id):
+                treated[:, column] += tabulate([row], slow_cell)[0]
+                counted[column] += 1
                 news.append(News(row.device, "activate" if row.phase == "probation" else "commit"))
-        elif member.previous is not None and row.digest == member.previous[:16]:
-            if member.status not in GIVEN:
-                control[:, column] += tabulate([row], member.slow_cell)[0]
-            elif state.state == "rolling-back" and row.start_ms >= state.since_ms:
-                back.add(row.device)
+        elif previous is not None and row.digest == previous[:16]:
+            if not given[column]:
+                control[:, column] += tabulate([row], slow_cell)[0]
+            elif state.state in GOING_BACK and row.start_ms >= state.since_ms:
+                back[column] = True
     return Observation(
-        present=present,
-        news=tuple(news),
-        windows=tuple(counted.items()),
+        present=np.array([device in present for device in members.devices], np.bool_),
+        said=Said.of(news, columns),
+        windows=counted,
         treated=Counts(treated[:_K], treated[_K:]),
         control=Counts(control[:_K], control[_K:]),
-        back=frozenset(back),
+        back=back,
     )
 
 
@@ -116,15 +121,20 @@ def _news(spec: RolloutSpec, state: RolloutState, row: Row) -> News | None:
     if row.digest != spec.digest or row.rollout not in ("", state.id):
         return None
     happening = _HAPPENINGS.get(row.after)
-    if row.failure is not None:
+    if row.failure is not None and happening != "stop":
         happening = "fail" if row.failure == "model" else "retry"
-    return None if happening is None else News(row.device, happening, row.reason, row.before)
+    return None if happening is None else News(row.device, happening, row.reason, row.before, row.failure or "link")
 
 
-def _returned(state: RolloutState, member: Member, row: Row) -> bool:
+def _returned(state: RolloutState, previous: str | None, row: Row) -> bool:
     return (
-        state.state == "rolling-back"
-        and row.digest == member.previous
+        state.state in GOING_BACK
+        and row.digest == previous
         and row.arrived_ms >= state.since_ms
         and _HAPPENINGS.get(row.after) in ("activate", "commit")
     )
+
+
+def _digest(members: Members, column: int) -> str | None:
+    """What the device goes back to."""
+    return members.digests[members.previous[column]] if members.previous[column] >= 0 else None

@@ -4,32 +4,34 @@ Guarantee: no device is given the release unless every stage before was promoted
 that was given it is sent back. `step` is a function of its arguments alone, so a hub that stops at any point and runs
 it again on the same observations decides the same.
 
-Order within a step: what devices said; devices that took too long; counts; judgement; transition; wishes.
+Order within a step: what ends the rollout at once; what devices said; devices that took too long or are put off;
+counts; judgement; transition; wishes.
 
 Who counts. A device is *silent* when it is offline or its next report is overdue. Silent devices that were not given
-the release are passed over and come in when they speak again, under the same gates. A device that falls silent after
-it was asked and before it runs the release leaves the denominator; if it has not answered within `device_timeout_s`,
-its wish is withdrawn and it is *late*: it gets the release after the end of the rollout. A device that falls silent
-*while running the release* stays in the denominator, so silence can never promote.
+the release are passed over and come in when they speak again, under the same gates; so do those that an operator holds
+and those outside their maintenance windows, even if they were asked already and do not run the release yet (they are
+*put off*, and are not late). A device that falls silent after it was asked and before it runs the release leaves the
+denominator; if it has not answered within `device_timeout_s`, its wish is withdrawn and it is *late*: it gets the
+release after the end of the rollout. A device that falls silent *while running the release* stays in the denominator,
+so silence can never promote.
 
 A stage that gives the release to nobody new, as happens in small fleets, is judged on the devices of those before it.
 
 When it is rolled back. Every device that ran the release was seen running what it had before; or `device_timeout_s`
 has passed, and then the reason names those that were not. They go back when they speak again: their document says so.
+A rollout that is done can be reverted at any later time, in the same way: to what is still in the other slot, and
+without waiting for maintenance windows.
 
 When it is done. Behind the last stage there is nobody whom more evidence could spare, so its end takes no proof that
 the release is no worse, but time: it waits until *every* device of the last stage that is present has reported its
-soak windows with the release, and until then watches for harm as before. Devices that try again, because their link,
-power or disk failed, are waited for only as far as the share that any stage needs. This is so for a rollout of one
-stage too, and for the first version of a model.
-
-Cost: about 4 µs for each member and step, and 14 µs to store and load its state.
+soak windows with the release, and until then watches for harm as before; and until no device that is present waits for
+its maintenance window. Devices that try again, because their link, power or disk failed, are waited for only as far as
+the share that any stage needs. This is so for a rollout of one stage too, and for the first version of a model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import msgspec
@@ -37,315 +39,392 @@ import numpy as np
 
 from edgewright_contracts.errors import RequestError
 
-from .gates import Evidence, Figure, Gate, Ledger
-from .members import GIVEN, MEMBERS, Member, News, Numbers, hear, order
-from .processes import METRICS, Counts, Floats
-from .specification import RolloutSpec, stage_size
+from . import exposure
+from .gates import Evidence, Figure, Gate, Judgement, Ledger
+from .members import Bools, Indices, Member, Members, Numbers, Said, Small, happened, hear, widened
+from .processes import Counts, Floats
+from .specification import RolloutSpec
 
-State = Literal["draft", "running", "paused", "rolling-back", "rolled-back", "done", "aborted"]
-Event = Literal["start", "pause", "resume", "abort", "harm", "finish", "undone"]
+State = Literal[
+    "draft", "unapproved", "running", "paused", "rolling-back", "rolled-back", "done", "reverting", "reverted",
+    "aborted",
+]  # fmt: skip
+Event = Literal["start", "submit", "approve", "pause", "resume", "abort", "harm", "finish", "undone", "revert"]
+Outcome = Literal["", "promoted", "rolled back", "refused by self-test", "withdrawn", "aborted", "reverted"]
 
 TABLE: Final[dict[tuple[State, Event], State]] = {
-    ("draft",        "start"):  "running",
-    ("draft",        "abort"):  "aborted",
-    ("running",      "pause"):  "paused",
-    ("running",      "abort"):  "aborted",
-    ("running",      "harm"):   "rolling-back",
-    ("running",      "finish"): "done",
-    ("paused",       "resume"): "running",
-    ("paused",       "abort"):  "aborted",
-    ("paused",       "harm"):   "rolling-back",
-    ("rolling-back", "undone"): "rolled-back",
+    ("draft",        "start"):   "running",
+    ("draft",        "submit"):  "unapproved",    # it needs the consent of others
+    ("draft",        "abort"):   "aborted",
+    ("unapproved",   "approve"): "running",
+    ("unapproved",   "abort"):   "aborted",
+    ("running",      "pause"):   "paused",
+    ("running",      "abort"):   "aborted",
+    ("running",      "harm"):    "rolling-back",
+    ("running",      "finish"):  "done",
+    ("paused",       "resume"):  "running",
+    ("paused",       "abort"):   "aborted",
+    ("paused",       "harm"):    "rolling-back",
+    ("rolling-back", "undone"):  "rolled-back",
+    ("done",         "revert"):  "reverting",
+    ("reverting",    "undone"):  "reverted",
 }  # fmt: skip
-ACTIVE: Final[tuple[State, ...]] = ("draft", "running", "paused", "rolling-back")
+ACTIVE: Final[tuple[State, ...]] = ("draft", "unapproved", "running", "paused", "rolling-back", "reverting")
+GOING_BACK: Final[tuple[State, ...]] = ("rolling-back", "reverting")
+ASKED: Final[tuple[Event, ...]] = ("start", "approve", "pause", "resume", "abort", "revert")  # what a person may do
+
+
+_NOBODY: Final = Members.of(())
 
 
 class RolloutState(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     state: State = "draft"
-    members: tuple[Member, ...] = ()  # in the order in which they are given the release
+    members: Members = _NOBODY
     stage: int = 0
     since_ms: int = 0  # of the stage, or of the roll back
     ledger: Ledger = Ledger()
-    pending: tuple[
-        Numbers, ...
-    ] = ()  # counts that wait for their other side: 4 * len(METRICS) rows, one column a member
     judged_ms: int = 0
+    bucket: float | None = None  # bytes that might be asked for at `asked_ms`; None: nothing was asked for yet
+    asked_ms: int = 0
     reason: str = ""  # of the last judgement or transition, for people
-    outcome: Literal["", "promoted", "rolled back", "refused by self-test", "aborted"] = ""
+    outcome: Outcome = ""
     figures: tuple[Figure, ...] = ()
 
     @property
     def exposed(self) -> int:
         """How many devices were given the release and did not have it withdrawn before they answered."""
-        return sum(m.status in GIVEN for m in self.members)
+        return int(np.count_nonzero(self.members.given))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Observation:
-    """What came since the last step; `treated` and `control` have one column for each member."""
+    """What came since the last step, in columns: one place for each member. None: none."""
 
-    present: frozenset[str]
-    news: tuple[News, ...] = ()
-    windows: tuple[tuple[str, int], ...] = ()  # reports with the release, by device
+    present: Bools
+    said: Said | None = None
+    windows: Numbers | None = None  # reports with the release
     treated: Counts | None = None
     control: Counts | None = None
-    back: frozenset[str] = frozenset()  # seen running their previous digest
+    back: Bools | None = None  # seen running their previous digest
+    open: Bools | None = None  # within their maintenance windows; None: all are
+    held: Bools | None = None  # by the operator: nothing is to change there
+    withdrawn: str = ""  # why nobody may run the release any more
+
+
+Kind = Literal["give", "again", "keep", "back"]
+KINDS: Final[tuple[Kind, ...]] = ("give", "again", "keep", "back")
 
 
 class Wish(msgspec.Struct, frozen=True):
-    """Device `device` shall run `digest`; `trial`: under the rollout's id, and so with its short windows."""
+    """Device `device` shall run `digest`; `trial`: under the rollout's id, and so with its short windows; `again`: it
+    is told so even if it was before, so that it tries at once."""
 
     device: str
     model: str
     digest: str | None
     trial: bool
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Wishes:
+    """What devices shall run, in columns: give (the release, on trial), again (likewise, anew), keep (it, for good),
+    back (what they had). At most one for each device."""
+
+    device: Indices  # their places among the members
+    kind: Small  # places in KINDS
+
+    def __len__(self) -> int:
+        return int(self.device.size)
+
+    def expand(self, members: Members, spec: RolloutSpec) -> list[Wish]:
+        out = []
+        for place, code in zip(self.device.tolist(), self.kind.tolist(), strict=True):
+            kind, previous = KINDS[code], int(members.previous[place])
+            had = members.digests[previous] if previous >= 0 else None
+            digest = had if kind == "back" else spec.digest
+            on_trial = kind in ("give", "again")
+            out.append(Wish(members.devices[place], spec.model, digest, on_trial, kind == "again"))
+        return out
 
 
 def enrol(state: RolloutState, joined: tuple[Member, ...]) -> RolloutState:
     """Take devices in, each at the place that its hash gives it; counts in waiting move with their devices."""
     if not joined:
         return state
-    members = sorted((*state.members, *joined), key=lambda m: order(state.id, m.device))
-    columns = {m.device: i for i, m in enumerate(state.members)}
-    pending = tuple(
-        tuple(row[columns[m.device]] if m.device in columns else 0.0 for m in members) for row in state.pending
-    )
-    return msgspec.structs.replace(state, members=tuple(members), pending=pending)
+    return msgspec.structs.replace(state, members=state.members.joined(Members.of(joined), state.id))
 
 
 def command(
     state: RolloutState, spec: RolloutSpec, event: Event, reason: str, now_ms: int
-) -> tuple[RolloutState, list[Wish]]:
-    """Start, pause, resume or abort. Raises RequestError where the table has no such transition."""
+) -> tuple[RolloutState, Wishes]:
+    """Start, pause, resume, abort or revert. Raises RequestError where the table has no such transition."""
+    if event == "start" and spec.approvals:
+        event = "submit"
     after = _move(state, event, reason, now_ms)
-    if after.state == "aborted":
-        after = msgspec.structs.replace(after, outcome="aborted")
-        return after, _restore(after, spec)
-    return after, []
+    if event == "abort":
+        return msgspec.structs.replace(after, outcome="aborted"), _wishes("back", state.members.given)
+    if event == "revert":
+        members = replace(after.members, back=np.zeros(len(after.members), np.bool_))
+        after = msgspec.structs.replace(after, members=members, outcome="reverted")
+        return after, _wishes("back", ~members.has("failed"))
+    return after, _NOTHING
 
 
 def step(
     state: RolloutState, spec: RolloutSpec, seen: Observation, gate: Gate, now_ms: int
-) -> tuple[RolloutState, list[Wish]]:
+) -> tuple[RolloutState, Wishes]:
     """One step. In a final state nothing changes and nothing is wished."""
     if state.state not in ACTIVE:
-        return state, []
-    members, wishes = _hear(state, spec, seen, now_ms)
-    state = msgspec.structs.replace(state, members=members)
-    if state.state in ("running", "paused"):
-        state, more = _judge(state, spec, seen, gate, now_ms)
-        wishes += more
+        return state, _NOTHING
+    if seen.withdrawn and state.state not in GOING_BACK:
+        return _withdrawn(state, seen.withdrawn, now_ms)
+    if state.state in ("draft", "unapproved"):
+        return state, _NOTHING
+    state = msgspec.structs.replace(state, members=_heard(state.members, spec, seen, now_ms))
+    if state.state in GOING_BACK:
+        return _undone(state, spec, now_ms), _NOTHING
+    here = seen.present if seen.held is None else seen.present & ~seen.held
+    able = here if seen.open is None else here & seen.open
+    state, off = _put_off(state, spec, seen, now_ms)
+    state, judged = _judge(state, spec, seen, here, able, gate, now_ms)
     if state.state == "running":
-        state, more = _expose(state, spec, seen.present, now_ms)
-        wishes += more
-    if state.state == "rolling-back":
-        away = _not_back(state)
-        if not away or now_ms - state.since_ms > 1000 * spec.device_timeout_s:
-            state = _move(state, "undone", state.reason + _unseen(away), now_ms)
-    return state, wishes
+        state, asked = _ask(state, spec, here, able, now_ms)
+        return state, _together(off, judged, asked)
+    return _undone(state, spec, now_ms), _together(off, judged)
 
 
-def _hear(
-    state: RolloutState, spec: RolloutSpec, seen: Observation, now_ms: int
-) -> tuple[tuple[Member, ...], list[Wish]]:
-    members = hear(state.members, seen.news, seen.windows, seen.back, now_ms)
-    if state.state not in ("running", "paused"):
-        return members, []
-    late = {m.device for m in members if m.status == "asked" and now_ms - m.asked_ms > 1000 * spec.device_timeout_s}
-    reason = f"no answer within {spec.device_timeout_s:g} s"
-    wishes = [Wish(m.device, spec.model, m.previous, trial=False) for m in members if m.device in late]
-    return tuple(
-        msgspec.structs.replace(m, status=MEMBERS[m.status, "timeout"], stage=None, reason=reason)
-        if m.device in late
-        else m
-        for m in members
-    ), wishes
+def _heard(members: Members, spec: RolloutSpec, seen: Observation, now_ms: int) -> Members:
+    if seen.said is not None:
+        members = hear(members, seen.said, spec.retry, spec.device_timeout_s, now_ms)
+    if seen.windows is not None and seen.windows.any():
+        members = replace(members, windows=members.windows + seen.windows)
+    if seen.back is not None and seen.back.any():
+        members = replace(members, back=members.back | seen.back)
+    return members
+
+
+def _put_off(state: RolloutState, spec: RolloutSpec, seen: Observation, now_ms: int) -> tuple[RolloutState, Wishes]:
+    """Devices that do not run the release yet, and shall not for now."""
+    before = members = state.members
+    limit = 1000 * spec.device_timeout_s
+    asked, resting = members.has("asked"), members.has("resting")
+    for off, reason in ((seen.held, "held by an operator"), (None if seen.open is None else ~seen.open, "closed")):
+        if off is not None and (off & (asked | resting)).any():
+            members = happened(members, np.flatnonzero(off & (asked | resting)), "put off", reason)
+            asked, resting = members.has("asked"), members.has("resting")
+    silent = asked & (now_ms - members.asked_ms > limit)
+    if silent.any():
+        reason = f"no answer within {spec.device_timeout_s:g} s"
+        members = happened(members, np.flatnonzero(silent), "timeout", reason)
+    if resting.any():
+        for place in np.flatnonzero(exposure.given_up(members, spec, now_ms)).tolist():
+            times = f"given up after {members.attempts[place]} attempts"
+            told = members.reasons.get(members.devices[place], "")
+            members = happened(members, np.array([place]), "timeout", f"{times}: {told}" if told else times)
+    gone = before.given & ~members.given
+    return msgspec.structs.replace(state, members=members), _wishes("back", gone)
 
 
 def _judge(
-    state: RolloutState, spec: RolloutSpec, seen: Observation, gate: Gate, now_ms: int
-) -> tuple[RolloutState, list[Wish]]:
-    pending = _add(state, seen)
-    treated, control, pending = _split(state, spec, pending, seen.present, now_ms)
-    members = _with_control(state.members, control)
-    given = [m for m in members if m.stage is not None]
-    mine = [m for m in given if m.stage == state.stage] or given
-    counted = [
-        m for m in mine if m.status in ("active", "committed") or (m.status == "asked" and m.device in seen.present)
-    ]
-    last = state.stage == len(spec.stages) - 1
-    here = [m for m in counted if m.device in seen.present]
-    soaked = [m for m in here if m.windows >= spec.gate.soak_windows and m.status != "asked"]
-    soaking = len(here) - len(soaked) - sum(_tries_again(m) for m in here)
+    state: RolloutState, spec: RolloutSpec, seen: Observation, here: Bools, able: Bools, gate: Gate, now_ms: int
+) -> tuple[RolloutState, Wishes]:
+    treated, control, members = _split(state, spec, seen, now_ms)
+    mine = (members.stage == state.stage) if (members.stage == state.stage).any() else members.given
+    running, coming = members.has("active", "committed"), members.has("asked", "resting")
+    counted = mine & (running | (coming & able))
+    soaked = counted & running & seen.present & (members.windows >= spec.gate.soak_windows)
+    trying = members.has("resting") | (members.has("asked") & (members.attempts > 0))
+    soaking = np.count_nonzero(counted & seen.present & ~soaked & ~(trying & coming))
+    waiting = members.has("waiting")
+    last = state.stage == len(spec.ladder) - 1
     judgement = gate.judge(
         Evidence(
             treated=treated,
             control=control,
-            since=_columns((m.control_trials for m in members), (m.control_events for m in members)),
-            pre=_columns((m.pre_trials for m in members), (m.pre_events for m in members)),
+            since=Counts(members.since[0], members.since[1]),
+            pre=Counts(members.pre[0], members.pre[1]),
             ledger=state.ledger,
-            exposed=state.exposed,
-            failed=sum(m.status == "failed" for m in members),
-            expected=len(counted),
-            committed=sum(m.status == "committed" for m in counted),
-            reported=len(soaked),
+            exposed=int(np.count_nonzero(members.given)),
+            failed=int(np.count_nonzero(members.has("failed"))),
+            expected=int(np.count_nonzero(counted)),
+            committed=int(np.count_nonzero(counted & members.has("committed"))),
+            reported=int(np.count_nonzero(soaked)),
             last=last,
-            soaking=soaking if last else 0,
-            labels_block=_is_label_gate(state, spec)
-            and any(m.labelled for m in given)
-            and any(m.status == "waiting" for m in members),  # else everyone has it, and nobody would be spared
+            soaking=int(soaking) if last else 0,
+            labels_block=exposure.asks_for_labels(spec, state.stage)
+            and bool((members.labelled & members.given).any())
+            and bool(waiting.any()),  # else everyone has it, and nobody would be spared
         )
     )
-    flushed = bool(treated.trials.any())
+    troubles = _troubles(members, mine & trying) if judgement.verdict == "hold" else ""
     state = msgspec.structs.replace(
         state,
         members=members,
         ledger=judgement.ledger,
         figures=judgement.figures,
-        pending=tuple(tuple(row) for row in pending.tolist()),
-        judged_ms=now_ms if flushed else state.judged_ms,
-        reason=judgement.reason + (_troubles(mine) if judgement.verdict == "hold" else ""),
+        judged_ms=now_ms if treated.trials.any() else state.judged_ms,
+        reason=judgement.reason + troubles,
     )
     if judgement.verdict == "rollback":
-        failed = [m for m in members if m.status == "failed"]
-        refused = failed and all(m.failed_in == "selftest" for m in failed) and not any(m.windows for m in members)
-        told = "; ".join(sorted({m.reason for m in failed if m.reason})[:3])
-        state = _move(state, "harm", judgement.reason + (f": {told}" if told else ""), now_ms)
-        outcome: Literal["refused by self-test", "rolled back"] = "refused by self-test" if refused else "rolled back"
-        return msgspec.structs.replace(state, outcome=outcome), _restore(state, spec)
-    if judgement.verdict == "promote" and state.state == "running" and not _to_expose(state, spec, seen.present):
-        if last:
-            state = msgspec.structs.replace(_move(state, "finish", judgement.reason, now_ms), outcome="promoted")
-            # Those that failed stay with what they had; told so, that the rollout's short windows end for them too.
-            return state, [
-                Wish(m.device, spec.model, m.previous if m.status == "failed" else spec.digest, trial=False)
-                for m in members
-            ]
-        state = msgspec.structs.replace(state, stage=state.stage + 1, since_ms=now_ms)
-    return state, []
+        return _harmed(state, judgement, now_ms)
+    if judgement.verdict != "promote" or state.state != "running":
+        return state, _NOTHING
+    if exposure.first_time(members, spec, state.stage, here, able).size:
+        return state, _NOTHING
+    if not last:
+        return msgspec.structs.replace(state, stage=state.stage + 1, since_ms=now_ms), _NOTHING
+    closed = int(np.count_nonzero(waiting & here & ~able))
+    if closed:
+        return msgspec.structs.replace(state, reason=f"{closed} devices wait for their maintenance windows"), _NOTHING
+    # Those that failed stay with what they had; told so, that the rollout's short windows end for them too.
+    state = msgspec.structs.replace(_move(state, "finish", judgement.reason, now_ms), outcome="promoted")
+    failed = members.has("failed")
+    return state, _together(_wishes("keep", ~failed), _wishes("back", failed))
 
 
-def _columns(trials: Iterable[Numbers], events: Iterable[Numbers]) -> Counts:
-    """float64[metrics, members] of what the members hold."""
-    return Counts(*(np.array(list(rows), np.float64).reshape(-1, len(METRICS)).T for rows in (trials, events)))
+def _harmed(state: RolloutState, judgement: Judgement, now_ms: int) -> tuple[RolloutState, Wishes]:
+    members = state.members
+    failed = members.has("failed")
+    reasons = {members.reasons.get(members.devices[i], "") for i in np.flatnonzero(failed).tolist()}
+    told = "; ".join(sorted(filter(None, reasons))[:3])
+    refused = failed.any() and bool(members.refused[failed].all()) and not members.windows.any()
+    state = _move(state, "harm", judgement.reason + (f": {told}" if told else ""), now_ms)
+    outcome: Outcome = "refused by self-test" if refused else "rolled back"
+    return msgspec.structs.replace(state, outcome=outcome), _wishes("back", members.given)
 
 
-def _with_control(members: tuple[Member, ...], control: Counts) -> tuple[Member, ...]:
-    """The members with one more interval of what they counted without the release."""
-    rows = zip(members, control.trials.T.tolist(), control.events.T.tolist(), strict=True)
-    return tuple(
-        msgspec.structs.replace(
-            m,
-            control_trials=tuple(a + b for a, b in zip(m.control_trials, n, strict=True)),
-            control_events=tuple(a + b for a, b in zip(m.control_events, k, strict=True)),
-        )
-        if any(n)
-        else m
-        for m, n, k in rows
+def _withdrawn(state: RolloutState, reason: str, now_ms: int) -> tuple[RolloutState, Wishes]:
+    event: Event = "abort" if state.state in ("draft", "unapproved") else "harm"
+    after = msgspec.structs.replace(_move(state, event, reason, now_ms), outcome="withdrawn")
+    return after, _wishes("back", state.members.given)
+
+
+def _ask(state: RolloutState, spec: RolloutSpec, here: Bools, able: Bools, now_ms: int) -> tuple[RolloutState, Wishes]:
+    members = state.members
+    again = exposure.again(members, able, now_ms)
+    first = exposure.first_time(members, spec, state.stage, here, able)
+    if not first.size and not again.size:
+        return state, _NOTHING
+    most = exposure.room(members, spec)
+    bucket = exposure.filled(spec, state.bucket, now_ms - state.asked_ms)
+    if bucket is not None:
+        most = min(most, int(bucket // spec.release_bytes))
+    again = again[:most]
+    first = first[: most - again.size]
+    asked = np.concatenate((again, first))
+    if not asked.size:
+        return state, _NOTHING
+    members = happened(members, asked, "ask")
+    stage, asked_ms = members.stage.copy(), members.asked_ms.copy()
+    stage[first], asked_ms[asked] = state.stage, now_ms
+    state = msgspec.structs.replace(
+        state,
+        members=replace(members, stage=stage, asked_ms=asked_ms),
+        bucket=None if bucket is None else bucket - asked.size * spec.release_bytes,
+        asked_ms=now_ms,
     )
+    codes = np.where(np.arange(asked.size) < again.size, KINDS.index("again"), KINDS.index("give"))
+    return state, Wishes(asked, codes.astype(np.int8))
 
 
-def _tries_again(member: Member) -> bool:
-    return member.status == "asked" and member.retries > 0
-
-
-def _troubles(members: list[Member]) -> str:
+def _troubles(members: Members, trying: Bools) -> str:
     """What keeps devices of a stage that were asked and try again."""
-    said = [f"{m.device} tries again ({m.reason})" for m in members if _tries_again(m)]
-    return "".join(f"; {one}" for one in said[:3])
+    names = [members.devices[i] for i in np.flatnonzero(trying)[:3].tolist()]
+    return "".join(f"; {name} tries again ({members.reasons.get(name, '')})" for name in names)
 
 
-def _to_expose(state: RolloutState, spec: RolloutSpec, present: frozenset[str]) -> list[Member]:
-    """Members that this stage still has to be given to: the first that are not silent, up to the stage's size."""
-    reachable = sum(m.status in GIVEN or (m.status == "waiting" and m.device in present) for m in state.members)
-    size = stage_size(spec.stages[state.stage], reachable) if reachable else 0
-    waiting = [m for m in state.members if m.status == "waiting" and m.device in present]
-    chosen = waiting[: max(0, size - state.exposed)]
-    given = [m for m in state.members if m.status in GIVEN]
-    if chosen and _is_label_gate(state, spec) and not any(m.labelled for m in (*given, *chosen)):
-        # the gate of this stage asks for labels: one device must be able to bring them
-        chosen[-1:] = [next((m for m in waiting if m.labelled), chosen[-1])]
-    return chosen
+def _undone(state: RolloutState, spec: RolloutSpec, now_ms: int) -> RolloutState:
+    """The state, ended if it goes back and nobody is waited for."""
+    if state.state not in GOING_BACK:
+        return state
+    away = _not_back(state.members)
+    if away.size and now_ms - state.since_ms <= 1000 * spec.device_timeout_s:
+        return state
+    return _move(state, "undone", state.reason + _unseen(state.members, away), now_ms)
 
 
-def _is_label_gate(state: RolloutState, spec: RolloutSpec) -> bool:
-    """Whether this is the last stage before everyone, which waits for labels."""
-    return state.stage == len(spec.stages) - 2 and spec.gate.label is not None
-
-
-def _expose(
-    state: RolloutState, spec: RolloutSpec, present: frozenset[str], now_ms: int
-) -> tuple[RolloutState, list[Wish]]:
-    chosen = {m.device for m in _to_expose(state, spec, present)}
-    if not chosen:
-        return state, []
-    members = tuple(
-        msgspec.structs.replace(m, status=MEMBERS[m.status, "ask"], stage=state.stage, asked_ms=now_ms)
-        if m.device in chosen
-        else m
-        for m in state.members
-    )
-    wishes = [Wish(m.device, spec.model, spec.digest, trial=True) for m in members if m.device in chosen]
-    return msgspec.structs.replace(state, members=members), wishes
-
-
-def _restore(state: RolloutState, spec: RolloutSpec) -> list[Wish]:
-    return [Wish(m.device, spec.model, m.previous, trial=False) for m in state.members if m.status in GIVEN]
-
-
-def _not_back(state: RolloutState) -> list[str]:
+def _not_back(members: Members) -> Indices:
     """Devices that ran the release and were not seen on their previous one, unless they had nothing before."""
-    running = [m for m in state.members if m.status in ("active", "committed")]
-    return [m.device for m in running if not m.back and m.previous is not None]
+    return np.flatnonzero(members.has("active", "committed") & ~members.back & (members.previous >= 0))
 
 
-def _unseen(away: list[str]) -> str:
-    if not away:
+def _unseen(members: Members, away: Indices) -> str:
+    if not away.size:
         return ""
-    named = ", ".join(away[:5]) + (f" and {len(away) - 5} more" if len(away) > 5 else "")
-    return f"; told to go back and not seen there yet: {named}"
+    named = ", ".join(members.devices[i] for i in away[:5].tolist())
+    more = f" and {away.size - 5} more" if away.size > 5 else ""
+    return f"; told to go back and not seen there yet: {named}{more}"
 
 
 def _move(state: RolloutState, event: Event, reason: str, now_ms: int) -> RolloutState:
     try:
         after = TABLE[state.state, event]
     except KeyError:
-        asked = ("start", "pause", "resume", "abort")
-        possible = ", ".join(e for s, e in TABLE if s == state.state and e in asked) or "nothing, it has ended"
+        possible = ", ".join(e for s, e in TABLE if s == state.state and e in ASKED) or "nothing, it has ended"
         raise RequestError(
             f"rollout {state.id} is {state.state} and cannot {event}; possible now: {possible}"
         ) from None
     return msgspec.structs.replace(state, state=after, since_ms=now_ms, reason=reason)
 
 
-def _add(state: RolloutState, seen: Observation) -> Floats:
-    """float64[treated trials | treated events | control trials | control events, each len(METRICS) rows, members]."""
-    rows = np.zeros((4 * len(METRICS), len(state.members)))
-    if state.pending:
-        rows += np.asarray(state.pending)
-    if seen.treated is not None:
-        rows[: 2 * len(METRICS)] += np.concatenate((seen.treated.trials, seen.treated.events))
-    if seen.control is not None:
-        rows[2 * len(METRICS) :] += np.concatenate((seen.control.trials, seen.control.events))
-    return rows
-
-
-def _split(
-    state: RolloutState, spec: RolloutSpec, pending: Floats, present: frozenset[str], now_ms: int
-) -> tuple[Counts, Counts, Floats]:
-    """What can be judged now, and what waits: a metric waits for its other side, and all for the interval.
+def _split(state: RolloutState, spec: RolloutSpec, seen: Observation, now_ms: int) -> tuple[Counts, Counts, Members]:
+    """What can be judged now (treated, control), and the members with what waits: a metric waits for its other side,
+    and all for the interval.
 
     When to judge depends on who reported, never on what: that keeps the gate's guarantee.
     """
-    k = len(METRICS)
-    take = np.zeros(k, np.bool_)
+    members = state.members
+    sides = _pending(members, seen)
+    metrics = len(sides[0])
+    members = replace(members, pre=widened(members.pre, metrics), since=widened(members.since, metrics))
+    treated, control = np.any(sides[0], 1), np.any(sides[2], 1)
+    take = np.zeros(metrics, np.bool_)
     if now_ms - state.judged_ms >= 1000 * spec.window_s:
-        for i in range(k):
-            other = pending[2 * k + i].any()
-            hoped = any(
-                m.status in ("waiting", "late") and m.device in present and m.pre_trials[i] for m in state.members
-            )
-            take[i] = pending[i].any() and (other or not hoped)
-    now = np.where(np.tile(take, 4)[:, None], pending, 0.0)
-    return Counts(now[:k], now[k : 2 * k]), Counts(now[2 * k : 3 * k], now[3 * k :]), pending - now
+        lonely = treated & ~control
+        if lonely.any():
+            hoped = members.has("waiting", "late") & seen.present
+            lonely = lonely & (members.pre[0][:, hoped] > 0).any(axis=1)
+        take = treated & ~lonely
+    leave = (treated | control) & ~take
+    waits = np.zeros((4, 0, len(members)))
+    if leave.any():
+        waits = np.stack([np.where(leave[:, None], side, 0.0) for side in sides])
+        sides = [np.where(take[:, None], side, 0.0) for side in sides]
+    since = members.since + sides[2:] if (take & control).any() else members.since
+    return Counts(sides[0], sides[1]), Counts(sides[2], sides[3]), replace(members, since=since, pending=waits)
+
+
+def _pending(members: Members, seen: Observation) -> list[Floats]:
+    """What was not judged yet: treated trials and events, control trials and events, each float64[metrics, devices]."""
+    new: list[Floats | None] = []
+    for one in (seen.treated, seen.control):
+        new += [None, None] if one is None else [one.trials, one.events]
+    before = members.pending
+    metrics = max(members.pre.shape[1], before.shape[1], *(len(one) for one in new if one is not None))
+    out = []
+    for waits, counted in zip(before, new, strict=True):
+        if counted is None or not waits.size:
+            out.append(widened(waits if counted is None else counted, metrics))
+        else:
+            out.append(widened(waits, metrics) + widened(counted, metrics))
+    return out
+
+
+def _wishes(kind: Kind, devices: Bools) -> Wishes:
+    places = np.flatnonzero(devices)
+    return Wishes(places, np.full(places.size, KINDS.index(kind), np.int8))
+
+
+def _together(*wishes: Wishes) -> Wishes:
+    some = [one for one in wishes if len(one)]
+    if len(some) == 1:
+        return some[0]
+    return Wishes(
+        np.concatenate([one.device for one in some]) if some else np.zeros(0, np.intp),
+        np.concatenate([one.kind for one in some]) if some else np.zeros(0, np.int8),
+    )
+
+
+_NOTHING: Final = Wishes(np.zeros(0, np.intp), np.zeros(0, np.int8))

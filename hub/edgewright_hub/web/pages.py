@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import jinja2
-import msgspec
+import numpy as np
 import sqlalchemy as sa
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
@@ -30,7 +30,7 @@ from starlette.staticfiles import StaticFiles
 
 from ..drift import fleet_drift
 from ..rollouts import conductor
-from ..rollouts.rollout import RolloutState
+from ..rollouts.progress import unpacked
 from ..storage import control, telemetry
 from .api import Hub, hub_of
 
@@ -194,7 +194,8 @@ def _returned(row: Any, said: Mapping[str, Any], versions: Mapping[str, str]) ->
     that was not taken back."""
     if row.state not in ("rolling-back", "rolled-back", "aborted"):
         return None
-    given = [m for m in msgspec.convert(row.progress, RolloutState).members if m.stage is not None]
+    members = unpacked(row.progress).members
+    given = [members.row(i) for i in np.flatnonzero(members.given).tolist()]
     there: dict[str, int] = defaultdict(int)
     for member in given:
         running = said[member.device].digest if member.device in said else None
@@ -220,10 +221,10 @@ def _rollout(row: Any, said: Mapping[str, Any], versions: Mapping[str, str]) -> 
     figures = [
         {
             **figure,
-            "name": _METRICS[figure["metric"]],
+            "name": _METRICS.get(figure["metric"], figure["metric"]),
             "against": _BASES[figure["basis"]],
             "harm": _share(figure["log_bad"], gate.need_bad),
-            "ok": _share(figure["log_ok"], gate.need_ok),
+            "ok": _share(figure["log_ok"], figure["need_ok"] or gate.need_ok),
         }
         for figure in told["figures"]
         if figure["n"]
