@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
+import click
 import urllib3
 
 from edgewright_contracts.errors import EdgewrightError, Refused, RequestError, Unavailable
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_DATA_HELP: Final = "Data directory of a hub on this machine, instead of the three above."
 
 
 class HubClient:
@@ -44,6 +53,41 @@ class HubClient:
             except ValueError:
                 raise Unavailable(f"{method} {path}: expected JSON from {self._url}, got something else") from None
         raise _failure(answer.status, answer.data, f"{method} {path}")
+
+
+def with_hub(command: F) -> F:
+    """Gives the command a HubClient and --json."""
+
+    @click.option("--hub", "url", metavar="URL", help="https://HOST:PORT of the hub.")
+    @click.option("--ca", type=_FILE, help="The hub's CA certificate (ca.pem).")
+    @click.option("--token-file", type=_FILE, help="File with a token of the hub.")
+    @click.option("--data", type=_FOLDER, default=Path("hub-data"), show_default=True, help=_DATA_HELP)
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+    @functools.wraps(command)
+    def wrapped(
+        *args: Any, url: str | None, ca: Path | None, token_file: Path | None, data: Path, **kwargs: Any
+    ) -> Any:
+        return command(_client(url, ca, token_file, data), *args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def _client(url: str | None, ca: Path | None, token_file: Path | None, data: Path) -> HubClient:
+    if url is None:
+        place = data / "hub.json"
+        if not place.is_file():
+            raise RequestError(
+                f"no hub is named and none runs on {data} ({place} is absent). "
+                "Name one with --hub URL --ca FILE --token-file FILE, or a running one's directory with --data"
+            )
+        try:
+            url = str(json.loads(place.read_bytes())["https"])
+        except (ValueError, KeyError, TypeError):
+            raise RequestError(
+                f"{place}: expected the addresses of a hub, got something else; start the hub again"
+            ) from None
+        ca, token_file = ca or data / "ca.pem", token_file or data / "admin.token"
+    return HubClient(url, ca=ca, token=read_token(token_file))
 
 
 def read_token(file: Path | None) -> str:

@@ -39,7 +39,7 @@ COMMANDS: Final[dict[str, Place]] = {
     "agent": Place("edgewright.agents", "agent,agent-enroll", "Run and inspect the agent on a device."),
     "hub": Place("edgewright.hubs", "hub", "Run the hub."),
     "fleet": Place("edgewright.fleets", "hub", "Devices of a hub and their drift."),
-    "rollout": Place("edgewright.fleets", "hub", "Staged rollouts on a hub."),
+    "rollout": Place("edgewright.rollouts", "hub", "Staged rollouts on a hub."),
 }
 
 
