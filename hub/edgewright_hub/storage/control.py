@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, String, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, LargeBinary, String, Table, Text
 
 from .store import NAMING, Document, Id, migrate, open_engine
 
@@ -133,12 +133,39 @@ drift: Final = Table(
     Column("digest", String(16), primary_key=True),
     Column("variant", String(32), primary_key=True),
     Column("context", String(64), primary_key=True),
-    Column("part", String(16), primary_key=True),  # input | embedding | output
+    Column("part", String(16), primary_key=True),  # input | embedding | output | feed
     Column("model", String(63), nullable=False),
-    Column("state", Document, nullable=False),
+    Column("state", Document, nullable=False),  # as people read it
+    Column("kept", LargeBinary),  # what a device's stream remembers (drift.memory)
     Column("verdict", String(16), nullable=False),
     Column("since_ms", BigInteger, nullable=False),
     Column("updated_ms", BigInteger, nullable=False),
+)
+
+# How in-control windows of a part vary, over all devices (drift.dispersion).
+drift_dispersion: Final = Table(
+    "drift_dispersion",
+    metadata,
+    Column("digest", String(16), primary_key=True),
+    Column("variant", String(32), primary_key=True),
+    Column("context", String(64), primary_key=True),
+    Column("part", String(16), primary_key=True),
+    Column("kept", LargeBinary, nullable=False),
+)
+
+# What operators decided about drift; rows are only added.
+drift_decisions: Final = Table(
+    "drift_decisions",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("who", String(64), nullable=False),
+    Column("what", String(16), nullable=False),  # budget | accept | undo
+    Column("subject", String(64), nullable=False),  # device or cohort; "" for the budget
+    Column("reason", Text, nullable=False),
+    Column("detail", Document, nullable=False),
+    Column("kept", LargeBinary),  # of an acceptance: the baselines that it replaced
+    sqlite_autoincrement=True,
 )
 
 audit: Final = Table(
