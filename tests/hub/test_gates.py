@@ -22,14 +22,9 @@ def test_the_ratio_process_reproduces_the_reference_trace(case: dict) -> None:
     """In the vectors c is the canary and t are all others."""
     process, margin = Process(phi=case["phi"]), Margin(r0=case["r0"], r1=case["r1"])
     for k_t, k_c, e_t, e_c, log_bad, log_ok in case["trace_kc_kt_ec_et_logbad_logok"]:
-        process = advance(process, margin, None, _interval(k_t=k_t, n_t=100 * e_t, k_c=k_c, e_t=e_t, e_c=e_c))
+        process = advance(process, margin, None, Interval(k_t=k_t, n_t=100 * e_t, k_c=k_c, e_t=e_t, e_c=e_c))
         assert process.log_bad == pytest.approx(log_bad, rel=1e-9, abs=1e-12)
         assert process.ok / process.phi == pytest.approx(log_ok, rel=1e-9, abs=1e-12)
-
-
-def _interval(**sums: float) -> Interval:
-    nothing = dict.fromkeys(Interval.__struct_fields__, 0.0)
-    return Interval(**{**nothing, **sums})
 
 
 ERRORS_ONLY = GatePolicy(slow=None, label=None)

@@ -29,7 +29,6 @@ from dataclasses import dataclass
 from typing import Annotated, Final, Literal, Protocol
 
 import msgspec
-import numpy as np
 
 from edgewright_contracts.codec import Name
 
@@ -43,7 +42,7 @@ from .processes import (
     Process,
     advance,
     against_limit,
-    intervals,
+    interval,
     left,
 )
 
@@ -163,9 +162,9 @@ class SequentialGate:
     def judge(self, evidence: Evidence) -> Judgement:
         """Takes the interval into the ledger, then decides. Harm comes first, then missing devices, then promotion."""
         ledger = Ledger(self._advanced(evidence))
-        pre_n = evidence.pre.trials.sum(1).tolist()
+        known = [bool(row.any()) for row in evidence.pre.trials]
         figures = tuple(
-            self._figure(metric, margin, process, evidence, known=i < len(pre_n) and pre_n[i] > 0)
+            self._figure(metric, margin, process, evidence, known=i < len(known) and known[i])
             for i, ((metric, margin), process) in enumerate(zip(self._margins.items(), ledger.processes, strict=True))
             if metric in METRICS or process.n_t > 0
         )
@@ -213,9 +212,11 @@ class SequentialGate:
         processes = evidence.ledger.of(rows)
         if not evidence.treated.trials.any():
             return processes
-        treated, control, pre = evidence.treated.of(rows), self._sound(evidence, processes), evidence.pre.of(rows)
-        seen = intervals(treated, control, pre, np.array([process.phi for process in processes]))
-        return tuple(map(self._moved, self._margins, processes, seen))
+        sides = evidence.treated.of(rows), self._sound(evidence, processes), evidence.pre.of(rows)
+        return tuple(
+            self._moved(metric, process, interval(i, *sides, process.phi))
+            for i, (metric, process) in enumerate(zip(self._margins, processes, strict=True))
+        )
 
     def _moved(self, metric: Metric, process: Process, seen: Interval) -> Process:
         margin = self._margins[metric]
@@ -227,12 +228,12 @@ class SequentialGate:
 
     def _sound(self, evidence: Evidence, processes: tuple[Process, ...]) -> Counts:
         """The control without devices that left their own pre-period."""
-        control = evidence.control.of(len(processes))
+        rows = len(processes)
+        control, since, pre = evidence.control.of(rows), evidence.since.of(rows), evidence.pre.of(rows)
         need = self.need_bad + math.log(max(1, control.trials.shape[1]))
-        since, pre = evidence.since.of(len(processes)), evidence.pre.of(len(processes))
         trials, events = control.trials, control.events
         for i, (margin, process) in enumerate(zip(self._margins.values(), processes, strict=True)):
-            if margin is None:
+            if margin is None or not trials[i].any():
                 continue
             gone = left(i, margin, need, since=since, pre=pre, phi=process.phi)
             if gone.size:

@@ -107,39 +107,46 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
 class Interval(msgspec.Struct, frozen=True):
     """One metric in one interval: sums over devices."""
 
-    k_t: float  # treated devices
-    n_t: float
-    k_c: float  # control
-    e_t: float  # trials times the devices' own rates before, of the treated devices
-    e_c: float  # and of the control; 0: there is none
-    own_n: float  # the pre-period of the treated devices that counted in this interval, where they have one
-    own_k: float
-    own_now_n: float  # of them, in this interval
-    own_now_k: float
-    guess: float  # rate of everyone before, drawn towards PRIOR_TRIALS
-    weight: float  # trials that `guess` is worth
+    k_t: float = 0.0  # treated devices
+    n_t: float = 0.0
+    k_c: float = 0.0  # control
+    e_t: float = 0.0  # trials times the devices' own rates before, of the treated devices
+    e_c: float = 0.0  # and of the control; 0: there is none
+    own_n: float = 0.0  # the pre-period of the treated devices that counted in this interval, where they have one
+    own_k: float = 0.0
+    own_now_n: float = 0.0  # of them, in this interval
+    own_now_k: float = 0.0
+    guess: float = 0.0  # rate of everyone before, the trials of which are bounded by PRIOR_TRIALS
+    weight: float = 1.0  # trials that `guess` is worth
 
 
-def intervals(treated: Counts, control: Counts, pre: Counts, phi: Floats) -> list[Interval]:
-    """One for each metric. Cost: some twenty passes over the counts, all metrics at once."""
-    now, rate = treated.trials, pre_rates(pre.events, pre.trials, phi)
-    mine = (now > 0) & (pre.trials > 0)
-    total_n, total_k = pre.trials.sum(1), pre.events.sum(1)
-    weight = np.clip(total_n, *PRIOR_TRIALS)
-    columns = (
-        treated.events.sum(1),
-        now.sum(1),
-        control.events.sum(1),
-        np.einsum("md,md->m", now, rate),
-        np.einsum("md,md->m", control.trials, rate),
-        np.einsum("md,md->m", pre.trials, mine),
-        np.einsum("md,md->m", pre.events, mine),
-        np.einsum("md,md->m", now, mine),
-        np.einsum("md,md->m", treated.events, mine),
-        (total_k * weight / np.maximum(total_n, weight) + 0.5) / weight,
-        weight,
+NOTHING: Final = Interval()
+
+
+def interval(index: int, treated: Counts, control: Counts, pre: Counts, phi: float) -> Interval:
+    """Sums of row `index`. Cost: some ten passes over its devices, few of them where nothing was treated."""
+    now, k_t = treated.trials[index], float(treated.events[index].sum())
+    if not now.any():
+        return NOTHING
+    others, pre_n, pre_k = control.trials[index], pre.trials[index], pre.events[index]
+    rate = pre_rates(pre_k, pre_n, phi)
+    mine = np.flatnonzero(now)
+    mine = mine[pre_n[mine] > 0]
+    total_n, total_k = float(pre_n.sum()), float(pre_k.sum())
+    weight = min(max(total_n, PRIOR_TRIALS[0]), PRIOR_TRIALS[1])
+    return Interval(
+        k_t=k_t,
+        n_t=float(now.sum()),
+        k_c=float(control.events[index].sum()),
+        e_t=float(now @ rate),
+        e_c=float(others @ rate),
+        own_n=float(pre_n[mine].sum()),
+        own_k=float(pre_k[mine].sum()),
+        own_now_n=float(now[mine].sum()),
+        own_now_k=float(treated.events[index][mine].sum()),
+        guess=(total_k * weight / max(total_n, weight) + 0.5) / weight,
+        weight=weight,
     )
-    return [Interval(*row) for row in np.column_stack(columns).tolist()]
 
 
 def advance(process: Process, margin: Margin, limit: float | None, seen: Interval) -> Process:
@@ -242,20 +249,21 @@ def left(index: int, margin: Margin, need: float, *, since: Counts, pre: Counts,
     return gone if 2 * gone.size < np.count_nonzero(n) else gone[:0]
 
 
-def pre_rates(events: Floats, trials: Floats, phi: Floats | float = 1.0) -> Floats:
-    """Each device's rate before, drawn towards the fleet's where it is known from few events, float64[..., devices].
+def pre_rates(events: Floats, trials: Floats, phi: float = 1.0) -> Floats:
+    """Each device's rate before, drawn towards the fleet's where it is known from few events, float64[devices].
 
     The fleet's rate is worth so many events as the devices are alike: the shape of the gamma distribution that has the
     spread of their rates beyond what chance (`phi` times Poisson's) makes (empirical Bayes, method of moments).
     """
-    total_k, total_n = events.sum(-1, keepdims=True), trials.sum(-1, keepdims=True)
+    total_k, total_n = float(events.sum()), float(trials.sum())
     common = (total_k + 0.5) / (total_n + 1.0)
-    expected = trials * common
-    squares = (expected**2).sum(-1, keepdims=True)
-    spread = ((events - expected) ** 2).sum(-1, keepdims=True) - np.asarray(phi)[..., None] * total_k
-    least, unknown, most = PRIOR_EVENTS
-    tells = (np.count_nonzero(trials, axis=-1, keepdims=True) >= TELLING) & (total_k >= TELLING)
-    alike = np.where(tells, np.clip(squares / np.maximum(spread, squares / most + 1e-300), least, most), unknown)
+    if total_k == 0:
+        return np.full(len(trials), common)
+    least, alike, most = PRIOR_EVENTS
+    if total_k >= TELLING and np.count_nonzero(trials) >= TELLING:
+        squares = common**2 * float(trials @ trials)
+        spread = float(events @ events) - 2 * common * float(events @ trials) + squares - phi * total_k
+        alike = min(max(squares / max(spread, squares / most), least), most)
     return np.asarray((events + alike) / (trials + alike / common))
 
 
