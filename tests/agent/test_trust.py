@@ -218,3 +218,12 @@ def test_a_list_that_rotted_on_the_device_is_fetched_anew_and_without_a_network_
         device.trust.allow("digits", package.digest)
     repository.down = False
     device.trust.allow("digits", package.digest)
+
+
+def test_a_mark_of_the_time_that_rotted_does_not_date_the_device_where_all_has_expired(device, package):
+    device.manifest(package)
+    place = device.folder / "trust" / "time.json"
+    mark = place.read_bytes()
+    place.write_bytes(mark.replace(b":1", b":4", 1))
+    assert place.read_bytes() != mark
+    assert device.manifest(package) == package.manifest_bytes

@@ -13,6 +13,7 @@ older metadata than it has seen. Cost: three small files for each new list, one 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -41,6 +42,7 @@ REFRESH_S: Final = 600.0  # 750 kB at 10 kbit/s; what the pace that was asked fo
 
 class Mark(msgspec.Struct, frozen=True):
     highest_ms: Millis
+    check: int = -1  # a bit that flips must not date the device years ahead, where all has expired
 
 
 class Trust:
@@ -134,16 +136,21 @@ class Trust:
     def _raise_mark(self) -> None:
         wall = self._clock.wall_ms()
         if wall is not None and self._clock.synced() and wall > self._highest():
-            atomic_write(self._disk, self._folder / "time.json", msgspec.json.encode(Mark(wall)))
+            atomic_write(self._disk, self._folder / "time.json", msgspec.json.encode(Mark(wall, _check(wall))))
 
     def _highest(self) -> int:
         try:
             data = self._disk.read(self._folder / "time.json")
-            return decode(Mark, data, name="time.json", limit=KIB, wire="json").highest_ms
+            mark = decode(Mark, data, name="time.json", limit=KIB, wire="json")
         except FileNotFoundError:
             return 0
         except ContractError:
             return 0  # a damaged mark protects nothing; the next refresh writes a good one
+        return mark.highest_ms if mark.check == _check(mark.highest_ms) else 0
+
+
+def _check(highest_ms: int) -> int:
+    return zlib.crc32(str(highest_ms).encode())
 
 
 class Kept(Updater):
