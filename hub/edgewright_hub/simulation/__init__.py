@@ -1,0 +1,1 @@
+"""Virtual fleets: what the hub decides about devices whose truth is known."""

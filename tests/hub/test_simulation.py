@@ -1,0 +1,65 @@
+"""Virtual fleets: what is drawn is what was asked for, and the hub's own engine decides about it."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+
+from edgewright_hub.rollouts.gates import GatePolicy
+from edgewright_hub.simulation import trial
+from edgewright_hub.simulation.fleet import Fleet
+from edgewright_hub.simulation.world import GOOD, RELEASES, Release, World
+
+SMALL = World(devices=400, before_s=6 * 3600.0)
+
+
+def _start(world: World = SMALL, seed: int = 1) -> trial.Start:
+    rng = np.random.default_rng(seed)
+    return trial.Start.of(Fleet.drawn(world, rng), rng)
+
+
+def _run(release: Release, *, world: World = SMALL, seed: int = 1, hours: float = 12) -> trial.Outcome:
+    return trial.run(_start(world, seed), release, GatePolicy(), np.random.default_rng(seed), longest_s=hours * 3600)
+
+
+def test_a_fleet_counts_at_the_rates_that_were_asked_for_and_more_unevenly_than_chance() -> None:
+    start = _start(msgspec.structs.replace(SMALL, daily=0.0))
+    rates = start.pre.events.sum(1) / start.pre.trials.sum(1)
+    assert rates == pytest.approx([0.01, 0.041, 0.08], rel=0.1)
+    assert start.phi[0] == pytest.approx(1 + 0.6 * 0.49, abs=0.1)
+    assert start.phi[1] > 1.2
+    assert start.phi[2] == pytest.approx(1.0, abs=0.1)
+
+
+def test_the_same_seed_is_the_same_rollout() -> None:
+    assert _run(RELEASES["errors"], seed=3) == _run(RELEASES["errors"], seed=3)
+    assert _run(RELEASES["errors"], seed=3) != _run(RELEASES["errors"], seed=4)
+
+
+@pytest.mark.parametrize("name", ["many-errors", "slow", "crash"])
+def test_a_release_that_plainly_harms_is_taken_back_from_the_first_devices(name: str) -> None:
+    outcome = _run(RELEASES[name])
+    assert (outcome.ending, outcome.full) == ("rolled back", False), outcome.reason
+    assert outcome.exposed <= 0.1 * SMALL.devices
+
+
+def test_a_good_release_reaches_every_device_that_has_a_link() -> None:
+    outcome = _run(GOOD, world=msgspec.structs.replace(SMALL, outages=2.0))
+    assert outcome.ending == "promoted", outcome.reason
+    assert outcome.exposed >= 0.9 * SMALL.devices
+
+
+def test_devices_that_a_release_silences_are_never_followed_by_everyone() -> None:
+    assert not _run(RELEASES["silent-crash"], hours=6).full
+
+
+def test_a_harm_that_grows_is_not_there_at_first() -> None:
+    start = _start()
+    runs, rng = np.ones(400, np.bool_), np.random.default_rng(1)
+
+    def errors(since_s: float) -> float:
+        seen = start.fleet.window(0, RELEASES["gradual"], runs, np.full(400, since_s), start.labels, rng)
+        return float(seen.events[0].sum() / seen.trials[0].sum())
+
+    assert errors(4 * 3600.0) / errors(0.0) == pytest.approx(3.0, rel=0.5)
