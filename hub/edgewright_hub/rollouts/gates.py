@@ -32,6 +32,7 @@ import msgspec
 
 from edgewright_contracts.codec import Name
 
+from .effect import Effect
 from .processes import (
     METRICS,
     Basis,
@@ -49,6 +50,7 @@ from .processes import (
 Verdict = Literal["promote", "hold", "rollback"]
 
 
+ONCE: Final = ("failure", "missing")  # a device's first, with the release and without
 SHADOW_EXCLUDED: Final = 1.25  # times its limit: a disagreement that must be ruled out before promotion
 
 Chance = Annotated[float, msgspec.Meta(gt=0, le=0.5)]
@@ -74,7 +76,7 @@ class GatePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """Rows of Counts."""
-        return (*METRICS, "failure", "missing", "shadow", *self.outcomes)
+        return (*METRICS, *ONCE, "shadow", *self.outcomes)
 
     def margin(self, metric: Metric) -> Margin | None:
         """None: not judged."""
@@ -85,7 +87,7 @@ class GatePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 return self.slow
             case "label":
                 return self.label
-            case "failure" | "missing":
+            case _ if metric in ONCE:
                 return Margin(r0=self.device_ratio, r1=2 * self.device_ratio)
             case "shadow":
                 return None if self.shadow_limit is None else Margin(r0=1.0, r1=SHADOW_EXCLUDED)
@@ -143,6 +145,7 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     figures: tuple[Figure, ...]
     ledger: Ledger
+    effects: tuple[Effect, ...] = ()  # for an experiment, and for people
 
 
 class Gate(Protocol):
@@ -201,7 +204,7 @@ class SequentialGate:
                     f"{_rates(figure)}: evidence that it is no worse than the same devices were before "
                     f"{_e(figure.log_own)}, {_e(figure.need_ok)} needed"
                 )
-        judged = "; ".join(_rates(f) for f in figures if f.basis != "none" and f.metric not in ("failure", "missing"))
+        judged = "; ".join(_rates(f) for f in figures if f.basis != "none" and f.metric not in ONCE)
         return (
             "promote",
             f"{evidence.committed} of {evidence.expected} devices committed; {judged or 'nothing counted'}",
@@ -232,8 +235,8 @@ class SequentialGate:
         control, since, pre = evidence.control.of(rows), evidence.since.of(rows), evidence.pre.of(rows)
         need = self.need_bad + math.log(max(1, control.trials.shape[1]))
         trials, events = control.trials, control.events
-        for i, (margin, process) in enumerate(zip(self._margins.values(), processes, strict=True)):
-            if margin is None or not trials[i].any():
+        for i, ((metric, margin), process) in enumerate(zip(self._margins.items(), processes, strict=True)):
+            if margin is None or metric in ONCE or metric == "shadow" or not trials[i].any():
                 continue
             gone = left(i, margin, need, since=since, pre=pre, phi=process.phi)
             if gone.size:
@@ -248,7 +251,7 @@ class SequentialGate:
         late = metric == "label" or metric in self.policy.outcomes
         wanted = evidence.labels_block if late else metric in ("error", "slow") or process.n_t > 0
         possible = metric == "error" or metric == "shadow" or known
-        counted = metric not in ("failure", "missing")
+        counted = metric not in ONCE
         beta = self.policy.beta if margin is None or margin.beta is None else margin.beta
         return Figure(
             metric=metric,
@@ -278,7 +281,7 @@ def _rates(figure: Figure) -> str:
     name = _NAMES.get(figure.metric, f"misses of {figure.metric}")
     if figure.treated is None:
         return f"{name} not seen yet"
-    if figure.metric in ("failure", "missing"):
+    if figure.metric in ONCE:
         against = "" if figure.control is None else f", {figure.control * figure.n:.2g} expected"
         return f"{figure.treated * figure.n:.0f} {name}{against}"
     against = "" if figure.control is None else f" against {figure.control:.2%}"

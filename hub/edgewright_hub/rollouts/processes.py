@@ -125,25 +125,26 @@ NOTHING: Final = Interval()
 
 def interval(index: int, treated: Counts, control: Counts, pre: Counts, phi: float) -> Interval:
     """Sums of row `index`. Cost: some ten passes over its devices, few of them where nothing was treated."""
-    now, k_t = treated.trials[index], float(treated.events[index].sum())
-    if not now.any():
+    mine = np.flatnonzero(treated.trials[index])
+    if not mine.size:
         return NOTHING
+    now, k_now = treated.trials[index][mine], treated.events[index][mine]
     others, pre_n, pre_k = control.trials[index], pre.trials[index], pre.events[index]
-    rate = pre_rates(pre_k, pre_n, phi)
-    mine = np.flatnonzero(now)
-    mine = mine[pre_n[mine] > 0]
     total_n, total_k = float(pre_n.sum()), float(pre_k.sum())
+    rate = pre_rates(pre_k, pre_n, phi) if total_k else None
+    own = pre_n[mine] > 0
     weight = min(max(total_n, PRIOR_TRIALS[0]), PRIOR_TRIALS[1])
+    n_t = float(now.sum())
     return Interval(
-        k_t=k_t,
-        n_t=float(now.sum()),
+        k_t=float(k_now.sum()),
+        n_t=n_t,
         k_c=float(control.events[index].sum()),
-        e_t=float(now @ rate),
-        e_c=float(others @ rate),
+        e_t=n_t if rate is None else float(now @ rate[mine]),
+        e_c=float(others.sum() if rate is None else others @ rate),
         own_n=float(pre_n[mine].sum()),
         own_k=float(pre_k[mine].sum()),
-        own_now_n=float(now[mine].sum()),
-        own_now_k=float(treated.events[index][mine].sum()),
+        own_now_n=float(now[own].sum()),
+        own_now_k=float(k_now[own].sum()),
         guess=(total_k * weight / max(total_n, weight) + 0.5) / weight,
         weight=weight,
     )
@@ -257,8 +258,6 @@ def pre_rates(events: Floats, trials: Floats, phi: float = 1.0) -> Floats:
     """
     total_k, total_n = float(events.sum()), float(trials.sum())
     common = (total_k + 0.5) / (total_n + 1.0)
-    if total_k == 0:
-        return np.full(len(trials), common)
     least, alike, most = PRIOR_EVENTS
     if total_k >= TELLING and np.count_nonzero(trials) >= TELLING:
         squares = common**2 * float(trials @ trials)
