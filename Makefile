@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS = 1
 
-.PHONY: help install legacy mosquitto demo test test-arm64 lint fuzz benchmarks clean
+.PHONY: help install legacy mosquitto postgresql demo test test-arm64 lint fuzz benchmarks clean
 
 help:
 	@sed -n '2,4p' Makefile | cut -c3-
@@ -32,6 +32,9 @@ legacy: .venv-legacy/.installed
 mosquitto:
 	@sh scripts/system-packages.sh mosquitto
 
+postgresql:
+	@sh scripts/system-packages.sh postgresql
+
 demo: install
 	@$(BIN)/edgewright demo
 
@@ -41,7 +44,7 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: install legacy mosquitto lint
+test: install legacy mosquitto postgresql lint
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --ignore tests/integration
 	$(BIN)/pytest tests/integration
 

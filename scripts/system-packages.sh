@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs what pip cannot bring, only if it is missing: `venv` (Python's own venv module), `mosquitto` or `openssh`
-# (for tests; without an sshd those of `bench --ssh` are skipped).
+# Installs what pip cannot bring, only if it is missing: `venv` (Python's own venv module), `mosquitto`,
+# `postgresql` or `openssh` (for tests; without an sshd those of `bench --ssh` are skipped).
 set -eu
 
 apt_install() {
@@ -28,6 +28,13 @@ mosquitto)
         apt_install mosquitto
         # Debian starts a broker on installation; the tests start their own.
         command -v systemctl >/dev/null && systemctl disable --now mosquitto >/dev/null 2>&1 || true
+    }
+    ;;
+postgresql)
+    ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || command -v postgres >/dev/null || {
+        apt_install postgresql
+        # Debian starts a server on installation; the tests start their own.
+        command -v systemctl >/dev/null && systemctl disable --now postgresql >/dev/null 2>&1 || true
     }
     ;;
 openssh)

@@ -38,6 +38,7 @@ def hub() -> None:
 @_DATA
 @click.option("--trust", type=click.Path(path_type=Path, exists=True, file_okay=False),
               help="The owner's hub folder (`edgewright keys init`); needed at the first start.")  # fmt: skip
+@click.option("--database", metavar="URL", help="Keep what is known on PostgreSQL: postgresql://USER@HOST/NAME.")
 @click.option("--https", default="127.0.0.1:8443", show_default=True, help="HOST:PORT for devices and publishers.")
 @click.option("--page", default="127.0.0.1:8080", show_default=True, help="HOST:PORT of the page; loopback only.")
 @click.option("--mqtt", default="127.0.0.1:8883", show_default=True, help="HOST:PORT of the embedded broker.")
@@ -54,6 +55,7 @@ def hub() -> None:
 def serve(
     data: Path,
     trust: Path | None,
+    database: str | None,
     https: str,
     page: str,
     mqtt: str,
@@ -72,6 +74,7 @@ def serve(
     config = Config(
         data=data,
         trust=trust,
+        database=database,
         https=_address(https, "--https"),
         page=_address(page, "--page"),
         mqtt=_address(mqtt, "--mqtt"),
@@ -107,9 +110,10 @@ def token(data: Path, uses: int, expires: str, pattern: str, fleet: str, as_json
     from edgewright_hub.fleet.ca import open_authority
     from edgewright_hub.registry.registry import Registry
     from edgewright_hub.storage.control import open_control
+    from edgewright_hub.storage.places import places
 
     _served_before(data)
-    engine = open_control(data / "hub.db")
+    engine = open_control(places(data).control)
     try:
         made = tokens.issue(
             engine,
@@ -135,9 +139,10 @@ def user(name: str, role: Role, data: Path, as_json: bool) -> None:
     """Make an API token for NAME: viewer reads, operator rolls out and enrols, publisher publishes, admin does all."""
     from edgewright_hub.fleet import tokens
     from edgewright_hub.storage.control import open_control
+    from edgewright_hub.storage.places import places
 
     _served_before(data)
-    engine = open_control(data / "hub.db")
+    engine = open_control(places(data).control)
     try:
         made = tokens.grant(engine, role=role, name=name)
     finally:
@@ -151,12 +156,14 @@ def user(name: str, role: Role, data: Path, as_json: bool) -> None:
 def migrate(data: Path, as_json: bool) -> None:
     """Bring both databases to this release's schema. `hub serve` does it too."""
     from edgewright_hub.storage.control import open_control
+    from edgewright_hub.storage.places import places
     from edgewright_hub.storage.telemetry import open_telemetry
 
     if not data.is_dir():
         raise RequestError(f"--data: expected a hub's directory, there is none at {data}")
-    for name, opened in (("hub.db", open_control), ("telemetry.db", open_telemetry)):
-        opened(data / name).dispose()
+    stored = places(data)
+    open_control(stored.control).dispose()
+    open_telemetry(stored.telemetry).dispose()
     _say({"ok": True, "databases": ["hub.db", "telemetry.db"]}, "both databases are up to date", as_json)
 
 

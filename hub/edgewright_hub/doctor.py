@@ -10,12 +10,12 @@ import contextlib
 import fcntl
 import hashlib
 import shutil
-import sqlite3
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import sqlalchemy as sa
 from cryptography import x509
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Timestamp  # type: ignore[attr-defined]
@@ -23,10 +23,15 @@ from tuf.api.metadata import Metadata, Timestamp  # type: ignore[attr-defined]
 from edgewright_contracts.errors import EdgewrightError
 from edgewright_contracts.manifest import decode_manifest
 
+from .ingest.refusals import since
 from .registry.repository import RENEWAL, TARGETS_ALERT, Repository
+from .storage import telemetry
+from .storage.places import places
+from .storage.store import Schema, open_to_read
 
 FREE_BYTES: Final = 1024**3
 DAY_MS: Final = 86_400_000
+DATABASES: Final[dict[str, Schema]] = {"hub.db": "control", "telemetry.db": "telemetry"}
 
 
 class Finding(NamedTuple):
@@ -38,10 +43,10 @@ class Finding(NamedTuple):
 def examine(data: Path, *, now: datetime) -> list[Finding]:
     """All findings, in a fixed order; a check that cannot be made is a finding too."""
     out: list[Finding] = []
-    for check in (_process, _databases, _certificates, _metadata, _signatures, _blobs, _letters, _disk):
+    for check in (_process, _databases, _certificates, _metadata, _signatures, _blobs, _refusals, _disk):
         try:
             out += check(data, now)
-        except (OSError, ValueError, sqlite3.Error, EdgewrightError, RepositoryError) as error:
+        except (OSError, ValueError, sa.exc.SQLAlchemyError, EdgewrightError, RepositoryError) as error:
             out.append(Finding(check.__name__.removeprefix("_"), well=False, said=f"could not be examined: {error}"))
     return out
 
@@ -57,11 +62,16 @@ def _process(data: Path, _now: datetime) -> Iterator[Finding]:
 
 
 def _databases(data: Path, _now: datetime) -> Iterator[Finding]:
-    for name in ("hub.db", "telemetry.db"):
-        with _reading(data / name) as connection:
-            said = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
-        well = said == "ok"
-        yield Finding(name, well, "sound" if well else f"damaged: {said}; stop the hub and restore it from a backup")
+    for name, schema in DATABASES.items():
+        with _reading(data, schema) as connection:
+            if connection.dialect.name == "sqlite":
+                said = str(connection.exec_driver_sql("PRAGMA quick_check(1)").scalar())
+                way = "; stop the hub and restore it from a backup"
+                yield Finding(name, said == "ok", "sound" if said == "ok" else f"damaged: {said}{way}")
+            else:
+                release = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+                place = connection.engine.url.render_as_string(hide_password=True)
+                yield Finding(name, well=True, said=f"answers at {place}, schema {release}")
 
 
 def _certificates(data: Path, now: datetime) -> Iterator[Finding]:
@@ -128,13 +138,20 @@ def _has(place: Path, sha256: str) -> bool:
         return False
 
 
-def _letters(data: Path, now: datetime) -> Iterator[Finding]:
-    since = int(now.timestamp() * 1000) - DAY_MS
-    with _reading(data / "telemetry.db") as connection:
-        query = "SELECT count(*), max(reason) FROM dead_letters WHERE arrived_ms >= ?"
-        number, reason = connection.execute(query, (since,)).fetchone()
-    said = "none in 24 hours" if not number else f"{number} in 24 hours; one of them: {reason}"
-    yield Finding("dead letters", not number, said)
+def _refusals(data: Path, now: datetime) -> Iterator[Finding]:
+    """What devices sent that was not counted; replays, which brokers make, are well."""
+    day = int(now.timestamp() * 1000) - DAY_MS
+    letters = telemetry.dead_letters.c
+    with _reading(data, "telemetry") as connection:
+        refused = since(connection, day)
+        kept = sa.select(sa.func.count(letters.id)).where(letters.arrived_ms >= day)
+        number = connection.execute(kept).scalar_one()
+    bad = [one for one in refused if one.reason != "replay"]
+    said = f"none in 24 hours, {sum(one.times for one in refused)} replays in all" if refused else "none in 24 hours"
+    if bad:
+        first = "; ".join(f"{one.reason} {one.times} of {one.device or 'nobody'} ({one.said})" for one in bad[:3])
+        said = f"{len(bad)} kinds in 24 hours, {number} dead letters kept: {first}{'; ...' if len(bad) > 3 else ''}"
+    yield Finding("refused", not bad, said)
 
 
 def _disk(data: Path, _now: datetime) -> Iterator[Finding]:
@@ -144,10 +161,11 @@ def _disk(data: Path, _now: datetime) -> Iterator[Finding]:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+def _reading(data: Path, schema: Schema) -> Iterator[sa.Connection]:
     """A connection that cannot write, closed at the end."""
-    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)
+    engine = open_to_read(getattr(places(data), schema), schema=schema)
     try:
-        yield connection
+        with engine.connect() as connection:
+            yield connection
     finally:
-        connection.close()
+        engine.dispose()

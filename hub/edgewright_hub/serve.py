@@ -35,14 +35,19 @@ from edgewright_contracts.errors import RequestError, Unavailable
 from . import retention
 from .fleet import enrolment, tokens
 from .fleet.ca import open_authority
+from .ingest import device_hours
 from .ingest.consumer import Consumer
+from .ingest.ingest import Known
+from .ingest.refusals import Noted
 from .mqtt.broker import EmbeddedBroker
 from .registry import deltas
+from .registry.edges import Edges
 from .registry.registry import Registry
 from .registry.repository import RESIGN_EVERY, Repository
 from .rollouts.conductor import Conductor
 from .storage import control, telemetry
 from .storage.control import open_control
+from .storage.places import move, places
 from .storage.store import outside
 from .storage.telemetry import open_telemetry
 from .vitals import Vitals
@@ -64,6 +69,7 @@ _LOG = logging.getLogger(__name__)
 class Config:
     data: Path
     trust: Path | None = None  # the owner's hub folder, needed at the first start
+    database: str | None = None  # URL of a PostgreSQL server; kept in the data directory for the next start
     https: Address = Address("127.0.0.1", 8443)  # noqa: RUF009 (frozen)
     page: Address = Address("127.0.0.1", 8080)  # noqa: RUF009
     mqtt: Address = Address("127.0.0.1", 8883)  # noqa: RUF009
@@ -114,9 +120,10 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
         authority = open_authority(config.data / "ca", now=now)
         bound = (a.host for a in (config.https, config.mqtt) if is_address(a.host))
         authority.keep_server((*config.names, *bound), config.data / "ca", now=now)
-        control_engine = open_control(config.data / "hub.db")
+        stored = move(config.data, config.database) if config.database else places(config.data)
+        control_engine = open_control(stored.control)
         stack.callback(control_engine.dispose)
-        telemetry_engine = open_telemetry(config.data / "telemetry.db")
+        telemetry_engine = open_telemetry(stored.telemetry)
         stack.callback(telemetry_engine.dispose)
         vitals = Vitals(
             {
@@ -129,8 +136,10 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
 
         broker = config.broker or Address(reachable(config.mqtt.host), config.mqtt.port)
         over_web: websocket.Connected | None = None
+        noted = Noted()
         if mqtt is not None:
-            embedded = EmbeddedBroker(mqtt, authority.broker_context(), partial(enrolment.outdated, control_engine))
+            outdated = partial(enrolment.outdated, control_engine)
+            embedded = EmbeddedBroker(mqtt, authority.broker_context(), outdated, noted.add)
             await embedded.start()
             stack.push_async_callback(embedded.stop)
             vitals.keep("the embedded broker", lambda: embedded.serving)
@@ -144,8 +153,9 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
             host=broker.host,
             port=broker.port,
             context=authority.client_context(),
-            cohort_of=Fleets(control_engine).of,
+            known=Known(Fleets(control_engine).of, Edges(control_engine, registry.blobs).of),
             desired=lambda: _desired(control_engine),
+            noted=noted,
             ack_s=config.ack_s,
         )
         consumer.start()
@@ -183,6 +193,7 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
             ("signing the registry", RESIGN_EVERY.total_seconds(), lambda: _resign(registry)),
             ("the tick", config.tick_s, lambda: conductor.tick(_now_ms())),
             ("drift", config.tick_s, lambda: conductor.drift.tick(_now_ms())),
+            ("adding up device hours", device_hours.EVERY_S, partial(device_hours.tick, telemetry_engine)),
             ("retention", retention.EVERY_S, lambda: retention.shorten(control_engine, telemetry_engine, _now_ms())),
             ("making deltas", deltas.EVERY_S, deltas.Deltas(registry, control_engine, stop.is_set).tick),
         ):

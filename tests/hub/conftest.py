@@ -20,13 +20,16 @@ import sqlalchemy as sa
 
 from edgewright_compiler.keys import init_keys
 from edgewright_hub.fleet.ca import Authority, open_authority
+from edgewright_hub.ingest.refusals import Noted
 from edgewright_hub.mqtt.broker import EmbeddedBroker
 from edgewright_hub.mqtt.mosquitto import write_configuration
 from edgewright_hub.registry.registry import Registry
 from edgewright_hub.storage.control import open_control
+from edgewright_hub.storage.places import Places
 from edgewright_hub.storage.telemetry import open_telemetry
 from edgewright_hub.web.listeners import Address, listen
 from sim import wire
+from sim.postgresql import Server
 
 
 @pytest.fixture(scope="session")
@@ -59,6 +62,7 @@ class Amqtt:
     def __init__(self, authority: Authority, outdated: Callable[[str, str], str | None] = lambda *_: None) -> None:
         self._authority = authority
         self._outdated = outdated
+        self.noted = Noted()  # what it refused
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -68,7 +72,8 @@ class Amqtt:
     def start(self) -> None:
         listener = listen(Address("127.0.0.1", self.port), "--mqtt")
         self.port = listener.getsockname()[1]
-        self._broker = EmbeddedBroker(listener, self._authority.broker_context(), self._outdated)
+        context = self._authority.broker_context()
+        self._broker = EmbeddedBroker(listener, context, self._outdated, self.noted.add)
         self._run(self._broker.start())
 
     def stop(self) -> None:
@@ -159,6 +164,37 @@ def broker(
     one = Amqtt(authority) if request.param == "amqtt" else Mosquitto(authority, tmp_path_factory.mktemp("mosquitto"))
     yield one
     one.close()
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Server]:
+    one = Server()
+    yield one
+    one.close()
+
+
+@pytest.fixture(scope="session")
+def migrated(postgresql: Server) -> str:
+    """A database with all tables, to be copied."""
+    url = postgresql.url()
+    open_telemetry(url).dispose()
+    open_control(url).dispose()
+    return str(sa.make_url(url).database)
+
+
+@pytest.fixture
+def database_url(postgresql: Server, migrated: str) -> str:
+    """A database on PostgreSQL for one test."""
+    return postgresql.url(migrated)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Places:
+    """Both databases, of each kind: for tests of what is written and read there."""
+    if request.param == "sqlite":
+        return Places(tmp_path / "hub.db", tmp_path / "telemetry.db")
+    url = request.getfixturevalue("database_url")
+    return Places(url, url)
 
 
 @pytest.fixture

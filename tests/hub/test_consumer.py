@@ -16,7 +16,8 @@ from edgewright_contracts.desired import decode_ack, decode_command
 from edgewright_hub.fleet.ca import Authority
 from edgewright_hub.ingest.consumer import Consumer, Turns
 from edgewright_hub.ingest.counting import Spool, ack
-from edgewright_hub.ingest.ingest import Answer
+from edgewright_hub.ingest.ingest import Answer, Known
+from edgewright_hub.ingest.refusals import Noted
 from edgewright_hub.storage import telemetry
 from sim import wire
 from sim.wire import WireClient
@@ -42,7 +43,8 @@ class Hub:
             host="127.0.0.1",
             port=broker.port,
             context=authority.client_context(),
-            cohort_of=lambda _: "default",
+            known=Known(lambda _: "default"),
+            noted=Noted(),
             desired=lambda: list(self.desired.items()),
             ack_s=0.05,
         )

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +16,20 @@ from edgewright_hub.ingest.messages import Message
 from edgewright_hub.ingest.writer import commit
 from edgewright_hub.storage import telemetry
 from edgewright_hub.storage.histograms import cells_of
+from edgewright_hub.storage.places import Places
+from edgewright_hub.storage.telemetry import open_telemetry
 from sim import wire
 
 NOW = 1_800_000_100_000
 DEV = "dev-1"
+
+
+@pytest.fixture
+def telemetry_engine(stores: Places) -> Iterator[sa.Engine]:
+    """On SQLite and on PostgreSQL."""
+    engine = open_telemetry(stores.telemetry)
+    yield engine
+    engine.dispose()
 
 
 def cohort_of(device: str) -> str:
@@ -226,21 +238,22 @@ def test_a_message_that_breaks_its_transaction_is_buried_alone(
     assert "IntegrityError" in letter.reason
 
 
-def test_a_locked_database_counts_nothing_and_the_batch_may_be_given_again(telemetry_engine: sa.Engine) -> None:
-    path = str(telemetry_engine.url.database)
-    with telemetry_engine.connect() as connection:
+def test_a_locked_database_counts_nothing_and_the_batch_may_be_given_again(tmp_path: Path) -> None:
+    engine = open_telemetry(tmp_path / "telemetry.db")
+    with engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA busy_timeout=50")
         connection.commit()
-    other = sqlite3.connect(path, isolation_level=None)
+    other = sqlite3.connect(tmp_path / "telemetry.db", isolation_level=None)
     try:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(sa.exc.OperationalError):
-            take(telemetry_engine, report(1))
+            take(engine, report(1))
         other.execute("ROLLBACK")
     finally:
         other.close()
-    take(telemetry_engine, report(1))
-    assert total(telemetry_engine) == 10
+    take(engine, report(1))
+    assert total(engine) == 10
+    engine.dispose()
 
 
 @pytest.mark.parametrize(

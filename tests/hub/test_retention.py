@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 
 from edgewright_contracts.package import Package
 from edgewright_hub import retention
+from edgewright_hub.ingest import device_hours
 from edgewright_hub.ingest.writer import commit
 from edgewright_hub.registry.registry import Registry
 from edgewright_hub.retention import DAY_MS, HOUR_MS
@@ -40,6 +41,8 @@ def house(tmp_path: Path, packages: dict[str, Package]) -> House:
 
 
 def shorten(house: House) -> None:
+    while device_hours.tick(house.telemetry):
+        pass
     while retention.shorten(house.control, house.telemetry, house.now):
         pass
 

@@ -29,6 +29,8 @@ from edgewright_contracts import desired as down
 from edgewright_contracts import report
 from edgewright_hub.fleet.ca import Authority, open_authority
 from edgewright_hub.ingest.consumer import Consumer
+from edgewright_hub.ingest.ingest import Known
+from edgewright_hub.ingest.refusals import Noted
 from edgewright_hub.mqtt.mosquitto import write_configuration
 from edgewright_hub.storage import telemetry
 
@@ -110,8 +112,9 @@ def kill(folder: Path, times: int, seed: int = 1) -> Tally:
             host="127.0.0.1",
             port=port,
             context=authority.client_context(),
-            cohort_of=lambda _: "default",
+            known=Known(lambda _: "default"),
             desired=list,
+            noted=Noted(),
             ack_s=0.2,
         )
         consumer.start()

@@ -32,9 +32,10 @@ from edgewright_contracts.codec import Hex64
 from edgewright_contracts.desired import ACK_AFTER, ACK_GAP_S, Ack, Command, encode, encode_ack
 
 from ..fleet.ca import HUB_NAME
-from .ingest import Answer
+from .ingest import Answer, Known
 from .messages import Message
-from .writer import commit
+from .refusals import Noted
+from .writer import commit, tell
 
 BATCH: Final = 200
 BATCH_S: Final = 0.1
@@ -66,13 +67,15 @@ class Consumer:
         host: str,
         port: int,
         context: ssl.SSLContext,
-        cohort_of: Callable[[str], str],
+        known: Known,
         desired: Callable[[], Iterable[tuple[str, bytes]]],
+        noted: Noted,
         ack_s: float,
     ) -> None:
         self._engine = engine
         self._place = (host, port)
-        self._cohort_of = cohort_of
+        self._known = known
+        self._noted = noted
         self._desired = desired
         self._turns = Turns(ack_s)
         self._queue: queue.Queue[_Arrived] = queue.Queue(QUEUE)
@@ -182,6 +185,9 @@ class Consumer:
             try:
                 if batch:
                     self._count(batch)
+                if noted := self._noted.all():
+                    tell(self._engine, noted)
+                    self._noted.counted(len(noted))
                 if self._republish.is_set():
                     self._republish.clear()
                     self._send_desired()
@@ -209,7 +215,7 @@ class Consumer:
     def _count(self, batch: list[_Arrived]) -> None:
         while True:
             try:
-                answers = commit(self._engine, [a.message for a in batch], self._cohort_of)
+                answers = commit(self._engine, [a.message for a in batch], self._known)
                 break
             except sa.exc.SQLAlchemyError as error:
                 self._failing = True

@@ -16,16 +16,23 @@ All but replays become dead letters, the newest `LETTERS_EACH` of each device; a
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
+
+import sqlalchemy as sa
 
 from edgewright_contracts.errors import ContractError
 from edgewright_contracts.report import Window
+
+from ..storage import telemetry
 
 Reason = Literal["malformed", "counts", "edges", "clock", "replay", "foreign", "size", "topic", "width", "broken"]
 LETTERS_EACH: Final = 100
 LETTERS_KEPT: Final = 10_000
 LETTER_BYTES: Final = 4096
+WAITING: Final = 10_000  # refusals that wait for a database
 FASTEST: Final = 1000  # inferences in a millisecond: more is nonsense
 LONGEST_MS: Final = 400 * 86_400_000  # of one window
 
@@ -43,6 +50,47 @@ class Tally:
     first_ms: int
     last_ms: int
     said: str
+
+
+class Noted:
+    """What was refused before it became a message, until the writer counts it. `add` may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[str, Reason, str, int]] = deque(maxlen=WAITING)
+
+    def add(self, device: str, reason: Reason, said: str) -> None:
+        self._waiting.append((device, reason, said, int(time.time() * 1000)))
+
+    def all(self) -> list[tuple[str, Reason, str, int]]:
+        return list(self._waiting)
+
+    def counted(self, number: int) -> None:
+        """The first `number` of them are in the database."""
+        for _ in range(min(number, len(self._waiting))):
+            self._waiting.popleft()
+
+
+class Refused(NamedTuple):
+    device: str
+    reason: Reason
+    times: int  # since the hub first ran
+    last_ms: int
+    said: str  # of the last one
+
+
+def since(connection: sa.Connection, at_ms: int) -> list[Refused]:
+    """Of devices that were refused since then, the newest first."""
+    r = telemetry.refusals.c
+    columns = (r.device, r.reason, r["count"], r.last_ms, r.said)
+    rows = connection.execute(sa.select(*columns).where(r.last_ms >= at_ms).order_by(r.last_ms.desc()))
+    return [Refused(*row) for row in rows]
+
+
+def totals(connection: sa.Connection) -> dict[Reason, int]:
+    """Since the hub first ran, of all devices."""
+    r = telemetry.refusals.c
+    rows = connection.execute(sa.select(r.reason, sa.func.sum(r["count"])).group_by(r.reason).order_by(r.reason))
+    return {reason: int(number) for reason, number in rows}
 
 
 def reason_of(error: ContractError) -> Reason:

@@ -21,7 +21,8 @@ import struct
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from functools import partial
+from typing import Any, Final, Literal, NamedTuple
 
 from amqtt.adapters import ReaderAdapter, StreamWriterAdapter
 from amqtt.broker import Broker
@@ -41,6 +42,8 @@ DEFAULT_IDLE_S: Final = 3600.0  # of a client that asks for no keep-alive
 _LISTENER: Final = "default"
 _REFUSED: Final = b"\x20\x02\x00\x05"  # CONNACK, not authorised
 _LOG = logging.getLogger(__name__)
+
+Refused = Callable[[str, Literal["foreign", "size"], str], None]  # device, reason, what was said
 
 
 def may(client: str, topic: str, *, publish: bool) -> bool:
@@ -70,7 +73,12 @@ class Acl(BaseTopicPlugin):  # type: ignore[misc]  # amqtt is not typed
     ) -> bool:
         if session is None or not session.username or not topic:
             return False
-        return may(session.username, topic, publish=action == Action.PUBLISH)
+        publish = action == Action.PUBLISH
+        if may(session.username, topic, publish=publish):
+            return True
+        if publish:
+            self.context._broker_instance.refused(session.username, "foreign", f"it may not publish on {topic[:120]!r}")
+        return False
 
     @dataclass
     class Config:
@@ -90,6 +98,7 @@ class _Subscriptions(dict[str, list[tuple[Session, int]]]):
 
 class _Broker(Broker):  # type: ignore[misc]  # amqtt is not typed
     _sending: set[asyncio.Task[object]]
+    refused: Refused
 
     async def _publish_retained_messages_for_subscription(
         self, subscription: tuple[str, int], session: Session
@@ -117,14 +126,19 @@ class EmbeddedBroker:
     """`await start()`, `await stop()`. Takes over a socket that listens already.
 
     `outdated(name, key_sha256)` says why a certificate of this hub's authority is not in force any more, or None. It is
-    asked once per connection, in a thread.
+    asked once per connection, in a thread. `refused` hears of what a client sent and may not, in the loop's thread.
     """
 
     def __init__(
-        self, listener: socket.socket, context: ssl.SSLContext, outdated: Callable[[str, str], str | None]
+        self,
+        listener: socket.socket,
+        context: ssl.SSLContext,
+        outdated: Callable[[str, str], str | None],
+        refused: Refused,
     ) -> None:
         self._listener = listener
         self._outdated = outdated
+        self._refused = refused
         self._context = context
         self._server: asyncio.Server | None = None
         self._writers: dict[str, asyncio.StreamWriter] = {}  # by client
@@ -138,6 +152,7 @@ class EmbeddedBroker:
         self._broker = _Broker({"listeners": {_LISTENER: listener.__dict__}, "plugins": plugins})
         self._broker._sending = set()
         self._broker._subscriptions = _Subscriptions()
+        self._broker.refused = self._refused
         await self._broker.start()
         self._server = await asyncio.start_server(
             self.connected, sock=self._listener, ssl=self._context, ssl_handshake_timeout=CONNECT_S
@@ -169,7 +184,7 @@ class EmbeddedBroker:
         name = common_name(peer) or ""
         try:
             why_not = await asyncio.to_thread(self._outdated, name, public_key_sha256(peer))
-            packets = await _admit(name, why_not, reader, writer)
+            packets = await _admit(name, why_not, reader, writer, self._refused)
             if packets is not None and self._broker is not None:
                 if name in self._writers:
                     self._writers[name].transport.abort()
@@ -186,7 +201,11 @@ class EmbeddedBroker:
 
 
 async def _admit(
-    name: str, outdated: str | None, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    name: str,
+    outdated: str | None,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    refused: Refused,
 ) -> Packets | None:
     async with asyncio.timeout(CONNECT_S):
         packet = await read_packet(reader, CONNECT_BYTES)
@@ -198,15 +217,23 @@ async def _admit(
         await writer.drain()
         return None
     idle_s = connect.keep_alive_s * 1.5 or DEFAULT_IDLE_S
-    return Packets(reader, writer, first=connect.cleaned, idle_s=idle_s)
+    too_large = partial(refused, name, "size", f"expected packets of at most {PACKET_BYTES} bytes, got a larger one")
+    return Packets(reader, writer, first=connect.cleaned, idle_s=idle_s, too_large=too_large)
 
 
 class Packets(ReaderAdapter):  # type: ignore[misc]  # amqtt is not typed
     """Whole packets, bounded in size and in the silence before them; too much of either ends the connection."""
 
     def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, first: bytes, idle_s: float
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        first: bytes,
+        idle_s: float,
+        too_large: Callable[[], None],
     ) -> None:
+        self._too_large = too_large
         self._reader = reader
         self._writer = writer
         self._idle_s = idle_s
@@ -218,6 +245,8 @@ class Packets(ReaderAdapter):  # type: ignore[misc]  # amqtt is not typed
             try:
                 async with asyncio.timeout(self._idle_s):
                     packet = await read_packet(self._reader, PACKET_BYTES)
+                if packet is None:
+                    self._too_large()
             except (asyncio.IncompleteReadError, TimeoutError, OSError):
                 packet = None
             if packet is None:

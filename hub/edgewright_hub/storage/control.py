@@ -184,6 +184,6 @@ audit: Final = Table(
 
 def open_control(place: Path | str) -> sa.Engine:
     """The engine of hub.db (path) or of a server (URL), at the newest schema."""
-    engine = open_engine(place, synchronous="FULL")
+    engine = open_engine(place, schema="control", synchronous="FULL")
     migrate(engine, metadata, "control")
     return engine

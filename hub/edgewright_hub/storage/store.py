@@ -2,14 +2,16 @@
 
 `telemetry.db` is written by ingest (and shortened by retention), `hub.db` by all that decides; two files have no common
 transaction, so whoever reads the first to change the second keeps a cursor in the second. A file opened here is in WAL
-mode: one writer, any number of readers, none of which waits for the other. Opening migrates: about 50 ms the first
-time, 5 ms after that.
+mode: one writer, any number of readers, none of which waits for the other. On PostgreSQL they are the schemas
+`telemetry` and `control` of one database, and everything is the same. Opening migrates: about 50 ms the first time,
+5 ms after that.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -40,10 +42,16 @@ Document: Final = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
 Schema = Literal["telemetry", "control"]
 
 
-def open_engine(place: Path | str, *, synchronous: Literal["NORMAL", "FULL"]) -> sa.Engine:
-    """An engine on a SQLite file (a path) or on a server (a URL, for instance postgresql+psycopg://host/name)."""
+def open_engine(place: Path | str, *, schema: Schema, synchronous: Literal["NORMAL", "FULL"]) -> sa.Engine:
+    """An engine on a SQLite file (a path) or on PostgreSQL (a URL, postgresql://user@host/name), where both databases
+    are schemas of one. Raises RequestError for another URL."""
     if not isinstance(place, Path):
-        return sa.create_engine(place, pool_pre_ping=True)
+        url = server_url(place)
+        # NORMAL is asynchronous there: a crash may lose the last commits, never a part of one.
+        commit = "on" if synchronous == "FULL" else "off"
+        options = f"-c search_path={schema} -c synchronous_commit={commit} -c lock_timeout=10000"
+        settings = {"options": options, "application_name": f"edgewright hub {schema}", "connect_timeout": 10}
+        return sa.create_engine(url, pool_pre_ping=True, connect_args=settings)
     place.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(place, os.O_CREAT | os.O_RDWR, 0o600)  # hashes of tokens are nobody else's business
     os.close(descriptor)
@@ -57,6 +65,29 @@ def open_engine(place: Path | str, *, synchronous: Literal["NORMAL", "FULL"]) ->
     return engine
 
 
+def open_to_read(place: Path | str, *, schema: Schema) -> sa.Engine:
+    """An engine that changes nothing, not even the schema. Raises RequestError for a URL of another kind."""
+    if isinstance(place, Path):
+        return sa.create_engine(f"sqlite:///file:{place.absolute()}?mode=ro&uri=true", poolclass=sa.NullPool)
+    options = f"-c search_path={schema} -c default_transaction_read_only=on"
+    settings = {"options": options, "connect_timeout": 10}
+    return sa.create_engine(server_url(place), poolclass=sa.NullPool, connect_args=settings)
+
+
+def server_url(text: str) -> sa.URL:
+    """Raises RequestError for what is no address of a PostgreSQL server."""
+    said = "expected postgresql://USER@HOST/NAME (?host=/run/postgresql for a socket)"
+    try:
+        url = sa.make_url(text)
+    except sa.exc.ArgumentError:
+        raise RequestError(f"the database: {said}, got {text[:200]!r}") from None
+    if url.drivername not in {"postgresql", "postgres", "postgresql+psycopg"}:
+        raise RequestError(f"the database: {said}, got {url.drivername}://")
+    if importlib.util.find_spec("psycopg") is None:
+        raise RequestError("PostgreSQL needs a driver: pip install 'edgewright[postgresql]'")
+    return url.set(drivername="postgresql+psycopg")
+
+
 def migrate(engine: sa.Engine, metadata: sa.MetaData, schema: Schema) -> None:
     """Bring the database to the newest schema, in one transaction.
 
@@ -64,6 +95,8 @@ def migrate(engine: sa.Engine, metadata: sa.MetaData, schema: Schema) -> None:
     """
     try:
         with outside(engine), engine.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(sa.schema.CreateSchema(schema, if_not_exists=True))
             command.upgrade(_config(connection, metadata, schema), "head")
     except CommandError as error:
         raise RequestError(

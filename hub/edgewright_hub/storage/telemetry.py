@@ -225,6 +225,6 @@ cursors: Final = Table(
 
 def open_telemetry(place: Path | str) -> sa.Engine:
     """The engine of telemetry.db (path) or of a server (URL), at the newest schema."""
-    engine = open_engine(place, synchronous="NORMAL")
+    engine = open_engine(place, schema="telemetry", synchronous="NORMAL")
     migrate(engine, metadata, "telemetry")
     return engine
