@@ -9,6 +9,9 @@ inputs that are checked against a declared range, 22 monitored channels, windows
 what the 20 columns of the `monitor` output cost the bare model itself: medians of single calls, alternating with the
 same graph without them.
 
+A machine that changes its speed within the run moves these figures, because one side may lie in its fast part and the
+other in its slow one. So the same is told by pairs beside it: each block against the one after it, and the median.
+
 `--quick` makes fewer calls and takes less than a minute.
 
 `whylogs` compares what it takes to record one row of 22 values that are already computed: here, to leave the row and to
@@ -223,7 +226,7 @@ def measure(home: Path, shape: tuple[int, int, int], calls: int, blocks: int) ->
         predict, run = model.predict, s.run
         block = calls // blocks
         took = {"bare": np.zeros(block * blocks, np.int64), "agent": np.zeros(block * blocks, np.int64)}
-        cpu = {"bare": 0, "agent": 0}
+        cpu = {"bare": np.zeros(blocks), "agent": np.zeros(blocks)}  # ns
         for call, feed in ((run, batches), (predict, singles)):
             for i in range(min(block, 200)):
                 call(feed[i % 64])
@@ -238,8 +241,9 @@ def measure(home: Path, shape: tuple[int, int, int], calls: int, blocks: int) ->
                     call(x)
                     out[at + i] = now() - began
                 agent.settle()
-                cpu[name] += time.process_time_ns() - began_cpu
+                cpu[name][b] = time.process_time_ns() - began_cpu
     n = block * blocks
+    p50 = {name: np.median(times.reshape(blocks, block), axis=1) for name, times in took.items()}
     us = {k: {"p50": float(np.median(v)) / 1e3, "p99": float(np.quantile(v, 0.99)) / 1e3} for k, v in took.items()}
     return {
         "calls": n,
@@ -247,10 +251,14 @@ def measure(home: Path, shape: tuple[int, int, int], calls: int, blocks: int) ->
         "agent_us": us["agent"],
         "ratio_p50": us["agent"]["p50"] / us["bare"]["p50"],
         "ratio_p99": us["agent"]["p99"] / us["bare"]["p99"],
-        "bare_cpu_us": cpu["bare"] / n / 1e3,
-        "agent_cpu_us": cpu["agent"] / n / 1e3,
-        "ratio_cpu": cpu["agent"] / cpu["bare"],
-        "added_cpu_us": (cpu["agent"] - cpu["bare"]) / n / 1e3,
+        "bare_cpu_us": cpu["bare"].sum() / n / 1e3,
+        "agent_cpu_us": cpu["agent"].sum() / n / 1e3,
+        "ratio_cpu": cpu["agent"].sum() / cpu["bare"].sum(),
+        "added_cpu_us": (cpu["agent"] - cpu["bare"]).sum() / n / 1e3,
+        "paired": {
+            "ratio_p50": float(np.median(p50["agent"] / p50["bare"])),
+            "added_cpu_us": float(np.median(cpu["agent"] - cpu["bare"])) / block / 1e3,
+        },
     }
 
 
@@ -370,7 +378,8 @@ def main() -> None:
                 f"{runtime:12} {size:>5}: bare p50 {one['bare_us']['p50']:8.1f} p99 {one['bare_us']['p99']:8.1f} µs, "
                 f"agent p50 {one['agent_us']['p50']:8.1f} p99 {one['agent_us']['p99']:8.1f} µs, "
                 f"p50 x{one['ratio_p50']:.3f}, CPU x{one['ratio_cpu']:.3f} "
-                f"(+{one['added_cpu_us']:.1f} µs a call, {one['calls']} calls); "
+                f"(+{one['added_cpu_us']:.1f} µs a call, {one['calls']} calls), "
+                f"by pairs p50 x{one['paired']['ratio_p50']:.3f} and +{one['paired']['added_cpu_us']:.1f} µs; "
                 f"monitor itself {one['monitor_us']:.1f} µs",
                 flush=True,
             )
@@ -378,6 +387,9 @@ def main() -> None:
         "ratio_p50": {r: {s: round(v[s]["ratio_p50"], 4) for s in ("100us", "5ms")} for r, v in found.items()},
         "ratio_cpu": {r: {s: round(v[s]["ratio_cpu"], 4) for s in ("100us", "5ms")} for r, v in found.items()},
         "added_cpu_us": {r: {"10us": round(v["10us"]["added_cpu_us"], 2)} for r, v in found.items()},
+        "paired": {
+            r: {s: {k: round(x, 4) for k, x in v[s]["paired"].items()} for s in TARGETS} for r, v in found.items()
+        },
         "monitor_us": {r: {s: round(v[s]["monitor_us"], 2) for s in TARGETS} for r, v in found.items()},
         "whylogs": against_whylogs(next(iter(found)), next(iter(found.values()))["10us"]["added_cpu_us"])
         if found
