@@ -116,6 +116,11 @@ class Desired(msgspec.Struct, frozen=True, kw_only=True):
     config: Config = Config()
     models: Annotated[tuple[DesiredModel, ...], msgspec.Meta(max_length=32)] = ()
     cleared_digests: Annotated[tuple[Sha256, ...], msgspec.Meta(max_length=64)] = ()  # blocked before, may try again
+    hold: bool | msgspec.UnsetType = msgspec.UNSET  # begin no update; unset: a document from before has the same bytes
+
+    @property
+    def held(self) -> bool:
+        return self.hold is True
 
     def __post_init__(self) -> None:
         names = [m.name for m in self.models]

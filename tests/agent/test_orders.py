@@ -158,6 +158,21 @@ def test_a_device_without_a_clock_waits_and_says_so(device):
     assert "does not know the time yet" in told.reason
 
 
+def test_a_held_device_begins_nothing_says_so_once_and_goes_on_when_it_is_released(device):
+    device.failing = LinkDown("no route")
+    device.want(1, held=True)
+    device.live(HOUR)
+    (told,) = device.host.told
+    assert (told.after, told.failure, told.reason) == (
+        "idle",
+        "operator",
+        "waits: this device is held by the operator of its hub",
+    )
+    device.want(2)
+    device.live(HOUR)
+    assert "fetch" in device.states()
+
+
 def test_a_disk_that_takes_events_but_no_state_hears_each_only_once(device):
     device.job.save(ModelState(record=Record(state=State.ROLLBACK, wanted=DesiredModel(name="digits", digest=DIGEST))))
     device.disk.refused = ("state.json",)

@@ -110,8 +110,8 @@ class Device:
         if self.failing:
             raise self.failing
 
-    def want(self, rev: int, digest: str | None = DIGEST, cleared=(), **more) -> None:
-        self.installer._want(Wish(DesiredModel(name="digits", digest=digest, **more), cleared, rev))
+    def want(self, rev: int, digest: str | None = DIGEST, cleared=(), held=False, **more) -> None:
+        self.installer._want(Wish(DesiredModel(name="digits", digest=digest, **more), cleared, rev, held))
 
     @property
     def job(self):

@@ -20,11 +20,13 @@ KEPT_N: Final = 1000  # of sealed windows, while a full disk does not take what 
 
 
 class Wish(NamedTuple):
-    """`rev` is of the document that it stands in; `cleared` are digests that may be tried again."""
+    """`rev` is of the document that it stands in; `cleared` are digests that may be tried again;
+    `held`: nothing shall begin."""
 
     model: DesiredModel
     cleared: tuple[str, ...]
     rev: int
+    held: bool = False
 
 
 class Registered(NamedTuple):
@@ -85,7 +87,9 @@ class Inbox:
             message = self._queue.get(timeout=wait_s) if wait_s else self._queue.get_nowait()
             while True:
                 if isinstance(message, Desired):
-                    self._wishes |= {m.name: Wish(m, message.cleared_digests, message.rev) for m in message.models}
+                    self._wishes |= {
+                        m.name: Wish(m, message.cleared_digests, message.rev, message.held) for m in message.models
+                    }
                 elif isinstance(message, Sealed):
                     self._sealed.append(message)
                 elif isinstance(message, Registered):

@@ -88,6 +88,7 @@ class Job:
         self._host, self._clock, self._boot_id = host, clock, boot_id
         self.wanted: DesiredModel | None = None
         self.rev = 0  # of the document that wants it
+        self.held = False  # by the same document: nothing is begun
         self.unsuited: DesiredModel | None = None  # wanted, and not for this device: waits until something else is
         self.waiting: tuple[DesiredModel, str] | None = None  # wanted, and what was told of its hours
         self.loaded: Loaded | None = None

@@ -22,7 +22,7 @@ from .update import Event, Record, State
 
 def take(job: Job, wish: Wish) -> None:
     """The hub's document says this of the model. Raises OSError, and is to be taken again then."""
-    before, job.wanted, job.rev = job.wanted, wish.model, wish.rev
+    before, job.wanted, job.rev, job.held = job.wanted, wish.model, wish.rev, wish.held
     if before is not None and before.rollout != wish.model.rollout and job.loaded is not None:
         job.switch()
     if wish.rev > job.record.rev:
@@ -80,9 +80,9 @@ def due(job: Job, wall_ms: int | None, online: bool) -> bool:
             return False  # or a week without a network would use up all attempts
     if job.now_s < job.retry_at_s:
         return False
-    reason = out_of_hours(wanted, wall_ms)
+    reason = "waits: this device is held by the operator of its hub" if job.held else out_of_hours(wanted, wall_ms)
     if reason and job.waiting != (wanted, reason):
-        job.emit(record, reason, failure="operator" if over(wanted, wall_ms) else None)
+        job.emit(record, reason, failure="operator" if job.held or over(wanted, wall_ms) else None)
     job.waiting = (wanted, reason)
     return not reason
 
