@@ -117,6 +117,23 @@ def test_a_quiet_fleet_still_stops_a_release_that_errs() -> None:
     assert "errors 5.00% against 0.00%" in judgement.reason
 
 
+def test_the_effect_is_told_where_it_is_wanted() -> None:
+    gate, ledger = SequentialGate(GatePolicy(label=None)), Ledger()
+    pre = _counts([17_280.0] * 20, [173.0] * 20)
+    treated, control = [60.0] * 10 + [0.0] * 10, [0.0] * 10 + [60.0] * 10
+    for _ in range(50):
+        evidence = _evidence(
+            ledger, _counts(treated, [0.6] * 10 + [0.0] * 10), _counts(control, [0.0] * 10 + [0.6] * 10), pre
+        )
+        judgement = gate.judge(replace(evidence, compares=True))
+        ledger = judgement.ledger
+    (errors,) = judgement.effects
+    assert gate.judge(replace(evidence, ledger=Ledger())).effects == ()
+    assert (errors.metric, errors.n) == ("error", 30_000)
+    assert (errors.treated, errors.difference) == pytest.approx((0.01, 0.0))
+    assert errors.ratio_low < 1 < (errors.ratio_high or 0)
+
+
 def test_wrong_labels_stop_a_release_whose_runs_all_succeed() -> None:
     policy = GatePolicy(slow=None, label=Margin(r0=1.05, r1=1.25))
     judgement, window = _run(policy, base=0.05, factor=4.0, seed=2, metric=2, treated=2, devices=8, n=10)

@@ -32,7 +32,7 @@ import msgspec
 
 from edgewright_contracts.codec import Name
 
-from .effect import Effect
+from .effect import Comparison, Effect, compared, effect
 from .processes import (
     METRICS,
     Basis,
@@ -98,6 +98,7 @@ class Ledger(msgspec.Struct, frozen=True):
     """What a gate remembers of a rollout: one process for each metric of its policy; missing ones are new."""
 
     processes: tuple[Process, ...] = ()
+    comparisons: dict[Metric, Comparison] = {}  # of an experiment
 
     def of(self, metrics: int) -> tuple[Process, ...]:
         return self.processes[:metrics] + (Process(),) * (metrics - len(self.processes))
@@ -123,6 +124,7 @@ class Evidence:
     last: bool  # no wider stage follows
     soaking: int  # devices of the last stage that are present and have not reported long enough; before it, 0
     labels_block: bool  # this stage's promotion waits for labels, and for outcomes
+    compares: bool = False  # the effect of the release is wanted too
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,7 +166,14 @@ class SequentialGate:
 
     def judge(self, evidence: Evidence) -> Judgement:
         """Takes the interval into the ledger, then decides. Harm comes first, then missing devices, then promotion."""
-        ledger = Ledger(self._advanced(evidence))
+        processes = evidence.ledger.of(len(self._margins))
+        comparisons = evidence.ledger.comparisons
+        if evidence.treated.trials.any():
+            seen = self._seen(evidence, processes)
+            if evidence.compares:
+                comparisons = self._compared(comparisons, seen)
+            processes = tuple(map(self._moved, self._margins, processes, seen))
+        ledger = Ledger(processes, comparisons)
         known = [bool(row.any()) for row in evidence.pre.trials]
         figures = tuple(
             self._figure(metric, margin, process, evidence, known=i < len(known) and known[i])
@@ -172,7 +181,7 @@ class SequentialGate:
             if metric in METRICS or process.n_t > 0
         )
         verdict, reason = self._decide(evidence, figures)
-        return Judgement(verdict=verdict, reason=reason, figures=figures, ledger=ledger)
+        return Judgement(verdict=verdict, reason=reason, figures=figures, ledger=ledger, effects=self._effects(ledger))
 
     def _decide(self, evidence: Evidence, figures: tuple[Figure, ...]) -> tuple[Verdict, str]:
         policy = self.policy
@@ -210,16 +219,19 @@ class SequentialGate:
             f"{evidence.committed} of {evidence.expected} devices committed; {judged or 'nothing counted'}",
         )
 
-    def _advanced(self, evidence: Evidence) -> tuple[Process, ...]:
-        rows = len(self._margins)
-        processes = evidence.ledger.of(rows)
-        if not evidence.treated.trials.any():
-            return processes
+    def _seen(self, evidence: Evidence, processes: tuple[Process, ...]) -> list[Interval]:
+        rows = len(processes)
         sides = evidence.treated.of(rows), self._sound(evidence, processes), evidence.pre.of(rows)
-        return tuple(
-            self._moved(metric, process, interval(i, *sides, process.phi))
-            for i, (metric, process) in enumerate(zip(self._margins, processes, strict=True))
-        )
+        return [interval(i, *sides, process.phi) for i, process in enumerate(processes)]
+
+    def _compared(self, before: dict[Metric, Comparison], seen: list[Interval]) -> dict[Metric, Comparison]:
+        rates = {m: s for m, s in zip(self._margins, seen, strict=True) if m not in ONCE and m != "shadow"}
+        return {metric: compared(before.get(metric, Comparison()), one) for metric, one in rates.items()}
+
+    def _effects(self, ledger: Ledger) -> tuple[Effect, ...]:
+        phi = dict(zip(self._margins, (process.phi for process in ledger.processes), strict=True))
+        found = (effect(metric, one, phi[metric]) for metric, one in ledger.comparisons.items())
+        return tuple(one for one in found if one is not None)
 
     def _moved(self, metric: Metric, process: Process, seen: Interval) -> Process:
         margin = self._margins[metric]
