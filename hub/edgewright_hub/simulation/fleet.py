@@ -19,7 +19,8 @@ from scipy.special import ndtr
 
 from edgewright_contracts.binning import GRID_GROWTH
 
-from ..rollouts.processes import Counts, dispersion
+from ..rollouts.dispersion import dispersion
+from ..rollouts.processes import Counts
 from .world import CRASHES, Release, World
 
 Floats = npt.NDArray[np.float64]
@@ -71,7 +72,8 @@ class Fleet:
             trials[:, rows] = np.stack((n, n, labels)) * heard
             events[:, rows] = np.stack((errors, slow, wrong)) * heard
         device = np.broadcast_to(np.arange(size), (windows, size)).ravel()
-        phi = np.array([dispersion(e.ravel(), n.ravel(), device) for e, n in zip(events, trials, strict=True)])
+        slot = np.repeat(np.arange(windows), size)
+        phi = np.array([dispersion(e.ravel(), n.ravel(), device, slot) for e, n in zip(events, trials, strict=True)])
         return Counts(trials.sum(1), events.sum(1)), phi
 
     def labels(self, rng: np.random.Generator) -> Labels:

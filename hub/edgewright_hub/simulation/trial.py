@@ -61,9 +61,8 @@ def run(
 ) -> Outcome:  # fmt: skip
     """Until the engine has decided, or `longest_s` are over."""
     window_s = start.fleet.world.window_s
-    spec = RolloutSpec(model="virtual", digest=_NEW, stages=stages, gate=gate, window_s=window_s)
     judge = SequentialGate(gate)
-    state, _ = rollout.command(_state(start), spec, "start", "simulated", 0)
+    spec, state = begun(start, gate, stages)
     devices = Devices(start)
     full_s: float | None = None
     state, wishes = rollout.step(state, spec, Observation(present=~devices.gone), judge, 0)
@@ -87,6 +86,21 @@ def run(
         stage=state.stage,
         reason=state.reason,
     )
+
+
+def begun(start: Start, gate: GatePolicy, stages: tuple[str | int, ...]) -> tuple[RolloutSpec, RolloutState]:
+    """The rollout, running, before anyone was asked."""
+    size, window_s = start.fleet.world.devices, start.fleet.world.window_s
+    members = Members.new(
+        [f"d{i}" for i in range(size)],
+        (_OLD,),
+        previous=np.zeros(size, np.int16),
+        pre=np.stack((start.pre.trials, start.pre.events)),
+    )
+    ledger = Ledger(tuple(Process(phi=float(phi)) for phi in start.phi))
+    spec = RolloutSpec(model="virtual", digest=_NEW, stages=stages, gate=gate, window_s=window_s)
+    state = RolloutState(id="virtual", members=members, ledger=ledger)
+    return spec, rollout.command(state, spec, "start", "simulated", 0)[0]
 
 
 class Devices:
@@ -165,18 +179,6 @@ class Devices:
             lasts = now_s + rng.exponential(world.outage_s, world.sites)
             self._until_s = np.where(begins, np.maximum(self._until_s, lasts), self._until_s)
         return np.asarray(self._until_s > now_s)
-
-
-def _state(start: Start) -> RolloutState:
-    size = start.fleet.world.devices
-    members = Members.new(
-        [f"d{i}" for i in range(size)],
-        (_OLD,),
-        previous=np.zeros(size, np.int16),
-        pre=np.stack((start.pre.trials, start.pre.events)),
-    )
-    ledger = Ledger(tuple(Process(phi=float(phi)) for phi in start.phi))
-    return RolloutState(id="virtual", members=members, ledger=ledger)
 
 
 def _said(activated: Bools, committed: Bools, failed: Bools) -> Said:
