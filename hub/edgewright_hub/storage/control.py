@@ -168,6 +168,108 @@ drift_decisions: Final = Table(
     sqlite_autoincrement=True,
 )
 
+# What a person is to look at (alerts.alerts).
+alerts: Final = Table(
+    "alerts",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("key", String(200), nullable=False),
+    Column("open_key", String(200), unique=True),  # the key while it is open: one at most
+    Column("severity", String(8), nullable=False),  # page | ticket
+    Column("kind", String(32), nullable=False),
+    Column("subject", String(128), nullable=False),
+    Column("text", Text, nullable=False),
+    Column("detail", Document, nullable=False),
+    Column("opened_ms", BigInteger, nullable=False),
+    Column("acknowledged_ms", BigInteger),
+    Column("acknowledged_by", String(64), nullable=False, server_default=""),
+    Column("closed_ms", BigInteger),
+    Column("closed_by", String(64), nullable=False, server_default=""),  # "": its reason is gone
+    Index(None, "kind", "id"),
+    sqlite_autoincrement=True,
+)
+
+webhooks: Final = Table(
+    "webhooks",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("secret", String(64), nullable=False),  # signs what is sent; whoever receives has it too
+    Column("pages_only", Boolean, nullable=False),
+    Column("kind", String(32), nullable=False),  # of alerts; "" is any
+    Column("subject", String(128), nullable=False),  # likewise
+    Column("added_ms", BigInteger, nullable=False),
+    Column("who", String(64), nullable=False),
+    sqlite_autoincrement=True,
+)
+
+deliveries: Final = Table(
+    "deliveries",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("webhook", BigInteger, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("state", String(8), nullable=False),  # due | done | given up
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("next_ms", BigInteger, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("done_ms", BigInteger),
+    Column("said", Text, nullable=False, server_default=""),  # why it failed last
+    Index(None, "state", "next_ms"),
+    sqlite_autoincrement=True,
+)
+
+# Delayed labels and outcomes of a device's day, by arrival, for as long as hub.db lives (accuracy.labels).
+label_counts: Final = Table(
+    "label_counts",
+    metadata,
+    Column("source", String(16), primary_key=True),  # "windows", or an import: the first 16 digits of its file's hash
+    Column("device", String(63), primary_key=True),
+    Column("digest", String(16), primary_key=True),
+    Column("variant", String(32), primary_key=True),
+    Column("context", String(64), primary_key=True),
+    Column("day_ms", BigInteger, primary_key=True),
+    Column("outcomes", Document, nullable=False),  # {name: [n, hits]}
+    Column("confidence", LargeBinary, nullable=False),  # as in telemetry.windows
+)
+
+label_imports: Final = Table(
+    "label_imports",
+    metadata,
+    Column("sha256", String(64), primary_key=True),  # of the file: it is taken once
+    Column("at_ms", BigInteger, nullable=False),
+    Column("who", String(64), nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("counted", BigInteger, nullable=False),  # labels
+    Column("refused", BigInteger, nullable=False),  # lines
+)
+
+# Inputs that somebody wants to look at, for a while (web.sampling).
+sample_requests: Final = Table(
+    "sample_requests",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("devices", Document, nullable=False),
+    Column("count", Integer, nullable=False),  # of each device
+    Column("reason", Text, nullable=False),
+    Column("who", String(64), nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("expires_ms", BigInteger, nullable=False),
+    Column("ended_ms", BigInteger),  # when the devices were told that it is over
+    sqlite_autoincrement=True,
+)
+
+# When a model is to be trained again (accuracy.retraining).
+retrain_policies: Final = Table(
+    "retrain_policies",
+    metadata,
+    Column("model", String(63), primary_key=True),
+    Column("on_drift", Boolean, nullable=False),
+    Column("max_age_days", Integer),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("who", String(64), nullable=False),
+)
+
 audit: Final = Table(
     "audit",
     metadata,

@@ -1,0 +1,1 @@
+"""Alerts: what a person is to look at, and how it is told to other systems."""
