@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -14,76 +12,13 @@ import pytest
 from edgewright_contracts.codec import decode
 from edgewright_contracts.errors import RequestError
 from edgewright_hub.rollouts import rollout
-from edgewright_hub.rollouts.gates import Evidence, Gate, GatePolicy, Judgement, SequentialGate
+from edgewright_hub.rollouts.gates import GatePolicy, SequentialGate
 from edgewright_hub.rollouts.members import STATUSES, Member, Members, News, Said
 from edgewright_hub.rollouts.processes import Counts, Margin
 from edgewright_hub.rollouts.progress import packed, unpacked
 from edgewright_hub.rollouts.rollout import Observation, RolloutState, Wish
 from edgewright_hub.rollouts.specification import RolloutSpec
-
-NEW, OLD = "a" * 64, "b" * 64
-
-
-@dataclass
-class Script:
-    """A gate that says what the case says, and holds once the case has nothing left to say."""
-
-    verdicts: list[str]
-    asked: list[Evidence] = field(default_factory=list)
-
-    def judge(self, evidence: Evidence) -> Judgement:
-        self.asked.append(evidence)
-        verdict: Any = self.verdicts.pop(0) if self.verdicts else "hold"
-        return Judgement(verdict=verdict, reason=f"said {verdict}", figures=(), ledger=evidence.ledger)
-
-
-def _fleet(size: int) -> tuple[Member, ...]:
-    return tuple(Member(device=f"d{i}", previous=OLD, pre_trials=(1e4, 0, 0)) for i in range(size))
-
-
-def _started(spec: RolloutSpec, size: int = 8) -> RolloutState:
-    return rollout.command(rollout.enrol(RolloutState(id="r1"), _fleet(size)), spec, "start", "go", 0)[0]
-
-
-def _names(state: RolloutState, *statuses: Any) -> list[str]:
-    return [state.members.devices[i] for i in np.flatnonzero(state.members.has(*statuses))]
-
-
-def _mask(state: RolloutState, devices: Iterable[str]) -> np.ndarray:
-    wanted = set(devices)
-    return np.array([device in wanted for device in state.members.devices])
-
-
-def _seen(
-    state: RolloutState,
-    present: Iterable[str],
-    *news: News,
-    windows: Mapping[str, int] = MappingProxyType({}),
-    back: Iterable[str] = (),
-    **more: Any,
-) -> Observation:
-    """An observation by the names of devices."""
-    columns = state.members.columns()
-    counted = np.zeros(len(columns), np.int32)
-    for device, count in windows.items():
-        counted[columns[device]] = count
-    return Observation(_mask(state, present), Said.of(news, columns), counted, back=_mask(state, back), **more)
-
-
-def _everyone(state: RolloutState, *news: News, **more: Any) -> Observation:
-    return _seen(state, state.members.devices, *news, **more)
-
-
-def _obedient(state: RolloutState) -> Observation:
-    """Every device that was asked has committed."""
-    return _everyone(state, *(News(d, "commit") for d in _names(state, "asked")))
-
-
-def _step(
-    state: RolloutState, spec: RolloutSpec, seen: Observation, gate: Gate, now_ms: int
-) -> tuple[RolloutState, list[Wish]]:
-    after, wishes = rollout.step(state, spec, seen, gate, now_ms)
-    return after, wishes.expand(after.members, spec)
+from sim.rollouts import NEW, OLD, Script, everyone, fleet, mask_of, names, obedient, seen_of, started, step
 
 
 @dataclass
@@ -135,20 +70,20 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_traces(case: Case) -> None:
     spec = RolloutSpec(model="digits", digest=NEW, stages=case.stages)
-    state, gate = _started(spec), Script(list(case.verdicts))
+    state, gate = started(spec), Script(list(case.verdicts))
     trace, back = [], 0
     for i, what in enumerate(case.steps):
-        seen = _everyone(state)
-        asked = _names(state, "asked")
+        seen = everyone(state)
+        asked = names(state, "asked")
         if what == "obey":
-            seen = _obedient(state)
+            seen = obedient(state)
         elif what == "back":
-            seen = _everyone(state, back=_names(state, "committed"))
+            seen = everyone(state, back=names(state, "committed"))
         elif ":" in what:
             happening, _, reason = what.partition(":")
             during = "selftest" if "self-test" in reason else "fetch"
-            seen = _everyone(state, *(News(d, happening, reason, during) for d in asked))  # type: ignore[arg-type]
-        state, wishes = _step(state, spec, seen, gate, 1000 * (i + 1))
+            seen = everyone(state, *(News(d, happening, reason, during) for d in asked))  # type: ignore[arg-type]
+        state, wishes = step(state, spec, seen, gate, 1000 * (i + 1))
         trace.append((state.state, state.stage, state.exposed))
         back += sum(w.digest == OLD for w in wishes)
     assert trace == case.trace
@@ -162,11 +97,11 @@ def test_stopping_the_hub_between_any_two_steps_changes_nothing() -> None:
     verdicts = ["hold", "promote", "hold", "promote", "promote", "promote"]
 
     def run(stop: bool) -> list[tuple[RolloutState, list[rollout.Wish]]]:
-        state, gate, seen = _started(spec), Script(list(verdicts)), []
+        state, gate, seen = started(spec), Script(list(verdicts)), []
         for i in range(8):
             if stop:
                 state = unpacked(msgspec.json.decode(msgspec.json.encode(packed(state))))
-            state, wishes = _step(state, spec, _obedient(state), gate, i)
+            state, wishes = step(state, spec, obedient(state), gate, i)
             seen.append((state, wishes))
         return seen
 
@@ -213,87 +148,87 @@ def test_a_rollout_that_an_older_release_stored_goes_on() -> None:
     assert state.members.row(1).stage is None
     assert state.members.pending[:, :, 0].tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
     spec = RolloutSpec(model="digits", digest=NEW)
-    assert _step(state, spec, _everyone(state), Script(["rollback"]), 9)[0].outcome == "rolled back"
+    assert step(state, spec, everyone(state), Script(["rollback"]), 9)[0].outcome == "rolled back"
 
 
 def test_a_silent_device_is_passed_over_and_comes_in_when_it_speaks() -> None:
     spec = RolloutSpec(model="digits", digest=NEW, stages=(1, "100%"))
-    state, gate = _started(spec, 4), Script(["hold", "promote", "hold", "hold", "hold", "promote"])
+    state, gate = started(spec, 4), Script(["hold", "promote", "hold", "hold", "hold", "promote"])
     first = state.members.devices[0]
     without = set(state.members.devices) - {first}
-    state, _ = _step(state, spec, _seen(state, without), gate, 1)
-    assert _names(state, "asked") == [state.members.devices[1]]
-    obeyed = _seen(state, without, News(state.members.devices[1], "commit"))
-    state, _ = _step(state, spec, obeyed, gate, 2)
-    assert (state.exposed, _names(state, "waiting")) == (3, [first])
-    state, wishes = _step(state, spec, _everyone(state), gate, 3)
+    state, _ = step(state, spec, seen_of(state, without), gate, 1)
+    assert names(state, "asked") == [state.members.devices[1]]
+    obeyed = seen_of(state, without, News(state.members.devices[1], "commit"))
+    state, _ = step(state, spec, obeyed, gate, 2)
+    assert (state.exposed, names(state, "waiting")) == (3, [first])
+    state, wishes = step(state, spec, everyone(state), gate, 3)
     assert [w.device for w in wishes] == [first]
 
 
 def test_a_device_that_never_answers_leaves_the_denominator_and_its_wish_is_withdrawn() -> None:
     spec = RolloutSpec(model="digits", digest=NEW, stages=(1, "100%"), device_timeout_s=10)
-    state, gate = _started(spec, 4), Script([])
-    state, _ = _step(state, spec, _everyone(state), gate, 1)
-    silent = _names(state, "asked")[0]
+    state, gate = started(spec, 4), Script([])
+    state, _ = step(state, spec, everyone(state), gate, 1)
+    silent = names(state, "asked")[0]
     others = set(state.members.devices) - {silent}
-    state, _ = _step(state, spec, _seen(state, others), gate, 5_000)
+    state, _ = step(state, spec, seen_of(state, others), gate, 5_000)
     assert gate.asked[-1].expected == 0, "silent before it runs the release: not in the denominator"
-    state, wishes = _step(state, spec, _seen(state, others), gate, 11_000)
-    assert _names(state, "late") == [silent]
-    assert {(w.device, w.digest) for w in wishes} == {(silent, OLD), (_names(state, "asked")[0], NEW)}
+    state, wishes = step(state, spec, seen_of(state, others), gate, 11_000)
+    assert names(state, "late") == [silent]
+    assert {(w.device, w.digest) for w in wishes} == {(silent, OLD), (names(state, "asked")[0], NEW)}
     assert state.exposed == 1, "another takes its place, so no more devices are exposed than the stage allows"
 
 
 def test_while_a_device_tries_again_the_reason_says_why() -> None:
     spec = RolloutSpec(model="digits", digest=NEW)
-    state, gate = _started(spec), Script([])
-    state, _ = _step(state, spec, _everyone(state), gate, 1)
-    device = _names(state, "asked")[0]
-    seen = _everyone(state, News(device, "retry", "the link is down", "fetch"))
-    state, _ = _step(state, spec, seen, gate, 2)
+    state, gate = started(spec), Script([])
+    state, _ = step(state, spec, everyone(state), gate, 1)
+    device = names(state, "asked")[0]
+    seen = everyone(state, News(device, "retry", "the link is down", "fetch"))
+    state, _ = step(state, spec, seen, gate, 2)
     assert state.reason == f"said hold; {device} tries again (the link is down)"
 
 
 @pytest.mark.parametrize("runs_it_in_between", [False, True])
 def test_a_device_that_tries_again_for_ever_does_not_hold_the_rollout_for_ever(runs_it_in_between: bool) -> None:
     spec = RolloutSpec(model="digits", digest=NEW, stages=(1, "100%"), device_timeout_s=7200)
-    state, gate = _started(spec, 4), Script([])
-    state, _ = _step(state, spec, _everyone(state), gate, 0)
-    device = _names(state, "asked")[0]
+    state, gate = started(spec, 4), Script([])
+    state, _ = step(state, spec, everyone(state), gate, 0)
+    device = names(state, "asked")[0]
     for hour in range(1, 12):
         news = [News(device, "retry", "expected 99 bytes of free disk", "fetch", "disk")]
         if runs_it_in_between:
             news.insert(0, News(device, "activate"))
-        state, _ = _step(state, spec, _everyone(state, *news), gate, 3600_000 * hour)
-    assert device in _names(state, "late")
+        state, _ = step(state, spec, everyone(state, *news), gate, 3600_000 * hour)
+    assert device in names(state, "late")
     assert state.exposed == 1, "another has taken its place"
 
 
 def test_a_device_that_lost_the_release_has_the_whole_time_to_get_it_again() -> None:
     spec = RolloutSpec(model="digits", digest=NEW, stages=(1, "100%"), device_timeout_s=10)
-    state, gate = _started(spec, 4), Script([])
-    state, _ = _step(state, spec, _everyone(state), gate, 0)
-    state, _ = _step(state, spec, _obedient(state), gate, 1)
-    (device,) = _names(state, "committed")
-    state, _ = _step(state, spec, _everyone(state, News(device, "retry", "power lost")), gate, 100_000)
-    assert _names(state, "resting") == [device]
-    state, wishes = _step(state, spec, _everyone(state), gate, 400_000)
+    state, gate = started(spec, 4), Script([])
+    state, _ = step(state, spec, everyone(state), gate, 0)
+    state, _ = step(state, spec, obedient(state), gate, 1)
+    (device,) = names(state, "committed")
+    state, _ = step(state, spec, everyone(state, News(device, "retry", "power lost")), gate, 100_000)
+    assert names(state, "resting") == [device]
+    state, wishes = step(state, spec, everyone(state), gate, 400_000)
     assert wishes == [Wish(device, "digits", NEW, trial=True, again=True)], "told anew, so that it tries at once"
-    state, _ = _step(state, spec, _everyone(state), gate, 409_000)
-    assert _names(state, "asked") == [device]
+    state, _ = step(state, spec, everyone(state), gate, 409_000)
+    assert names(state, "asked") == [device]
 
 
 def test_a_device_that_falls_silent_with_the_release_stays_in_the_denominator() -> None:
     spec = RolloutSpec(model="digits", digest=NEW, stages=(2, "100%"))
-    state = _started(spec, 4)
+    state = started(spec, 4)
     gate = SequentialGate(GatePolicy(slow=None, label=None))
-    state, _ = _step(state, spec, _everyone(state), gate, 1)
-    state, _ = _step(state, spec, _obedient(state), gate, 2)
-    asked = _names(state, "committed")
+    state, _ = step(state, spec, everyone(state), gate, 1)
+    state, _ = step(state, spec, obedient(state), gate, 2)
+    asked = names(state, "committed")
     others = set(state.members.devices) - {asked[0]}
     for i in range(50):
-        seen = _seen(state, others, windows={asked[1]: 5})
-        state, _ = _step(state, spec, seen, gate, 1000 * i)
+        seen = seen_of(state, others, windows={asked[1]: 5})
+        state, _ = step(state, spec, seen, gate, 1000 * i)
     assert (state.state, state.stage) == ("running", 0)
     assert state.reason == "1 of 2 devices reported long enough (90% needed)"
 
@@ -309,74 +244,74 @@ def test_it_is_done_only_when_every_present_device_of_the_last_stage_has_soaked(
     all_but_one = set(state.members.devices) - {silent}
     zero = np.zeros((2, size))
 
-    def step(reporting: list[str], news: tuple[News, ...] = (), n: float = 1000.0) -> RolloutState:
-        trials = n * _mask(state, reporting)
+    def report(reporting: list[str], news: tuple[News, ...] = (), n: float = 1000.0) -> RolloutState:
+        trials = n * mask_of(state, reporting)
         counts, nothing = np.vstack((trials, zero)), np.zeros((3, size))
-        seen = _seen(
+        seen = seen_of(
             state, all_but_one, *news, windows=dict.fromkeys(reporting, 1), treated=Counts(counts, nothing),
             control=Counts(nothing, nothing),
         )  # fmt: skip
         nonlocal now
         now += 60_000
-        return _step(state, spec, seen, gate, now)[0]
+        return step(state, spec, seen, gate, now)[0]
 
     now = 0
-    while state.stage < len(stages) - 1 or not _names(state, "asked"):
-        state = step(_names(state, "committed"), tuple(News(d, "commit") for d in _names(state, "asked")))
-    quick = [d for d in _names(state, "asked") if d not in (slow, retrying)]
-    state = step([], (*(News(d, "commit") for d in (*quick, slow)), News(retrying, "retry", "disk full", "fetch")))
+    while state.stage < len(stages) - 1 or not names(state, "asked"):
+        state = report(names(state, "committed"), tuple(News(d, "commit") for d in names(state, "asked")))
+    quick = [d for d in names(state, "asked") if d not in (slow, retrying)]
+    state = report([], (*(News(d, "commit") for d in (*quick, slow)), News(retrying, "retry", "disk full", "fetch")))
     for _ in range(10):
-        state = step(quick)
+        state = report(quick)
     expected = len(quick) + 2
     assert (state.state, state.reason) == (
         "running",
         f"1 of {expected} devices of the last stage have not reported 3 times yet; {retrying} tries again (disk full)",
     )
-    harmed = _step(state, spec, _everyone(state, *(News(d, "fail") for d in quick)), gate, now)[0]
+    harmed = step(state, spec, everyone(state, *(News(d, "fail") for d in quick)), gate, now)[0]
     assert harmed.outcome == "rolled back", "harm is watched for meanwhile"
     for _ in range(soak - 1):
-        state = step([*quick, slow])
+        state = report([*quick, slow])
     assert state.state == "running"
-    state = step([*quick, slow])
+    state = report([*quick, slow])
     assert (state.state, state.outcome) == ("done", "promoted")
-    assert silent in _names(state, "waiting")
+    assert silent in names(state, "waiting")
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_a_fleet_smaller_than_its_stages_is_not_held_for_ever(size: int) -> None:
     spec = RolloutSpec(model="digits", digest=NEW)
-    state, gate = _started(spec, size), SequentialGate(GatePolicy(slow=None, label=None))
+    state, gate = started(spec, size), SequentialGate(GatePolicy(slow=None, label=None))
     zero, nothing = np.zeros((2, size)), np.zeros((3, size))
     for minute in range(1, 60):
-        running = _names(state, "committed")
-        mask = 1000.0 * _mask(state, running)
-        seen = _everyone(
-            state, *(News(d, "commit") for d in _names(state, "asked")),
+        running = names(state, "committed")
+        mask = 1000.0 * mask_of(state, running)
+        seen = everyone(
+            state, *(News(d, "commit") for d in names(state, "asked")),
             windows=dict.fromkeys(running, 1), treated=Counts(np.vstack((mask, zero)), nothing),
             control=Counts(np.vstack((1000.0 - mask, zero)), nothing),
         )  # fmt: skip
-        state, _ = _step(state, spec, seen, gate, 60_000 * minute)
+        state, _ = step(state, spec, seen, gate, 60_000 * minute)
     assert (state.state, state.exposed) == ("done", size)
 
 
 def test_those_left_over_get_the_release_when_everyone_else_has_it() -> None:
     spec = RolloutSpec(model="digits", digest=NEW, stages=("100%",))
-    state, gate = _started(spec, 4), Script(["hold", "promote"])
+    state, gate = started(spec, 4), Script(["hold", "promote"])
     here = state.members.devices[:3]
-    state, _ = _step(state, spec, _seen(state, here), gate, 1)
+    state, _ = step(state, spec, seen_of(state, here), gate, 1)
     news = tuple(News(d, "commit") for d in here)
-    state, wishes = _step(state, spec, _seen(state, here, *news), gate, 2)
+    state, wishes = step(state, spec, seen_of(state, here, *news), gate, 2)
     assert state.state == "done"
     assert {(w.device, w.digest, w.trial) for w in wishes} == {(f"d{i}", NEW, False) for i in range(4)}
 
 
 def test_the_end_of_a_rollout_is_told_to_those_that_failed_too() -> None:
     spec = RolloutSpec(model="digits", digest=NEW, stages=("100%",))
-    state, gate = _started(spec, 20), Script(["hold", "hold", "promote"])
-    state, _ = _step(state, spec, _everyone(state), gate, 1)
+    state, gate = started(spec, 20), Script(["hold", "hold", "promote"])
+    state, _ = step(state, spec, everyone(state), gate, 1)
     news = tuple(News(m.device, "fail" if m.device == "d3" else "commit") for m in state.members.rows())
-    state, _ = _step(state, spec, _everyone(state, *news), gate, 2)
-    state, wishes = _step(state, spec, _everyone(state), gate, 3)
+    state, _ = step(state, spec, everyone(state, *news), gate, 2)
+    state, wishes = step(state, spec, everyone(state), gate, 3)
     assert state.state == "done"
     assert len(wishes) == 20
     assert [(w.digest, w.trial) for w in wishes if w.device == "d3"] == [(OLD, False)]
@@ -386,43 +321,42 @@ def test_the_stage_whose_gate_asks_for_labels_has_a_device_that_gets_them() -> N
     spec = RolloutSpec(model="digits", digest=NEW, stages=(1, 2, "100%"))
     for labelled in range(8):
         members = tuple(
-            msgspec.structs.replace(m, pre_trials=(1e4, 0, 50.0 if m.device == f"d{labelled}" else 0))
-            for m in _fleet(8)
+            msgspec.structs.replace(m, pre_trials=(1e4, 0, 50.0 if m.device == f"d{labelled}" else 0)) for m in fleet(8)
         )
         state = rollout.command(rollout.enrol(RolloutState(id="r1"), members), spec, "start", "go", 0)[0]
         gate = Script(["hold", "promote", "hold"])
         for i in range(3):
-            state, _ = _step(state, spec, _obedient(state), gate, i)
+            state, _ = step(state, spec, obedient(state), gate, i)
         assert state.exposed == 2
-        assert f"d{labelled}" in _names(state, "asked", "committed")
+        assert f"d{labelled}" in names(state, "asked", "committed")
         assert gate.asked[-1].labels_block
 
 
 def test_a_paused_rollout_exposes_nobody_and_still_turns_back_from_harm() -> None:
     spec = RolloutSpec(model="digits", digest=NEW)
-    state, gate = _started(spec), Script(["hold", "promote", "promote", "rollback"])
-    state, _ = _step(state, spec, _everyone(state), gate, 1)
+    state, gate = started(spec), Script(["hold", "promote", "promote", "rollback"])
+    state, _ = step(state, spec, everyone(state), gate, 1)
     state, _ = rollout.command(state, spec, "pause", "lunch", 2)
     for _ in range(2):
-        state, wishes = _step(state, spec, _obedient(state), gate, 3)
+        state, wishes = step(state, spec, obedient(state), gate, 3)
         assert (state.state, state.exposed, wishes) == ("paused", 1, [])
-    state, wishes = _step(state, spec, _obedient(state), gate, 4)
+    state, wishes = step(state, spec, obedient(state), gate, 4)
     assert state.state == "rolling-back"
     assert len(wishes) == 1
 
 
 def test_rolled_back_is_said_only_of_what_was_seen() -> None:
     spec = RolloutSpec(model="digits", digest=NEW, stages=("100%",), device_timeout_s=10)
-    state, gate = _started(spec, 8), Script(["hold", "hold", "rollback"])
-    for now, seen in enumerate((_everyone, _obedient, _everyone)):
-        state, _ = _step(state, spec, seen(state), gate, now)
-    nobody = _seen(state, ())
-    state, _ = _step(state, spec, nobody, gate, 3)
+    state, gate = started(spec, 8), Script(["hold", "hold", "rollback"])
+    for now, seen in enumerate((everyone, obedient, everyone)):
+        state, _ = step(state, spec, seen(state), gate, now)
+    nobody = seen_of(state, ())
+    state, _ = step(state, spec, nobody, gate, 3)
     assert state.state == "rolling-back", "all offline: nothing was seen"
     here = state.members.devices[:2]
-    state, _ = _step(state, spec, _seen(state, here, back=here), gate, 4)
+    state, _ = step(state, spec, seen_of(state, here, back=here), gate, 4)
     assert state.state == "rolling-back"
-    state, _ = _step(state, spec, nobody, gate, 10_003)
+    state, _ = step(state, spec, nobody, gate, 10_003)
     away = state.members.devices[2:]
     assert (state.state, state.outcome) == ("rolled-back", "rolled back")
     assert state.reason == f"said rollback; told to go back and not seen there yet: {', '.join(away[:5])} and 1 more"
@@ -430,7 +364,7 @@ def test_rolled_back_is_said_only_of_what_was_seen() -> None:
 
 def test_abort_sends_everyone_back_at_once_and_cannot_be_taken_back() -> None:
     spec = RolloutSpec(model="digits", digest=NEW, stages=(3, "100%"))
-    state, _ = _step(_started(spec), spec, _everyone(_started(spec)), Script([]), 1)
+    state, _ = step(started(spec), spec, everyone(started(spec)), Script([]), 1)
     state, wishes = rollout.command(state, spec, "abort", "by hand", 2)
     assert (state.state, state.outcome, len(wishes)) == ("aborted", "aborted", 3)
     with pytest.raises(RequestError, match="is aborted and cannot resume; possible now: nothing, it has ended"):
@@ -438,10 +372,10 @@ def test_abort_sends_everyone_back_at_once_and_cannot_be_taken_back() -> None:
 
 
 def test_the_order_is_fixed_by_the_rollout_and_differs_in_the_next() -> None:
-    one = rollout.enrol(RolloutState(id="r1"), _fleet(50)).members.devices
-    late = rollout.enrol(rollout.enrol(RolloutState(id="r1"), _fleet(50)[::-1][:25]), _fleet(25))
+    one = rollout.enrol(RolloutState(id="r1"), fleet(50)).members.devices
+    late = rollout.enrol(rollout.enrol(RolloutState(id="r1"), fleet(50)[::-1][:25]), fleet(25))
     assert late.members.devices == one
-    assert rollout.enrol(RolloutState(id="r2"), _fleet(50)).members.devices != one
+    assert rollout.enrol(RolloutState(id="r2"), fleet(50)).members.devices != one
 
 
 @pytest.mark.parametrize("stages", [("50%",), ("100%", "10%"), (5, 2, "100%")])
@@ -501,7 +435,7 @@ def _simulate(size: int, base: float, factor: float, seed: int, *, silent: int =
             treated=counts(running & speaks), control=counts(~running & speaks),
             back=running if state.state == "rolling-back" else None,
         )  # fmt: skip
-        state, _ = _step(state, spec, seen, gate, 60_000 * minute)
+        state, _ = step(state, spec, seen, gate, 60_000 * minute)
         if state.state not in rollout.ACTIVE:
             break
     return state

@@ -16,11 +16,10 @@ from typing import Final
 
 import numpy as np
 
-from .members import CAUSES, Bools, Indices, Members
+from .members import CAUSES, OPERATOR, Bools, Indices, Members
 from .specification import RETRIED, RolloutSpec, is_selector, stage_size
 
 BURST_S: Final = 60.0
-OPERATOR: Final = CAUSES.index("operator")
 
 
 def first_time(members: Members, spec: RolloutSpec, stage: int, here: Bools, able: Bools) -> Indices:
@@ -58,10 +57,13 @@ def again(members: Members, able: Bools, now_ms: int) -> Indices:
 
 def given_up(members: Members, spec: RolloutSpec, now_ms: int) -> Bools:
     """Resting devices that are not asked again: they failed too often, or their operator did not come in time."""
+    resting = members.has("resting")
+    if not resting.any():
+        return resting
     most = np.array([spec.retry.of(cause).attempts if cause in RETRIED else 0 for cause in CAUSES])
     operator = members.cause == OPERATOR
     spent = np.where(operator, members.due_ms <= now_ms, members.attempts > most[members.cause])
-    return np.asarray(members.has("resting") & spent)
+    return np.asarray(resting & spent)
 
 
 def asks_for_labels(spec: RolloutSpec, stage: int) -> bool:

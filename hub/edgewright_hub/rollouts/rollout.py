@@ -37,20 +37,30 @@ from typing import Final, Literal
 import msgspec
 import numpy as np
 
-from edgewright_contracts.errors import RequestError
+from edgewright_contracts.errors import Refused, RequestError
 
-from . import exposure
+from . import experiment, exposure, interval
+from .effect import Effect
+from .experiment import Answer, Conclusion
 from .gates import Evidence, Figure, Gate, Judgement, Ledger
-from .members import Bools, Indices, Member, Members, Numbers, Said, Small, happened, hear, widened
-from .processes import Counts, Floats
+from .hearing import hear
+from .members import Bools, Indices, Member, Members, Numbers, Said, Small, happened
+from .processes import Counts
 from .specification import RolloutSpec
 
 State = Literal[
     "draft", "unapproved", "running", "paused", "rolling-back", "rolled-back", "done", "reverting", "reverted",
     "aborted",
 ]  # fmt: skip
-Event = Literal["start", "submit", "approve", "pause", "resume", "abort", "harm", "finish", "undone", "revert"]
-Outcome = Literal["", "promoted", "rolled back", "refused by self-test", "withdrawn", "aborted", "reverted"]
+Event = Literal[
+    "start", "submit", "approve", "pause", "resume", "abort", "harm", "conclude", "take back", "finish", "undone",
+    "revert",
+]  # fmt: skip
+Command = Literal["start", "pause", "resume", "abort", "revert"]
+Outcome = Literal[
+    "", "promoted", "rolled back", "refused by self-test", "withdrawn", "taken back", "aborted", "reverted"
+]  # fmt: skip
+BLOCKS: Final[tuple[Outcome, ...]] = ("rolled back", "refused by self-test")  # the digest, for further rollouts
 
 TABLE: Final[dict[tuple[State, Event], State]] = {
     ("draft",        "start"):   "running",
@@ -65,13 +75,25 @@ TABLE: Final[dict[tuple[State, Event], State]] = {
     ("paused",       "resume"):  "running",
     ("paused",       "abort"):   "aborted",
     ("paused",       "harm"):    "rolling-back",
+    ("running",      "conclude"):  "running",     # an experiment: go on behind it
+    ("running",      "take back"): "rolling-back",
+    ("paused",       "conclude"):  "running",
+    ("paused",       "take back"): "rolling-back",
     ("rolling-back", "undone"):  "rolled-back",
     ("done",         "revert"):  "reverting",
     ("reverting",    "undone"):  "reverted",
 }  # fmt: skip
 ACTIVE: Final[tuple[State, ...]] = ("draft", "unapproved", "running", "paused", "rolling-back", "reverting")
 GOING_BACK: Final[tuple[State, ...]] = ("rolling-back", "reverting")
-ASKED: Final[tuple[Event, ...]] = ("start", "approve", "pause", "resume", "abort", "revert")  # what a person may do
+ASKED: Final[tuple[Event, ...]] = (
+    "start",
+    "approve",
+    "pause",
+    "resume",
+    "abort",
+    "conclude",
+    "revert",
+)  # what a person may do
 
 
 _NOBODY: Final = Members.of(())
@@ -90,6 +112,10 @@ class RolloutState(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""  # of the last judgement or transition, for people
     outcome: Outcome = ""
     figures: tuple[Figure, ...] = ()
+    author: str = ""  # who created it
+    approved: tuple[str, ...] = ()  # by whom
+    effects: tuple[Effect, ...] = ()  # of an experiment, as far as they are known
+    conclusion: Conclusion | None = None
 
     @property
     def exposed(self) -> int:
@@ -107,6 +133,7 @@ class Observation:
     treated: Counts | None = None
     control: Counts | None = None
     back: Bools | None = None  # seen running their previous digest
+    lost: Bools | None = None  # fell silent for the first time
     open: Bools | None = None  # within their maintenance windows; None: all are
     held: Bools | None = None  # by the operator: nothing is to change there
     withdrawn: str = ""  # why nobody may run the release any more
@@ -157,12 +184,10 @@ def enrol(state: RolloutState, joined: tuple[Member, ...]) -> RolloutState:
 
 
 def command(
-    state: RolloutState, spec: RolloutSpec, event: Event, reason: str, now_ms: int
+    state: RolloutState, spec: RolloutSpec, event: Command, reason: str, now_ms: int
 ) -> tuple[RolloutState, Wishes]:
     """Start, pause, resume, abort or revert. Raises RequestError where the table has no such transition."""
-    if event == "start" and spec.approvals:
-        event = "submit"
-    after = _move(state, event, reason, now_ms)
+    after = _move(state, "submit" if event == "start" and spec.approvals else event, reason, now_ms)
     if event == "abort":
         return msgspec.structs.replace(after, outcome="aborted"), _wishes("back", state.members.given)
     if event == "revert":
@@ -170,6 +195,47 @@ def command(
         after = msgspec.structs.replace(after, members=members, outcome="reverted")
         return after, _wishes("back", ~members.has("failed"))
     return after, _NOTHING
+
+
+def approve(state: RolloutState, spec: RolloutSpec, who: str, digest: str, now_ms: int) -> RolloutState:
+    """One person more consents to this digest; it starts when enough did, besides the one who created it.
+
+    Raises RequestError where no consent is asked for, Refused for another digest, its author, and a second time.
+    """
+    if state.state != "unapproved":
+        _move(state, "approve", "", now_ms)
+    if digest != spec.digest:
+        raise Refused(f"rollout {state.id} is of {spec.digest[:16]}, and {who} looked at {digest[:16] or 'none'}")
+    if who == state.author:
+        raise Refused(f"{who} created rollout {state.id}: somebody else must approve it")
+    if who in state.approved:
+        raise Refused(f"{who} has approved rollout {state.id} already: {spec.approvals} different persons must")
+    state = msgspec.structs.replace(state, approved=(*state.approved, who))
+    if len(state.approved) < spec.approvals:
+        said = f"approved by {', '.join(state.approved)}; {spec.approvals - len(state.approved)} more must"
+        return msgspec.structs.replace(state, reason=said)
+    return _move(state, "approve", f"approved by {' and '.join(state.approved)}", now_ms)
+
+
+def conclude(
+    state: RolloutState, spec: RolloutSpec, answer: Answer, reason: str, now_ms: int
+) -> tuple[RolloutState, Wishes]:
+    """End the experiment: go on to the stages behind it, or take the release back. Raises RequestError, Refused."""
+    after = _move(state, "conclude" if answer == "promote" else "take back", reason, now_ms)
+    if state.stage != spec.experiment_stage or state.conclusion is not None:
+        raise Refused(f"rollout {state.id} is not at the share of an experiment; pause or abort it instead")
+    found = Conclusion(answer=answer, reason=reason, effects=state.effects, at_ms=now_ms)
+    after = msgspec.structs.replace(after, conclusion=found)
+    if answer == "promote":
+        return after, _NOTHING
+    return msgspec.structs.replace(after, outcome="taken back"), _wishes("back", state.members.given)
+
+
+def cooling(state: RolloutState, spec: RolloutSpec, now_ms: int) -> tuple[str, ...]:
+    """Devices that shall rest from rollouts of this model: it was taken back from them less than `cooldown_s` ago."""
+    if state.outcome in ("", "promoted") or now_ms - state.since_ms >= 1000 * spec.cooldown_s:
+        return ()
+    return tuple(state.members.devices[i] for i in np.flatnonzero(state.members.given).tolist())
 
 
 def step(
@@ -182,12 +248,14 @@ def step(
         return _withdrawn(state, seen.withdrawn, now_ms)
     if state.state in ("draft", "unapproved"):
         return state, _NOTHING
+    given = state.members.given
     state = msgspec.structs.replace(state, members=_heard(state.members, spec, seen, now_ms))
     if state.state in GOING_BACK:
         return _undone(state, spec, now_ms), _NOTHING
     here = seen.present if seen.held is None else seen.present & ~seen.held
     able = here if seen.open is None else here & seen.open
-    state, off = _put_off(state, spec, seen, now_ms)
+    state = msgspec.structs.replace(state, members=_put_off(state.members, spec, seen, now_ms))
+    off = _wishes("back", given & ~state.members.given)
     state, judged = _judge(state, spec, seen, here, able, gate, now_ms)
     if state.state == "running":
         state, asked = _ask(state, spec, here, able, now_ms)
@@ -202,35 +270,32 @@ def _heard(members: Members, spec: RolloutSpec, seen: Observation, now_ms: int) 
         members = replace(members, windows=members.windows + seen.windows)
     if seen.back is not None and seen.back.any():
         members = replace(members, back=members.back | seen.back)
+    if seen.lost is not None and seen.lost.any():
+        members = replace(members, lost=members.lost | seen.lost)
     return members
 
 
-def _put_off(state: RolloutState, spec: RolloutSpec, seen: Observation, now_ms: int) -> tuple[RolloutState, Wishes]:
-    """Devices that do not run the release yet, and shall not for now."""
-    before = members = state.members
-    limit = 1000 * spec.device_timeout_s
-    asked, resting = members.has("asked"), members.has("resting")
+def _put_off(members: Members, spec: RolloutSpec, seen: Observation, now_ms: int) -> Members:
+    """Devices that do not run the release yet, and shall not for now or not at all."""
     for off, reason in ((seen.held, "held by an operator"), (None if seen.open is None else ~seen.open, "closed")):
-        if off is not None and (off & (asked | resting)).any():
-            members = happened(members, np.flatnonzero(off & (asked | resting)), "put off", reason)
-            asked, resting = members.has("asked"), members.has("resting")
-    silent = asked & (now_ms - members.asked_ms > limit)
+        if off is not None and (off := off & members.has("asked", "resting")).any():
+            members = happened(members, np.flatnonzero(off), "put off", reason)
+    silent = members.has("asked") & (now_ms - members.asked_ms > 1000 * spec.device_timeout_s)
     if silent.any():
         reason = f"no answer within {spec.device_timeout_s:g} s"
         members = happened(members, np.flatnonzero(silent), "timeout", reason)
-    if resting.any():
-        for place in np.flatnonzero(exposure.given_up(members, spec, now_ms)).tolist():
-            times = f"given up after {members.attempts[place]} attempts"
-            told = members.reasons.get(members.devices[place], "")
-            members = happened(members, np.array([place]), "timeout", f"{times}: {told}" if told else times)
-    gone = before.given & ~members.given
-    return msgspec.structs.replace(state, members=members), _wishes("back", gone)
+    for place in np.flatnonzero(exposure.given_up(members, spec, now_ms)).tolist():
+        times = f"given up after {members.attempts[place]} attempts"
+        told = members.reasons.get(members.devices[place], "")
+        members = happened(members, np.array([place]), "timeout", f"{times}: {told}" if told else times)
+    return members
 
 
 def _judge(
     state: RolloutState, spec: RolloutSpec, seen: Observation, here: Bools, able: Bools, gate: Gate, now_ms: int
 ) -> tuple[RolloutState, Wishes]:
-    treated, control, members = _split(state, spec, seen, now_ms)
+    due = now_ms - state.judged_ms >= 1000 * spec.window_s
+    treated, control, members = interval.taken(state.members, seen.treated, seen.control, seen.present, due=due)
     mine = (members.stage == state.stage) if (members.stage == state.stage).any() else members.given
     running, coming = members.has("active", "committed"), members.has("asked", "resting")
     counted = mine & (running | (coming & able))
@@ -256,6 +321,7 @@ def _judge(
             labels_block=exposure.asks_for_labels(spec, state.stage)
             and bool((members.labelled & members.given).any())
             and bool(waiting.any()),  # else everyone has it, and nobody would be spared
+            compares=spec.experiment is not None,
         )
     )
     troubles = _troubles(members, mine & trying) if judgement.verdict == "hold" else ""
@@ -269,6 +335,8 @@ def _judge(
     )
     if judgement.verdict == "rollback":
         return _harmed(state, judgement, now_ms)
+    if state.stage == spec.experiment_stage and state.conclusion is None:
+        return _compared(state, spec, judgement, now_ms)
     if judgement.verdict != "promote" or state.state != "running":
         return state, _NOTHING
     if exposure.first_time(members, spec, state.stage, here, able).size:
@@ -293,6 +361,15 @@ def _harmed(state: RolloutState, judgement: Judgement, now_ms: int) -> tuple[Rol
     state = _move(state, "harm", judgement.reason + (f": {told}" if told else ""), now_ms)
     outcome: Outcome = "refused by self-test" if refused else "rolled back"
     return msgspec.structs.replace(state, outcome=outcome), _wishes("back", members.given)
+
+
+def _compared(state: RolloutState, spec: RolloutSpec, judgement: Judgement, now_ms: int) -> tuple[RolloutState, Wishes]:
+    """At the share of an experiment, which nothing but its conclusion leads beyond."""
+    state = msgspec.structs.replace(state, effects=judgement.effects)
+    if spec.experiment is None or state.state != "running":
+        return state, _NOTHING
+    found = experiment.answer(spec.experiment, state.effects, (now_ms - state.since_ms) / 1000)
+    return (state, _NOTHING) if found is None else conclude(state, spec, *found, now_ms)
 
 
 def _withdrawn(state: RolloutState, reason: str, now_ms: int) -> tuple[RolloutState, Wishes]:
@@ -366,50 +443,8 @@ def _move(state: RolloutState, event: Event, reason: str, now_ms: int) -> Rollou
         raise RequestError(
             f"rollout {state.id} is {state.state} and cannot {event}; possible now: {possible}"
         ) from None
-    return msgspec.structs.replace(state, state=after, since_ms=now_ms, reason=reason)
-
-
-def _split(state: RolloutState, spec: RolloutSpec, seen: Observation, now_ms: int) -> tuple[Counts, Counts, Members]:
-    """What can be judged now (treated, control), and the members with what waits: a metric waits for its other side,
-    and all for the interval.
-
-    When to judge depends on who reported, never on what: that keeps the gate's guarantee.
-    """
-    members = state.members
-    sides = _pending(members, seen)
-    metrics = len(sides[0])
-    members = replace(members, pre=widened(members.pre, metrics), since=widened(members.since, metrics))
-    treated, control = np.any(sides[0], 1), np.any(sides[2], 1)
-    take = np.zeros(metrics, np.bool_)
-    if now_ms - state.judged_ms >= 1000 * spec.window_s:
-        lonely = treated & ~control
-        if lonely.any():
-            hoped = members.has("waiting", "late") & seen.present
-            lonely = lonely & (members.pre[0][:, hoped] > 0).any(axis=1)
-        take = treated & ~lonely
-    leave = (treated | control) & ~take
-    waits = np.zeros((4, 0, len(members)))
-    if leave.any():
-        waits = np.stack([np.where(leave[:, None], side, 0.0) for side in sides])
-        sides = [np.where(take[:, None], side, 0.0) for side in sides]
-    since = members.since + sides[2:] if (take & control).any() else members.since
-    return Counts(sides[0], sides[1]), Counts(sides[2], sides[3]), replace(members, since=since, pending=waits)
-
-
-def _pending(members: Members, seen: Observation) -> list[Floats]:
-    """What was not judged yet: treated trials and events, control trials and events, each float64[metrics, devices]."""
-    new: list[Floats | None] = []
-    for one in (seen.treated, seen.control):
-        new += [None, None] if one is None else [one.trials, one.events]
-    before = members.pending
-    metrics = max(members.pre.shape[1], before.shape[1], *(len(one) for one in new if one is not None))
-    out = []
-    for waits, counted in zip(before, new, strict=True):
-        if counted is None or not waits.size:
-            out.append(widened(waits if counted is None else counted, metrics))
-        else:
-            out.append(widened(waits, metrics) + widened(counted, metrics))
-    return out
+    since_ms = state.since_ms if event in ("pause", "resume", "conclude") else now_ms
+    return msgspec.structs.replace(state, state=after, since_ms=since_ms, reason=reason)
 
 
 def _wishes(kind: Kind, devices: Bools) -> Wishes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import re
@@ -12,8 +13,9 @@ import msgspec
 
 from edgewright_contracts.codec import Name
 from edgewright_contracts.desired import Probation, Seconds
-from edgewright_contracts.errors import RequestError
+from edgewright_contracts.errors import ContractError, RequestError
 
+from ..fleet import selectors
 from .gates import GatePolicy
 
 _LOG = logging.getLogger(__name__)
@@ -21,7 +23,6 @@ _LOG = logging.getLogger(__name__)
 # Devices in all, a share of them as "25%", or a selector as "site=berlin": the devices that it means.
 Stage = int | Annotated[str, msgspec.Meta(max_length=256)]
 _SHARE: Final = re.compile(r"[0-9]{1,3}(\.[0-9]+)?%", re.ASCII)
-_SELECTOR: Final = re.compile(r"!?[a-z]", re.ASCII)  # how one begins; `fleet.selectors` reads it
 
 Window = Annotated[str, msgspec.Meta(max_length=64)]  # as `schedule` reads it
 
@@ -90,6 +91,8 @@ class RolloutSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     cooldown_s: Annotated[float, msgspec.Meta(ge=0, le=90 * 86400.0)] = 0.0  # after it was taken back, until the next
 
     def __post_init__(self) -> None:
+        if self.selector:
+            selectors.parse(self.selector)
         got = ", ".join(str(stage) for stage in self.stages)
         shown = "counts or percentages"
         if not all(_is_stage(stage) or is_selector(stage) for stage in self.stages):
@@ -127,8 +130,12 @@ def stored(document: Mapping[str, Any]) -> RolloutSpec:
         return msgspec.convert({**document, "gate": {}}, RolloutSpec)
 
 
+@functools.lru_cache(maxsize=256)
 def is_selector(stage: Stage) -> bool:
-    return isinstance(stage, str) and _SELECTOR.match(stage) is not None and not set(stage).isdisjoint("=!")
+    try:
+        return isinstance(stage, str) and not stage.endswith("%") and bool(selectors.parse(stage).alternatives)
+    except ContractError:
+        return False
 
 
 def _is_stage(stage: Stage) -> bool:
