@@ -49,7 +49,6 @@ Verb = Literal["pause", "resume", "abort"]  # what a person may do to a rollout
 Publish = Callable[[str, Kind, bytes, bool], None]  # device, kind of topic, body, retain
 
 PRE_MS: Final = 24 * 3600_000  # how far back the period before a rollout reaches
-GRACE_MS: Final = 15_000  # after the announced time of the next report, before a device counts as silent
 BATCH: Final = 5_000  # windows or events read in one tick
 _LOG = logging.getLogger(__name__)
 
@@ -113,7 +112,7 @@ class Conductor:
                 raise Refused(f"all {len(wanted)} devices already have {package.name} {package.version}")
             mark = hashlib.sha256(f"{now_ms}{spec.digest}".encode()).hexdigest()[:4]
             state = RolloutState(id=f"r{len(rows) + 1}-{mark}")
-            joined, processes = self._before({d: wanted[d] for d in members}, now_ms)
+            joined, processes = self._before(spec, {d: wanted[d] for d in members}, now_ms)
             state = rollout.enrol(msgspec.structs.replace(state, ledger=Ledger(processes)), joined)
             state, _ = rollout.command(state, spec, "start", f"started by {who}", now_ms)
             values = {"id": state.id, "name": spec.model, "spec": msgspec.to_builtins(spec), "created_ms": now_ms}
@@ -185,13 +184,14 @@ class Conductor:
         grants: list[Grant] = [(wish, "", None) for wish in newcomers(fleets, documents, promoted)]
         windows, events = self._read(cursors, reading=bool(active))
         stepped: dict[str, dict[str, Any]] = {}
-        present = self._present(now_ms) if active else frozenset()
+        heard = self._heard() if active else {}
+        present = frozenset(device for device, one in heard.items() if one.present(now_ms))
         for row in active:
             try:
                 spec, before = stored(row.spec), unpacked(row.progress)
                 joined = self._joined(spec, before, fleets, documents, promoted, now_ms)
                 whole = rollout.enrol(before, joined)
-                seen = evidence.observe(spec, whole, windows, events, present)
+                seen = evidence.observe(spec, whole, windows, events, present, heard, now_ms)
                 after, more = rollout.step(whole, spec, seen, SequentialGate(spec.gate), now_ms)
             except sa.exc.SQLAlchemyError:
                 raise
@@ -226,8 +226,7 @@ class Conductor:
     def _read(self, cursors: Mapping[str, int], *, reading: bool) -> tuple[Sequence[Any], Sequence[Any]]:
         """Rows behind the cursors; without a rollout only the last ones, to move the cursors on."""
         w, e = telemetry.windows.c, telemetry.events.c
-        columns = (w.id, w.device, w.arrived_ms, w.start_ms, w.digest, w.phase, w.rollout, w.n, w.errors, w.labels_n,
-                   w.labels_wrong, w.latency_total)  # fmt: skip
+        columns = tuple(w[name] for name in evidence.COLUMNS)
         with self._telemetry.connect() as connection:
             found = []
             for name, key, wanted in (("windows", w.id, columns), ("events", e.id, tuple(e))):
@@ -245,13 +244,12 @@ class Conductor:
             rows = connection.execute(sa.select(d.device, d.desired_rev).where(d.desired_rev > 0))
             return {row.device: row.desired_rev for row in rows}
 
-    def _present(self, now_ms: int) -> frozenset[str]:
+    def _heard(self) -> dict[str, evidence.Heard]:
+        """When each device was heard last, and when it is due."""
         d = telemetry.devices.c
         with self._telemetry.connect() as connection:
-            rows = connection.execute(sa.select(d.device, d.online, d.next_due_ms)).all()
-        return frozenset(
-            r.device for r in rows if r.online and (r.next_due_ms is None or now_ms <= r.next_due_ms + GRACE_MS)
-        )
+            rows = connection.execute(sa.select(d.device, d.online, d.last_seen_ms, d.next_due_ms)).all()
+        return {r.device: evidence.Heard(r.online, r.last_seen_ms, r.next_due_ms) for r in rows}
 
     def _joined(
         self,
@@ -270,23 +268,23 @@ class Conductor:
         for device in had:
             had[device] = had[device] or promoted_for(promoted, fleets[device], spec.model)
         new = {device: digest for device, digest in had.items() if digest != spec.digest}
-        return self._before(new, now_ms)[0] if new else ()
+        return self._before(spec, new, now_ms)[0] if new else ()
 
     def _before(
-        self, previous: Mapping[str, str | None], now_ms: int
+        self, spec: RolloutSpec, previous: Mapping[str, str | None], now_ms: int
     ) -> tuple[tuple[Member, ...], tuple[Process, ...]]:
         """Members with what they counted in the 24 hours before."""
         w = telemetry.windows.c
         digests = sorted({digest[:16] for digest in previous.values() if digest})
         rows: dict[str, list[Any]] = defaultdict(list)
         if digests:
-            columns = (w.device, w.digest, w.n, w.errors, w.labels_n, w.labels_wrong, w.latency_total)
+            columns = tuple(w[name] for name in evidence.COLUMNS)
             where = (w.start_ms >= now_ms - PRE_MS, w.digest.in_(digests), w.phase != "shadow")
             with self._telemetry.connect() as connection:
                 for row in connection.execute(sa.select(*columns).where(*where)):
                     if row.digest == (previous.get(row.device) or "")[:16]:
                         rows[row.device].append(row)
-        return evidence.before(previous, rows)
+        return evidence.before(spec.gate.metrics, previous, rows)
 
     def _send(self, bodies: Mapping[str, bytes]) -> None:
         for device, body in bodies.items():

@@ -4,19 +4,29 @@ A window is *treated* when a device that was given the release reports it with t
 a device that was not given it reports the digest that it would go back to. Shadow windows are neither. A run is *slow*
 when it took longer than the grid edge next above the device's own 95th percentile before the rollout; a device without
 such a period has no slow runs and no runs that could be slow.
+
+Devices that fail and devices that fall silent count once each, for the first time since the rollout began, with the
+release or without it; what they are measured by is the hours that they reported until then. So what a device that has
+always come and gone does is not held against the release: it has had its first by the time when it gets it, or is as
+likely to have it as any other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from edgewright_contracts.binning import GRID_CELLS, unpack_grid
 
-from .members import Happening, Member, Members, News, Said
-from .processes import METRICS, Counts, Floats, Process, dispersion
+from .dispersion import dispersion
+from .gates import ONCE
+from .members import Happening, Member, Members, News, Said, widened
+from .processes import METRICS, Counts, Floats, Metric, Process
 from .rollout import GOING_BACK, Observation, RolloutState
 from .specification import RolloutSpec
 
@@ -29,83 +39,167 @@ _HAPPENINGS: Final[dict[str, Happening]] = {
     "blocked": "fail",
     "held": "stop",
 }
-_K: Final = len(METRICS)
+COLUMNS: Final = (  # of telemetry.windows that are read here
+    "id", "device", "arrived_ms", "start_ms", "mono_start_ms", "mono_end_ms", "digest", "phase", "rollout", "n",
+    "errors", "labels_n", "labels_wrong", "latency_total", "outcomes", "shadow_n", "shadow_agree",
+)  # fmt: skip
+GRACE_MS: Final = 15_000  # after the announced time of the next report, before a device counts as silent
+SLOT_MS: Final = 300_000  # of `dispersion`
+UNNOTICED_H: Final = 0.25  # that a device was at risk before its end is noticed
+NOBODY: Final[Mapping[str, Heard]] = MappingProxyType({})
+_SHADOW: Final = len(METRICS) + len(ONCE)
+_OUTCOMES: Final = _SHADOW + 1
 
 Row = Any  # of telemetry.windows or telemetry.events
 
 
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """Of a device: whether its connection stands, and UTC milliseconds."""
+
+    online: bool
+    last_seen_ms: int
+    next_due_ms: int | None
+
+    def present(self, now_ms: int) -> bool:
+        return self.online and (self.next_due_ms is None or now_ms <= self.next_due_ms + GRACE_MS)
+
+
 def observe(
-    spec: RolloutSpec, state: RolloutState, windows: Sequence[Row], events: Sequence[Row], present: frozenset[str]
+    spec: RolloutSpec,
+    state: RolloutState,
+    windows: Sequence[Row],
+    events: Sequence[Row],
+    present: frozenset[str],
+    heard: Mapping[str, Heard] = NOBODY,
+    now_ms: int = 0,
 ) -> Observation:
     """What `windows` and `events`, in the order of their arrival, say about a rollout whose members are complete."""
-    members, size = state.members, len(state.members)
+    members, size, metrics = state.members, len(state.members), spec.gate.metrics
     columns, given = members.columns(), members.given
+    failure, missing = metrics.index("failure"), metrics.index("missing")
     news = [n for row in events if row.device in columns and (n := _news(spec, state, row)) is not None]
-    counted = np.zeros(size, np.int32)
-    treated, control = np.zeros((2 * _K, size)), np.zeros((2 * _K, size))
-    back = np.zeros(size, np.bool_)
+    counted, back = np.zeros(size, np.int32), np.zeros(size, np.bool_)
+    treated, control = np.zeros((2, len(metrics), size)), np.zeros((2, len(metrics), size))
     for row in events:
-        if row.device in columns and _returned(state, _digest(members, columns[row.device]), row):
-            back[columns[row.device]] = True
-    for row in windows:
-        if (column := columns.get(row.device)) is None or row.phase == "shadow":
+        if (column := columns.get(row.device)) is None:
             continue
         previous = _digest(members, column)
-        slow_cell = int(members.slow_cell[column]) if members.slow_cell[column] >= 0 else None
+        back[column] |= _returned(state, previous, row)
+        if row.digest == previous and row.failure == "model" and not given[column]:
+            control[1, failure, column] = 1.0
+    for one in news:
+        if one.happening == "fail" and given[columns[one.device]]:
+            treated[1, failure, columns[one.device]] = 1.0
+    mine: tuple[list[Row], list[int]] = ([], [])
+    theirs: tuple[list[Row], list[int]] = ([], [])
+    for row in windows:
+        if (column := columns.get(row.device)) is None:
+            continue
+        previous = _digest(members, column)
         if row.digest == spec.digest[:16]:
             if given[column] and row.rollout in ("", state.id):
-                treated[:, column] += tabulate([row], slow_cell)[0]
-                counted[column] += 1
-                news.append(News(row.device, "activate" if row.phase == "probation" else "commit"))
-        elif previous is not None and row.digest == previous[:16]:
+                mine[0].append(row)
+                mine[1].append(column)
+                if row.phase != "shadow":
+                    counted[column] += 1
+                    news.append(News(row.device, "activate" if row.phase == "probation" else "commit"))
+        elif previous is not None and row.digest == previous[:16] and row.phase != "shadow":
             if not given[column]:
-                control[:, column] += tabulate([row], slow_cell)[0]
+                theirs[0].append(row)
+                theirs[1].append(column)
             elif state.state in GOING_BACK and row.start_ms >= state.since_ms:
                 back[column] = True
+    for into, (rows, places) in ((treated, mine), (control, theirs)):
+        at = np.array(places, np.intp)
+        np.add.at(into.transpose(2, 0, 1), at, tabulate(rows, members.slow_cell[at], metrics))
+    lost = _fell_silent(state, heard, now_ms)
+    treated[1, missing], control[1, missing] = lost & given, lost & ~given
+    since = widened(members.since, len(metrics))
+    over = np.stack((members.has("failed") | (since[1, failure] > 0), members.lost))  # had their first before
+    for side in (treated, control):
+        side[:, [failure, missing]] = np.where(over, 0.0, side[:, [failure, missing]])
+        side[0, [failure, missing]] += UNNOTICED_H * side[1, [failure, missing]]
     return Observation(
         present=np.array([device in present for device in members.devices], np.bool_),
         said=Said.of(news, columns),
         windows=counted,
-        treated=Counts(treated[:_K], treated[_K:]),
-        control=Counts(control[:_K], control[_K:]),
+        treated=Counts(treated[0], treated[1]),
+        control=Counts(control[0], control[1]),
         back=back,
+        lost=lost,
     )
 
 
 def before(
-    previous: Mapping[str, str | None], windows: Mapping[str, Sequence[Row]]
+    metrics: Sequence[Metric], previous: Mapping[str, str | None], windows: Mapping[str, Sequence[Row]]
 ) -> tuple[tuple[Member, ...], tuple[Process, ...]]:
-    """Members with what they counted with their `previous` digests, and processes with the dispersion of it."""
-    members, tables = [], [np.zeros((0, 2 * _K + 1))]
+    """Members with what they counted with their `previous` digests, and processes with the dispersion of it.
+
+    Of devices that fail or fall silent nothing is known before: the first is what counts, and that was another time.
+    """
+    members, tables, numbers, slots = [], [np.zeros((0, 2, len(metrics)))], [], []
+    once = [metrics.index(metric) for metric in ONCE]
     for number, (device, digest) in enumerate(previous.items()):
         rows = windows.get(device, ())
         slow_cell = _slow_cell(rows)
-        table = tabulate(rows, slow_cell)
-        tables.append(np.column_stack((table, np.full(len(table), float(number)))))
-        sums = tuple(table.sum(0).tolist())
+        table = tabulate(rows, np.full(len(rows), -1 if slow_cell is None else slow_cell), metrics)
+        table[:, :, once] = 0.0
+        tables.append(table)
+        numbers += [number] * len(rows)
+        slots += [row.start_ms // SLOT_MS for row in rows]
+        trials, events = table.sum(0).tolist()
         members.append(
-            Member(device=device, previous=digest, pre_trials=sums[:_K], pre_events=sums[_K:], slow_cell=slow_cell)
+            Member(device=device, previous=digest, pre_trials=trials, pre_events=events, slow_cell=slow_cell)
         )
     every = np.concatenate(tables)
-    device_of = every[:, -1].astype(np.intp)
-    phis = (dispersion(every[:, _K + i], every[:, i], device_of) if len(every) else 1.0 for i in range(_K))
-    return tuple(members), tuple(Process(phi=phi) for phi in phis)
+    at = np.array(numbers, np.intp), np.array(slots, np.intp)
+    return tuple(members), tuple(
+        Process(phi=dispersion(every[:, 1, i], every[:, 0, i], *at)) for i in range(len(metrics))
+    )
 
 
-def tabulate(rows: Sequence[Row], slow_cell: int | None) -> Floats:
-    """float64[windows, trials by METRICS | events by METRICS]."""
-    out = np.zeros((len(rows), 2 * _K))
-    for into, row in zip(out, rows, strict=True):
-        grid = unpack_grid(row.latency_total) if slow_cell is not None else np.zeros(1)
-        into[:] = (
-            row.n,
-            grid.sum(),
-            row.labels_n,
-            row.errors,
-            grid[slow_cell:].sum() if slow_cell is not None else 0,
-            row.labels_wrong,
-        )
+def tabulate(rows: Sequence[Row], slow_cells: npt.NDArray[Any], metrics: Sequence[Metric]) -> Floats:
+    """float64[windows, trials | events, metrics]; `slow_cells`: of the device of each window, -1 for none."""
+    out = np.zeros((len(rows), 2, len(metrics)))
+    outcomes = [(i, name) for i, name in enumerate(metrics) if i >= _OUTCOMES]
+    for into, row, slow_cell in zip(out, rows, slow_cells.tolist(), strict=True):
+        if row.phase == "shadow":
+            into[:, _SHADOW] = row.shadow_n, row.shadow_n - row.shadow_agree
+            continue
+        hours = (row.mono_end_ms - row.mono_start_ms) / 3600_000
+        into[0, :_SHADOW] = row.n, 0.0, row.labels_n, hours, hours
+        into[1, :3] = row.errors, 0.0, row.labels_wrong
+        if slow_cell >= 0:
+            grid = unpack_grid(row.latency_total)
+            into[:, 1] = grid.sum(), grid[slow_cell:].sum()
+        for i, name in outcomes:
+            n, hits = row.outcomes.get(name, (0, 0))
+            into[:, i] = n, n - hits
     return out
+
+
+def _fell_silent(state: RolloutState, heard: Mapping[str, Heard], now_ms: int) -> npt.NDArray[np.bool_]:
+    """bool[devices]: silent for longer than nearly all devices without the release may be; the same for both sides, of
+    which one reports more often. When most of the fleet is silent the fault is on the hub's side, and nobody is.
+
+    Devices without the release are looked at once they have reported since the rollout began.
+    """
+    members = state.members
+    nobody = np.zeros(len(members), np.bool_)
+    known = [heard.get(device) for device in members.devices]
+    watched = np.array([one is not None and one.next_due_ms is not None for one in known], np.bool_)
+    if not watched.any() or state.state not in ("running", "paused"):
+        return nobody
+    seen = np.array([0 if one is None else one.last_seen_ms for one in known], np.int64)
+    due = np.array([0 if one is None or one.next_due_ms is None else one.next_due_ms for one in known], np.int64)
+    given = members.given
+    usual = watched & ~given if (watched & ~given).any() else watched
+    longest = float(np.quantile((due - seen)[usual], 0.9)) + GRACE_MS
+    silent = watched & (now_ms - seen > longest)
+    if 2 * np.count_nonzero(silent) > np.count_nonzero(watched):
+        return nobody
+    return np.asarray(silent & ~members.lost & (given | (members.since[0] > 0).any(axis=0)))
 
 
 def _slow_cell(rows: Sequence[Row]) -> int | None:
