@@ -202,6 +202,19 @@ def test_a_device_that_gave_up_by_itself_takes_no_further_part_and_says_why() ->
     assert state.members.stage[state.members.columns()[device]] == -1
 
 
+def test_a_resting_device_that_falls_silent_gives_its_place_to_another() -> None:
+    spec = _spec(stages=(1, "100%"), device_timeout_s=600)
+    state, gate = started(spec, 3), Script([])
+    state, _ = step(state, spec, everyone(state), gate, 0)
+    (device,) = names(state, "asked")
+    state, _ = step(state, spec, everyone(state, News(device, "retry", "battery", "fetch", "power")), gate, 0)
+    others = set(state.members.devices) - {device}
+    state, _ = step(state, spec, seen_of(state, others), gate, 900_000)
+    assert names(state, "resting") == [device]
+    state, wishes = step(state, spec, seen_of(state, others), gate, 900_001)
+    assert (names(state, "late"), _told(wishes, OLD), len(_told(wishes))) == ([device], [device], 1)
+
+
 def test_a_resting_device_that_came_through_by_itself_is_not_asked_again() -> None:
     spec = _spec(stages=(1, "100%"))
     state, gate = started(spec, 3), Script([])
@@ -503,8 +516,3 @@ def test_an_observation_need_not_say_more_than_who_is_there() -> None:
     assert (len(wishes), after.exposed) == (1, 1)
     assert dataclasses.replace(state.members) == state.members
     assert Members.of(state.members.rows()) == state.members
-
-
-def test_silent_devices_are_seen_by_name() -> None:
-    state = started(_spec())
-    assert seen_of(state, ["d3"]).present.sum() == 1

@@ -4,8 +4,7 @@ A column that is the same for all devices is one number. Another is `<dtype>,<le
 least value in the narrowest integers that hold them, or the values themselves where they are no integers. What older
 releases wrote, one object for each device, is read too. Nothing is lost: `unpacked(packed(state)) == state`.
 
-Cost for 10,000 devices and six metrics, as benchmarks/rollout_policies.py prints it: 4 ms to write, 3 ms to read,
-0.4 MB in the database.
+Cost for 10,000 devices and six metrics: 4 ms to write and 4 ms to read with the JSON, 0.6 MB in the database.
 """
 
 from __future__ import annotations

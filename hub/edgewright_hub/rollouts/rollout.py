@@ -27,6 +27,11 @@ the release is no worse, but time: it waits until *every* device of the last sta
 soak windows with the release, and until then watches for harm as before; and until no device that is present waits for
 its maintenance window. Devices that try again, because their link, power or disk failed, are waited for only as far as
 the share that any stage needs. This is so for a rollout of one stage too, and for the first version of a model.
+
+An experiment stays at its share whatever the gate says of promotion: only its conclusion leads on, or back.
+
+Cost for 10,000 devices and six metrics, all of which report: 0.7 ms a step, without the gate's time; to enrol
+them takes 30 ms, most of it hashes (benchmarks/rollout_policies.py prints what whole rollouts take).
 """
 
 from __future__ import annotations
@@ -280,7 +285,9 @@ def _put_off(members: Members, spec: RolloutSpec, seen: Observation, now_ms: int
     for off, reason in ((seen.held, "held by an operator"), (None if seen.open is None else ~seen.open, "closed")):
         if off is not None and (off := off & members.has("asked", "resting")).any():
             members = happened(members, np.flatnonzero(off), "put off", reason)
-    silent = members.has("asked") & (now_ms - members.asked_ms > 1000 * spec.device_timeout_s)
+    limit = 1000 * spec.device_timeout_s
+    silent = members.has("asked") & (now_ms - members.asked_ms > limit)
+    silent |= members.has("resting") & (now_ms - members.due_ms > limit) & ~seen.present
     if silent.any():
         reason = f"no answer within {spec.device_timeout_s:g} s"
         members = happened(members, np.flatnonzero(silent), "timeout", reason)
