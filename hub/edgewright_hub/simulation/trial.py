@@ -18,13 +18,16 @@ from ..rollouts import rollout
 from ..rollouts.gates import GatePolicy, Ledger, SequentialGate
 from ..rollouts.members import HAPPENINGS, Members, Said
 from ..rollouts.processes import Counts, Process
-from ..rollouts.rollout import Observation, RolloutState, Wishes
+from ..rollouts.rollout import Observation
 from ..rollouts.specification import RolloutSpec
+from ..rollouts.state import RolloutState
+from ..rollouts.wishes import KINDS, Wishes
 from .fleet import Bools, Fleet, Floats, Labels, Numbers
 from .world import Release
 
 STAGES = ("1%", "5%", "25%", "100%")
 SILENT = 2  # windows that did not come
+UNNOTICED_H = 0.25  # that a device was at risk before its first failure or silence is noticed, as in rollouts.evidence
 _OLD, _NEW = "0" * 64, "1" * 64
 _ACTIVATE, _COMMIT, _FAIL = (HAPPENINGS.index(one) for one in ("activate", "commit", "fail"))
 
@@ -111,7 +114,7 @@ class Devices:
         self._fleet = start.fleet
         self._labels = replace(start.labels, right=start.labels.right.copy(), wrong=start.labels.wrong.copy())
         self._asked, self._runs, self._given, self._dead = (np.zeros(size, np.bool_) for _ in range(4))
-        self._failed, self._was_silent = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
+        self._failed_once, self._silent_once = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
         self._unsaid = np.zeros(size, np.bool_)  # failures that the hub did not hear of yet
         self._since = np.zeros(size, np.int64)  # windows with the release
         self._missed = np.zeros(size, np.int64)  # windows that did not come, in a row
@@ -122,9 +125,9 @@ class Devices:
         return np.asarray(self._missed >= SILENT)
 
     def take(self, wishes: Wishes) -> None:
-        give = np.isin(wishes.kind, [rollout.KINDS.index("give"), rollout.KINDS.index("again")])
+        give = np.isin(wishes.kind, [KINDS.index("give"), KINDS.index("again")])
         self._asked[wishes.device[give]] = True
-        back = wishes.device[wishes.kind == rollout.KINDS.index("back")]
+        back = wishes.device[wishes.kind == KINDS.index("back")]
         self._asked[back] = self._runs[back] = False
 
     def window(self, turn: int, release: Release, rng: np.random.Generator) -> Observation:
@@ -136,9 +139,7 @@ class Devices:
         self._runs |= new
         self._given |= new
         self._labels.forget(new)
-        for column in (self._since, self._missed):
-            column[new] = 0
-        self._was_silent[new] = self._failed[new] = False
+        self._since[new] = 0
         since_s = np.multiply(self._since, world.window_s, dtype=np.float64)
         counts = fleet.window(turn, release, self._runs, since_s, self._labels, rng)
         harmed, by_itself = fleet.crashes(release, self._runs, rng)
@@ -146,27 +147,30 @@ class Devices:
             self._dead |= harmed
         else:
             by_itself |= harmed
-        fails = by_itself & ~self._failed & ~self._dead
-        self._failed |= fails
-        self._unsaid |= fails
+        self._unsaid |= by_itself & ~self._dead
         said = self._unsaid & link
         self._unsaid &= ~said
         heard = link & ~self._dead
-        treated, control = self._runs & ~said, ~self._given & ~self._asked
+        reports, control = self._runs & heard & ~said, ~self._given & ~self._asked
         self._missed = np.where(heard, 0, self._missed + 1)
-        silent = self.gone & ~self._was_silent
-        events = np.stack((*counts.events, said & (self._runs | control), silent))
-        trials = np.stack((*(counts.trials * heard), link & ~(self._failed & ~said), ~self._was_silent))
-        trials[3] = np.maximum(trials[3], events[3])
-        events[:3] *= heard
+        first_failure, first_silence = said & ~self._failed_once, self.gone & ~self._silent_once
+        hours = heard * (world.window_s / 3600)
+        trials = np.stack((
+            *(counts.trials * heard),
+            np.where(self._failed_once, 0.0, hours + UNNOTICED_H * first_failure),
+            np.where(self._silent_once, 0.0, hours + UNNOTICED_H * first_silence),
+        ))  # fmt: skip
+        events = np.stack((*(counts.events * heard), first_failure, first_silence))
         seen = Observation(
             present=~self.gone,
-            said=_said(new, treated & heard, said & self._runs),
-            windows=(treated & heard).astype(np.int32),
+            said=_said(new, reports, said & self._runs),
+            windows=reports.astype(np.int32),
             treated=Counts(trials * self._runs, events * self._runs),
             control=Counts(trials * control, events * control),
+            lost=first_silence,
         )
-        self._was_silent |= silent
+        self._failed_once |= first_failure
+        self._silent_once |= first_silence
         self._since += self._runs
         self._runs &= ~said  # it goes back by itself
         return seen
