@@ -22,7 +22,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from .ingest import device_hours
-from .rollouts.rollout import ACTIVE
+from .rollouts.state import ACTIVE
 from .storage import control, telemetry
 
 HOUR_MS: Final = 3600_000

@@ -14,8 +14,9 @@ from edgewright_hub.rollouts.evidence import Heard, before, observe
 from edgewright_hub.rollouts.gates import GatePolicy
 from edgewright_hub.rollouts.members import Member
 from edgewright_hub.rollouts.processes import Margin
-from edgewright_hub.rollouts.rollout import Observation, RolloutState
+from edgewright_hub.rollouts.rollout import Observation
 from edgewright_hub.rollouts.specification import RolloutSpec
+from edgewright_hub.rollouts.state import RolloutState
 
 NEW, OLD = "a" * 64, "b" * 64
 HOUR = 3600_000

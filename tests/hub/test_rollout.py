@@ -16,8 +16,10 @@ from edgewright_hub.rollouts.gates import GatePolicy, SequentialGate
 from edgewright_hub.rollouts.members import STATUSES, Member, Members, News, Said
 from edgewright_hub.rollouts.processes import Counts, Margin
 from edgewright_hub.rollouts.progress import packed, unpacked
-from edgewright_hub.rollouts.rollout import Observation, RolloutState, Wish
+from edgewright_hub.rollouts.rollout import Observation
 from edgewright_hub.rollouts.specification import RolloutSpec
+from edgewright_hub.rollouts.state import ACTIVE, TABLE, RolloutState
+from edgewright_hub.rollouts.wishes import Wish
 from sim.rollouts import NEW, OLD, Script, everyone, fleet, mask_of, names, obedient, seen_of, started, step
 
 
@@ -96,7 +98,7 @@ def test_stopping_the_hub_between_any_two_steps_changes_nothing() -> None:
     spec = RolloutSpec(model="digits", digest=NEW)
     verdicts = ["hold", "promote", "hold", "promote", "promote", "promote"]
 
-    def run(stop: bool) -> list[tuple[RolloutState, list[rollout.Wish]]]:
+    def run(stop: bool) -> list[tuple[RolloutState, list[Wish]]]:
         state, gate, seen = started(spec), Script(list(verdicts)), []
         for i in range(8):
             if stop:
@@ -395,9 +397,9 @@ def test_stages_that_are_neither_counts_nor_percentages_are_named(stage: Any) ->
 
 
 def test_every_transition_of_the_table_leads_somewhere_and_every_end_is_an_end() -> None:
-    for (before, _), after in rollout.TABLE.items():
-        assert before in rollout.ACTIVE or (before, after) == ("done", "reverting")
-        assert after in rollout.ACTIVE or after in ("done", "aborted", "rolled-back", "reverted")
+    for (before, _), after in TABLE.items():
+        assert before in ACTIVE or (before, after) == ("done", "reverting")
+        assert after in ACTIVE or after in ("done", "aborted", "rolled-back", "reverted")
 
 
 # Simulated rollouts with the real gate: 60 inferences a window, devices that differ by half of their rate.
@@ -436,7 +438,7 @@ def _simulate(size: int, base: float, factor: float, seed: int, *, silent: int =
             back=running if state.state == "rolling-back" else None,
         )  # fmt: skip
         state, _ = step(state, spec, seen, gate, 60_000 * minute)
-        if state.state not in rollout.ACTIVE:
+        if state.state not in ACTIVE:
             break
     return state
 

@@ -14,8 +14,10 @@ from edgewright_hub.rollouts import exposure, rollout
 from edgewright_hub.rollouts.effect import Effect
 from edgewright_hub.rollouts.members import IS_GIVEN, MEMBERS, NEXT, STATUSES, Member, Members, News
 from edgewright_hub.rollouts.progress import packed, unpacked
-from edgewright_hub.rollouts.rollout import ACTIVE, TABLE, Observation, RolloutState, Wish
+from edgewright_hub.rollouts.rollout import Observation
 from edgewright_hub.rollouts.specification import Experiment, Retries, Retry, RolloutSpec
+from edgewright_hub.rollouts.state import ACTIVE, TABLE, RolloutState
+from edgewright_hub.rollouts.wishes import Wish
 from sim.rollouts import NEW, OLD, Script, everyone, fleet, mask_of, names, obedient, seen_of, started, step
 
 

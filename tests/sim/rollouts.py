@@ -13,8 +13,10 @@ from edgewright_hub.rollouts import rollout
 from edgewright_hub.rollouts.effect import Effect
 from edgewright_hub.rollouts.gates import Evidence, Gate, Judgement
 from edgewright_hub.rollouts.members import Member, News, Said
-from edgewright_hub.rollouts.rollout import Observation, RolloutState, Wish
+from edgewright_hub.rollouts.rollout import Observation
 from edgewright_hub.rollouts.specification import RolloutSpec
+from edgewright_hub.rollouts.state import RolloutState
+from edgewright_hub.rollouts.wishes import Wish
 
 NEW, OLD = "a" * 64, "b" * 64
 

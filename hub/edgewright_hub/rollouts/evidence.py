@@ -27,8 +27,9 @@ from .dispersion import dispersion
 from .gates import ONCE
 from .members import Happening, Member, Members, News, Said, widened
 from .processes import METRICS, Counts, Floats, Metric, Process
-from .rollout import GOING_BACK, Observation, RolloutState
+from .rollout import Observation
 from .specification import RolloutSpec
+from .state import GOING_BACK, RolloutState
 
 # What the agent's update machine says, unless it says that something failed.
 _HAPPENINGS: Final[dict[str, Happening]] = {

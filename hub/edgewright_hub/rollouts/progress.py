@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .members import COLUMNS, Member, Members
-from .rollout import RolloutState
+from .state import RolloutState
 
 Values = npt.NDArray[Any]
 

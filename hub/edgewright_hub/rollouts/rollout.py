@@ -37,95 +37,21 @@ them takes 30 ms, most of it hashes (benchmarks/rollout_policies.py prints what 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final, Literal
 
 import msgspec
 import numpy as np
 
-from edgewright_contracts.errors import Refused, RequestError
+from edgewright_contracts.errors import Refused
 
 from . import experiment, exposure, interval
-from .effect import Effect
 from .experiment import Answer, Conclusion
-from .gates import Evidence, Figure, Gate, Judgement, Ledger
+from .gates import Evidence, Gate, Judgement
 from .hearing import hear
-from .members import Bools, Indices, Member, Members, Numbers, Said, Small, happened
+from .members import Bools, Indices, Member, Members, Numbers, Said, happened
 from .processes import Counts
 from .specification import RolloutSpec
-
-State = Literal[
-    "draft", "unapproved", "running", "paused", "rolling-back", "rolled-back", "done", "reverting", "reverted",
-    "aborted",
-]  # fmt: skip
-Event = Literal[
-    "start", "submit", "approve", "pause", "resume", "abort", "harm", "conclude", "take back", "finish", "undone",
-    "revert",
-]  # fmt: skip
-Command = Literal["start", "pause", "resume", "abort", "revert"]
-Outcome = Literal[
-    "", "promoted", "rolled back", "refused by self-test", "withdrawn", "taken back", "aborted", "reverted"
-]  # fmt: skip
-BLOCKS: Final[tuple[Outcome, ...]] = ("rolled back", "refused by self-test")  # the digest, for further rollouts
-
-TABLE: Final[dict[tuple[State, Event], State]] = {
-    ("draft",        "start"):   "running",
-    ("draft",        "submit"):  "unapproved",    # it needs the consent of others
-    ("draft",        "abort"):   "aborted",
-    ("unapproved",   "approve"): "running",
-    ("unapproved",   "abort"):   "aborted",
-    ("running",      "pause"):   "paused",
-    ("running",      "abort"):   "aborted",
-    ("running",      "harm"):    "rolling-back",
-    ("running",      "finish"):  "done",
-    ("paused",       "resume"):  "running",
-    ("paused",       "abort"):   "aborted",
-    ("paused",       "harm"):    "rolling-back",
-    ("running",      "conclude"):  "running",     # an experiment: go on behind it
-    ("running",      "take back"): "rolling-back",
-    ("paused",       "conclude"):  "running",
-    ("paused",       "take back"): "rolling-back",
-    ("rolling-back", "undone"):  "rolled-back",
-    ("done",         "revert"):  "reverting",
-    ("reverting",    "undone"):  "reverted",
-}  # fmt: skip
-ACTIVE: Final[tuple[State, ...]] = ("draft", "unapproved", "running", "paused", "rolling-back", "reverting")
-GOING_BACK: Final[tuple[State, ...]] = ("rolling-back", "reverting")
-ASKED: Final[tuple[Event, ...]] = (
-    "start",
-    "approve",
-    "pause",
-    "resume",
-    "abort",
-    "conclude",
-    "revert",
-)  # what a person may do
-
-
-_NOBODY: Final = Members.of(())
-
-
-class RolloutState(msgspec.Struct, frozen=True, kw_only=True):
-    id: str
-    state: State = "draft"
-    members: Members = _NOBODY
-    stage: int = 0
-    since_ms: int = 0  # of the stage, or of the roll back
-    ledger: Ledger = Ledger()
-    judged_ms: int = 0
-    bucket: float | None = None  # bytes that might be asked for at `asked_ms`; None: nothing was asked for yet
-    asked_ms: int = 0
-    reason: str = ""  # of the last judgement or transition, for people
-    outcome: Outcome = ""
-    figures: tuple[Figure, ...] = ()
-    author: str = ""  # who created it
-    approved: tuple[str, ...] = ()  # by whom
-    effects: tuple[Effect, ...] = ()  # of an experiment, as far as they are known
-    conclusion: Conclusion | None = None
-
-    @property
-    def exposed(self) -> int:
-        """How many devices were given the release and did not have it withdrawn before they answered."""
-        return int(np.count_nonzero(self.members.given))
+from .state import ACTIVE, GOING_BACK, Command, Event, Outcome, RolloutState, move
+from .wishes import KINDS, NOTHING, Wishes, all_of, together
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,43 +70,6 @@ class Observation:
     withdrawn: str = ""  # why nobody may run the release any more
 
 
-Kind = Literal["give", "again", "keep", "back"]
-KINDS: Final[tuple[Kind, ...]] = ("give", "again", "keep", "back")
-
-
-class Wish(msgspec.Struct, frozen=True):
-    """Device `device` shall run `digest`; `trial`: under the rollout's id, and so with its short windows; `again`: it
-    is told so even if it was before, so that it tries at once."""
-
-    device: str
-    model: str
-    digest: str | None
-    trial: bool
-    again: bool = False
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Wishes:
-    """What devices shall run, in columns: give (the release, on trial), again (likewise, anew), keep (it, for good),
-    back (what they had). At most one for each device."""
-
-    device: Indices  # their places among the members
-    kind: Small  # places in KINDS
-
-    def __len__(self) -> int:
-        return int(self.device.size)
-
-    def expand(self, members: Members, spec: RolloutSpec) -> list[Wish]:
-        out = []
-        for place, code in zip(self.device.tolist(), self.kind.tolist(), strict=True):
-            kind, previous = KINDS[code], int(members.previous[place])
-            had = members.digests[previous] if previous >= 0 else None
-            digest = had if kind == "back" else spec.digest
-            on_trial = kind in ("give", "again")
-            out.append(Wish(members.devices[place], spec.model, digest, on_trial, kind == "again"))
-        return out
-
-
 def enrol(state: RolloutState, joined: tuple[Member, ...]) -> RolloutState:
     """Take devices in, each at the place that its hash gives it; counts in waiting move with their devices."""
     if not joined:
@@ -192,14 +81,14 @@ def command(
     state: RolloutState, spec: RolloutSpec, event: Command, reason: str, now_ms: int
 ) -> tuple[RolloutState, Wishes]:
     """Start, pause, resume, abort or revert. Raises RequestError where the table has no such transition."""
-    after = _move(state, "submit" if event == "start" and spec.approvals else event, reason, now_ms)
+    after = move(state, "submit" if event == "start" and spec.approvals else event, reason, now_ms)
     if event == "abort":
-        return msgspec.structs.replace(after, outcome="aborted"), _wishes("back", state.members.given)
+        return msgspec.structs.replace(after, outcome="aborted"), all_of("back", state.members.given)
     if event == "revert":
         members = replace(after.members, back=np.zeros(len(after.members), np.bool_))
         after = msgspec.structs.replace(after, members=members, outcome="reverted")
-        return after, _wishes("back", ~members.has("failed"))
-    return after, _NOTHING
+        return after, all_of("back", ~members.has("failed"))
+    return after, NOTHING
 
 
 def approve(state: RolloutState, spec: RolloutSpec, who: str, digest: str, now_ms: int) -> RolloutState:
@@ -208,7 +97,7 @@ def approve(state: RolloutState, spec: RolloutSpec, who: str, digest: str, now_m
     Raises RequestError where no consent is asked for, Refused for another digest, its author, and a second time.
     """
     if state.state != "unapproved":
-        _move(state, "approve", "", now_ms)
+        move(state, "approve", "", now_ms)
     if digest != spec.digest:
         raise Refused(f"rollout {state.id} is of {spec.digest[:16]}, and {who} looked at {digest[:16] or 'none'}")
     if who == state.author:
@@ -219,21 +108,21 @@ def approve(state: RolloutState, spec: RolloutSpec, who: str, digest: str, now_m
     if len(state.approved) < spec.approvals:
         said = f"approved by {', '.join(state.approved)}; {spec.approvals - len(state.approved)} more must"
         return msgspec.structs.replace(state, reason=said)
-    return _move(state, "approve", f"approved by {' and '.join(state.approved)}", now_ms)
+    return move(state, "approve", f"approved by {' and '.join(state.approved)}", now_ms)
 
 
 def conclude(
     state: RolloutState, spec: RolloutSpec, answer: Answer, reason: str, now_ms: int
 ) -> tuple[RolloutState, Wishes]:
     """End the experiment: go on to the stages behind it, or take the release back. Raises RequestError, Refused."""
-    after = _move(state, "conclude" if answer == "promote" else "take back", reason, now_ms)
+    after = move(state, "conclude" if answer == "promote" else "take back", reason, now_ms)
     if state.stage != spec.experiment_stage or state.conclusion is not None:
         raise Refused(f"rollout {state.id} is not at the share of an experiment; pause or abort it instead")
     found = Conclusion(answer=answer, reason=reason, effects=state.effects, at_ms=now_ms)
     after = msgspec.structs.replace(after, conclusion=found)
     if answer == "promote":
-        return after, _NOTHING
-    return msgspec.structs.replace(after, outcome="taken back"), _wishes("back", state.members.given)
+        return after, NOTHING
+    return msgspec.structs.replace(after, outcome="taken back"), all_of("back", state.members.given)
 
 
 def cooling(state: RolloutState, spec: RolloutSpec, now_ms: int) -> tuple[str, ...]:
@@ -248,24 +137,26 @@ def step(
 ) -> tuple[RolloutState, Wishes]:
     """One step. In a final state nothing changes and nothing is wished."""
     if state.state not in ACTIVE:
-        return state, _NOTHING
+        return state, NOTHING
     if seen.withdrawn and state.state not in GOING_BACK:
         return _withdrawn(state, seen.withdrawn, now_ms)
     if state.state in ("draft", "unapproved"):
-        return state, _NOTHING
+        return state, NOTHING
     given = state.members.given
     state = msgspec.structs.replace(state, members=_heard(state.members, spec, seen, now_ms))
     if state.state in GOING_BACK:
-        return _undone(state, spec, now_ms), _NOTHING
+        return _undone(state, spec, now_ms), NOTHING
     here = seen.present if seen.held is None else seen.present & ~seen.held
     able = here if seen.open is None else here & seen.open
     state = msgspec.structs.replace(state, members=_put_off(state.members, spec, seen, now_ms))
-    off = _wishes("back", given & ~state.members.given)
+    off = all_of("back", given & ~state.members.given)
     state, judged = _judge(state, spec, seen, here, able, gate, now_ms)
+    if state.state == "done":
+        return state, judged  # which tells every device something
     if state.state == "running":
         state, asked = _ask(state, spec, here, able, now_ms)
-        return state, _together(off, judged, asked)
-    return _undone(state, spec, now_ms), _together(off, judged)
+        return state, together(off, judged, asked)
+    return _undone(state, spec, now_ms), together(off, judged)
 
 
 def _heard(members: Members, spec: RolloutSpec, seen: Observation, now_ms: int) -> Members:
@@ -345,18 +236,18 @@ def _judge(
     if state.stage == spec.experiment_stage and state.conclusion is None:
         return _compared(state, spec, judgement, now_ms)
     if judgement.verdict != "promote" or state.state != "running":
-        return state, _NOTHING
+        return state, NOTHING
     if exposure.first_time(members, spec, state.stage, here, able).size:
-        return state, _NOTHING
+        return state, NOTHING
     if not last:
-        return msgspec.structs.replace(state, stage=state.stage + 1, since_ms=now_ms), _NOTHING
+        return msgspec.structs.replace(state, stage=state.stage + 1, since_ms=now_ms), NOTHING
     closed = int(np.count_nonzero(waiting & here & ~able))
     if closed:
-        return msgspec.structs.replace(state, reason=f"{closed} devices wait for their maintenance windows"), _NOTHING
+        return msgspec.structs.replace(state, reason=f"{closed} devices wait for their maintenance windows"), NOTHING
     # Those that failed stay with what they had; told so, that the rollout's short windows end for them too.
-    state = msgspec.structs.replace(_move(state, "finish", judgement.reason, now_ms), outcome="promoted")
+    state = msgspec.structs.replace(move(state, "finish", judgement.reason, now_ms), outcome="promoted")
     failed = members.has("failed")
-    return state, _together(_wishes("keep", ~failed), _wishes("back", failed))
+    return state, together(all_of("keep", ~failed), all_of("back", failed))
 
 
 def _harmed(state: RolloutState, judgement: Judgement, now_ms: int) -> tuple[RolloutState, Wishes]:
@@ -365,24 +256,24 @@ def _harmed(state: RolloutState, judgement: Judgement, now_ms: int) -> tuple[Rol
     reasons = {members.reasons.get(members.devices[i], "") for i in np.flatnonzero(failed).tolist()}
     told = "; ".join(sorted(filter(None, reasons))[:3])
     refused = failed.any() and bool(members.refused[failed].all()) and not members.windows.any()
-    state = _move(state, "harm", judgement.reason + (f": {told}" if told else ""), now_ms)
+    state = move(state, "harm", judgement.reason + (f": {told}" if told else ""), now_ms)
     outcome: Outcome = "refused by self-test" if refused else "rolled back"
-    return msgspec.structs.replace(state, outcome=outcome), _wishes("back", members.given)
+    return msgspec.structs.replace(state, outcome=outcome), all_of("back", members.given)
 
 
 def _compared(state: RolloutState, spec: RolloutSpec, judgement: Judgement, now_ms: int) -> tuple[RolloutState, Wishes]:
     """At the share of an experiment, which nothing but its conclusion leads beyond."""
     state = msgspec.structs.replace(state, effects=judgement.effects)
     if spec.experiment is None or state.state != "running":
-        return state, _NOTHING
+        return state, NOTHING
     found = experiment.answer(spec.experiment, state.effects, (now_ms - state.since_ms) / 1000)
-    return (state, _NOTHING) if found is None else conclude(state, spec, *found, now_ms)
+    return (state, NOTHING) if found is None else conclude(state, spec, *found, now_ms)
 
 
 def _withdrawn(state: RolloutState, reason: str, now_ms: int) -> tuple[RolloutState, Wishes]:
     event: Event = "abort" if state.state in ("draft", "unapproved") else "harm"
-    after = msgspec.structs.replace(_move(state, event, reason, now_ms), outcome="withdrawn")
-    return after, _wishes("back", state.members.given)
+    after = msgspec.structs.replace(move(state, event, reason, now_ms), outcome="withdrawn")
+    return after, all_of("back", state.members.given)
 
 
 def _ask(state: RolloutState, spec: RolloutSpec, here: Bools, able: Bools, now_ms: int) -> tuple[RolloutState, Wishes]:
@@ -390,7 +281,7 @@ def _ask(state: RolloutState, spec: RolloutSpec, here: Bools, able: Bools, now_m
     again = exposure.again(members, able, now_ms)
     first = exposure.first_time(members, spec, state.stage, here, able)
     if not first.size and not again.size:
-        return state, _NOTHING
+        return state, NOTHING
     most = exposure.room(members, spec)
     bucket = exposure.filled(spec, state.bucket, now_ms - state.asked_ms)
     if bucket is not None:
@@ -399,7 +290,7 @@ def _ask(state: RolloutState, spec: RolloutSpec, here: Bools, able: Bools, now_m
     first = first[: most - again.size]
     asked = np.concatenate((again, first))
     if not asked.size:
-        return state, _NOTHING
+        return state, NOTHING
     members = happened(members, asked, "ask")
     stage, asked_ms = members.stage.copy(), members.asked_ms.copy()
     stage[first], asked_ms[asked] = state.stage, now_ms
@@ -426,7 +317,7 @@ def _undone(state: RolloutState, spec: RolloutSpec, now_ms: int) -> RolloutState
     away = _not_back(state.members)
     if away.size and now_ms - state.since_ms <= 1000 * spec.device_timeout_s:
         return state
-    return _move(state, "undone", state.reason + _unseen(state.members, away), now_ms)
+    return move(state, "undone", state.reason + _unseen(state.members, away), now_ms)
 
 
 def _not_back(members: Members) -> Indices:
@@ -440,33 +331,3 @@ def _unseen(members: Members, away: Indices) -> str:
     named = ", ".join(members.devices[i] for i in away[:5].tolist())
     more = f" and {away.size - 5} more" if away.size > 5 else ""
     return f"; told to go back and not seen there yet: {named}{more}"
-
-
-def _move(state: RolloutState, event: Event, reason: str, now_ms: int) -> RolloutState:
-    try:
-        after = TABLE[state.state, event]
-    except KeyError:
-        possible = ", ".join(e for s, e in TABLE if s == state.state and e in ASKED) or "nothing, it has ended"
-        raise RequestError(
-            f"rollout {state.id} is {state.state} and cannot {event}; possible now: {possible}"
-        ) from None
-    since_ms = state.since_ms if event in ("pause", "resume", "conclude") else now_ms
-    return msgspec.structs.replace(state, state=after, since_ms=since_ms, reason=reason)
-
-
-def _wishes(kind: Kind, devices: Bools) -> Wishes:
-    places = np.flatnonzero(devices)
-    return Wishes(places, np.full(places.size, KINDS.index(kind), np.int8))
-
-
-def _together(*wishes: Wishes) -> Wishes:
-    some = [one for one in wishes if len(one)]
-    if len(some) == 1:
-        return some[0]
-    return Wishes(
-        np.concatenate([one.device for one in some]) if some else np.zeros(0, np.intp),
-        np.concatenate([one.kind for one in some]) if some else np.zeros(0, np.int8),
-    )
-
-
-_NOTHING: Final = Wishes(np.zeros(0, np.intp), np.zeros(0, np.int8))

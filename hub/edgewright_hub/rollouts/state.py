@@ -1,0 +1,98 @@
+"""The states of a rollout, what leads from one to the next, and what is remembered between two steps. Pure.
+
+What is not in `TABLE` is refused, with what is possible instead. A state that is not in `ACTIVE` has ended: no step
+changes it, and only `revert` leads on from one of them.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+import numpy as np
+
+from edgewright_contracts.errors import RequestError
+
+from .effect import Effect
+from .experiment import Conclusion
+from .gates import Figure, Ledger
+from .members import Members
+
+State = Literal[
+    "draft", "unapproved", "running", "paused", "rolling-back", "rolled-back", "done", "reverting", "reverted",
+    "aborted",
+]  # fmt: skip
+Event = Literal[
+    "start", "submit", "approve", "pause", "resume", "abort", "harm", "conclude", "take back", "finish", "undone",
+    "revert",
+]  # fmt: skip
+Command = Literal["start", "pause", "resume", "abort", "revert"]
+Outcome = Literal[
+    "", "promoted", "rolled back", "refused by self-test", "withdrawn", "taken back", "aborted", "reverted"
+]  # fmt: skip
+BLOCKS: Final[tuple[Outcome, ...]] = ("rolled back", "refused by self-test")  # the digest, for further rollouts
+
+TABLE: Final[dict[tuple[State, Event], State]] = {
+    ("draft",        "start"):     "running",
+    ("draft",        "submit"):    "unapproved",    # it needs the consent of others
+    ("draft",        "abort"):     "aborted",
+    ("unapproved",   "approve"):   "running",
+    ("unapproved",   "abort"):     "aborted",
+    ("running",      "pause"):     "paused",
+    ("running",      "abort"):     "aborted",
+    ("running",      "harm"):      "rolling-back",
+    ("running",      "conclude"):  "running",       # an experiment: go on behind it
+    ("running",      "take back"): "rolling-back",  # or not
+    ("running",      "finish"):    "done",
+    ("paused",       "resume"):    "running",
+    ("paused",       "abort"):     "aborted",
+    ("paused",       "harm"):      "rolling-back",
+    ("paused",       "conclude"):  "running",
+    ("paused",       "take back"): "rolling-back",
+    ("rolling-back", "undone"):    "rolled-back",
+    ("done",         "revert"):    "reverting",
+    ("reverting",    "undone"):    "reverted",
+}  # fmt: skip
+ACTIVE: Final[tuple[State, ...]] = ("draft", "unapproved", "running", "paused", "rolling-back", "reverting")
+GOING_BACK: Final[tuple[State, ...]] = ("rolling-back", "reverting")
+ASKED: Final[tuple[Event, ...]] = ("start", "approve", "pause", "resume", "abort", "conclude", "revert")  # by people
+
+
+_NOBODY: Final = Members.of(())
+
+
+class RolloutState(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    state: State = "draft"
+    members: Members = _NOBODY
+    stage: int = 0
+    since_ms: int = 0  # of the stage, or of the roll back
+    ledger: Ledger = Ledger()
+    judged_ms: int = 0
+    bucket: float | None = None  # bytes that might be asked for at `asked_ms`; None: nothing was asked for yet
+    asked_ms: int = 0
+    reason: str = ""  # of the last judgement or transition, for people
+    outcome: Outcome = ""
+    figures: tuple[Figure, ...] = ()
+    author: str = ""  # who created it
+    approved: tuple[str, ...] = ()  # by whom
+    effects: tuple[Effect, ...] = ()  # of an experiment, as far as they are known
+    conclusion: Conclusion | None = None
+
+    @property
+    def exposed(self) -> int:
+        """How many devices were given the release and did not have it withdrawn before they answered."""
+        return int(np.count_nonzero(self.members.given))
+
+
+def move(state: RolloutState, event: Event, reason: str, now_ms: int) -> RolloutState:
+    """Raises RequestError where the table has no such transition."""
+    try:
+        after = TABLE[state.state, event]
+    except KeyError:
+        possible = ", ".join(e for s, e in TABLE if s == state.state and e in ASKED) or "nothing, it has ended"
+        raise RequestError(
+            f"rollout {state.id} is {state.state} and cannot {event}; possible now: {possible}"
+        ) from None
+    since_ms = state.since_ms if event in ("pause", "resume", "conclude") else now_ms
+    return msgspec.structs.replace(state, state=after, since_ms=since_ms, reason=reason)
