@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from edgewright_contracts.baseline import decode_baseline
 from edgewright_contracts.codec import MAX_COUNT, decode
 from edgewright_contracts.errors import ContractError, Refused, RequestError
 from edgewright_contracts.package import Package
@@ -19,7 +17,7 @@ from edgewright_hub.rollouts.conductor import gate_of
 from edgewright_hub.rollouts.gates import GatePolicy
 from edgewright_hub.rollouts.specification import RolloutSpec
 from edgewright_hub.storage import control, telemetry
-from sim.house import HOUR, House, draw_cells
+from sim.house import House
 from sim.packages import make_package
 
 
@@ -380,177 +378,3 @@ def test_a_tick_of_the_rollouts_does_not_wait_for_drift(lived_in: House, monkeyp
     lived_in.start("2.0.0")
     lived_in.conductor.tick(lived_in.now)
     assert lived_in.conductor.rollouts()[0]["devices_exposed"] == 1
-
-
-# Drift.
-
-
-def test_drift_is_reported_for_the_devices_that_moved_and_for_no_other(lived_in: House) -> None:
-    house = lived_in
-    package, rng = house.packages["1.0.0"], np.random.default_rng(5)
-    moved = set(EIGHT[:4])
-    for i in range(60):
-        house.now += 5000
-        cells = {d: draw_cells(package, 60, rng, shift=d in moved and i >= 30) for d in EIGHT}
-        house.report(*(house.row(d, "1.0.0", n_monitored=60, cells=mine) for d, mine in cells.items()))
-        if i == 29:
-            house.restart()
-        house.tick()
-        if i == 29:
-            assert {v["verdict"] for v in house.conductor.drift.verdicts()} == {"ok"}
-    verdicts = house.conductor.drift.verdicts()
-    alarms = {(v["subject"], v["part"]) for v in verdicts if v["verdict"] == "alarm" and v["scope"] == "device"}
-    assert alarms == {(device, "input") for device in moved}
-    one = next(v for v in verdicts if v["subject"] == "pi-0" and v["verdict"] == "alarm")
-    assert house.now - 31 * 5000 - 20_000 <= one["since_ms"] <= house.now
-    base = decode_baseline(package.read("variants/onnx-fp32/baseline.msgpack"))
-    assert {c["name"] for c in one["channels"]} <= {c.name for c in base.channels if c.group == "input"}
-    assert one["channels"][0]["js"] >= 0.05
-    cohort = [v for v in verdicts if v["scope"] == "cohort" and v["verdict"] == "alarm"]
-    assert [(v["subject"], v["part"], v["devices"]) for v in cohort] == [("lab", "input", sorted(moved))]
-    assert house.conductor.drift.acknowledge("pi-0", who="ann", now_ms=house.now) == 1
-    assert not [v for v in house.conductor.drift.verdicts() if v["subject"] == "pi-0" and v["verdict"] == "alarm"]
-
-
-def test_a_fleet_that_does_not_move_is_left_in_peace(lived_in: House) -> None:
-    house = lived_in
-    package, rng = house.packages["1.0.0"], np.random.default_rng(6)
-    for _ in range(150):
-        house.now += 5000
-        cells = {d: draw_cells(package, 200, rng) for d in EIGHT[:4]}
-        house.report(*(house.row(d, "1.0.0", n=200, n_monitored=200, cells=mine) for d, mine in cells.items()))
-    while house.tick():
-        pass
-    verdicts = house.conductor.drift.verdicts()
-    assert {v["blocks"] for v in verdicts if v["subject"] in EIGHT[:4]} == {150}
-    assert {v["verdict"] for v in verdicts} == {"ok", "learning"}, "learning: those that counted nothing yet"
-
-
-def test_an_alarm_ends_after_three_quiet_days(lived_in: House) -> None:
-    house = lived_in
-    package, rng = house.packages["1.0.0"], np.random.default_rng(7)
-    for hour in range(24 * 6):
-        house.now += HOUR
-        house.window("pi-0", "1.0.0", n=300, n_monitored=300, cells=draw_cells(package, 300, rng, shift=hour < 12))
-        house.tick()
-        verdict = next(v for v in house.conductor.drift.verdicts() if v["part"] == "input" and v["scope"] == "device")
-        if 12 <= hour < 70:
-            assert verdict["verdict"] == "alarm"
-    assert verdict["verdict"] == "ok"
-
-
-def test_windows_of_other_channels_are_counted_apart(lived_in: House) -> None:
-    house = lived_in
-    rng = np.random.default_rng(8)
-    cells = draw_cells(house.packages["1.0.0"], 500, rng, shift=True)
-    house.window("pi-0", "1.0.0", n=500, n_monitored=500, cells=cells, edge_hash="f" * 16)
-    house.window("pi-0", "1.0.0", n=500, n_monitored=500, cells=cells[:-1])
-    house.tick()
-    mine = [v for v in house.conductor.drift.verdicts() if v["subject"] == "pi-0"]
-    assert {(v["foreign_windows"], v["blocks"], v["verdict"]) for v in mine} == {(2, 0, "learning")}
-
-
-def test_contexts_that_the_package_does_not_declare_make_no_streams(lived_in: House) -> None:
-    house = lived_in
-    cells = draw_cells(house.packages["1.0.0"], 100, np.random.default_rng(8))
-    before = {v["context"] for v in house.conductor.drift.verdicts()}
-    more = {"n": 100, "n_monitored": 100, "cells": cells}
-    house.report(*(house.row("pi-0", "1.0.0", context=f"x{i}", **more) for i in range(50)))
-    house.window("pi-0", "1.0.0", context="night", **more)
-    house.tick()
-    mine = [v for v in house.conductor.drift.verdicts() if v["subject"] == "pi-0"]
-    assert {v["context"] for v in mine} == before | {"", "night"}
-    assert {v["foreign_windows"] for v in mine if v["context"] == ""} == {50}
-    assert {(v["foreign_windows"], v["n"]) for v in mine if v["context"] == "night"} == {(0, 100)}
-
-
-def _moved(house: House, *devices: str, windows: int = 8) -> None:
-    """These devices' inputs have moved far enough for alarms."""
-    rng = np.random.default_rng(12)
-    package = house.packages["1.0.0"]
-    for _ in range(windows):
-        cells = {d: draw_cells(package, 300, rng, shift=True) for d in devices}
-        house.report(*(house.row(d, "1.0.0", n=300, n_monitored=300, cells=mine) for d, mine in cells.items()))
-        house.tick()
-
-
-def _alarms(house: House) -> set[tuple[str, str]]:
-    return {(v["subject"], v["part"]) for v in house.conductor.drift.verdicts() if v["verdict"] == "alarm"}
-
-
-def test_a_manifest_that_cannot_be_read_stops_drift_of_no_other_package(
-    lived_in: House, caplog: pytest.LogCaptureFixture
-) -> None:
-    house = lived_in
-    with house.control.begin() as connection:
-        row = {"name": "cars", "version": "1", "digest": "c" * 64, "state": "allowed", "published_ms": 1}
-        connection.execute(control.packages.insert().values(**row, manifest={}))
-    _moved(house, "pi-0")
-    assert ("pi-0", "input") in _alarms(house)
-    assert caplog.text.count("no drift for cars") == 1
-
-
-def test_an_alarm_acknowledged_after_a_restart_keeps_its_model(lived_in: House) -> None:
-    house = lived_in
-    _moved(house, "pi-0")
-    house.restart()
-    house.conductor.drift.acknowledge("pi-0", who="ann", now_ms=house.now)
-    assert {v["model"] for v in house.conductor.drift.verdicts()} == {"digits"}
-
-
-def test_acknowledging_a_fleet_acknowledges_its_devices_and_no_others(lived_in: House) -> None:
-    house = lived_in
-    house.enrol("far", fleet="field")
-    house.tick()
-    _moved(house, "pi-0", "pi-1", "far")
-    mine, others = {("lab", "input"), ("pi-0", "input"), ("pi-1", "input")}, {("field", "input"), ("far", "input")}
-    assert _alarms(house) == mine | others
-    assert house.conductor.drift.acknowledge("lab", who="ann", now_ms=house.now) == 3
-    assert _alarms(house) == others
-    cells = draw_cells(house.packages["1.0.0"], 300, np.random.default_rng(13))
-    house.window("pi-2", "1.0.0", n=300, n_monitored=300, cells=cells)
-    house.tick()
-    assert _alarms(house) == others, "and does not come back with the next window"
-
-
-def test_a_stream_ends_when_its_device_goes_on_to_another_digest(lived_in: House) -> None:
-    house = lived_in
-    rng = np.random.default_rng(9)
-    for version in ("1.0.0", "2.0.0"):
-        house.window("pi-0", version, n=300, n_monitored=300, cells=draw_cells(house.packages[version], 300, rng))
-        house.tick()
-    mine = {(v["digest"], v["verdict"]) for v in house.conductor.drift.verdicts() if v["subject"] == "pi-0"}
-    first, second = (house.packages[v].digest[:16] for v in ("1.0.0", "2.0.0"))
-    assert mine == {(first, "ended"), (second, "ok")}
-
-
-def test_drift_that_cannot_be_stored_is_counted_once_later(lived_in: House) -> None:
-    house = lived_in
-    rng = np.random.default_rng(10)
-    house.window("pi-0", "1.0.0", n=300, n_monitored=300, cells=draw_cells(house.packages["1.0.0"], 300, rng))
-
-    def refuse(*_: Any) -> None:
-        raise sa.exc.OperationalError("disk full", {}, Exception())
-
-    sa.event.listen(house.control, "commit", refuse)
-    with pytest.raises(sa.exc.OperationalError):
-        house.conductor.drift.tick(house.now)
-    sa.event.remove(house.control, "commit", refuse)
-    house.conductor.drift.tick(house.now)
-    mine = [v for v in house.conductor.drift.verdicts() if v["subject"] == "pi-0"]
-    assert {v["blocks"] for v in mine} == {1}
-
-
-def test_a_reference_that_is_gone_stops_drift_of_that_package_only(
-    lived_in: House, caplog: pytest.LogCaptureFixture
-) -> None:
-    house = lived_in
-    rng = np.random.default_rng(11)
-    lost = house.packages["2.0.0"].manifest.files["variants/onnx-fp32/baseline.msgpack"].sha256
-    (house.registry.blobs / lost).unlink()
-    for device, version in (("pi-0", "2.0.0"), ("pi-1", "1.0.0")):
-        house.window(device, version, n=300, n_monitored=300, cells=draw_cells(house.packages[version], 300, rng))
-    house.tick()
-    tested = {v["subject"] for v in house.conductor.drift.verdicts() if v["scope"] == "device" and v["blocks"]}
-    assert tested == {"pi-1"}
-    assert "no drift for digits onnx-fp32" in caplog.text

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import norm
 
 from edgewright_hub.drift import detectors, effects, measures
+from edgewright_hub.drift.dispersion import Dispersion
 
 # The reference values took a tail as 1 - cdf, which costs them 1e-12: rational arithmetic gives 1.7430400463579e-4
 # where they say 1.7430400517e-4.
@@ -33,11 +33,11 @@ def test_simes_reproduces_the_reference_values(case: dict) -> None:
 def test_the_detector_reproduces_the_reference_trace() -> None:
     case = VECTORS["drift"][0]
     assert tuple(case["delta"]) == detectors.DELTAS
-    detector = detectors.Detector()
+    log_r = detectors.fresh(1)
     for p, level, alarm in case["trace_p_meanR_alarm"]:
-        detector = detectors.advance(detector, p)
-        assert np.exp(detector.level) == pytest.approx(level, rel=1e-9)
-        assert (detector.level >= np.log(case["A"])) == alarm
+        log_r = detectors.advanced(log_r, detectors.score([p]))
+        assert np.exp(detectors.level(log_r)[0]) == pytest.approx(level, rel=1e-9)
+        assert (detectors.level(log_r)[0] >= np.log(case["A"])) == alarm
 
 
 def _windows(n: int, channels: int, count: int, seed: int, weights: np.ndarray | None = None) -> np.ndarray:
@@ -86,29 +86,48 @@ def test_channels_of_different_widths_share_one_rectangle() -> None:
     assert measures.window_p(C, R)[2] == 1.0, "a channel that counted nothing says nothing"
 
 
+def _first_alarms(z: np.ndarray, log_a: float) -> np.ndarray:
+    """Of streams float64[blocks, streams]; inf of those without an alarm."""
+    log_r, first = detectors.fresh(z.shape[1]), np.full(z.shape[1], np.inf)
+    for i, scores in enumerate(z):
+        log_r = detectors.advanced(log_r, scores)
+        first = np.where((detectors.level(log_r) >= log_a) & np.isinf(first), i + 1, first)
+    return first
+
+
 def test_the_detector_rarely_alarms_on_null_streams_and_soon_on_shifted_ones() -> None:
-    rng = np.random.default_rng(11)
-    A = detectors.threshold(horizon=200, streams=1, alpha=0.1)
+    z = np.random.default_rng(11).standard_normal((200, 500))
+    assert np.isfinite(_first_alarms(z, np.log(2000))).mean() <= 0.1, "at most T / A"
+    assert _first_alarms(z + 2, np.log(2000)).max() <= 12
 
-    def first_alarm(shift: float) -> int | None:
-        detector = detectors.Detector()
-        for i, z in enumerate(rng.standard_normal(200) + shift):
-            detector = detectors.advance(detector, float(norm.sf(z)))
-            if detector.level >= A:
-                return i + 1
-        return None
 
-    assert sum(first_alarm(0.0) is not None for _ in range(100)) <= 10
-    delays = [first_alarm(2.0) for _ in range(20)]
-    assert all(d is not None and d <= 12 for d in delays)
+def test_scales_share_the_months_chance_of_a_false_alarm() -> None:
+    log_r = detectors.fresh(1, 4)
+    per_month = np.array([8640.0, 720, 120, 30])
+    log_r[0, :, :] = np.log(per_month)[:, None]  # as large as it is expected to be at the end of a null month
+    assert detectors.log_e(log_r, per_month[None])[0] == pytest.approx(0.0)
+    only = detectors.fresh(1, 4)
+    only[0, 0] = log_r[0, 0]
+    assert detectors.log_e(only, per_month[None])[0] == pytest.approx(np.log(0.5))
+
+
+def test_scores_of_blocks_that_follow_each_other_are_whitened() -> None:
+    rng, rho = np.random.default_rng(3), 0.6
+    z = np.zeros((400, 200))
+    for i in range(1, 400):
+        z[i] = rho * z[i - 1] + np.sqrt(1 - rho**2) * rng.standard_normal(200)
+    white = detectors.whitened(z[1:], z[:-1], rho)
+    assert np.corrcoef(white[1:].ravel(), white[:-1].ravel())[0, 1] == pytest.approx(0, abs=0.02)
+    assert white.std() == pytest.approx(1, abs=0.02)
+    assert detectors.whitened(np.array([0.0]), np.array([-8.0]), rho)[0] < 2, "p = 1 does not lift the next block"
 
 
 def test_impossible_and_certain_p_values_keep_the_detector_finite() -> None:
-    detector = detectors.Detector()
+    log_r = detectors.fresh(1)
     for p in [0.0] * 500 + [1.0] * 500 + [0.0] * 3:
-        detector = detectors.advance(detector, p)
-        assert not np.isnan(detector.level)
-    assert detector.level > np.log(1e4)
+        log_r = detectors.advanced(log_r, detectors.score([p]))
+        assert np.isfinite(log_r).all()
+    assert detectors.level(log_r)[0] > np.log(1e4)
 
 
 def test_effect_sizes_have_their_known_values() -> None:
@@ -122,3 +141,33 @@ def test_effect_sizes_have_their_known_values() -> None:
 def test_e_bh_lists_many_moderate_devices_where_one_alone_would_not_count() -> None:
     assert not measures.ebh(np.log([30.0, 1, 1, 1])).any()
     assert measures.ebh(np.log([30.0, 30, 30, 1])).tolist() == [True, True, True, False]
+
+
+def test_a_distance_that_chance_explains_is_no_distance() -> None:
+    R = _reference(1)
+    small, large = ([effects.js_beyond_chance(C, R)[0] for C in _windows(n, 1, 200, seed=n)] for n in (200, 20_000))
+    assert effects.js_distance(_windows(200, 1, 1, seed=1)[0], R)[0] > 0.05
+    assert np.mean(np.array(small) >= 0.05) < 0.25, "of the plain distances nearly all are"
+    assert max(large) < 0.05
+
+
+def test_the_dispersion_of_scenes_is_measured_and_makes_their_windows_calibrated() -> None:
+    R, rng = _reference(4), np.random.default_rng(2)
+    null = np.concatenate(([1e-4], np.full(10, 0.09998), [1e-4, 0]))
+    scenes = 10 * rng.multinomial(40, null, size=(400, 4))  # 40 scenes of ten equal frames
+    spread = Dispersion.empty(1, 1, 4)
+    found = measures.pearson(scenes.reshape(-1, 13), np.tile(R, (400, 1)))
+    assert (measures.simes_rows(measures.p_values(found).reshape(400, 4)) < 0.01).mean() > 0.9
+    spread.add(0, 0, found, np.ones(400, bool), np.ones(400))
+    assert spread.c_f(0, 0) == pytest.approx(np.full(4, 10 * 1.05), rel=0.15)
+    p = measures.simes_rows(spread.p_values(0, 0, found, np.ones(400)))
+    assert (p < 0.05).mean() <= 0.075
+
+
+def test_what_dispersion_knows_survives_as_bytes() -> None:
+    spread, again = Dispersion.empty(2, 3, 4), Dispersion.empty(2, 3, 4)
+    spread.add(1, 2, measures.pearson(_windows(200, 4, 1, 1)[0], _reference(4)), np.ones(1, bool), np.ones(1))
+    again.unpack(spread.pack())
+    np.testing.assert_array_equal(again.c_f(1, 2), spread.c_f(1, 2))
+    again.unpack(b"of another release")
+    np.testing.assert_array_equal(again.c_f(1, 2), spread.c_f(1, 2))

@@ -1,38 +1,44 @@
-"""Drift of a fleet: the mean of the e-values of its devices' streams, which is an e-value whatever they share. Pure."""
+"""Drift of a cohort: the mean of the e-values of its devices' streams, which is an e-value whatever they share. Pure.
+
+Devices that have said nothing for `SILENT_MS` are left out until they speak again: what they last said would weigh on
+the mean for ever. Which devices it is, e-BH says. A cohort is skewed when more than half of its devices are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 
-from . import detectors
-from .streams import Block, Moved, Part
+from . import measures
+from .budget import LISTED
+from .measures import Floats
+from .streams import Bools, Ints
+
+SILENT_MS: Final = 24 * 3600_000
 
 
-def cohort(members: Sequence[tuple[str, Part, bool]], need: float) -> Part:
-    """The part of a fleet made of its devices': (device, part, whether it is reported). `need`: log e of an alarm."""
-    parts = [part for _, part, _ in members]
-    levels = np.array([part.detector.level for part in parts])
-    level = float(np.logaddexp.reduce(levels) - np.log(len(levels)))
-    reported = [(device, part) for device, part, high in members if high]
-    alarm = level >= need and bool(reported)
-    return Part(
-        detector=detectors.Detector((level,) * len(detectors.DELTAS)),
-        blocks=sum(part.blocks for part in parts),
-        evidence=Block(n=sum(part.evidence.n for part in parts)),
-        p=min(part.p for part in parts),
-        alarm=alarm,
-        since_ms=min(part.since_ms for _, part in reported) if alarm else 0,
-        moved=_widest(part for _, part in reported) if alarm else (),
-        devices=tuple(sorted(device for device, _ in reported)),
-    )
+class Cohort(NamedTuple):
+    log_e: float
+    alarm: bool
+    skewed: bool
+    devices: tuple[str, ...]  # that are reported
+    since_ms: int
 
 
-def _widest(parts: Iterable[Part]) -> tuple[Moved, ...]:
-    """Each channel that moved on any device, as it moved on the device where it moved most."""
-    best: dict[str, Moved] = {}
-    for moved in (m for part in parts for m in part.moved):
-        if moved.name not in best or best[moved.name].js < moved.js:
-            best[moved.name] = moved
-    return tuple(sorted(best.values(), key=lambda m: -m.js))
+def cohort(
+    devices: Sequence[str], log_e: Floats, alarm: Bools, skewed: Bools, since_ms: Ints, *, need: float
+) -> Cohort:
+    """Of one stream of a cohort, from those of its devices (one at least). `need`: log e of a page (`budget`)."""
+    mean = float(np.logaddexp.reduce(log_e) - np.log(len(log_e)))
+    many = 2 * int(skewed.sum()) > len(devices)
+    told = np.zeros(len(devices), np.bool_)
+    if mean >= need:
+        told |= measures.ebh(log_e, LISTED) | alarm
+        told[int(log_e.argmax())] = True
+    if many:
+        told |= skewed
+    since = since_ms[told & (since_ms > 0)]
+    names = tuple(sorted(devices[i] for i in np.flatnonzero(told)))
+    return Cohort(mean, mean >= need, many, names, int(since.min()) if since.size else 0)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from typing import Final
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtri
@@ -63,21 +62,3 @@ def log_e(log_r: Floats, per_month: npt.ArrayLike) -> Floats:
     """log e of streams, float64[...], from `log_r` float64[..., scales, DELTAS] and the blocks of each scale that a
     month has, float64[..., scales]."""
     return np.asarray(np.logaddexp.reduce(level(log_r) - np.log(per_month) + _LOG_WEIGHTS, axis=-1))
-
-
-class Detector(msgspec.Struct, frozen=True):
-    """One stream at one scale."""
-
-    log_r: tuple[float, ...] = (NOTHING,) * len(DELTAS)
-
-    @property
-    def level(self) -> float:
-        return float(level(np.asarray(self.log_r)))
-
-
-def advance(detector: Detector, p: float) -> Detector:
-    return Detector(tuple(advanced(np.asarray(detector.log_r), score(p)).tolist()))
-
-
-def threshold(horizon: int, streams: int, alpha: float) -> float:
-    return float(np.log(horizon * max(1, streams) / alpha))

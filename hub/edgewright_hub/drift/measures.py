@@ -42,6 +42,14 @@ class Pearson(NamedTuple):
     tested: npt.NDArray[np.bool_]  # two common cells or more, and counts on both sides
     rare: Floats  # counts of the window in all other cells
     rare_reference: Floats
+    n: Floats  # all counts
+    N: Floats
+
+    def of(self, keep: npt.NDArray[np.bool_]) -> Pearson:
+        """Of some channels only."""
+        free, variance, tested = self.free[keep], self.variance[keep], self.tested[keep]
+        rare = self.rare[keep], self.rare_reference[keep]
+        return Pearson(self.x2[keep], free, variance, tested, *rare, self.n[keep], self.N[keep])
 
 
 def pearson(C: npt.ArrayLike, R: npt.ArrayLike) -> Pearson:
@@ -58,7 +66,8 @@ def pearson(C: npt.ArrayLike, R: npt.ArrayLike) -> Pearson:
     free = np.maximum(K - 1, 1.0)
     inverse = np.where(common, 1 / np.where(common, q, 1.0), 0.0).sum(1)
     variance = np.maximum(2 * free + (inverse - K * K - 2 * K + 2) / n1[:, 0], 2 * free)
-    return Pearson(x2, free, variance, (K > 1) & (n > 0)[:, 0] & (N > 0)[:, 0], rare, rare_reference)
+    tested = (K > 1) & (n > 0)[:, 0] & (N > 0)[:, 0]
+    return Pearson(x2, free, variance, tested, rare, rare_reference, n[:, 0], N[:, 0])
 
 
 def window_p(
@@ -78,17 +87,25 @@ def window_p(
     for independent ones; `v_f`, the measured variance of X²; `thin`, by which the rare cells' counts are divided. A
     channel without counts on either side has p = 1.
     """
-    C, R = np.asarray(C, np.float64), np.asarray(R, np.float64)
-    found = pearson(C, R)
-    n, N = C.sum(1), R.sum(1)
-    thin = np.broadcast_to(np.asarray(thin, np.float64), n.shape)
-    rare, size = np.floor(found.rare / thin), np.maximum(np.floor(n / thin), 1.0)
-    rare_p = _at_least(rare, size, found.rare_reference + 0.5, N - found.rare_reference + 0.5)
+    return p_values(pearson(C, R), c_f, v_f, thin)
+
+
+def p_values(
+    found: Pearson,
+    c_f: npt.ArrayLike | None = None,
+    v_f: npt.ArrayLike | None = None,
+    thin: npt.ArrayLike = 1.0,
+) -> Floats:
+    """What `window_p` gives, from the statistic."""
+    thin = np.broadcast_to(np.asarray(thin, np.float64), found.n.shape)
+    rare, size = np.floor(found.rare / thin), np.maximum(np.floor(found.n / thin), 1.0)
+    rare_p = _at_least(rare, size, found.rare_reference + 0.5, found.N - found.rare_reference + 0.5)
     mean, variance = found.free, found.variance
     if c_f is not None and v_f is not None:
-        mean, variance = found.free * c_f, np.broadcast_to(np.asarray(v_f, np.float64), n.shape)
+        mean = found.free * np.asarray(c_f, np.float64)
+        variance = np.broadcast_to(np.asarray(v_f, np.float64), found.n.shape)
     common_p = np.where(found.tested, gammaincc(mean**2 / variance, found.x2 * mean / variance), 1.0)
-    return np.where((n > 0) & (N > 0), np.minimum(1.0, 2 * np.minimum(common_p, rare_p)), 1.0)
+    return np.where((found.n > 0) & (found.N > 0), np.minimum(1.0, 2 * np.minimum(common_p, rare_p)), 1.0)
 
 
 def simes(p: npt.ArrayLike) -> float:
@@ -101,7 +118,7 @@ def simes_rows(p: Floats) -> Floats:
     """The same for each row of p-values, float64[windows] of float64[windows, channels >= 1]."""
     ordered = np.sort(p, axis=1)
     channels = ordered.shape[1]
-    return np.minimum(1.0, (ordered * channels / np.arange(1, channels + 1)).min(1))
+    return np.asarray(np.minimum(1.0, (ordered * channels / np.arange(1, channels + 1)).min(1)))
 
 
 def bh(p: npt.ArrayLike, q: float = 0.05) -> npt.NDArray[np.bool_]:

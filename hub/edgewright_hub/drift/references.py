@@ -21,6 +21,7 @@ from edgewright_contracts.errors import ContractError
 from edgewright_contracts.manifest import Manifest
 
 from ..storage import control
+from .moves import Channels
 
 _LOG = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class Package(NamedTuple):
 class Reference:
     edge_hash: str
     width: int
-    names: dict[str, list[str]]  # channels of each part
+    channels: dict[str, Channels]  # of each part
     cells: dict[str, list[Cells]]
     slices: dict[str, list[slice]]  # into a window's row of cells
 
@@ -99,11 +100,18 @@ def _baseline(manifest: Manifest, variant: str, blobs: Path) -> Baseline:
 def _reference(baseline: Baseline) -> Reference:
     cells = per_channel(baseline.channels, baseline.cells())
     starts = np.cumsum([0, *(c.width for c in baseline.channels)])
-    names: dict[str, list[str]] = {}
+    parts: dict[str, Channels] = {}
     counts: dict[str, list[Cells]] = {}
     slices: dict[str, list[slice]] = {}
-    for channel, start, row in zip(baseline.channels, starts.tolist(), cells, strict=False):
-        names.setdefault(channel.group, []).append(channel.name)
-        counts.setdefault(channel.group, []).append(row)
-        slices.setdefault(channel.group, []).append(slice(start, start + channel.cells))
-    return Reference(baseline.edge_hash, int(starts[-1]), names, counts, slices)
+    for part in dict.fromkeys(c.group for c in baseline.channels):
+        mine = [
+            (c, s, row) for c, s, row in zip(baseline.channels, starts.tolist(), cells, strict=False) if c.group == part
+        ]
+        parts[part] = Channels(
+            names=tuple(c.name for c, _, _ in mine),
+            kinds=tuple(c.kind for c, _, _ in mine),
+            widths=tuple(c.cells for c, _, _ in mine),
+        )
+        counts[part] = [row for _, _, row in mine]
+        slices[part] = [slice(start, start + c.cells) for c, start, _ in mine]
+    return Reference(baseline.edge_hash, int(starts[-1]), parts, counts, slices)

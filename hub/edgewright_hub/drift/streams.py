@@ -1,131 +1,150 @@
-"""One part (input, embedding, output) of a stream (device, digest, variant, context): how its windows add up. Pure.
+"""What is remembered of streams, a row for each device, and the same as bytes for hub.db. Arrays, pure.
 
-Windows merge, in the order of their arrival, into blocks of at least `n_min` monitored inferences, because many small
-windows do not add up to a weak drift. Each finished block is tested against the reference of the variant, and its
-p-value moves the detector. The counts since the detector last stood below 1 are the evidence: they say since when, and
-which channels moved (Benjamini–Hochberg, with effect sizes).
-
-An alarm ends when somebody acknowledges it, or when three clearing windows of `clear_ms` in a row show p > .1.
-Cost: about 1 ms for a finished block.
+Counts are float32: whole up to 16 million in a cell, close enough above. Memory: about 40 bytes for each cell of a
+stream, 300 for all else; as bytes, compressed, a tenth of that.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import zlib
+from typing import Any, Final
 
-import msgspec
 import numpy as np
+import numpy.typing as npt
 
-from edgewright_contracts.binning import Cells
+from .detectors import DELTAS, NOTHING, SCALES_MS
+from .measures import Floats
 
-from . import detectors, effects, measures
+Index = npt.NDArray[np.intp]
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
 
+SCALES: Final = len(SCALES_MS)
+# Rows of `counts`: the open block of each scale; what came since all detectors last were at rest; the own baseline;
+# the days after which an alarm may end.
+EVIDENCE, OWN, CLEARING = SCALES, SCALES + 1, SCALES + 2
+ROWS: Final = SCALES + 3
+BASELINES: Final = ("own", "cohort", "training")
+UNCHECKED, ALIKE, SKEWED, KNOWN = range(4)  # of `skew`
 
-class DriftPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    n_min: int = 200  # monitored inferences in a block
-    horizon: int = 1000  # blocks
-    alpha: float = 0.1  # probability of any false alarm within the horizon
-    q: float = 0.05  # share of false ones among the channels said to have moved
-    js_floor: float = 0.05  # no channel moved further than this: not worth a person's time
-    clear_ms: int = 24 * 3600_000
-    clear_p: float = 0.1
-    clear_times: int = 3
-
-
-class Moved(msgspec.Struct, frozen=True, kw_only=True):
-    """One channel that moved: its p-value and how far (Jensen–Shannon distance; PSI beside what chance explains)."""
-
-    name: str
-    p: float
-    js: float
-    psi: float
-    psi_chance: float
-
-
-class Block(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts of one part that merge: cells of its channels, one after another."""
-
-    n: int = 0
-    start_ms: int = 0
-    cells: tuple[int, ...] = ()
-
-    def plus(self, n: int, start_ms: int, cells: Cells) -> Block:
-        mine = np.asarray(self.cells, np.int64) if self.cells else np.zeros_like(cells)
-        return Block(n=self.n + n, start_ms=self.start_ms or start_ms, cells=tuple((mine + cells).tolist()))
-
-
-class Part(msgspec.Struct, frozen=True, kw_only=True):
-    """What is remembered of one part of a stream between two ticks."""
-
-    detector: detectors.Detector = detectors.Detector()
-    pending: Block = Block()
-    evidence: Block = Block()
-    clearing: Block = Block()
-    quiet: int = 0  # clearing windows in a row without drift
-    blocks: int = 0  # tested so far
-    foreign: int = 0  # windows under other channels
-    p: float = 1.0  # of the last block
-    alarm: bool = False
-    since_ms: int = 0
-    moved: tuple[Moved, ...] = ()
-    devices: tuple[str, ...] = ()  # cohorts only: those that are reported
+_NUMBERS: Final[tuple[tuple[str, tuple[int, ...], Any, float], ...]] = (
+    ("n", (ROWS,), np.int64, 0),
+    ("start_ms", (ROWS,), np.int64, 0),
+    ("log_r", (SCALES, len(DELTAS)), np.float64, NOTHING),
+    ("before", (SCALES,), np.float64, 0),
+    ("pairs", (4,), np.float64, 0),
+    ("run", (2,), np.float64, 0),
+    ("runs", (3,), np.float64, 0),
+    ("ratios", (SCALES, 2), np.float64, 0),
+    ("blocks", (), np.int64, 0),
+    ("span_ms", (), np.int64, 0),
+    ("own_blocks", (), np.int64, 0),
+    ("waiting", (), np.int64, 0),
+    ("heard_ms", (), np.int64, 0),
+    ("p", (), np.float64, np.nan),
+    ("tested", (), np.bool_, 0),
+    ("alarm", (), np.bool_, 0),
+    ("since_ms", (), np.int64, 0),
+    ("quiet", (), np.int64, 0),
+    ("foreign", (), np.int64, 0),
+    ("ended", (), np.bool_, 0),
+    ("accepted", (), np.bool_, 0),
+    ("young", (), np.bool_, 1),
+    ("against", (), np.int8, len(BASELINES) - 1),
+    ("skew", (), np.int8, UNCHECKED),
+)
 
 
-def counted(policy: DriftPolicy, part: Part, R: list[Cells], row: Any, cells: Cells) -> Part:
-    """The part with one more window; `R`: reference counts of its channels, `cells`: the window's of the same."""
-    pending = part.pending.plus(row.n_monitored, row.start_ms, cells)
-    if pending.n < policy.n_min:
-        return msgspec.structs.replace(part, pending=pending)
-    p = measures.simes(_test(pending, R))
-    detector = detectors.advance(part.detector, p)
-    counts = np.asarray(pending.cells, np.int64)
-    evidence = Block() if part.detector.level < 0 and not part.alarm else part.evidence
-    part = msgspec.structs.replace(
-        part,
-        pending=Block(),
-        detector=detector,
-        evidence=evidence.plus(pending.n, pending.start_ms, counts),
-        blocks=part.blocks + 1,
-        p=p,
-    )
-    return _clearing(policy, part, R, pending, row.start_ms) if part.alarm else part
+class Streams:
+    counts: npt.NDArray[np.float32]  # [devices, ROWS, channels, cells]
+    n: Ints  # rows (of data) in each of `counts`
+    start_ms: Ints  # of the first window in each of `counts`; 0 of an empty one
+    log_r: Floats  # [devices, SCALES, DELTAS]
+    before: Floats  # z-score of the block before, at each scale; 0: there was none
+    pairs: Floats  # sums over pairs of blocks in a row (dispersion.rho)
+    run: Floats  # length and sum of the open run of whitened z-scores
+    runs: Floats  # sums over whole runs (dispersion.memory)
+    ratios: Floats  # [devices, SCALES, 2] (dispersion.shares)
+    blocks: Ints  # closed so far
+    span_ms: Ints  # of all windows
+    own_blocks: Ints  # in the own baseline
+    waiting: Ints  # blocks in the evidence
+    heard_ms: Ints  # end of the last window
+    p: Floats  # of the last block; NaN of one that was not tested
+    tested: Bools  # a block at least
+    alarm: Bools
+    since_ms: Ints  # of the alarm
+    quiet: Ints  # clearing days in a row without drift
+    ended: Bools  # its device runs another digest
+    foreign: Ints  # windows under other channels
+    accepted: Bools  # somebody said that its own windows are the normal: it is never compared with others
+    young: Bools  # its baseline still grows
+    against: npt.NDArray[np.int8]  # into BASELINES: what the last block was tested with
+    skew: npt.NDArray[np.int8]
 
+    def __init__(self, channels: int, cells: int) -> None:
+        self.channels, self.cells = channels, cells
+        self.devices: list[str] = []
+        self.index: dict[str, int] = {}
+        self._resize(0)
 
-def _clearing(policy: DriftPolicy, part: Part, R: list[Cells], block: Block, now_ms: int) -> Part:
-    clearing = part.clearing.plus(block.n, block.start_ms, np.asarray(block.cells, np.int64))
-    if now_ms - clearing.start_ms < policy.clear_ms:
-        return msgspec.structs.replace(part, clearing=clearing)
-    quiet = part.quiet + 1 if measures.simes(_test(clearing, R)) > policy.clear_p else 0
-    if quiet >= policy.clear_times:
-        return cleared(part)
-    return msgspec.structs.replace(part, clearing=Block(), quiet=quiet)
+    def row(self, device: str) -> int:
+        """The row of a device; a new one begins empty."""
+        at = self.index.get(device)
+        if at is None:
+            at = self.index[device] = len(self.devices)
+            self.devices.append(device)
+            if at >= self.n.shape[0]:
+                self._resize(max(4, 2 * at))
+        return at
 
+    def _resize(self, size: int) -> None:
+        shape = (ROWS, self.channels, self.cells)
+        for name, inner, dtype, fill in (("counts", shape, np.float32, 0), *_NUMBERS):
+            new = np.full((size, *inner), fill, dtype)
+            old = getattr(self, name, None)
+            if old is not None:
+                new[: len(old)] = old
+            setattr(self, name, new)
 
-def cleared(part: Part) -> Part:
-    """Its detector begins anew."""
-    return Part(blocks=part.blocks, foreign=part.foreign, p=part.p, pending=part.pending)
+    def add(self, at: Index, row: int, cells: npt.NDArray[Any], n: Ints, start_ms: Ints) -> None:
+        held = self.start_ms[at, row]
+        self.start_ms[at, row] = np.where(self.n[at, row] > 0, np.minimum(held, start_ms), start_ms)
+        self.counts[at, row] += cells
+        self.n[at, row] += n
 
+    def empty(self, at: Index, row: int) -> None:
+        self.counts[at, row] = 0
+        self.n[at, row] = 0
+        self.start_ms[at, row] = 0
 
-def _split(block: Block, R: list[Cells]) -> list[Cells]:
-    return np.split(np.asarray(block.cells, np.int64), np.cumsum([row.size for row in R])[:-1])
+    def rest(self, at: Index) -> None:
+        """Begin anew: no alarm, no evidence, nothing open. The baseline stays, and what is known of its blocks."""
+        self.log_r[at] = NOTHING
+        self.before[at] = 0
+        self.run[at] = 0
+        for name in ("alarm", "since_ms", "quiet", "waiting"):
+            getattr(self, name)[at] = 0
+        for row in (*range(SCALES), EVIDENCE, CLEARING):
+            self.empty(at, row)
 
+    # As bytes.
 
-def _test(block: Block, R: list[Cells]) -> measures.Floats:
-    return measures.window_p(measures.pad(_split(block, R)), measures.pad(R))
+    def pack(self, at: int) -> bytes:
+        numbers = [np.ravel(getattr(self, name)[at]).astype("<f8").tobytes() for name, *_ in _NUMBERS]
+        return zlib.compress(b"".join(numbers) + self.counts[at].astype("<f4").tobytes(), 1)
 
-
-def moved(policy: DriftPolicy, part: Part, R: list[Cells], names: list[str]) -> tuple[Moved, ...]:
-    """The channels that moved in the evidence, furthest first; `R`, `names`: of all its channels."""
-    C, padded = measures.pad(_split(part.evidence, R)), measures.pad(R)
-    p, js, psi = measures.window_p(C, padded), effects.js_distance(C, padded), effects.psi(C, padded)
-    found = [
-        Moved(
-            name=names[i],
-            p=float(p[i]),
-            js=float(js[i]),
-            psi=float(psi[i]),
-            psi_chance=effects.psi_crit(max(1.0, C[i].sum()), max(1.0, padded[i].sum()), R[i].size, len(R), policy.q),
-        )
-        for i in np.flatnonzero(measures.bh(p, policy.q))
-    ]
-    return tuple(sorted(found, key=lambda m: -m.js))
+    def unpack(self, at: int, data: bytes) -> bool:
+        """False, and nothing changed, when the bytes are of another release."""
+        try:
+            plain = zlib.decompress(data)
+        except zlib.error:
+            return False
+        sizes = [int(np.prod(shape, dtype=np.int64)) for _, shape, _, _ in _NUMBERS]
+        if len(plain) != 8 * sum(sizes) + 4 * self.counts[at].size:
+            return False
+        numbers = np.split(np.frombuffer(plain, "<f8", sum(sizes)), np.cumsum(sizes)[:-1])
+        for (name, shape, dtype, _), values in zip(_NUMBERS, numbers, strict=True):
+            getattr(self, name)[at] = values.reshape(shape).astype(dtype)
+        self.counts[at] = np.frombuffer(plain, "<f4", offset=8 * sum(sizes)).reshape(self.counts[at].shape)
+        return True

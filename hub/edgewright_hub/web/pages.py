@@ -51,7 +51,7 @@ _BASES: Final = {
     "none": "nothing yet",
 }
 
-_PARTS: Final = ("input", "embedding", "output")
+_PARTS: Final = ("input", "embedding", "output", "feed")
 
 router = APIRouter(include_in_schema=False)
 static = StaticFiles(directory=_HERE / "static")

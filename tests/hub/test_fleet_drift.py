@@ -1,0 +1,300 @@
+"""Drift of devices and cohorts from the windows in telemetry.db: who is reported, as what, what operators decide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+
+from edgewright_contracts.baseline import decode_baseline
+from edgewright_contracts.errors import RequestError
+from edgewright_contracts.package import Package
+from edgewright_hub.drift.budget import Budget
+from edgewright_hub.storage import control
+from sim.house import HOUR, House, draw_cells
+from sim.packages import make_package
+
+EIGHT = [f"pi-{i}" for i in range(8)]
+MINUTES_5 = 300_000
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Package]:
+    root = tmp_path_factory.mktemp("packages")
+    return {v: make_package(root / v, version=v, seed=i) for i, v in enumerate(("1.0.0", "2.0.0"))}
+
+
+def _new(place: Path, packages: dict[str, Package]) -> House:
+    house = House(place, packages)
+    house.publish_package("1.0.0")
+    house.publish_package("2.0.0")
+    house.enrol(*EIGHT)
+    return house
+
+
+@pytest.fixture
+def house(tmp_path: Path, packages: dict[str, Package]) -> House:
+    return _new(tmp_path, packages)
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory, packages: dict[str, Package]) -> House:
+    house = _new(tmp_path_factory.mktemp("grown"), packages)
+    _live(house, EIGHT, 14)
+    return house
+
+
+@pytest.fixture
+def learned(tmp_path: Path, grown: House) -> House:
+    """The normal of eight devices is known."""
+    return grown.copy(tmp_path)
+
+
+Draw = Callable[[str, np.random.Generator], np.ndarray]
+
+
+def _live(
+    house: House,
+    devices: Iterable[str],
+    windows: int,
+    *,
+    moved: Iterable[str] = (),
+    cells: Draw | None = None,
+    n: int = 250,
+    step: int = MINUTES_5,
+    **more: Any,
+) -> None:
+    """Devices report windows of 1.0.0 drawn from its reference; of those in `moved` the input is shifted."""
+    package, shifted = house.packages["1.0.0"], set(moved)
+    for _ in range(windows):
+        house.now += step
+        rows = [
+            house.row(
+                device, "1.0.0", n=n, n_monitored=n, mono_start_ms=0, mono_end_ms=step, start_ms=house.now - step,
+                cells=cells(device, house.rng) if cells else draw_cells(package, n, house.rng, shift=device in shifted),
+                **more,
+            )
+            for device in devices
+        ]  # fmt: skip
+        house.report(*rows)
+        house.conductor.drift.tick(house.now)
+
+
+def _verdicts(house: House, **where: str) -> list[dict[str, Any]]:
+    return [v for v in house.conductor.drift.verdicts() if all(v[name] == value for name, value in where.items())]
+
+
+def _alarms(house: House) -> set[tuple[str, str]]:
+    return {(v["subject"], v["part"]) for v in _verdicts(house, verdict="alarm")}
+
+
+def test_drift_is_reported_for_the_devices_that_moved_and_for_no_other(learned: House) -> None:
+    house, moved = learned, EIGHT[:4]
+    assert {v["verdict"] for v in _verdicts(house)} == {"ok"}
+    began = house.now
+    house.restart()
+    _live(house, EIGHT, 4, moved=moved)
+    assert _alarms(house) == {(device, "input") for device in [*moved, "lab"]}
+    one = _verdicts(house, subject="pi-0", verdict="alarm")[0]
+    assert began - MINUTES_5 <= one["since_ms"] <= house.now
+    base = decode_baseline(house.packages["1.0.0"].read("variants/onnx-fp32/baseline.msgpack"))
+    assert {c["name"] for c in one["channels"]} <= {c.name for c in base.channels if c.group == "input"}
+    assert one["channels"][0]["js_beyond_chance"] >= 0.05
+    assert (one["baseline"], one["kinds"], one["severity"]) == ("own", ["input shift, unfelt"], 1)
+    cohort = _verdicts(house, scope="cohort", verdict="alarm")
+    assert [(v["subject"], v["part"], v["devices"]) for v in cohort] == [("lab", "input", moved)]
+    assert house.conductor.drift.acknowledge("pi-0", who="ann", now_ms=house.now) == 1
+    assert ("pi-0", "input") not in _alarms(house)
+
+
+def test_a_fleet_that_does_not_move_is_left_in_peace(house: House) -> None:
+    _live(house, EIGHT[:4], 60)
+    assert {v["blocks"] for v in _verdicts(house, scope="device")} == {60}
+    assert {v["verdict"] for v in _verdicts(house)} == {"ok"}
+
+
+def test_a_device_that_always_differed_from_training_is_skewed_and_not_drifting(house: House) -> None:
+    _live(house, EIGHT, 14, moved=["pi-0"])
+    assert _alarms(house) == {("pi-0", "input")}
+    one = _verdicts(house, verdict="alarm")[0]
+    assert one["kinds"] == ["training-serving skew"]
+    assert one["channels"]
+    house.conductor.drift.acknowledge("pi-0", who="ann", now_ms=house.now)
+    _live(house, EIGHT, 10, moved=["pi-0"])
+    assert _alarms(house) == set(), "it agrees with itself, and somebody knows that it differs"
+
+
+def test_a_fleet_that_always_differed_is_skewed_as_a_whole(house: House) -> None:
+    _live(house, EIGHT, 14, moved=EIGHT)
+    cohort = _verdicts(house, scope="cohort", verdict="alarm")
+    assert [(v["part"], v["kinds"], len(v["devices"])) for v in cohort] == [("input", ["training-serving skew"], 8)]
+
+
+def test_an_alarm_ends_after_three_quiet_days(learned: House) -> None:
+    house = learned
+    _live(house, ["pi-0"], 4, moved=["pi-0"], step=4 * HOUR)
+    assert ("pi-0", "input") in _alarms(house)
+    _live(house, ["pi-0"], 14, step=4 * HOUR)
+    assert ("pi-0", "input") in _alarms(house)
+    _live(house, ["pi-0"], 22, step=4 * HOUR)
+    assert ("pi-0", "input") not in _alarms(house)
+
+
+def test_a_device_in_alarm_does_not_teach_its_own_baseline(learned: House) -> None:
+    house = learned
+    _live(house, ["pi-0"], 40, moved=["pi-0"])
+    assert ("pi-0", "input") in _alarms(house)
+    house.conductor.drift.acknowledge("pi-0", who="ann", now_ms=house.now)
+    _live(house, ["pi-0"], 4, moved=["pi-0"])
+    assert ("pi-0", "input") in _alarms(house), "what goes on moving is reported again"
+
+
+def test_windows_of_other_channels_are_counted_apart(house: House) -> None:
+    cells = draw_cells(house.packages["1.0.0"], 500, np.random.default_rng(8), shift=True)
+    house.window("pi-0", "1.0.0", n=500, n_monitored=500, cells=cells, edge_hash="f" * 16)
+    house.window("pi-0", "1.0.0", n=500, n_monitored=500, cells=cells[:-1])
+    house.conductor.drift.tick(house.now)
+    mine = _verdicts(house, subject="pi-0")
+    assert {(v["foreign_windows"], v["blocks"], v["verdict"]) for v in mine} == {(2, 0, "learning")}
+
+
+def test_contexts_that_the_package_does_not_declare_make_no_streams(house: House) -> None:
+    cells = draw_cells(house.packages["1.0.0"], 100, np.random.default_rng(8))
+    more = {"n": 100, "n_monitored": 100, "cells": cells}
+    house.report(*(house.row("pi-0", "1.0.0", context=f"x{i}", **more) for i in range(50)))
+    house.window("pi-0", "1.0.0", context="night", **more)
+    house.conductor.drift.tick(house.now)
+    mine = _verdicts(house, subject="pi-0")
+    assert {v["context"] for v in mine} == {"", "night"}
+    assert {v["foreign_windows"] for v in mine if v["context"] == ""} == {50}
+    assert {(v["foreign_windows"], v["n"]) for v in mine if v["context"] == "night"} == {(0, 100)}
+
+
+def test_a_manifest_that_cannot_be_read_stops_drift_of_no_other_package(
+    learned: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    house = learned
+    with house.control.begin() as connection:
+        row = {"name": "cars", "version": "1", "digest": "c" * 64, "state": "allowed", "published_ms": 1}
+        connection.execute(control.packages.insert().values(**row, manifest={}))
+    house.restart()
+    _live(house, ["pi-0"], 4, moved=["pi-0"])
+    assert ("pi-0", "input") in _alarms(house)
+    assert caplog.text.count("no drift for cars") == 1
+
+
+def test_acknowledging_a_fleet_acknowledges_its_devices_and_no_others(learned: House) -> None:
+    house = learned
+    house.enrol("far", fleet="field")
+    _live(house, ["far"], 14)
+    house.restart()
+    _live(house, ["pi-0", "pi-1", "pi-2", "far"], 4, moved=["pi-0", "pi-1", "far"])
+    mine, others = {("lab", "input"), ("pi-0", "input"), ("pi-1", "input")}, {("field", "input"), ("far", "input")}
+    assert _alarms(house) == mine | others
+    assert house.conductor.drift.acknowledge("lab", who="ann", now_ms=house.now) == 3
+    assert {v["model"] for v in _verdicts(house)} == {"digits"}
+    assert _alarms(house) == others
+    _live(house, ["pi-2"], 1)
+    assert _alarms(house) == others, "and does not come back with the next window"
+
+
+def test_a_stream_ends_when_its_device_goes_on_to_another_digest(house: House) -> None:
+    first, second = (house.packages[v].digest[:16] for v in ("1.0.0", "2.0.0"))
+    rng = np.random.default_rng(9)
+    for version, ended in (("1.0.0", None), ("2.0.0", first), ("1.0.0", second)):
+        house.window("pi-0", version, n=300, n_monitored=300, cells=draw_cells(house.packages[version], 300, rng))
+        house.conductor.drift.tick(house.now)
+        assert {v["digest"] for v in _verdicts(house, subject="pi-0", verdict="ended")} == ({ended} if ended else set())
+
+
+def test_drift_that_cannot_be_stored_is_counted_once_later(house: House) -> None:
+    rng = np.random.default_rng(10)
+    house.window("pi-0", "1.0.0", n=300, n_monitored=300, cells=draw_cells(house.packages["1.0.0"], 300, rng))
+
+    def refuse(*_: Any) -> None:
+        raise sa.exc.OperationalError("disk full", {}, Exception())
+
+    sa.event.listen(house.control, "commit", refuse)
+    with pytest.raises(sa.exc.OperationalError):
+        house.conductor.drift.tick(house.now)
+    sa.event.remove(house.control, "commit", refuse)
+    house.conductor.drift.tick(house.now)
+    assert {v["blocks"] for v in _verdicts(house, subject="pi-0")} == {1}
+
+
+def test_a_reference_that_is_gone_stops_drift_of_that_package_only(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    rng = np.random.default_rng(11)
+    lost = house.packages["2.0.0"].manifest.files["variants/onnx-fp32/baseline.msgpack"].sha256
+    (house.registry.blobs / lost).unlink()
+    for device, version in (("pi-0", "2.0.0"), ("pi-1", "1.0.0")):
+        house.window(device, version, n=300, n_monitored=300, cells=draw_cells(house.packages[version], 300, rng))
+    house.conductor.drift.tick(house.now)
+    assert {v["subject"] for v in _verdicts(house, scope="device")} == {"pi-1"}
+    assert "no drift for digits onnx-fp32" in caplog.text
+
+
+def test_what_is_accepted_is_the_new_normal_and_can_be_taken_back(learned: House) -> None:
+    house = learned
+    drift = house.conductor.drift
+    _live(house, EIGHT, 10, moved=["pi-0"])
+    assert ("pi-0", "input") in _alarms(house)
+    with pytest.raises(RequestError, match="expected a reason"):
+        drift.accept("pi-0", who="ann", reason=" ", now_ms=house.now)
+    assert ("pi-0", "input") in _alarms(house), "nothing was changed"
+    assert drift.accept("pi-0", who="ann", reason="new lens", now_ms=house.now)["accepted"] == 1
+    _live(house, EIGHT, 10, moved=["pi-0"])
+    assert _alarms(house) == set()
+    assert [v["accepted"] for v in _verdicts(house, subject="pi-0", part="input")] == [True]
+    house.restart()
+    _live(house, EIGHT, 6)
+    assert ("pi-0", "input") in _alarms(house), "what was normal before is a drift now"
+    house.conductor.drift.undo("pi-0", who="ann", reason="old lens again", now_ms=house.now)
+    _live(house, EIGHT, 6)
+    assert _alarms(house) == set()
+    with pytest.raises(RequestError, match="nothing was accepted for 'pi-0'"):
+        house.conductor.drift.undo("pi-0", who="ann", reason="again", now_ms=house.now)
+    with house.control.connect() as connection:
+        said = [row.what for row in connection.execute(sa.select(control.audit).where(control.audit.c.who == "ann"))]
+    assert said == ["drift accept", "drift undo"]
+
+
+def test_a_fleets_new_normal_is_that_of_its_devices_in_alarm(learned: House) -> None:
+    house = learned
+    _live(house, EIGHT, 10, moved=EIGHT[:3])
+    assert house.conductor.drift.accept("lab", who="ann", reason="lamps", now_ms=house.now)["accepted"] == 3
+    _live(house, EIGHT, 8, moved=EIGHT[:3])
+    assert _alarms(house) == set()
+
+
+def test_the_budget_is_kept_and_sets_what_a_page_needs(learned: House) -> None:
+    house = learned
+    drift = house.conductor.drift
+    strict, before = drift.set_budget(0.01, who="ann", reason="nights", now_ms=house.now), Budget().false_pages_a_month
+    house.restart()
+    assert house.conductor.drift.budget() == strict
+    loose = house.conductor.drift.set_budget(10.0, who="ann", reason="days", now_ms=house.now)
+    assert strict["log_e_device"] - loose["log_e_device"] == pytest.approx(np.log(1000))
+    assert (strict["streams"], before) == (8 * 4, 1.0)
+    with pytest.raises(RequestError, match=r"0\.001 to 10000"):
+        house.conductor.drift.set_budget(0, who="ann", reason="never", now_ms=house.now)
+
+
+def test_repeated_input_is_named_although_no_channel_moves(learned: House) -> None:
+    house = learned
+    _live(house, ["pi-0"], 4, repeated=200)
+    assert _alarms(house) >= {("pi-0", "feed")}
+    assert _verdicts(house, subject="pi-0", part="feed")[0]["kinds"] == ["stale or repeated input"]
+
+
+def test_a_silent_device_leaves_the_mean_of_its_cohort_and_keeps_its_alarm(learned: House) -> None:
+    house = learned
+    _live(house, EIGHT, 4, moved=["pi-0"])
+    assert ("lab", "input") in _alarms(house)
+    _live(house, EIGHT[1:], 7, step=4 * HOUR)
+    assert _alarms(house) == {("pi-0", "input")}
