@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgewright_hub.rollouts.gates import Evidence, GatePolicy, Judgement, Ledger, SequentialGate
-from edgewright_hub.rollouts.processes import Counts, Interval, Margin, Process, advance, dispersion
+from edgewright_hub.rollouts.processes import Counts, Interval, Margin, Process, advance
 
 VECTORS = json.loads((Path(__file__).parent / "data" / "stats_vectors.json").read_text())
 
@@ -219,16 +219,6 @@ def test_a_judgement_can_be_stored_whatever_was_seen(policy: GatePolicy) -> None
             for pre in (some, nothing):
                 judgement = SequentialGate(policy).judge(_evidence(Ledger(), treated, control, pre, exposed=1))
                 assert msgspec.json.decode(msgspec.json.encode(judgement), type=Judgement) == judgement
-
-
-def test_dispersion_is_one_for_poisson_counts_and_larger_for_bursts() -> None:
-    rng = np.random.default_rng(0)
-    device = np.repeat(np.arange(20), 50)
-    trials = np.full(1000, 60.0)
-    assert dispersion(rng.poisson(2.0, 1000).astype(float), trials, device) == pytest.approx(1.0, abs=0.15)
-    bursts = rng.poisson(2.0 * rng.gamma(0.5, 2.0, 1000)).astype(float)
-    assert dispersion(bursts, trials, device) == pytest.approx(5.0, abs=1.0)
-    assert dispersion(bursts[:5], trials[:5], device[:5]) == 1.0, "too few windows to tell"
 
 
 def _broken_control(factor: float, seed: int, *, broken: int, devices: int = 8, rise: float = 50.0) -> Judgement:

@@ -266,21 +266,6 @@ def pre_rates(events: Floats, trials: Floats, phi: float = 1.0) -> Floats:
     return np.asarray((events + alike) / (trials + alike / common))
 
 
-def dispersion(events: Floats, trials: Floats, device: npt.NDArray[np.intp]) -> float:
-    """phi >= 1: Pearson's variance over mean of window counts around each device's own rate, before the rollout.
-
-    Arrays are float64[windows]; `device` numbers the device of each window.
-    """
-    known = np.bincount(device, weights=trials) > 0
-    per_events, per_trials = np.bincount(device, weights=events), np.bincount(device, weights=trials)
-    mean = trials * (per_events / np.maximum(per_trials, 1))[device]
-    used = mean > 0
-    freedom = int(used.sum()) - int((known & (per_events > 0)).sum())
-    if freedom < 10:
-        return 1.0
-    return max(1.0, float(((events - mean)[used] ** 2 / mean[used]).sum()) / freedom)
-
-
 def _counted(
     process: Process, seen: Interval, scaled: float, *, bad: Floats, ok: float, basis: Basis,
     gained: float = 0.0, own: float | None = None,
