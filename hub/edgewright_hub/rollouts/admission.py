@@ -7,17 +7,26 @@ is not there, Refused where the answer is "no".
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
 from edgewright_contracts.desired import Desired
 from edgewright_contracts.errors import Refused, RequestError
 
+from ..fleet import roster
+from ..fleet.selectors import Device, parse
 from ..storage import control
 from .desired_documents import MODELS, room, told
-from .specification import RolloutSpec, stored
+from .specification import RolloutSpec, is_selector, stored
 from .state import ACTIVE
+
+_WAYS: Final = {
+    "candidate": "nobody has approved it yet. `edgewright registry approve {name} {version}` does",
+    "deprecated": "what runs it may keep it, and nobody else gets it. `edgewright registry approve {name} {version}` "
+    "takes that back",
+    "revoked": "nobody may run it any more. Publish a corrected version under a new number",
+}
 
 
 class Package(NamedTuple):
@@ -25,22 +34,46 @@ class Package(NamedTuple):
     version: str
     digest: str
     state: str
+    stage: str
 
 
 def packages(connection: sa.Connection) -> list[Package]:
     p = control.packages.c
-    query = sa.select(p.name, p.version, p.digest, p.state).order_by(p.published_ms)
+    query = sa.select(p.name, p.version, p.digest, p.state, p.stage).order_by(p.published_ms)
     return [Package(*row) for row in connection.execute(query)]
 
 
-def chosen(spec: RolloutSpec, fleets: Mapping[str, str]) -> list[str]:
+def withdrawn(connection: sa.Connection) -> dict[str, str]:
+    """Why nobody may run them any more, by digest, of packages of which that is so."""
+    p = control.packages.c
+    query = sa.select(p.digest, p.state, p.stage).where((p.state != "allowed") | (p.stage == "revoked"))
+    return {
+        row.digest: "its owner does not sign it any more" if row.state != "allowed" else "it was revoked"
+        for row in connection.execute(query)
+    }
+
+
+def chosen(spec: RolloutSpec, devices: Mapping[str, Device]) -> list[str]:
     """The enrolled devices that a spec means."""
-    named = set(spec.devices)
-    return [d for d, fleet in fleets.items() if spec.fleet in ("", fleet) and (not named or d in named)]
+    names, selector = set(spec.devices), parse(spec.selector) if spec.selector else None
+    return [
+        one.id
+        for one in devices.values()
+        if spec.fleet in ("", one.fleet)
+        and (not names or one.id in names)
+        and (selector is None or selector.means(one))
+    ]
+
+
+def groups(spec: RolloutSpec, devices: Sequence[Device]) -> list[int | None]:
+    """Of each device, the first stage whose selector means it."""
+    selectors = [(i, parse(str(stage))) for i, stage in enumerate(spec.ladder) if is_selector(stage)]
+    return [next((i for i, one in selectors if one.means(device)), None) for device in devices]
 
 
 def named(spec: RolloutSpec, packages: Sequence[Package]) -> Package:
-    """The one allowed package that a spec means. Raises RequestError for an unknown, Refused for a withdrawn one."""
+    """The one package that a spec means. Raises RequestError for an unknown one, Refused for one that its owner does
+    not sign any more or of which its stage says "no"."""
     if not spec.digest and not spec.version:
         raise RequestError("name what to roll out: a version (`--version 1.2.0`) or a digest")
     mine = [p for p in packages if p.name == spec.model]
@@ -51,6 +84,9 @@ def named(spec: RolloutSpec, packages: Sequence[Package]) -> Package:
         raise RequestError(f"{spec.model} {wanted} is not in the registry (published: {known}). Publish it first")
     if found[0].state != "allowed":
         raise Refused(f"{spec.model} {found[0].version} is {found[0].state}: its owner does not sign it any more")
+    if found[0].stage != "approved":
+        way = _WAYS[found[0].stage].format(name=found[0].name, version=found[0].version)
+        raise Refused(f"{spec.model} {found[0].version} is {found[0].stage}: {way}")
     return found[0]
 
 
@@ -65,27 +101,33 @@ def refuse_blocked(package: Package, rows: Iterable[sa.Row[Any]]) -> None:
 
 
 def refuse_others(
-    spec: RolloutSpec, members: Iterable[str], fleets: Mapping[str, str], rows: Iterable[sa.Row[Any]]
+    spec: RolloutSpec, members: Iterable[str], devices: Mapping[str, Device], rows: Iterable[sa.Row[Any]]
 ) -> None:
     """Raise Refused when another rollout of the model is under way on some of these devices, or in their fleet."""
     for row in rows:
         if row.state in ACTIVE and row.name == spec.model:
             other = stored(row.spec)
-            shared = set(members) & set(chosen(other, fleets))
-            if shared or other.fleet == spec.fleet:
+            shared = set(members) & set(chosen(other, devices))
+            if shared or (other.fleet, other.selector) == (spec.fleet, spec.selector):
                 raise Refused(
                     f"rollout {row.id} ({other.model} {other.version}) is {row.state} on {len(shared)} "
                     "of the same devices. Wait for its end, or abort it"
                 )
 
 
-def refuse_empty(spec: RolloutSpec, members: Sequence[str], fleets: Mapping[str, str]) -> None:
-    """Raise RequestError when there is no such device or fleet, Refused while no device is enrolled at all."""
-    if not fleets:
+def refuse_empty(
+    spec: RolloutSpec, members: Sequence[str], devices: Mapping[str, Device], cohorts: Iterable[str]
+) -> None:
+    """Raise RequestError when there is no such device, fleet or cohort, Refused while no device is enrolled at all or
+    a selector means none."""
+    if not devices:
         raise Refused("no device is enrolled yet; `edgewright hub token` makes the token that enrols one")
-    known = ", ".join(sorted({f for f in fleets.values() if f})) or "none"
-    if spec.fleet and spec.fleet not in fleets.values():
-        raise RequestError(f"no enrolled device is in a fleet {spec.fleet!r}. Known fleets: {known}")
+    fleets = sorted({one.fleet for one in devices.values()})
+    if spec.fleet and spec.fleet not in fleets:
+        raise RequestError(f"no enrolled device is in a fleet {spec.fleet!r}. Known fleets: {', '.join(fleets)}")
+    for text in (spec.selector, *(str(stage) for stage in spec.ladder if is_selector(stage))):
+        if text and not roster.meant(roster.known(parse(text), cohorts), devices.values()):
+            raise Refused(f"the selector {text} means no enrolled device; `edgewright fleet devices` lists them")
     if unknown := sorted(set(spec.devices) - set(members)):
         where = f" in fleet {spec.fleet!r}" if spec.fleet else ""
         raise RequestError(

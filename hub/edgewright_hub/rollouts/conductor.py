@@ -16,6 +16,7 @@ on. Only a database that fails stops a tick, which is then repeated whole.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import threading
@@ -32,12 +33,14 @@ from edgewright_contracts.errors import ContractError, Refused, RequestError
 from edgewright_contracts.topics import Kind
 
 from ..drift.fleet_drift import FleetDrift
+from ..fleet.roster import Roster, named
+from ..fleet.selectors import Device
 from ..registry.registry import Registry
 from ..storage import control, telemetry
 from ..storage.store import upsert
 from . import admission, configuration, desired_documents, evidence, rollout
 from .configuration import Configurations
-from .desired_documents import Changes, Documents, current, newcomers, promoted_for
+from .desired_documents import Changes, Documents, Promoted, current, newcomers, promoted_for
 from .gates import Ledger, SequentialGate
 from .members import STATUSES, Member, Members
 from .processes import Process
@@ -76,6 +79,7 @@ class Conductor:
         self._publish = publish
         self._configurations = Configurations(config)
         self._documents = Documents()
+        self.roster = Roster(telemetry_engine)
         self._lock = threading.Lock()
         self.drift = FleetDrift(control_engine, telemetry_engine, registry.blobs)
 
@@ -101,10 +105,10 @@ class Conductor:
             spec = msgspec.structs.replace(spec, digest=package.digest, version=package.version)
             rows = connection.execute(sa.select(control.rollouts).order_by(control.rollouts.c.created_ms)).all()
             admission.refuse_blocked(package, rows)
-            fleets = _fleets(connection)
-            members = admission.chosen(spec, fleets)
-            admission.refuse_empty(spec, members, fleets)
-            admission.refuse_others(spec, members, fleets, rows)
+            fleet = self.roster.read(connection)
+            members = admission.chosen(spec, fleet)
+            admission.refuse_empty(spec, members, fleet, named(connection))
+            admission.refuse_others(spec, members, fleet, rows)
             documents = self._documents.read(connection)
             wanted = {d: current(documents.get(d), spec.model) for d in members}
             members = [d for d in members if wanted[d] != spec.digest]
@@ -113,7 +117,7 @@ class Conductor:
                 raise Refused(f"all {len(wanted)} devices already have {package.name} {package.version}")
             mark = hashlib.sha256(f"{now_ms}{spec.digest}".encode()).hexdigest()[:4]
             state = RolloutState(id=f"r{len(rows) + 1}-{mark}")
-            joined, processes = self._before(spec, {d: wanted[d] for d in members}, now_ms)
+            joined, processes = self._before(spec, fleet, {d: wanted[d] for d in members}, now_ms)
             state = rollout.enrol(msgspec.structs.replace(state, ledger=Ledger(processes)), joined)
             state, _ = rollout.command(state, spec, "start", f"started by {who}", now_ms)
             values = {"id": state.id, "name": spec.model, "spec": msgspec.to_builtins(spec), "created_ms": now_ms}
@@ -129,7 +133,8 @@ class Conductor:
                 spec, state = stored(row.spec), unpacked(row.progress)
                 state, asked = rollout.command(state, spec, event, f"{event} by {who}", now_ms)
                 wishes = asked.expand(state.members, spec)
-                changes = self._changes(connection, self._documents.read(connection), {}, _fleets(connection))
+                fleet = self.roster.read(connection)
+                changes = self._changes(connection, self._documents.read(connection), {}, fleet)
                 _write(connection, {state.id: _stored(state, now_ms)}, [(w, state.id, spec) for w in wishes], changes)
                 _note(connection, now_ms, who, f"rollout {event}", rollout_id)
             self._send(changes.bodies)
@@ -140,7 +145,7 @@ class Conductor:
         Raises RequestError, ContractError: `configuration.put`.
         """
         with self._lock, self._control.begin() as connection:
-            fleets = _fleets(connection)
+            fleets = _fleets(self.roster.read(connection))
             configuration.put(connection, self._configurations.base, asked, fleets, who=who, now_ms=now_ms)
             named = ", ".join(asked.devices) or (f"fleet {asked.fleet}" if asked.fleet else "all devices")
             said = ", ".join(f"{key}={value}" for key, value in asked.settings.items())
@@ -150,7 +155,7 @@ class Conductor:
     def configuration(self, fleet: str, devices: Sequence[str]) -> list[dict[str, Any]]:
         """What is in force for each of the devices, or the fleet, or all, as people read it: JSON values only."""
         with self._control.connect() as connection:
-            fleets, base = _fleets(connection), self._configurations.base
+            fleets, base = _fleets(self.roster.read(connection)), self._configurations.base
             named = configuration.subjects(fleet, devices, fleets)
             return [configuration.describe(connection, base, one, fleets) for one in named]
 
@@ -174,15 +179,16 @@ class Conductor:
 
     def _rollouts(self, now_ms: int) -> tuple[bool, Mapping[str, bytes]]:
         with self._control.connect() as connection:
-            fleets, documents, cursors = _fleets(connection), self._documents.read(connection), _cursors(connection)
+            fleet, documents = self.roster.read(connection), self._documents.read(connection)
+            cursors, withdrawn = _cursors(connection), admission.withdrawn(connection)
             where = control.rollouts.c.state.in_(ACTIVE)
             active = connection.execute(sa.select(control.rollouts).where(where)).all()
             promoted = desired_documents.promoted(connection)
             ahead = self._documents.ahead(documents, self._held())
-            changes = self._changes(connection, documents, ahead, fleets)
-        for device in fleets:
+            changes = self._changes(connection, documents, ahead, fleet)
+        for device in fleet:
             changes.configure(device)
-        grants: list[Grant] = [(wish, "", None) for wish in newcomers(fleets, documents, promoted)]
+        grants: list[Grant] = [(wish, "", None) for wish in newcomers(fleet, documents, promoted)]
         windows, events = self._read(cursors, reading=bool(active))
         stepped: dict[str, dict[str, Any]] = {}
         heard = self._heard() if active else {}
@@ -190,9 +196,11 @@ class Conductor:
         for row in active:
             try:
                 spec, before = stored(row.spec), unpacked(row.progress)
-                joined = self._joined(spec, before, fleets, documents, promoted, now_ms)
+                joined = self._joined(spec, before, fleet, documents, promoted, now_ms)
                 whole = rollout.enrol(before, joined)
                 seen = evidence.observe(spec, whole, windows, events, present, heard, now_ms)
+                held = np.array([d in fleet and fleet[d].held for d in whole.members.devices], np.bool_)
+                seen = dataclasses.replace(seen, held=held, withdrawn=withdrawn.get(spec.digest, ""))
                 after, more = rollout.step(whole, spec, seen, SequentialGate(spec.gate), now_ms)
             except sa.exc.SQLAlchemyError:
                 raise
@@ -219,10 +227,15 @@ class Conductor:
         connection: sa.Connection,
         documents: Mapping[str, Desired],
         ahead: Mapping[str, int],
-        fleets: Mapping[str, str],
+        fleet: Mapping[str, Device],
     ) -> Changes:
         self._configurations.read(connection, len(documents))
-        return Changes(documents, ahead, lambda device: self._configurations.of(device, fleets.get(device, "")))
+        return Changes(
+            documents,
+            ahead,
+            lambda device: self._configurations.of(device, fleet[device].fleet if device in fleet else ""),
+            held={device.id for device in fleet.values() if device.held},
+        )
 
     def _read(self, cursors: Mapping[str, int], *, reading: bool) -> tuple[Sequence[Any], Sequence[Any]]:
         """Rows behind the cursors; without a rollout only the last ones, to move the cursors on."""
@@ -256,23 +269,23 @@ class Conductor:
         self,
         spec: RolloutSpec,
         state: RolloutState,
-        fleets: Mapping[str, str],
+        fleet: Mapping[str, Device],
         documents: Mapping[str, Desired],
-        promoted: Mapping[tuple[str, str], str],
+        promoted: Sequence[Promoted],
         now_ms: int,
     ) -> tuple[Member, ...]:
         """Devices that were enrolled after the rollout began."""
         if state.state in GOING_BACK or spec.devices:
             return ()
         known = set(state.members.devices)
-        had = {d: current(documents.get(d), spec.model) for d in admission.chosen(spec, fleets) if d not in known}
+        had = {d: current(documents.get(d), spec.model) for d in admission.chosen(spec, fleet) if d not in known}
         for device in had:
-            had[device] = had[device] or promoted_for(promoted, fleets[device], spec.model)
+            had[device] = had[device] or promoted_for(promoted, fleet[device], spec.model)
         new = {device: digest for device, digest in had.items() if digest != spec.digest}
-        return self._before(spec, new, now_ms)[0] if new else ()
+        return self._before(spec, fleet, new, now_ms)[0] if new else ()
 
     def _before(
-        self, spec: RolloutSpec, previous: Mapping[str, str | None], now_ms: int
+        self, spec: RolloutSpec, fleet: Mapping[str, Device], previous: Mapping[str, str | None], now_ms: int
     ) -> tuple[tuple[Member, ...], tuple[Process, ...]]:
         """Members with what they counted in the 24 hours before."""
         w = telemetry.windows.c
@@ -285,7 +298,9 @@ class Conductor:
                 for row in connection.execute(sa.select(*columns).where(*where)):
                     if row.digest == (previous.get(row.device) or "")[:16]:
                         rows[row.device].append(row)
-        return evidence.before(spec.gate.metrics, previous, rows)
+        members, processes = evidence.before(spec.gate.metrics, previous, rows)
+        groups = admission.groups(spec, [fleet[m.device] for m in members])
+        return tuple(msgspec.structs.replace(m, group=g) for m, g in zip(members, groups, strict=True)), processes
 
     def _send(self, bodies: Mapping[str, bytes]) -> None:
         for device, body in bodies.items():
@@ -364,11 +379,8 @@ def _row(connection: sa.Connection, rollout_id: str) -> sa.Row[Any]:
     return row
 
 
-def _fleets(connection: sa.Connection) -> dict[str, str]:
-    """Fleet of each enrolled device."""
-    d = control.devices.c
-    rows = connection.execute(sa.select(d.id, d.fleet).where(d.state == "enrolled").order_by(d.id))
-    return {row.id: row.fleet for row in rows}
+def _fleets(devices: Mapping[str, Device]) -> dict[str, str]:
+    return {device.id: device.fleet for device in devices.values()}
 
 
 def _cursors(connection: sa.Connection) -> dict[str, int]:

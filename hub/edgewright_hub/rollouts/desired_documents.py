@@ -2,7 +2,8 @@
 
 A document changes in three ways only. A rollout wishes something of a device (`granted`), a device that nobody has
 told anything yet gets what was promoted to its fleet (`newcomers`), and the configuration that is in force for it is
-another one (`configured`). Models that are not meant stay as they are.
+another one, or it is held or released (`configured`). Models that are not meant stay as they are. A held device is told
+so, and begins nothing: what it is told to run is what it will run once it is released.
 Writing is the conductor's, in the transaction that holds the rollouts' states; revisions rise strictly.
 
 No device can do harm to another's document. What cannot be sent is not stored (`Changes`); a row that cannot be read
@@ -12,8 +13,8 @@ counts as an empty document of the same revision; and a revision that no hub can
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import sqlalchemy as sa
@@ -22,6 +23,7 @@ from edgewright_contracts.codec import MAX_COUNT
 from edgewright_contracts.desired import Config, Desired, DesiredModel, Probation, encode
 from edgewright_contracts.errors import ContractError
 
+from ..fleet.selectors import Device, Selector, parse
 from ..storage import control
 from .specification import RolloutSpec
 from .wishes import Wish
@@ -84,13 +86,17 @@ class Changes:
     """The documents that one transaction changes, each proven to be sendable before it is kept.
 
     `ahead`: what `Documents.ahead` found; these devices are sent their document under a higher revision. `config_of`:
-    what is in force for a device.
+    what is in force for a device. `held`: devices on which nothing shall change.
     """
 
     def __init__(
-        self, documents: Mapping[str, Desired], ahead: Mapping[str, int], config_of: Callable[[str], Config]
+        self,
+        documents: Mapping[str, Desired],
+        ahead: Mapping[str, int],
+        config_of: Callable[[str], Config],
+        held: Set[str] = frozenset(),
     ) -> None:
-        self._documents, self._ahead, self._config_of = documents, ahead, config_of
+        self._documents, self._ahead, self._config_of, self._held = documents, ahead, config_of, held
         self._changed: dict[str, Desired] = {}
         self.bodies: dict[str, bytes] = {}  # by device, as they go out
         for device in ahead:
@@ -100,7 +106,7 @@ class Changes:
         """A document that would not be valid with the wish stays as it is; the log says why."""
         config = self._config_of(wish.device)
         before = self._changed.get(wish.device) or self._documents.get(wish.device) or Desired(rev=0, config=config)
-        after = granted(before, wish, rollout_id, spec, config)
+        after = self._marked(wish.device, granted(before, wish, rollout_id, spec, config))
         if after != before or wish.again:
             self._keep(wish.device, after)
 
@@ -110,12 +116,15 @@ class Changes:
         before = self._documents.get(device)
         if before is None and config.version:
             self._keep(device, Desired(rev=0, config=config))
-        elif before is not None and (after := configured(before, config)) != before:
+        elif before is not None and (after := self._marked(device, configured(before, config))) != before:
             self._keep(device, after)
 
     def rows(self) -> list[dict[str, Any]]:
         """For control.desired."""
         return [{"device": d, "rev": one.rev, "document": msgspec.to_builtins(one)} for d, one in self._changed.items()]
+
+    def _marked(self, device: str, document: Desired) -> Desired:
+        return msgspec.structs.replace(document, hold=True if device in self._held else msgspec.UNSET)
 
     def _keep(self, device: str, document: Desired) -> None:
         own = self._documents[device].rev if device in self._documents else 0
@@ -164,37 +173,51 @@ def configured(document: Desired, config: Config) -> Desired:
     return msgspec.structs.replace(document, config=config)
 
 
-def promoted(connection: sa.Connection) -> dict[tuple[str, str], str]:
-    """Digest of the last rollout to a whole fleet that ended well, by (fleet, model); fleet "" is all of them."""
-    r = control.rollouts.c
-    query = sa.select(r.spec).where(r.state == "done").order_by(r.updated_ms)
-    found: dict[tuple[str, str], str] = {}
+class Promoted(NamedTuple):
+    """A release that a rollout has brought out to all that it meant."""
+
+    fleet: str  # "": all of them
+    selector: Selector | None
+    model: str
+    digest: str
+
+    def means(self, device: Device) -> bool:
+        return self.fleet in ("", device.fleet) and (self.selector is None or self.selector.means(device))
+
+
+def promoted(connection: sa.Connection) -> list[Promoted]:
+    """The newest first, without those that named single devices, and without packages that nobody may run any more."""
+    r, p = control.rollouts.c, control.packages.c
+    query = sa.select(r.spec).where(r.state == "done").order_by(r.updated_ms.desc())
+    gone = set(connection.execute(sa.select(p.digest).where((p.state != "allowed") | (p.stage == "revoked"))).scalars())
+    found: dict[Promoted, None] = {}
     for (spec,) in connection.execute(query):
-        if spec["devices"]:
-            continue
-        if not spec["fleet"]:  # newer than whatever single fleets had
-            found = {key: digest for key, digest in found.items() if key[1] != spec["model"]}
-        found[spec["fleet"], spec["model"]] = spec["digest"]
-    return found
+        if not spec["devices"] and spec["digest"] not in gone:
+            text = spec.get("selector", "")
+            found[Promoted(spec["fleet"], parse(text) if text else None, spec["model"], spec["digest"])] = None
+    return list(found)
 
 
-def promoted_for(promoted: Mapping[tuple[str, str], str], fleet: str, model: str) -> str | None:
-    return promoted.get((fleet, model)) or promoted.get(("", model))
+def promoted_for(promoted: Iterable[Promoted], device: Device, model: str) -> str | None:
+    return next((one.digest for one in promoted if one.model == model and one.means(device)), None)
 
 
 def newcomers(
-    fleets: Mapping[str, str], documents: Mapping[str, Desired], promoted: Mapping[tuple[str, str], str]
+    devices: Mapping[str, Device], documents: Mapping[str, Desired], promoted: Sequence[Promoted]
 ) -> list[Wish]:
-    """Devices that nobody has told anything yet get what their fleet runs, as far as their documents hold it."""
-    models = sorted({model for _, model in promoted})
+    """Devices that nobody has told anything yet get what their fleet runs, as far as their documents hold it, and
+    unless they are held."""
+    models = sorted({one.model for one in promoted})
     wishes = []
-    for device, fleet in fleets.items():
+    for name, device in devices.items():
         mine = [
-            Wish(device, model, digest, trial=False)
+            Wish(name, model, digest, trial=False)
             for model in models
-            if (digest := promoted_for(promoted, fleet, model)) and not told(documents.get(device), model)
+            if not device.held
+            and not told(documents.get(name), model)
+            and (digest := promoted_for(promoted, device, model))
         ]
-        wishes += mine[: room(documents.get(device))] if mine else mine
+        wishes += mine[: room(documents.get(name))] if mine else mine
     return wishes
 
 
