@@ -43,8 +43,8 @@ def open_alert(
     found = connection.execute(sa.select(control.alerts).where(a.open_key == key)).first()
     if found is None:
         who = {"key": key, "open_key": key, "kind": kind[:32], "subject": subject[:128]}
-        made = connection.execute(control.alerts.insert().values(**who, **said, opened_ms=now_ms))
-        webhooks.announce(connection, "opened", _row(connection, int(made.inserted_primary_key[0])), now_ms)
+        made = control.alerts.insert().values(**who, **said, opened_ms=now_ms).returning(a.id)
+        webhooks.announce(connection, "opened", _row(connection, connection.execute(made).scalar_one()), now_ms)
         return True
     if any(getattr(found, name) != value for name, value in said.items()):
         worse = found.severity == "ticket" and severity == "page"

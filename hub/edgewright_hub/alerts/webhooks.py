@@ -54,8 +54,8 @@ def add(
     secret = secrets.token_urlsafe(32)
     row = {"url": url, "secret": secret, "pages_only": pages_only, "kind": kind, "subject": subject}
     with engine.begin() as connection:
-        made = connection.execute(control.webhooks.insert().values(**row, added_ms=now_ms, who=who))
-        number = int(made.inserted_primary_key[0])
+        made = control.webhooks.insert().values(**row, added_ms=now_ms, who=who).returning(control.webhooks.c.id)
+        number = int(connection.execute(made).scalar_one())
         _note(connection, "webhook add", f"{number}: {_shown(url)}", who, now_ms)
     return {"id": number, "secret": secret}
 
@@ -188,8 +188,8 @@ def _after(row: sa.Row[Any], said: str, now_ms: int) -> dict[str, Any]:
 
 def _enqueue(connection: sa.Connection, webhook: int, body: str, now_ms: int) -> int:
     values = {"webhook": webhook, "body": body, "state": "due", "next_ms": now_ms, "created_ms": now_ms}
-    made = connection.execute(control.deliveries.insert().values(**values))
-    return int(made.inserted_primary_key[0])
+    made = control.deliveries.insert().values(**values).returning(control.deliveries.c.id)
+    return int(connection.execute(made).scalar_one())
 
 
 def _shown(url: str) -> str:
