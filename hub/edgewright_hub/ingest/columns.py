@@ -13,16 +13,13 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from edgewright_contracts.binning import GRID_CELLS, Cells
-from edgewright_contracts.codec import MAX_COUNT, Hex64
+from edgewright_contracts.codec import Hex64
 from edgewright_contracts.codec import Sequence as Number
 from edgewright_contracts.errors import ContractError
 from edgewright_contracts.report import CONFIDENCE_BINS, MAX_CELLS, VERSION, Window
-
-Index = npt.NDArray[np.intp]
-_VARINT_BYTES = 6
+from edgewright_contracts.unpacking import Index, Ragged, ragged
 
 
 class Unchecked(Window, array_like=True, frozen=True, kw_only=True):
@@ -41,11 +38,6 @@ class UncheckedReport(msgspec.Struct, array_like=True, frozen=True, kw_only=True
     spool_id: Hex64
     seq: Number
     window: Unchecked
-
-
-class Ragged(NamedTuple):
-    values: Cells  # of all rows, one behind the other
-    starts: Index  # of each row, and the end
 
 
 class Grids(NamedTuple):
@@ -84,33 +76,6 @@ def unpacked(windows: Sequence[Window]) -> Columns:
         if (table[:, 1] > table[:, 0]).any():
             raise ContractError("correct_by_confidence", "hits of at most n in each bin", "more")
     return Columns(cells, latency)
-
-
-def ragged(rows: Sequence[bytes]) -> Ragged:
-    """The varints of each row. Raises ContractError as `binning.unpack`."""
-    size = np.fromiter(map(len, rows), np.intp, len(rows))
-    at = np.concatenate(([0], np.cumsum(size)))
-    u = np.frombuffer(b"".join(rows), np.uint8)
-    more = u > 127
-    if not more.any():
-        return Ragged(u.astype(np.int64), at)
-    if more[at[1:][size > 0] - 1].any():
-        raise ContractError("cells", "whole varints", "a truncated varint at the end")
-    end = np.flatnonzero(~more)
-    length = np.diff(end, prepend=-1)
-    values = u[end].astype(np.int64)
-    long = np.flatnonzero(length > 1)
-    span, last = length[long], end[long]
-    if int(span.max()) > _VARINT_BYTES or not values[long].all():
-        raise ContractError("cells", f"varints of at most {_VARINT_BYTES} bytes in their shortest form", "others")
-    total = np.zeros(long.size, np.int64)
-    for i in range(int(span.max())):
-        digit = u[np.minimum(last - span + 1 + i, last)] & 127
-        total |= np.where(i < span, digit, 0).astype(np.int64) << 7 * i
-    if int(total.max()) > MAX_COUNT:
-        raise ContractError("cells", f"cells of at most {MAX_COUNT}", str(int(total.max())))
-    values[long] = total
-    return Ragged(values, np.searchsorted(end, at).astype(np.intp))
 
 
 def grids(rows: Ragged, most: Cells) -> Grids:

@@ -13,10 +13,11 @@ import numpy as np
 import sqlalchemy as sa
 
 from edgewright_contracts.binning import GRID_CELLS, Cells, pack_grid, unpack_grid
+from edgewright_contracts.unpacking import ragged
 
 from ..storage import telemetry
 from ..storage.store import fill, upsert
-from .columns import grids, ragged
+from .columns import grids
 
 CURSOR: Final = "device_hours"
 EVERY_S: Final = 60.0

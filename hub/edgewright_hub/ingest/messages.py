@@ -16,6 +16,7 @@ from edgewright_contracts import birth, event, topics
 from edgewright_contracts.codec import REPORT_BYTES, Hex64, Sequence, decode
 from edgewright_contracts.errors import ContractError
 from edgewright_contracts.packing import plain
+from edgewright_contracts.unpacking import plain_all
 
 from .columns import Columns, Unchecked, UncheckedReport, unpacked
 from .refusals import Reason, absurd, reason_of
@@ -63,7 +64,8 @@ class _EventHead(msgspec.Struct):
 
 
 def read(messages: Many[Message]) -> Batch:
-    items = [_read(message) for message in messages]
+    bodies = plain_all([message.body for message in messages], limit=REPORT_BYTES)
+    items = [_read(message, body) for message, body in zip(messages, bodies, strict=True)]
     found = [item for item in items if isinstance(item.content, Unchecked)]
     try:
         columns = _columns(found)
@@ -88,7 +90,7 @@ def _in_order(item: Item) -> bool:
     return True
 
 
-def _read(message: Message) -> Item:
+def _read(message: Message, raw: bytes | None) -> Item:
     try:
         device, kind = topics.parse(message.topic)
     except ContractError as error:
@@ -97,17 +99,18 @@ def _read(message: Message) -> Item:
         said = f"{kind}: expected at most {topics.RULES[kind].limit} bytes, got {len(message.body)}"
         return Item(message, device, None, reason="size", said=said)
     try:
-        return _opened(message, device, kind)
+        return _opened(message, raw, device, kind)
     except ContractError as error:
         head = _head(kind, message.body)
         spool_id, seq = (head.spool_id, head.seq) if head else ("", 0)
         return Item(message, device, None, spool_id, seq, reason_of(error), str(error))
 
 
-def _opened(message: Message, device: str, kind: topics.Kind) -> Item:
+def _opened(message: Message, raw: bytes | None, device: str, kind: topics.Kind) -> Item:
+    """`raw` is the body unpacked, where that is done already."""
     match kind:
         case "report":
-            raw = plain(message.body, name="report", limit=REPORT_BYTES)
+            raw = raw or plain(message.body, name="report", limit=REPORT_BYTES)
             one = decode(UncheckedReport, raw, name="report", limit=REPORT_BYTES, wire="msgpack")
             item = Item(message, device, one.window, one.spool_id, one.seq)
             if said := absurd(one.window):

@@ -50,7 +50,7 @@ def configuration(
         "autosave_interval 30",
         f"message_size_limit {limit}",
         # What waits for a hub that is away; devices keep everything until it is acknowledged end to end.
-        "max_inflight_messages 100",
+        "max_inflight_messages 1000",  # more than the hub commits at once: it acknowledges after that
         "max_queued_messages 10000",
         "max_queued_bytes 67108864",
     ]
