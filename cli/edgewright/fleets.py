@@ -14,8 +14,9 @@ from rich.table import Table
 
 from edgewright_contracts.errors import RequestError
 
+from .drifting import acknowledge, drift
 from .hub_client import HubClient, with_hub
-from .tables import ago, print_table, toned
+from .tables import ago, print_table
 
 
 @click.group()
@@ -39,35 +40,8 @@ def devices(client: HubClient, as_json: bool) -> None:
     print_table(table, f"{sum(row['online'] for row in rows)} of {len(rows)} online")
 
 
-@fleet.command()
-@click.option("--all", "everything", is_flag=True, help="Also what has not moved.")
-@with_hub
-def drift(client: HubClient, everything: bool, as_json: bool) -> int:
-    """Which devices and fleets drifted, since when and in what. Exits with 1 while there is an alarm."""
-    rows = client.get("/api/v1/drift")
-    alarms = [row for row in rows if row["verdict"] == "alarm"]
-    if as_json:
-        click.echo(json.dumps({"alarms": len(alarms), "drift": rows if everything else alarms}))
-        return 1 if alarms else 0
-    table = Table("", "who", "model", "part", "verdict", "since", "n", "what moved", box=None, header_style="dim")
-    for row in rows if everything else alarms:
-        moved = ", ".join(f"{c['name']} (JS {c['js']:.2f})" for c in row["channels"][:4]) or "–"
-        more = f" and {len(row['channels']) - 4} more" if len(row["channels"]) > 4 else ""
-        since = ago(row["since_ms"]) if row["since_ms"] else "–"
-        who = (row["scope"], escape(row["subject"]), escape(f"{row['model']} {row['variant']}"), row["part"])
-        table.add_row(*who, toned(row["verdict"]), since, f"{row['n']:,}", escape(moved + more))
-    watched = sum(row["scope"] == "device" and row["verdict"] in ("ok", "alarm") for row in rows)
-    print_table(table, f"{len(alarms)} alarms; {watched} streams of devices are watched")
-    return 1 if alarms else 0
-
-
-@fleet.command()
-@click.argument("subject")
-@with_hub
-def acknowledge(client: HubClient, subject: str, as_json: bool) -> None:
-    """End the drift alarms of a device or a fleet: somebody has looked. Its detectors begin anew."""
-    answer = client.post(f"/api/v1/drift/{subject}/acknowledge")
-    click.echo(json.dumps(answer) if as_json else f"{answer['acknowledged']} alarms of {subject} ended")
+fleet.add_command(drift)
+fleet.add_command(acknowledge)
 
 
 @fleet.command()

@@ -95,8 +95,25 @@ def test_devices_and_drift_are_listed(edgewright: Callable[..., tuple[int, str, 
     assert [d["device"] for d in json.loads(out)["devices"]] == ["pi-0", "pi-1", "pi-2"]
     assert "3 of 3 online" in edgewright("fleet", "devices")[1]
     code, out, _ = edgewright("fleet", "drift", "--json")
-    assert (code, json.loads(out)) == (0, {"alarms": 0, "drift": []})
-    assert "0 alarms; 0 streams of devices are watched" in edgewright("fleet", "drift")[1]
+    told = json.loads(out)
+    assert (code, told["alarms"], told["drift"], told["budget"]["false_pages_a_month"]) == (0, 0, [], 1.0)
+    assert "0 alarms; 0 streams of devices are watched; at most 1 false pages" in edgewright("fleet", "drift")[1]
+
+
+def test_a_budget_of_false_pages_is_set_and_nothing_is_accepted_without_an_alarm(
+    edgewright: Callable[..., tuple[int, str, str]],
+) -> None:
+    code, out, _ = edgewright("fleet", "drift", "budget", "0.5", "--reason", "quiet nights", "--json")
+    assert (code, json.loads(out)["false_pages_a_month"]) == (0, 0.5)
+    assert "at most 0.5 false pages a month" in edgewright("fleet", "drift", "budget")[1]
+    for arguments, said in (
+        (("budget", "2"), "expected a reason"),
+        (("budget", "0", "--reason", "none"), "0.001 to 10000 false pages a month"),
+        (("accept", "pi-0", "--reason", "lens"), "'pi-0' has no drift alarm"),
+        (("accept", "pi-0", "--undo", "--reason", "lens"), "nothing was accepted for 'pi-0'"),
+    ):
+        code, _, err = edgewright("fleet", "drift", *arguments)
+        assert (code, said in err) == (2, True), err
 
 
 def test_without_a_hub_it_says_how_to_name_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,10 +11,12 @@ import pytest
 import sqlalchemy as sa
 
 from edgewright_contracts.baseline import decode_baseline
+from edgewright_contracts.binning import pack
 from edgewright_contracts.errors import RequestError
 from edgewright_contracts.package import Package
+from edgewright_hub.drift import days
 from edgewright_hub.drift.budget import Budget
-from edgewright_hub.storage import control
+from edgewright_hub.storage import control, telemetry
 from sim.house import HOUR, House, draw_cells
 from sim.packages import make_package
 
@@ -290,6 +292,44 @@ def test_repeated_input_is_named_although_no_channel_moves(learned: House) -> No
     _live(house, ["pi-0"], 4, repeated=200)
     assert _alarms(house) >= {("pi-0", "feed")}
     assert _verdicts(house, subject="pi-0", part="feed")[0]["kinds"] == ["stale or repeated input"]
+
+
+def _alerts(house: House) -> dict[str, str]:
+    a = control.alerts.c
+    with house.control.connect() as connection:
+        rows = connection.execute(sa.select(a.subject, a.severity).where(a.open_key.is_not(None)))
+        return {row.subject: row.severity for row in rows}
+
+
+def test_a_cohort_pages_once_and_its_devices_are_listed(learned: House) -> None:
+    house = learned
+    _live(house, EIGHT, 4, moved=EIGHT[:2])
+    assert _alerts(house) == {"lab": "page", "pi-0": "ticket", "pi-1": "ticket"}
+    with house.control.connect() as connection:
+        text = connection.execute(sa.select(control.alerts.c.text).where(control.alerts.c.subject == "lab")).scalar()
+    assert str(text).startswith("2 devices of lab, digits: input shift, unfelt; moved: input (input.")
+    house.conductor.drift.acknowledge("lab", who="ann", now_ms=house.now)
+    assert _alerts(house) == {}
+
+
+def test_the_last_day_of_a_cohort_is_told_from_the_rollups(learned: House) -> None:
+    house = learned
+    cells = draw_cells(house.packages["1.0.0"], 50_000, house.rng, shift=True)
+    zero = dict.fromkeys(("n", "errors", "rejected", "labels_n", "labels_wrong"), 0)
+    row = {
+        "tier_s": 3600, "t0_ms": house.now - house.now % HOUR, "cohort": "lab", "variant": "onnx-fp32", "context": "",
+        "digest": house.packages["1.0.0"].digest[:16], "edge_hash": house.edges["1.0.0"], "phase": "normal",
+        "windows": 1, "n_monitored": 50_000, "cells": pack(cells), "latency_total": b"", **zero,
+    }  # fmt: skip
+    with house.telemetry.begin() as connection:
+        connection.execute(telemetry.rollups.insert().values(**row))
+    told = {
+        one["part"]: one
+        for one in days.by_cohort(house.control, house.telemetry, house.registry.blobs, now_ms=house.now)
+    }
+    furthest = {part: one["channels"][0]["js_beyond_chance"] for part, one in told.items()}
+    assert furthest["input"] > 0.1 > 0.05 > max(furthest["embedding"], furthest["output"])
+    assert told["input"]["channels"][0]["psi"] > told["input"]["channels"][0]["psi_chance"]
 
 
 def test_a_silent_device_leaves_the_mean_of_its_cohort_and_keeps_its_alarm(learned: House) -> None:

@@ -40,5 +40,5 @@ def cohort(
     if many:
         told |= skewed
     since = since_ms[told & (since_ms > 0)]
-    names = tuple(sorted(devices[i] for i in np.flatnonzero(told)))
+    names = tuple(sorted(devices[i] for i in np.flatnonzero(told).tolist()))
     return Cohort(mean, mean >= need, many, names, int(since.min()) if since.size else 0)

@@ -6,6 +6,7 @@ windows that are in control, over all devices that count the same channels in th
 
     c_f   mean of X² over its mean for independent rows, of each channel
     v_f   variance of X²: at least 2 (K - 1) c_f², more where it was measured so
+    t_f   mean of the squared trend, which devices that differ a little inflate more than the rest of X²; and its variance
     rho   correlation of the z-scores of two blocks in a row; of a stream, its own share drawn towards the fleet's
 
 Each is taken somewhat larger than measured, by what the number of blocks leaves open (1 / sqrt of it), and used from
@@ -42,18 +43,22 @@ class Dispersion:
     x2: Floats
     ratio: Floats  # sums of X² / (K - 1)
     square: Floats  # of its square
+    trend: Floats  # sums of the squared trend
+    trend_square: Floats  # of its square
     runs: Floats  # [baselines, 3]: number, sums and squares of sums over RUN whitened z-scores in a row
     pairs: Floats  # [baselines, scales, 4]: number, sums of z, z² and z times the z before it
 
     @classmethod
     def empty(cls, baselines: int, scales: int, channels: int) -> Dispersion:
-        free, x2, ratio, square = np.zeros((4, baselines, scales, channels))
+        free, x2, ratio, square, trend, trend_square = np.zeros((6, baselines, scales, channels))
         return cls(
             np.zeros((baselines, scales)),
             free,
             x2,
             ratio,
             square,
+            trend,
+            trend_square,
             np.zeros((baselines, 3)),
             np.zeros((baselines, scales, 4)),
         )
@@ -71,7 +76,8 @@ class Dispersion:
             at += 8 * one.size
 
     def _sums(self) -> tuple[Floats, ...]:
-        return (self.blocks, self.free, self.x2, self.ratio, self.square, self.runs, self.pairs)
+        trend = self.trend, self.trend_square
+        return (self.blocks, self.free, self.x2, self.ratio, self.square, *trend, self.runs, self.pairs)
 
     def add(self, baseline: int, scale: int, found: Pearson, chosen: npt.NDArray[np.bool_], share: Floats) -> None:
         """The blocks that are `chosen`; `found`: of all their channels, one block after another; `share`: by which
@@ -85,6 +91,9 @@ class Dispersion:
         self.x2[at] += np.where(keep, x2, 0).sum(0)
         self.ratio[at] += ratio.sum(0)
         self.square[at] += (ratio**2).sum(0)
+        trend = np.where(keep, found.trend.reshape(keep.shape) / share[:, None], 0.0)
+        self.trend[at] += trend.sum(0)
+        self.trend_square[at] += (trend**2).sum(0)
 
     def add_pairs(self, baseline: int, scale: int, z: Floats, before: Floats) -> Floats:
         """z-scores of blocks and of those before them. The sums of each, [..., 4]."""
@@ -105,13 +114,24 @@ class Dispersion:
         c_f = np.maximum(1.0, self.c_f(baseline, scale) * share[:, None]).ravel()
         v_share = np.tile(self._v_share(baseline, scale), blocks)
         thin = np.where(c_f < RARE_BELOW, 1.0, c_f)
-        return p_values(found, c_f, found.variance * c_f**2 * v_share, thin).reshape(blocks, -1)
+        mean, spread = self._trend(baseline, scale)
+        t_f = np.maximum(1.0, mean * share[:, None]).ravel()
+        t_v = 2 * t_f**2 * np.tile(spread, blocks)
+        return p_values(found, c_f, found.variance * c_f**2 * v_share, thin, t_f, t_v).reshape(blocks, -1)
 
     def c_f(self, baseline: int, scale: int) -> Floats:
         """float64[channels], at least 1."""
         at = (baseline, scale)
         margin = 1 + 1 / np.sqrt(max(self.blocks[at], 1.0))
         return np.asarray(np.maximum(1.0, self.x2[at] / np.maximum(self.free[at], 1.0) * margin))
+
+    def _trend(self, baseline: int, scale: int) -> tuple[Floats, Floats]:
+        """Of the squared trend: mean, and variance beside that of a normal score of this mean; both at least 1."""
+        at = (baseline, scale)
+        n = max(self.blocks[at], 1.0)
+        mean = np.maximum(self.trend[at] / n, 1e-9)
+        variance = np.maximum(self.trend_square[at] / n - mean**2, 0)
+        return np.maximum(1.0, mean * (1 + 1 / np.sqrt(n))), np.maximum(1.0, variance / (2 * mean**2))
 
     def _v_share(self, baseline: int, scale: int) -> Floats:
         """float64[channels]: variance of X² over its mean squared, beside that of independent rows; at least 1."""

@@ -26,7 +26,7 @@ from edgewright_contracts.errors import RequestError
 
 from ..storage import control, telemetry
 from ..storage.store import upsert
-from . import decisions, feed
+from . import decisions, feed, paging
 from .budget import Budget
 from .cohorts import SILENT_MS, Cohort, cohort
 from .groups import DriftPolicy, Group
@@ -466,27 +466,55 @@ class FleetDrift:
         return int(group.streams.since_ms[at])
 
     def _store(self, keys: Iterable[Key], now_ms: int) -> None:
-        rows = [
-            {
-                **key._asdict(),
-                "model": self._references.model(key.digest),
-                "state": self._shown(key),
-                "kept": self._packed(key),
-                "verdict": self._verdict(key),
-                "since_ms": self._since(key),
-                "updated_ms": now_ms,
-            }
-            for key in keys
-        ]
+        rows = [{**self._row(key, now_ms), "kept": self._packed(key)} for key in keys]
         spreads = [
             {**key._asdict(), "kept": self._groups[key].dispersion.pack()}
             for key in {key.group for key in keys}
             if key in self._groups
         ]
         with self._control.begin() as connection:
+            self._page(connection, rows, now_ms)
             upsert(connection, control.drift, rows, keys=KEY)
             upsert(connection, control.drift_dispersion, spreads, keys=GroupKey._fields)
             upsert(connection, control.cursors, [{"name": CURSOR, "position": self._position}], keys=["name"])
+
+    def _row(self, key: Key, now_ms: int) -> dict[str, Any]:
+        return {
+            **key._asdict(),
+            "model": self._references.model(key.digest),
+            "state": self._shown(key),
+            "verdict": self._verdict(key),
+            "since_ms": self._since(key),
+            "updated_ms": now_ms,
+        }
+
+    def _page(self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]], now_ms: int) -> None:
+        """Open, change and close the alerts of what is stored."""
+        subjects = {Key(*(row[name] for name in KEY))._replace(part="") for row in rows}
+        open_now = paging.opened(connection)
+        for subject in sorted(subjects):
+            parts = [k for k in (subject._replace(part=part) for part in (*PARTS, FEED)) if self._known(k)]
+            alarms = [k for k in parts if self._verdict(k) == "alarm"]
+            name = paging.name(*subject[:5])
+            if not alarms and name not in open_now:
+                continue
+            told = [describe(self._row(k, now_ms)) for k in alarms]
+            paging.page(
+                connection,
+                name,
+                told,
+                drifted=any(self._state(k)[0] for k in alarms),
+                carried=bool(alarms) and all(self._carried(k) for k in alarms),
+                now_ms=now_ms,
+            )
+
+    def _carried(self, key: Key) -> bool:
+        """Whether the cohort of a device pages for the same stream, and lists it."""
+        if key.scope == "cohort":
+            return False
+        group, at = self._stream(key)
+        whole = self._cohorts.get(key._replace(scope="cohort", subject=group.cohort(at)))
+        return whole is not None and whole.alarm and key.subject in whole.devices
 
     def _packed(self, key: Key) -> bytes | None:
         if key.scope == "cohort":

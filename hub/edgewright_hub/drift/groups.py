@@ -152,14 +152,14 @@ class Group:
             own = s.counts[at[learning], OWN].astype(np.float64)
             if scale:
                 own = np.maximum(own - held[learning], 0)
-            found = _pearson(block[learning], own)
+            found = _pearson(block[learning], own, self.channels)
             counted = own.sum((1, 2)) > 0
             self.dispersion.add(0, scale, found, counted, shares(s.ratios[at[learning]], scale))
             self._share(at[learning][counted], scale, found, counted)
         ready = self.ready(at)
         for baseline in range(len(BASELINES)):
             these = (which == baseline) & ready if baseline == 0 else which == baseline
-            found = _pearson(block[these], reference[these])
+            found = _pearson(block[these], reference[these], self.channels)
             held_apart = (found.n > 0) & (found.N > 0)  # not so of a baseline that has nothing but this block
             counted = held_apart.reshape(-1, s.channels).any(1)
             if counted.any():
@@ -248,7 +248,7 @@ class Group:
         for baseline in range(len(BASELINES)):
             these = which == baseline
             if these.any():
-                found = _pearson(self.streams.counts[at[these], row], reference[these])
+                found = _pearson(self.streams.counts[at[these], row], reference[these], self.channels)
                 scale = max((one for one in range(SCALES) if self.dispersion.enough(baseline, one)), default=0)
                 share = shares(self.streams.ratios[at[these]], scale)
                 out[these] = self.dispersion.p_values(baseline, scale, found, share)
@@ -294,7 +294,8 @@ class Group:
 
     def _skew_p(self, at: int) -> Floats:
         share = shares(self.streams.ratios[at : at + 1], 0)
-        return np.asarray(self.dispersion.p_values(0, 0, measures.pearson(self._own(at), self.training), share)[0])
+        found = measures.pearson(self._own(at), self.training, self.channels.ordered)
+        return np.asarray(self.dispersion.p_values(0, 0, found, share)[0])
 
     def accept(self, at: int) -> None:
         """What it shows now is normal: its evidence becomes its baseline, which grows anew."""
@@ -311,6 +312,6 @@ class Group:
         s.skew[at] = KNOWN
 
 
-def _pearson(block: npt.NDArray[Any], reference: npt.NDArray[Any]) -> Pearson:
-    cells = block.shape[-1]
-    return measures.pearson(block.reshape(-1, cells), reference.reshape(-1, cells))
+def _pearson(block: npt.NDArray[Any], reference: npt.NDArray[Any], channels: Channels) -> Pearson:
+    blocks, _, cells = block.shape
+    return measures.pearson(block.reshape(-1, cells), reference.reshape(-1, cells), np.tile(channels.ordered, blocks))

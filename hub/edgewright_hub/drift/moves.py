@@ -36,6 +36,12 @@ class Channels(msgspec.Struct, frozen=True):
     kinds: tuple[str, ...]
     widths: tuple[int, ...]
 
+    @property
+    def ordered(self) -> tuple[int, ...]:
+        """How many cells of each channel, the first ones, lie in an order: of numbers all but the missing ones'."""
+        pairs = zip(self.kinds, self.widths, strict=True)
+        return tuple(width - 1 if kind in ("numeric", "score", "count") else 0 for kind, width in pairs)
+
 
 def moved(channels: Channels, C: Floats, R: Floats, p: Floats, c_f: Floats, q: float) -> tuple[Moved, ...]:
     """The channels that Benjamini-Hochberg names at `q`, furthest first. `C`, `R`: [channels, cells]."""

@@ -253,19 +253,6 @@ def packages(request: Request, _: Reader) -> list[dict[str, Any]]:
     return [dict(row._mapping) for row in rows]
 
 
-@router.get("/api/v1/drift")
-def drift(request: Request, _: Reader) -> list[dict[str, Any]]:
-    """Verdicts on every stream, alarms first."""
-    return hub_of(request).conductor.drift.verdicts()
-
-
-@router.post("/api/v1/drift/{subject}/acknowledge")
-def acknowledge_drift(request: Request, subject: str, caller: Operator) -> dict[str, int]:
-    """Somebody has looked: end the alarms of a device or fleet."""
-    ended = hub_of(request).conductor.drift.acknowledge(subject, who=caller.name, now_ms=now_ms())
-    return {"acknowledged": ended}
-
-
 @router.get("/api/v1/events")
 def events(request: Request, _: Reader, after: int = 0) -> list[dict[str, Any]]:
     """At most 500 events of devices with an id above `after`, oldest first."""
