@@ -265,3 +265,24 @@ def test_what_moves_the_whole_fleet_holds_a_release_and_does_not_send_it_back() 
         judgement = _broken_control(3.0, seed, broken=7, rise=3.0)  # treated and control alike
         assert judgement.verdict == "hold"
         assert "than the same devices were before" in judgement.reason
+
+
+def test_a_release_that_grows_worse_is_not_promoted_on_its_first_hours() -> None:
+    gate, ledger = SequentialGate(ERRORS_ONLY), Ledger()
+    pre = _counts([17_280.0] * 200, [172.8] * 200)
+    treated, control = [60.0] * 20 + [0.0] * 180, [0.0] * 20 + [60.0] * 180
+    verdicts = []
+    for window in range(60):
+        worse = [0.6 * (1 + window / 30)] * 20 + [0.0] * 180
+        judgement = gate.judge(
+            replace(_evidence(ledger, _counts(treated, worse), _counts(control, [0.0] * 20 + [0.6] * 180), pre))
+        )
+        ledger = judgement.ledger
+        verdicts.append(judgement.verdict)
+        if judgement.verdict == "rollback":
+            break
+    assert verdicts[5] == "promote", "good enough at first"
+    last = len(verdicts) - verdicts[::-1].index("promote")
+    assert last <= 25, "with 1.8 times the errors at the latest"
+    assert verdicts[-1] == "rollback"
+    assert math.log(20) < judgement.figures[0].log_lost

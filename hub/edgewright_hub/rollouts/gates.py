@@ -140,6 +140,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
     log_own: float | None = None  # against the treated devices' own pre-period
     blocks: bool  # promotion waits for it
     need_ok: float = 0.0  # log e that promotion waits for
+    log_lost: float = 0.0  # by which log_ok fell from its best
 
 
 class Judgement(msgspec.Struct, frozen=True, kw_only=True):
@@ -207,6 +208,11 @@ class SequentialGate:
             if figure.blocks and figure.log_ok < figure.need_ok:
                 return "hold", (
                     f"{_rates(figure)}: evidence that it is no worse {_e(figure.log_ok)}, {_e(figure.need_ok)} needed"
+                )
+            if figure.blocks and figure.log_lost >= figure.need_ok:
+                return (
+                    "hold",
+                    f"{_rates(figure)}: evidence that it is no worse shrinks, {_e(figure.log_lost)} times by now",
                 )
             if figure.blocks and figure.log_own is not None and figure.log_own < figure.need_ok:
                 return "hold", (
@@ -276,6 +282,7 @@ class SequentialGate:
             log_own=process.log_own,
             blocks=margin is not None and counted and wanted and possible and not evidence.last,
             need_ok=-math.log(beta),
+            log_lost=process.log_lost,
         )
 
 

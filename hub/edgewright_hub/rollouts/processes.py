@@ -23,6 +23,9 @@ for the hour of the day, must be excluded too. This is asked only where the peri
 A ratio never decides when nothing fails. So `log_ok` is the better of two bets: the other one is against "control plus
 `delta`", which zero events decide after about 3.1 / delta trials (`_difference`).
 
+A release may be good at first and grow worse. What `log_ok` gained in the good hours would promote it, so promotion
+also asks that it has not fallen far from its best (`log_lost`: a cumulative sum, restarted by every better interval).
+
 Units: trials and events. Cost: `judge` of 10,000 devices, see `gates`.
 """
 
@@ -84,6 +87,7 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     bad: tuple[float, ...] = (0.0,) * len(RHO)
     ok: float = 0.0
     difference: float = 0.0  # against "control plus delta"
+    best: float = 0.0  # what the better of `ok` and `difference` ever was
     k_t: float = 0.0
     n_t: float = 0.0
     k_c: float = 0.0
@@ -102,6 +106,11 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def log_ok(self) -> float:
         return max(self.ok, self.difference) / self.phi
+
+    @property
+    def log_lost(self) -> float:
+        """How far `log_ok` has fallen from its best: evidence of late that the release has become worse."""
+        return (self.best - max(self.ok, self.difference)) / self.phi
 
 
 class Interval(msgspec.Struct, frozen=True):
@@ -275,6 +284,7 @@ def _counted(
         bad=tuple(bad.tolist()),
         ok=ok,
         difference=process.difference + gained,
+        best=max(process.best, ok, process.difference + gained),
         k_t=process.k_t + seen.k_t,
         n_t=process.n_t + seen.n_t,
         k_c=process.k_c + (seen.k_c if scaled else 0.0),
