@@ -29,7 +29,7 @@ from starlette.responses import HTMLResponse, StreamingResponse
 from starlette.staticfiles import StaticFiles
 
 from ..drift import fleet_drift
-from ..rollouts import conductor
+from ..rollouts import conductor, evidence
 from ..rollouts.progress import unpacked
 from ..storage import control, telemetry
 from .api import Hub, hub_of
@@ -160,7 +160,7 @@ def _device(
         "id": row.id,
         "fleet": row.fleet,
         "online": bool(said and said.online),
-        "overdue": bool(due is not None and now_ms > due + conductor.GRACE_MS),
+        "overdue": bool(due is not None and now_ms > due + evidence.GRACE_MS),
         "last_seen_ms": said.last_seen_ms if said else None,
         "running": versions.get(running, running) if running else "",
         "variant": said.variant if running else "",
