@@ -98,9 +98,9 @@ class Seen:
     @classmethod
     def nothing(cls, groups: Groups) -> Seen:
         empty, runs = groups.size.shape, len(groups.size)
-        counts = [np.zeros((3, *empty)) for _ in range(4)]
+        n, k, now_n, now_k = (np.zeros((3, *empty)) for _ in range(4))
         stage, turns, bad = (np.zeros(runs, np.intp) for _ in range(3))
-        return cls(groups, stage, turns, *counts, np.zeros(empty), np.zeros(empty), bad)
+        return cls(groups, stage, turns, n, k, now_n, now_k, np.zeros(empty), np.zeros(empty), bad)
 
     @property
     def treated(self) -> npt.NDArray[np.bool_]:

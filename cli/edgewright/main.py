@@ -40,6 +40,7 @@ COMMANDS: Final[dict[str, Place]] = {
     "hub": Place("edgewright.hubs", "hub", "Run the hub."),
     "fleet": Place("edgewright.fleets", "hub", "Devices of a hub and their drift."),
     "rollout": Place("edgewright.rollouts", "hub", "Staged rollouts on a hub."),
+    "simulate": Place("edgewright.simulating", "hub", "What the hub would decide about a virtual fleet."),
 }
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import msgspec
 import numpy as np
 import pytest
 
+from edgewright.main import run as command
 from edgewright_hub.rollouts.gates import GatePolicy
 from edgewright_hub.simulation import trial
 from edgewright_hub.simulation.fleet import Fleet
+from edgewright_hub.simulation.whole import Score, simulate
 from edgewright_hub.simulation.world import GOOD, RELEASES, Release, World
 
 SMALL = World(devices=400, before_s=6 * 3600.0)
@@ -63,3 +68,25 @@ def test_a_harm_that_grows_is_not_there_at_first() -> None:
         return float(seen.events[0].sum() / seen.trials[0].sum())
 
     assert errors(4 * 3600.0) / errors(0.0) == pytest.approx(3.0, rel=0.5)
+
+
+def _whole(place: Path, scenario: str, *, days: float = 0.08) -> Score:
+    place.mkdir()
+    world = World(outages=12.0, outage_s=900.0)
+    return simulate(place, scenario, devices=8, days=days, seed=1, progress=lambda _: None, world=world)
+
+
+def test_the_whole_hub_stops_a_release_that_harms_and_counts_every_inference_once(tmp_path: Path) -> None:
+    first, again = (_whole(tmp_path / name, "many-errors") for name in ("a", "b"))
+    assert msgspec.structs.replace(again, cpu_s=first.cpu_s) == first
+    assert (first.miscounted, first.right) == (0, True), first
+    assert first.rollout is not None
+    assert first.rollout.state in ("rolling-back", "rolled-back")
+    assert first.reports > 200
+
+
+def test_the_command_tells_what_it_can_play_and_refuses_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(["simulate", "--scenario", "list", "--json"]) == 0
+    assert "silent-crash" in json.loads(capsys.readouterr().out)["scenarios"]
+    assert command(["simulate", "--scenario", "weather"]) == 2
+    assert "calm" in capsys.readouterr().err

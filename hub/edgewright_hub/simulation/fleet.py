@@ -21,7 +21,7 @@ from edgewright_contracts.binning import GRID_GROWTH
 
 from ..rollouts.dispersion import dispersion
 from ..rollouts.processes import Counts
-from .world import CRASHES, Release, World
+from .world import CRASHES, GOOD, Release, World
 
 Floats = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.int64]
@@ -65,7 +65,9 @@ class Fleet:
         for start in range(0, windows, at_once):
             rows = np.arange(start, min(start + at_once, windows))
             heard = rng.random((rows.size, size)) >= world.lost
-            errors, slow = self._runs(rows - windows, None, np.zeros(size, np.bool_), np.zeros(size), rng)
+            errors, slow = self._runs(
+                (rows - windows).astype(np.float64), GOOD, np.zeros(size, np.bool_), np.zeros(size), rng
+            )
             labels = rng.poisson(world.inferences * world.labelled, (rows.size, size))
             wrong = rng.binomial(labels, self.wrong)
             n = np.full_like(errors, world.inferences)
@@ -88,13 +90,20 @@ class Fleet:
     ) -> Counts:
         """Of window number `turn` of the rollout: `runs` says who has the release, `since_s` for how long."""
         world = self.world
-        harmed = runs & (self.fragile < release.share)
-        grown = np.minimum(1.0, since_s / release.over_s) if release.over_s else np.ones(world.devices)
-        errors, slow = self._runs(np.array([turn]), release, harmed, grown, rng)
-        rate = np.minimum(1.0, self.wrong + np.where(harmed, release.wrong * grown, 0.0))
-        right, wrong = labels.came(world, rate, rng)
+        harmed, grown = self.harm(release, runs, since_s)
+        errors, slow = self._runs(np.array([float(turn)]), release, harmed, grown, rng)
+        right, wrong = labels.came(world, self.wrongly(release, harmed, grown), rng)
         n = np.full(world.devices, float(world.inferences))
         return Counts(np.stack((n, n, right + wrong)), np.stack((errors[0], slow[0], wrong.astype(np.float64))))
+
+    def harm(self, release: Release, runs: Bools, since_s: Floats) -> tuple[Bools, Floats]:
+        """Whom it harms, and how far the harm has grown there."""
+        grown = np.minimum(1.0, since_s / release.over_s) if release.over_s else np.ones(runs.size)
+        return runs & (self.fragile < release.share), grown
+
+    def wrongly(self, release: Release, harmed: Bools, grown: Floats) -> Floats:
+        """Share of wrong answers."""
+        return np.minimum(1.0, self.wrong + np.where(harmed, release.wrong * grown, 0.0))
 
     def crashes(self, release: Release, runs: Bools, rng: np.random.Generator) -> tuple[Bools, Bools]:
         """Devices that crash in a window because of the release, and those that fail by themselves."""
@@ -103,26 +112,30 @@ class Fleet:
             return np.zeros_like(fails), fails
         return runs & (self.fragile < release.crash) & (rng.random(fails.size) < CRASHES), fails
 
-    def _runs(
-        self, turns: Numbers, release: Release | None, harmed: Bools, grown: Floats, rng: np.random.Generator
+    def mood(
+        self, turns: Floats, release: Release, harmed: Bools, grown: Floats, rng: np.random.Generator
     ) -> tuple[Floats, Floats]:
-        """Failed and slow runs, float64[turns, devices]."""
+        """Error rates, and by how much log latencies are moved, float64[turns, devices]; a turn is one window."""
         world, shape = self.world, (turns.size, self.world.devices)
         hour = 2 * math.pi * (self.hour_s + turns * world.window_s) / DAY_S
         common = (1 + world.daily * np.sin(hour)) * _spread(world.shock_cv, turns.size, rng)
         rate = common[:, None] * self.error * _spread(world.burst_cv, shape, rng)
         shift = rng.normal(0.0, world.latency_shock_sd, turns.size)[:, None]
         shift = shift + rng.normal(0.0, world.latency_burst_sd, shape)
-        if release is not None:
+        if not release.harmless:
             rate = rate * np.where(harmed, 1 + (release.error - 1) * grown, 1.0)
             rate += np.where(harmed, release.more_errors * grown, 0.0)
             shift = shift + np.where(harmed, np.log1p((release.latency - 1) * grown), 0.0)
-        slow = ndtr(shift / world.latency_sd - self.slow_z)
-        n = world.inferences
-        return (
-            rng.binomial(n, np.minimum(rate, 1.0)).astype(np.float64),
-            rng.binomial(n, slow).astype(np.float64),
-        )
+        return np.minimum(rate, 1.0), shift
+
+    def _runs(
+        self, turns: Floats, release: Release, harmed: Bools, grown: Floats, rng: np.random.Generator
+    ) -> tuple[Floats, Floats]:
+        """Failed and slow runs, float64[turns, devices]."""
+        rate, shift = self.mood(turns, release, harmed, grown, rng)
+        slow = ndtr(shift / self.world.latency_sd - self.slow_z)
+        n = self.world.inferences
+        return rng.binomial(n, rate).astype(np.float64), rng.binomial(n, slow).astype(np.float64)
 
 
 @dataclass(slots=True)
@@ -133,14 +146,19 @@ class Labels:
     wrong: Numbers
 
     def came(self, world: World, rate: Floats, rng: np.random.Generator) -> tuple[Numbers, Numbers]:
-        new = rng.binomial(world.inferences, world.labelled, rate.size)
+        """Right and wrong ones that arrive in a window of all devices."""
+        return self.some(np.arange(rate.size), world.inferences, world, rate, rng)
+
+    def some(
+        self, devices: Numbers, n: int | Numbers, world: World, rate: Floats, rng: np.random.Generator
+    ) -> tuple[Numbers, Numbers]:
+        """Of these devices, after `n` inferences each."""
+        new = rng.binomial(n, world.labelled, devices.size)
         wrong = rng.binomial(new, rate)
-        self.right += new - wrong
-        self.wrong += wrong
-        share = _share_that_comes(world)
-        came = rng.binomial(self.right, share), rng.binomial(self.wrong, share)
-        self.right -= came[0]
-        self.wrong -= came[1]
+        share = -np.expm1(-np.asarray(n) / world.inferences * world.window_s / world.label_delay_s)
+        right_of, wrong_of = self.right[devices] + new - wrong, self.wrong[devices] + wrong
+        came = rng.binomial(right_of, share), rng.binomial(wrong_of, share)
+        self.right[devices], self.wrong[devices] = right_of - came[0], wrong_of - came[1]
         return came
 
     def forget(self, devices: Bools) -> None:

@@ -40,6 +40,8 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     sites: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 20  # devices of a site lose their link together
     outages: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.0  # of a site, a day
     outage_s: Positive = 2 * 3600.0  # mean; exponential
+    skew_s: Annotated[float, msgspec.Meta(ge=0, le=240)] = 20.0  # standard deviation of the clocks; whole hub only
+    clockless: Share = 0.02  # of the devices never had a clock; whole hub only
     before_s: Positive = 24 * 3600.0  # of reports before the rollout
 
 
@@ -72,4 +74,26 @@ RELEASES: Final[dict[str, Release]] = {
     "accuracy": Release(wrong=0.02),
     "gradual": Release(error=3.0, over_s=4 * 3600.0),
     "some-devices": Release(error=5.0, share=0.2),
+}
+
+
+class Drift(msgspec.Struct, frozen=True, kw_only=True):
+    """What devices see changes, whatever they run."""
+
+    size: Annotated[float, msgspec.Meta(gt=0, le=10)] = 1.0  # tilt of half of the inputs, in their standard deviations
+    share: Share = 1.0  # of the devices
+    over_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # until the whole change
+
+
+class Scenario(msgspec.Struct, frozen=True, kw_only=True):
+    release: Release | None = None  # None: no rollout
+    drift: Drift | None = None
+
+
+SCENARIOS: Final[dict[str, Scenario]] = {
+    "calm": Scenario(),
+    **{name: Scenario(release=release) for name, release in RELEASES.items()},
+    "drift": Scenario(drift=Drift()),
+    "drift-some": Scenario(drift=Drift(share=0.1)),
+    "drift-gradual": Scenario(drift=Drift(over_s=12 * 3600.0)),
 }
