@@ -14,6 +14,7 @@ from rich.table import Table
 
 from edgewright_contracts.errors import RequestError
 
+from . import inventory
 from .drifting import acknowledge, drift
 from .hub_client import HubClient, with_hub
 from .tables import ago, print_table
@@ -24,17 +25,23 @@ def fleet() -> None:
     """Devices of a hub and their drift."""
 
 
+for command in (inventory.describe, inventory.hold, inventory.release, inventory.show, inventory.cohort):
+    fleet.add_command(command)
+
+
 @fleet.command()
+@inventory.SELECT
 @with_hub
-def devices(client: HubClient, as_json: bool) -> None:
+def devices(client: HubClient, select: str, as_json: bool) -> None:
     """Every enrolled device: what it runs, and when it was last seen."""
-    rows = client.get("/api/v1/devices")
+    rows = client.get(f"/api/v1/devices?{urlencode({'select': select})}")
     if as_json:
         click.echo(json.dumps({"devices": rows}))
         return
     table = Table("device", "fleet", "state", "runs", "last seen", box=None, header_style="dim")
     for row in rows:
         state = "[green]online[/]" if row["online"] else "[red]offline[/]"
+        state += ", held" if row["held"] else ""
         runs = f"{row['running']['digest'][:12]} {row['running']['variant']}" if row["running"] else "nothing"
         table.add_row(escape(row["device"]), escape(row["fleet"]), state, escape(runs), ago(row["last_seen_ms"]))
     print_table(table, f"{sum(row['online'] for row in rows)} of {len(rows)} online")
@@ -48,9 +55,12 @@ fleet.add_command(acknowledge)
 @click.argument("device")
 @with_hub
 def retire(client: HubClient, device: str, as_json: bool) -> None:
-    """Let a device in no more: its certificate ends now. A new token takes it back."""
+    """Decommission a device: let it in no more, its certificate ends now. A new token takes it back."""
     answer = client.post(f"/api/v1/devices/{device}/retire")
     click.echo(json.dumps(answer) if as_json else f"{device} is retired")
+
+
+fleet.add_command(retire, "decommission")
 
 
 @fleet.command()

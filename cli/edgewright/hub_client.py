@@ -39,6 +39,12 @@ class HubClient:
     def post(self, path: str, body: object = None) -> Any:
         return self._call("POST", path, json.dumps(body or {}).encode())
 
+    def put(self, path: str, body: object) -> Any:
+        return self._call("PUT", path, json.dumps(body).encode())
+
+    def delete(self, path: str) -> Any:
+        return self._call("DELETE", path, None)
+
     def _call(self, method: str, path: str, body: bytes | None) -> Any:
         headers = {**self._headers, "Content-Type": "application/json"} if body else self._headers
         try:

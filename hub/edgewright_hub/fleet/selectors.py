@@ -82,6 +82,7 @@ class Selector:
     def means(self, device: Device) -> bool:
         return any(all(one.means(device) for one in conditions) for conditions in self.alternatives)
 
+    @property
     def keys(self) -> frozenset[str]:
         return frozenset(one.key for conditions in self.alternatives for one in conditions)
 

@@ -24,7 +24,10 @@ from starlette.concurrency import run_in_threadpool
 from edgewright_contracts.codec import KIB, decode
 
 from ..fleet import enrolment, tokens
+from ..fleet.attributes import shown
 from ..fleet.ca import Authority
+from ..fleet.roster import attributes_of
+from ..fleet.selectors import parse
 from ..registry.registry import TARGETS_BYTES, Registry
 from ..rollouts.conductor import Conductor, Verb
 from ..rollouts.configuration import Asked
@@ -179,7 +182,7 @@ async def put_blob(request: Request, sha256: str, _: Publisher) -> Response:
 @router.post("/api/v1/targets")
 async def post_targets(request: Request, caller: Publisher) -> dict[str, int]:
     hub = hub_of(request)
-    body = await _body(request, TARGETS_BYTES)
+    body = await body_of(request, TARGETS_BYTES)
     version = await run_in_threadpool(hub.registry.post_targets, body, now=datetime.now(UTC))
     with hub.control.begin() as connection:
         connection.execute(
@@ -190,7 +193,7 @@ async def post_targets(request: Request, caller: Publisher) -> dict[str, int]:
     return {"version": version}
 
 
-async def _body(request: Request, limit: int) -> bytes:
+async def body_of(request: Request, limit: int) -> bytes:
     out = bytearray()
     async for chunk in request.stream():
         out += chunk
@@ -203,9 +206,11 @@ async def _body(request: Request, limit: int) -> bytes:
 
 
 @router.get("/api/v1/devices")
-def devices(request: Request, _: Reader) -> list[dict[str, Any]]:
-    """Every enrolled device: what it last said of itself, what its newest window ran, and how much it has reported."""
+def devices(request: Request, _: Reader, select: str = "") -> list[dict[str, Any]]:
+    """Every device, or those enrolled that a selector means: what it last said of itself, what its newest window ran,
+    and how much it has reported."""
     hub = hub_of(request)
+    selector = parse(select) if select else None
     with hub.telemetry.connect() as connection:
         said = {row.device: row for row in connection.execute(sa.select(telemetry.devices))}
         interrupted: dict[str, list[dict[str, Any]]] = {}
@@ -213,18 +218,23 @@ def devices(request: Request, _: Reader) -> list[dict[str, Any]]:
             interrupted.setdefault(row.device, []).append(dict(row._mapping))
     with hub.control.connect() as connection:
         enrolled = connection.execute(sa.select(control.devices).order_by(control.devices.c.id)).all()
+        fleet = hub.conductor.roster.read(connection)
         wanted = {row.device: row for row in connection.execute(sa.select(control.desired))}
     return [
         {
             "device": row.id,
             "fleet": row.fleet,
             "state": row.state,
+            "held": bool(row.held),
+            "attributes": shown(attributes_of(row.attributes)),
+            "cohorts": list(fleet[row.id].cohorts) if row.id in fleet else [],
             "enrolled_ms": row.enrolled_ms,
             **_said(said.get(row.id)),
             "desired": wanted[row.id].document if row.id in wanted else None,
             "interruptions": interrupted.get(row.id, []),
         }
         for row in enrolled
+        if selector is None or (row.id in fleet and selector.means(fleet[row.id]))
     ]
 
 
@@ -276,7 +286,7 @@ def config(
 @router.post("/api/v1/config")
 async def set_config(request: Request, caller: Operator) -> list[dict[str, Any]]:
     """The body is a `configuration.Asked`; answers with what is in force then."""
-    body = await _body(request, SPEC_BYTES)
+    body = await body_of(request, SPEC_BYTES)
     asked = decode(Asked, body, name="config", limit=SPEC_BYTES, wire="json")
     return await run_in_threadpool(hub_of(request).conductor.configure, asked, who=caller.name, now_ms=now_ms())
 
@@ -297,7 +307,7 @@ def one_rollout(request: Request, rollout: str, _: Reader) -> dict[str, Any]:
 @router.post("/api/v1/rollouts", status_code=201)
 async def create_rollout(request: Request, caller: Operator) -> dict[str, Any]:
     """The body is a rollout's specification; answers with the rollout."""
-    body = await _body(request, SPEC_BYTES)
+    body = await body_of(request, SPEC_BYTES)
     spec = decode(RolloutSpec, body, name="rollout", limit=SPEC_BYTES, wire="json")
     conductor = hub_of(request).conductor
     name = await run_in_threadpool(conductor.create_rollout, spec, who=caller.name, now_ms=now_ms())

@@ -23,7 +23,7 @@ from edgewright_contracts.errors import EdgewrightError, Refused, RequestError
 from ..registry.registry import TARGETS_BYTES, Conflict
 from ..registry.repository import BLOB_BYTES
 from ..rollouts.conductor import NotFound
-from . import api, drift, pages, renewal, samples, websocket
+from . import api, devices, drift, pages, renewal, samples, websocket
 from .api import Hub
 
 BODY_BYTES: Final = 256 * 1024
@@ -49,6 +49,7 @@ def device_app(hub: Hub, mqtt: websocket.Connected | None = None) -> FastAPI:
         app.router.routes.append(websocket.route(mqtt))
     app.include_router(api.router)
     app.include_router(drift.router)
+    app.include_router(devices.router)
     app.mount("/repo", RepositoryFiles(directory=hub.registry.folder))
     return app
 
@@ -57,6 +58,7 @@ def page_app(hub: Hub) -> FastAPI:
     app = _app(hub)
     app.include_router(api.router)
     app.include_router(drift.router)
+    app.include_router(devices.router)
     app.include_router(pages.router)
     app.mount("/static", pages.static)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])

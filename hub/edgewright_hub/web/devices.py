@@ -1,0 +1,126 @@
+"""The API of devices: what they are, who is held, which cohorts there are, and all that is known of one.
+
+GET  /api/v1/devices/ID                 desired against reported, refusals, history
+POST /api/v1/fleet/attributes           {devices | select, set: {site: …}}
+POST /api/v1/fleet/hold | release       {devices | select, reason}
+GET  /api/v1/fleet/cohorts              and PUT, DELETE /api/v1/fleet/cohorts/NAME
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import sqlalchemy as sa
+from fastapi import APIRouter, Request
+from starlette.concurrency import run_in_threadpool
+
+from edgewright_contracts.codec import decode
+from edgewright_contracts.errors import RequestError
+
+from ..fleet import inventory, roster
+from ..fleet.inventory import Reason, Whom
+from ..fleet.selectors import SELECTOR_CHARS
+from ..rollouts.state import ACTIVE
+from ..storage import control
+from .api import SPEC_BYTES, Operator, Reader, body_of, hub_of, now_ms
+
+T = TypeVar("T")
+
+router = APIRouter()
+
+
+class Said(Whom, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    set: Annotated[dict[str, str], msgspec.Meta(min_length=1, max_length=64)]
+
+
+class Held(Whom, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    reason: Reason = ""
+
+
+class Cohort(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    selector: Annotated[str, msgspec.Meta(max_length=SELECTOR_CHARS)]
+
+
+@router.get("/api/v1/devices/{device}")
+def one_device(request: Request, device: str, _: Reader) -> dict[str, Any]:
+    hub = hub_of(request)
+    with hub.control.connect() as ours, hub.telemetry.connect() as theirs:
+        return inventory.show(ours, theirs, device, hub.conductor.roster.read(ours).get(device))
+
+
+@router.post("/api/v1/fleet/attributes")
+async def set_attributes(request: Request, caller: Operator) -> dict[str, Any]:
+    asked = await _asked(request, Said, "attributes")
+    return await run_in_threadpool(_change, request, asked, inventory.describe, pairs=asked.set, who=caller.name)
+
+
+@router.post("/api/v1/fleet/hold")
+async def hold(request: Request, caller: Operator) -> dict[str, Any]:
+    asked = await _asked(request, Held, "hold")
+    if not asked.reason.strip():
+        raise RequestError("expected a reason (--reason): who finds the device held will want to know")
+    more = {"reason": asked.reason, "who": caller.name}
+    return await run_in_threadpool(_change, request, asked, inventory.hold, held=True, **more)
+
+
+@router.post("/api/v1/fleet/release")
+async def release(request: Request, caller: Operator) -> dict[str, Any]:
+    asked = await _asked(request, Held, "release")
+    more = {"reason": asked.reason, "who": caller.name}
+    return await run_in_threadpool(_change, request, asked, inventory.hold, held=False, **more)
+
+
+@router.get("/api/v1/fleet/cohorts")
+def cohorts(request: Request, _: Reader) -> list[dict[str, Any]]:
+    hub = hub_of(request)
+    with hub.control.connect() as connection:
+        fleet = hub.conductor.roster.read(connection).values()
+        rows = connection.execute(sa.select(control.cohorts).order_by(control.cohorts.c.name)).all()
+    return [{**row._mapping, "devices": sum(row.name in one.cohorts for one in fleet)} for row in rows]
+
+
+@router.put("/api/v1/fleet/cohorts/{name}")
+async def put_cohort(request: Request, name: str, caller: Operator) -> dict[str, Any]:
+    asked = await _asked(request, Cohort, "cohort")
+
+    def put() -> dict[str, Any]:
+        hub = hub_of(request)
+        with hub.control.begin() as connection:
+            inventory.name_cohort(connection, name, asked.selector, who=caller.name, now_ms=now_ms())
+            fleet = hub.conductor.roster.read(connection).values()
+        return {"name": name, "selector": asked.selector, "devices": [one.id for one in fleet if name in one.cohorts]}
+
+    return await run_in_threadpool(put)
+
+
+@router.delete("/api/v1/fleet/cohorts/{name}")
+def remove_cohort(request: Request, name: str, caller: Operator) -> dict[str, str]:
+    with hub_of(request).control.begin() as connection:
+        inventory.remove_cohort(connection, name, _in_force(connection), who=caller.name, now_ms=now_ms())
+    return {"removed": name}
+
+
+async def _asked(request: Request, kind: type[T], name: str) -> T:
+    return decode(kind, await body_of(request, SPEC_BYTES), name=name, limit=SPEC_BYTES, wire="json")
+
+
+def _change(request: Request, whom: Whom, act: Callable[..., int], **more: Any) -> dict[str, Any]:
+    hub = hub_of(request)
+    with hub.control.begin() as connection:
+        devices = inventory.named(whom, hub.conductor.roster.read(connection), roster.named(connection))
+        number = act(connection, devices, now_ms=now_ms(), **more)
+    return {"devices": devices, "changed": number}
+
+
+def _in_force(connection: sa.Connection) -> list[str]:
+    """Selectors that rollouts under way and settings go by."""
+    r, c = control.rollouts.c, control.configs.c
+    newest = sa.select(sa.func.max(c.version)).where(c.scope == "selector").group_by(c.subject)
+    settings = connection.execute(sa.select(c.subject, c.settings).where(c.version.in_(newest)))
+    found = [row.subject for row in settings if row.settings]
+    for spec in connection.execute(sa.select(r.spec).where(r.state.in_((*ACTIVE, "done")))).scalars():
+        texts = (spec.get("selector", ""), *spec.get("stages", ()))
+        found += [text for text in texts if isinstance(text, str) and "=" in text]
+    return found

@@ -1,0 +1,107 @@
+"""`edgewright fleet set | hold | show | cohort` and `edgewright registry` against a hub process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from edgewright.main import run
+from edgewright_compiler.keys import init_keys
+from sim.house import House
+from sim.packages import make_package
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A hub with two published packages and three devices that listen to nobody."""
+    tmp_path = tmp_path_factory.mktemp("hub")
+    owner, place = tmp_path / "owner", tmp_path / "data"
+    init_keys(owner, now=datetime.now(UTC))
+    command = [sys.executable, "-c", "from edgewright.main import main; main()", "hub", "serve", "--data", str(place)]
+    ports = ["--https", "127.0.0.1:0", "--page", "127.0.0.1:0", "--mqtt", "127.0.0.1:0", "--tick-s", "0.1"]
+    hub = subprocess.Popen([*command, *ports, "--trust", str(owner / "hub")], stdout=subprocess.PIPE, text=True)
+    assert hub.stdout is not None
+    assert hub.stdout.readline()
+    packages = {v: make_package(tmp_path / v, version=v, seed=i) for i, v in enumerate(("1.0.0", "2.0.0"))}
+    house = House(place, packages, now=int(time.time() * 1000))
+    for version in packages:
+        house.publish_package(version)
+    house.enrol("pi-0", "pi-1", "pi-2")
+    yield place
+    hub.terminate()
+    hub.communicate(timeout=10)
+    house.control.dispose()
+    house.telemetry.dispose()
+
+
+@pytest.fixture
+def edgewright(data: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = run([*arguments, "--data", str(data)])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
+
+
+def test_devices_are_described_held_and_shown_with_who_did_what(
+    edgewright: Callable[..., tuple[int, str, str]],
+) -> None:
+    code, out, _ = edgewright("fleet", "set", "pi-0", "pi-1", "site=berlin", "tz=Europe/Berlin", "tag.line=3", "--json")
+    assert (code, json.loads(out)) == (0, {"devices": ["pi-0", "pi-1"], "changed": 2})
+    edgewright("fleet", "set", "pi-0", "hw=pi5")
+    said = edgewright("fleet", "set", "-s", "site=berlin", "hw=pi5")[1]
+    assert said == "1 changed: pi-0, pi-1; 1 were so before\n"
+    code, out, _ = edgewright("fleet", "devices", "--select", "site=berlin,!id=pi-0", "--json")
+    (one,) = json.loads(out)["devices"]
+    assert (code, one["device"], one["attributes"]["tag.line"]) == (0, "pi-1", "3")
+    code, out, _ = edgewright("fleet", "cohort", "west", "--select", "site=berlin")
+    assert (code, out) == (0, "west: pi-0, pi-1\n")
+    code, out, _ = edgewright("fleet", "hold", "-s", "cohort=west,id=pi-0", "--reason", "its camera is loose")
+    assert (code, out) == (0, "1 held: pi-0\n")
+    code, out, _ = edgewright("fleet", "show", "pi-0")
+    assert code == 0
+    assert all(len(line) <= 80 for line in out.splitlines())
+    for said in ("pi-0  held", "site=berlin", "cohort=west", "its camera is loose", "tz=Europe/Berlin"):
+        assert said in out
+    found = json.loads(edgewright("fleet", "show", "pi-0", "--json")[1])
+    assert [(one["who"], one["what"]) for one in found["history"][-3:]] == [
+        ("admin", "hold"),
+        ("admin", "set"),
+        ("admin", "set"),
+    ]
+    assert edgewright("fleet", "release", "pi-0", "--json")[1] == '{"devices": ["pi-0"], "changed": 1}\n'
+    assert "west" in edgewright("fleet", "cohort")[1]
+    assert edgewright("fleet", "cohort", "west", "--remove")[:2] == (0, "there is no cohort west any more\n")
+
+
+@pytest.mark.parametrize(
+    ("asked", "code", "said"),
+    [
+        (("set", "pi-0"), 2, "nothing to set: expected KEY=VALUE"),
+        (("set", "pi-0", "tz=Europe/Bonn"), 2, "tz: expected a time zone of the IANA database"),
+        (("set", "pi-77", "site=a"), 2, "no enrolled device is called pi-77"),
+        (("set", "site=a"), 2, "expected devices or a selector (--select), one of them"),
+        (("devices", "-s", "colour=red"), 2, "got 'colour' at character 1"),
+        (("hold", "-s", "site=moon", "--reason", "x"), 1, "the selector site=moon means no enrolled device"),
+        (("hold", "pi-0", "--reason", " "), 2, "expected a reason"),
+        (("cohort", "a", "-s", "cohort=b"), 2, "no other cohort in a cohort"),
+        (("cohort", "A", "-s", "held"), 2, "cohort: expected a name of a-z"),
+        (("cohort", "a", "--remove"), 2, "no cohort is called 'a'"),
+        (("show", "pi-77"), 2, "no device is called 'pi-77'"),
+    ],
+)
+def test_what_cannot_be_done_to_devices_is_refused_with_the_way_out(
+    edgewright: Callable[..., tuple[int, str, str]], asked: tuple[str, ...], code: int, said: str
+) -> None:
+    got, out, err = edgewright("fleet", *asked)
+    assert (got, out, said in err) == (code, "", True), err
