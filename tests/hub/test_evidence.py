@@ -33,6 +33,7 @@ def _window(device: str, digest: str, **more: Any) -> Any:
         "device": device, "digest": digest[:16], "phase": "normal", "rollout": "", "arrived_ms": 0, "start_ms": 0,
         "mono_start_ms": 0, "mono_end_ms": HOUR, "n": 60, "errors": 2, "labels_n": 5, "labels_wrong": 1,
         "latency_total": pack_grid(grid), "outcomes": {"pick_ok": [10, 7]}, "shadow_n": 0, "shadow_agree": 0,
+        "confidence": bytes([0] * 8 + [1, 3] + [0] * 10),
     }  # fmt: skip
     return SimpleNamespace(**{**values, **more})
 
@@ -64,10 +65,13 @@ def test_windows_count_runs_slow_runs_labels_outcomes_and_hours_on_their_side() 
     state = _state()
     rows = [_window("d0", NEW), _window("d0", NEW), _window("d1", OLD), _window("d0", OLD), _window("d2", NEW)]
     seen = observe(SPEC, state, rows, [], frozenset())
-    for metric, counted in [("error", (60, 2)), ("slow", (60, 3)), ("label", (5, 1)), ("pick_ok", (10, 3)),
-                            ("failure", (1, 0)), ("missing", (1, 0)), ("shadow", (0, 0))]:  # fmt: skip
-        assert _of(seen, state, "control", metric, "d1") == counted
-        assert _of(seen, state, "treated", metric, "d0") == tuple(2 * x for x in counted)
+    expected = {
+        "error": (60, 2), "slow": (60, 3), "label": (5, 1), "pick_ok": (10, 3), "confidence": (4, 0.3),
+        "failure": (1, 0), "missing": (1, 0), "shadow": (0, 0),
+    }  # fmt: skip
+    for metric, counted in expected.items():
+        assert _of(seen, state, "control", metric, "d1") == pytest.approx(counted)
+        assert _of(seen, state, "treated", metric, "d0") == pytest.approx([2 * x for x in counted])
     assert seen.control is not None
     assert not seen.control.trials[:, state.members.devices.index("d2")].any(), "it was not given what it runs"
 

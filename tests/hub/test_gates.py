@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from edgewright_contracts.errors import RequestError
 from edgewright_hub.rollouts.gates import Evidence, GatePolicy, Judgement, Ledger, SequentialGate
 from edgewright_hub.rollouts.processes import Counts, Interval, Margin, Process, advance
 
@@ -286,3 +287,95 @@ def test_a_release_that_grows_worse_is_not_promoted_on_its_first_hours() -> None
     assert last <= 25, "with 1.8 times the errors at the latest"
     assert verdicts[-1] == "rollback"
     assert math.log(20) < judgement.figures[0].log_lost
+
+
+def test_less_confidence_is_told_and_decides_nothing() -> None:
+    policy = GatePolicy(slow=None, label=None)
+    at = policy.metrics.index("confidence")
+    gate, ledger = SequentialGate(policy), Ledger((Process(),) * at + (Process(phi=0.02),))
+
+    def counts(trials: list[float], doubt: float) -> Counts:
+        rows = np.zeros((2, at + 1, len(trials)))
+        rows[0, 0] = rows[0, at] = trials
+        rows[1, at] = doubt * rows[0, at]
+        return Counts(rows[0], rows[1])
+
+    some, others = [60.0] * 10 + [0.0] * 30, [0.0] * 10 + [60.0] * 30
+    for _ in range(10):
+        judgement = gate.judge(
+            _evidence(ledger, counts(some, 0.12), counts(others, 0.10), counts([17_280.0] * 40, 0.10))
+        )
+        ledger = judgement.ledger
+    assert judgement.verdict == "promote"
+    doubt = next(figure for figure in judgement.figures if figure.metric == "confidence")
+    assert (doubt.treated, doubt.control, doubt.blocks) == (pytest.approx(0.12), pytest.approx(0.10), False)
+    assert doubt.log_bad > gate.need_bad
+
+
+def test_an_outcome_may_not_take_the_name_of_what_is_judged_anyhow() -> None:
+    with pytest.raises(RequestError, match="error is judged by that name already"):
+        GatePolicy(outcomes={"error": Margin(r0=1.1, r1=1.5)})
+
+
+def test_an_outcome_is_gated_by_its_misses() -> None:
+    policy = GatePolicy(slow=None, label=None, outcomes={"pick_ok": Margin(r0=1.05, r1=1.25)})
+    at = policy.metrics.index("pick_ok")
+    verdicts = []
+    for misses in (0.10, 0.20):
+        gate, ledger = SequentialGate(policy), Ledger()
+        for _ in range(40):
+            sides = []
+            for trials, share in (
+                ([60.0] * 10 + [0.0] * 30, misses),
+                ([0.0] * 10 + [60.0] * 30, 0.1),
+                ([17_280.0] * 40, 0.1),
+            ):
+                rows = np.zeros((2, at + 1, 40))
+                rows[0, 0] = rows[0, at] = trials
+                rows[1, at] = share * rows[0, at]
+                sides.append(Counts(rows[0], rows[1]))
+            judgement = gate.judge(_evidence(ledger, *sides))
+            ledger = judgement.ledger
+            if judgement.verdict != "hold":
+                break
+        verdicts.append(judgement.verdict)
+    assert verdicts == ["promote", "rollback"]
+    assert judgement.reason.startswith("misses of pick_ok 20.00%")
+
+
+def test_a_shadow_is_held_against_its_signed_limit_without_a_control() -> None:
+    policy = GatePolicy(slow=None, label=None, shadow_limit=0.02)
+    at = policy.metrics.index("shadow")
+    verdicts = []
+    for disagree in (0.005, 0.04):
+        gate, ledger = SequentialGate(policy), Ledger()
+        for _ in range(20):
+            rows = np.zeros((2, at + 1, 4))
+            rows[0, 0] = rows[0, at] = 300.0
+            rows[1, at] = disagree * 300
+            nothing = Counts(np.zeros((1, 4)), np.zeros((1, 4)))
+            judgement = gate.judge(_evidence(ledger, Counts(rows[0], rows[1]), nothing, nothing, exposed=4))
+            ledger = judgement.ledger
+            if judgement.verdict != "hold":
+                break
+        verdicts.append(judgement.verdict)
+    assert verdicts == ["promote", "rollback"]
+
+
+def test_devices_that_fall_silent_with_the_release_and_not_without_it_take_it_back() -> None:
+    """Four of ten within the first hour."""
+    policy = GatePolicy(slow=None, label=None)
+    at = policy.metrics.index("missing")
+    verdicts = []
+    for lost_elsewhere in (0.0, 20.0):
+        rows = np.zeros((2, 2, at + 1, 100))
+        rows[0, 0, 0, :10] = rows[1, 0, 0, 10:] = 60.0  # a few runs
+        rows[0, 0, at, :10] = rows[1, 0, at, 10:] = 1.0  # an hour
+        rows[0, 1, at, :4] = 1.0
+        rows[1, 1, at, 10:50] = lost_elsewhere / 20
+        judgement = SequentialGate(policy).judge(
+            _evidence(Ledger(), Counts(*rows[0]), Counts(*rows[1]), _counts([17_280.0] * 100, [0.0] * 100))
+        )
+        verdicts.append((judgement.verdict, judgement.reason[:32]))
+    assert verdicts[0] == ("rollback", "4 devices that fell silent, 0 ex")
+    assert verdicts[1][0] == "hold", "they fall silent everywhere"

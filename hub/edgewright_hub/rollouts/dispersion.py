@@ -28,8 +28,11 @@ SHARED: Final = 50.0  # events of the whole fleet in a span of time, from which 
 TOLD: Final = 20.0  # events from which anything can be
 
 
-def dispersion(events: Floats, trials: Floats, device: Numbers, slot: Numbers) -> float:
-    """phi >= 1 of windows of `device` (a number of each) in the time `slot`; 1 where too little happened to tell."""
+def dispersion(events: Floats, trials: Floats, device: Numbers, slot: Numbers, least: float = 1.0) -> float:
+    """phi of windows of `device` (a number of each) in the time `slot`; 1 where too little happened to tell.
+
+    `least`: 1 for counts, less for sums of what varies less than counts do.
+    """
     if events.sum() < TOLD:
         return 1.0
     slot = slot - slot.min()
@@ -39,7 +42,7 @@ def dispersion(events: Floats, trials: Floats, device: Numbers, slot: Numbers) -
     if span is not None:
         at = slot // span
         mean = mean * (np.bincount(at, events) / np.maximum(np.bincount(at, mean), 1e-300))[at]
-    phi = 1.0
+    phi = least
     for scale in SCALES:
         _, first, part = np.unique(
             device * (int(slot.max()) // scale + 1) + slot // scale, return_index=True, return_inverse=True

@@ -21,10 +21,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from edgewright_contracts.binning import GRID_CELLS, unpack_grid
+from edgewright_contracts.binning import GRID_CELLS, unpack, unpack_grid
+from edgewright_contracts.report import CONFIDENCE_BINS
 
 from .dispersion import dispersion
-from .gates import ONCE
+from .gates import ADVISORY, ONCE
 from .members import Happening, Member, Members, News, Said, widened
 from .processes import METRICS, Counts, Floats, Metric, Process
 from .rollout import Observation
@@ -42,14 +43,16 @@ _HAPPENINGS: Final[dict[str, Happening]] = {
 }
 COLUMNS: Final = (  # of telemetry.windows that are read here
     "id", "device", "arrived_ms", "start_ms", "mono_start_ms", "mono_end_ms", "digest", "phase", "rollout", "n",
-    "errors", "labels_n", "labels_wrong", "latency_total", "outcomes", "shadow_n", "shadow_agree",
+    "errors", "labels_n", "labels_wrong", "latency_total", "outcomes", "shadow_n", "shadow_agree", "confidence",
 )  # fmt: skip
 GRACE_MS: Final = 15_000  # after the announced time of the next report, before a device counts as silent
 SLOT_MS: Final = 300_000  # of `dispersion`
 UNNOTICED_H: Final = 0.25  # that a device was at risk before its end is noticed
 NOBODY: Final[Mapping[str, Heard]] = MappingProxyType({})
+STEADY: Final = 0.01  # least phi of sums of confidence, which vary less than counts do
 _SHADOW: Final = len(METRICS) + len(ONCE)
-_OUTCOMES: Final = _SHADOW + 1
+_OUTCOMES: Final = _SHADOW + 2
+_DOUBT: Final = 1 - (np.arange(CONFIDENCE_BINS) + 0.5) / CONFIDENCE_BINS
 
 Row = Any  # of telemetry.windows or telemetry.events
 
@@ -156,7 +159,8 @@ def before(
     every = np.concatenate(tables)
     at = np.array(numbers, np.intp), np.array(slots, np.intp)
     return tuple(members), tuple(
-        Process(phi=dispersion(every[:, 1, i], every[:, 0, i], *at)) for i in range(len(metrics))
+        Process(phi=dispersion(every[:, 1, i], every[:, 0, i], *at, least=STEADY if metric in ADVISORY else 1.0))
+        for i, metric in enumerate(metrics)
     )
 
 
@@ -174,6 +178,9 @@ def tabulate(rows: Sequence[Row], slow_cells: npt.NDArray[Any], metrics: Sequenc
         if slow_cell >= 0:
             grid = unpack_grid(row.latency_total)
             into[:, 1] = grid.sum(), grid[slow_cell:].sum()
+        if row.confidence:
+            sure = unpack(row.confidence, count=2 * CONFIDENCE_BINS)[:CONFIDENCE_BINS]
+            into[:, _OUTCOMES - 1] = sure.sum(), sure @ _DOUBT
         for i, name in outcomes:
             n, hits = row.outcomes.get(name, (0, 0))
             into[:, i] = n, n - hits

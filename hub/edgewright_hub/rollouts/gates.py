@@ -8,7 +8,8 @@ the dispersion `phi` that was frozen at the start.
 What is judged, in rows of Counts (`GatePolicy.metrics`): failed, slow and wrongly labelled runs and the misses of named
 outcomes, against harm and before promotion; devices that fail for the first time and devices that fall silent for the
 first time after they took the release, against harm, with a hard cap on their share beside it; the disagreements of a
-shadow, where a limit is signed.
+shadow, where a limit is signed. How sure a release is of itself is told and decides nothing: a model may be surer and
+wrong, or less sure and right.
 
 No control is trusted alone: a control device that left its own pre-period is dropped, and promotion must also hold
 against the treated devices' own pre-period, where they have one that can tell (`processes`). Harm is judged without
@@ -31,6 +32,7 @@ from typing import Annotated, Final, Literal, Protocol
 import msgspec
 
 from edgewright_contracts.codec import Name
+from edgewright_contracts.errors import RequestError
 
 from .effect import Comparison, Effect, compared, effect
 from .processes import (
@@ -51,6 +53,7 @@ Verdict = Literal["promote", "hold", "rollback"]
 
 
 ONCE: Final = ("failure", "missing")  # a device's first, with the release and without
+ADVISORY: Final = ("confidence",)  # told, and decides nothing
 SHADOW_EXCLUDED: Final = 1.25  # times its limit: a disagreement that must be ruled out before promotion
 
 Chance = Annotated[float, msgspec.Meta(gt=0, le=0.5)]
@@ -73,10 +76,14 @@ class GatePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     error_limit: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.02  # a first version must stay below this rate
     shadow_limit: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None  # of disagreement; None: not judged
 
+    def __post_init__(self) -> None:
+        if taken := set(self.outcomes) & {*METRICS, *ONCE, *ADVISORY, "shadow"}:
+            raise RequestError(f"outcomes: {', '.join(sorted(taken))} is judged by that name already; take another")
+
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """Rows of Counts."""
-        return (*METRICS, *ONCE, "shadow", *self.outcomes)
+        return (*METRICS, *ONCE, "shadow", *ADVISORY, *self.outcomes)
 
     def margin(self, metric: Metric) -> Margin | None:
         """None: not judged."""
@@ -91,6 +98,8 @@ class GatePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 return Margin(r0=self.device_ratio, r1=2 * self.device_ratio)
             case "shadow":
                 return None if self.shadow_limit is None else Margin(r0=1.0, r1=SHADOW_EXCLUDED)
+            case "confidence":
+                return Margin(r0=1.0, r1=1.25)  # of doubt: 1 - confidence
         return self.outcomes[metric]
 
 
@@ -161,7 +170,7 @@ class SequentialGate:
     def __init__(self, policy: GatePolicy) -> None:
         self.policy = policy
         self._margins: Final = {metric: policy.margin(metric) for metric in policy.metrics}
-        judged = sum(margin is not None for margin in self._margins.values())
+        judged = sum(margin is not None for metric, margin in self._margins.items() if metric not in ADVISORY)
         self.need_bad: Final = math.log(judged / policy.alpha)
         self.need_ok: Final = -math.log(policy.beta)
 
@@ -192,7 +201,7 @@ class SequentialGate:
                 f"(more than {policy.failed_share:.0%})"
             )
         for figure in figures:
-            if figure.basis != "none" and figure.log_bad >= self.need_bad:
+            if figure.basis != "none" and figure.log_bad >= self.need_bad and figure.metric not in ADVISORY:
                 return "rollback", f"{_rates(figure)}: evidence {_e(figure.log_bad)}, {_e(self.need_bad)} is enough"
         if evidence.expected == 0:
             return "hold", "no device of this stage can be judged yet"
@@ -231,7 +240,7 @@ class SequentialGate:
         return [interval(i, *sides, process.phi) for i, process in enumerate(processes)]
 
     def _compared(self, before: dict[Metric, Comparison], seen: list[Interval]) -> dict[Metric, Comparison]:
-        rates = {m: s for m, s in zip(self._margins, seen, strict=True) if m not in ONCE and m != "shadow"}
+        rates = {m: one for m, one in zip(self._margins, seen, strict=True) if m not in ONCE and m != "shadow"}
         return {metric: compared(before.get(metric, Comparison()), one) for metric, one in rates.items()}
 
     def _effects(self, ledger: Ledger) -> tuple[Effect, ...]:
@@ -269,7 +278,7 @@ class SequentialGate:
         late = metric == "label" or metric in self.policy.outcomes
         wanted = evidence.labels_block if late else metric in ("error", "slow") or process.n_t > 0
         possible = metric == "error" or metric == "shadow" or known
-        counted = metric not in ONCE
+        counted = metric not in ONCE and metric not in ADVISORY
         beta = self.policy.beta if margin is None or margin.beta is None else margin.beta
         return Figure(
             metric=metric,
@@ -293,6 +302,7 @@ _NAMES: Final = {
     "failure": "devices that failed",
     "missing": "devices that fell silent",
     "shadow": "disagreements in the shadow",
+    "confidence": "doubt",
 }
 
 
