@@ -35,7 +35,7 @@ ROLLUPS_MS: Final = {60: 2 * DAY_MS, 300: 30 * DAY_MS, 3600: 365 * DAY_MS}
 DEVICE_HOURS_MS: Final = 2 * DAY_MS
 LETTERS_MS: Final = 30 * DAY_MS
 BATCH: Final = 1_000  # rows of one transaction
-READERS: Final = {"windows": ("rollout.windows", "drift.windows"), "events": ("rollout.events",)}
+READERS: Final = {"windows": ("rollout.windows", "drift.windows", "accuracy.windows"), "events": ("rollout.events",)}
 
 
 def shorten(control_engine: sa.Engine, telemetry_engine: sa.Engine, now_ms: int) -> bool:

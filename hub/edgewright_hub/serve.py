@@ -33,6 +33,7 @@ from edgewright_contracts.desired import ACK_S
 from edgewright_contracts.errors import RequestError, Unavailable
 
 from . import retention
+from .chores import chores
 from .fleet import enrolment, tokens
 from .fleet.ca import open_authority
 from .ingest import device_hours
@@ -196,6 +197,7 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
             ("adding up device hours", device_hours.EVERY_S, partial(device_hours.tick, telemetry_engine)),
             ("retention", retention.EVERY_S, lambda: retention.shorten(control_engine, telemetry_engine, _now_ms())),
             ("making deltas", deltas.EVERY_S, deltas.Deltas(registry, control_engine, stop.is_set).tick),
+            *chores(control_engine, telemetry_engine, registry, config.data / "ca", common["samples"]),
         ):
             await stack.enter_async_context(vitals.every(name, seconds, act))
 

@@ -18,6 +18,7 @@ from edgewright_contracts.baseline import decode_baseline, per_channel
 from edgewright_contracts.binning import pack, pack_grid
 from edgewright_contracts.desired import Config, Desired, decode_desired
 from edgewright_contracts.package import Package
+from edgewright_hub.accuracy import labels
 from edgewright_hub.registry.registry import Registry
 from edgewright_hub.rollouts.conductor import Conductor
 from edgewright_hub.rollouts.gates import GatePolicy
@@ -161,7 +162,7 @@ class House:
 
     def tick(self) -> bool:
         """What a hub does once a second; true when there is more to do."""
-        more = self.conductor.tick(self.now)
+        more = self.conductor.tick(self.now) | labels.tick(self.control, self.telemetry)
         return self.conductor.drift.tick(self.now) or more
 
     def live(

@@ -125,7 +125,7 @@ def _means(bins: Floats, total: float) -> Floats:
     width = 1 / SCORE_BINS
     middles = (np.arange(SCORE_BINS) + 0.5) * width
     move = (total - float(bins @ middles)) / float(bins.sum())
-    return np.clip(middles + np.clip(move, -width / 2, width / 2), 0.0, 1.0)
+    return np.asarray(np.clip(middles + np.clip(move, -width / 2, width / 2), 0.0, 1.0))
 
 
 def _tenths(bins: Floats, means: Floats) -> tuple[Floats, Floats]:

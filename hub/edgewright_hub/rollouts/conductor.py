@@ -28,7 +28,7 @@ import msgspec
 import numpy as np
 import sqlalchemy as sa
 
-from edgewright_contracts.desired import Config, Desired
+from edgewright_contracts.desired import Command, Config, Desired, encode
 from edgewright_contracts.errors import ContractError, Refused, RequestError
 from edgewright_contracts.topics import Kind
 
@@ -54,6 +54,7 @@ Publish = Callable[[str, Kind, bytes, bool], None]  # device, kind of topic, bod
 
 PRE_MS: Final = 24 * 3600_000  # how far back the period before a rollout reaches
 BATCH: Final = 5_000  # windows or events read in one tick
+ORDER_MS: Final = 3600_000  # for so long a command may be followed
 _LOG = logging.getLogger(__name__)
 
 Grant = tuple[Wish, str, RolloutSpec | None]  # a wish, the rollout that has it ("": none), and its specification
@@ -138,6 +139,23 @@ class Conductor:
                 _write(connection, {state.id: _stored(state, now_ms)}, [(w, state.id, spec) for w in wishes], changes)
                 _note(connection, now_ms, who, f"rollout {event}", rollout_id)
             self._send(changes.bodies)
+
+    def order(self, device: str, verb: Literal["collect", "resample"], *, who: str, now_ms: int) -> str:
+        """Send a command, once; its id, which the device's answer names. One that is away does not hear of it.
+
+        Raises RequestError for a device that is not enrolled.
+        """
+        with self._control.begin() as connection:
+            if device not in self.roster.read(connection):
+                raise RequestError(f"no enrolled device is called {device!r}; `edgewright fleet devices` lists them")
+            _note(connection, now_ms, who, f"order {verb}", device)
+        command = Command(
+            id=hashlib.sha256(f"{now_ms}{device}{verb}".encode()).hexdigest()[:16],
+            verb=verb,
+            expires_at=now_ms + ORDER_MS,
+        )
+        self._publish(device, "command", encode(command), False)
+        return command.id
 
     def configure(self, asked: configuration.Asked, *, who: str, now_ms: int) -> list[dict[str, Any]]:
         """Keep settings of devices; their documents follow at the next tick. Answers as `configuration`.

@@ -19,10 +19,11 @@ import msgspec
 import sqlalchemy as sa
 
 from edgewright_contracts.codec import Name, decode
-from edgewright_contracts.desired import DESIRED_BYTES, Config
+from edgewright_contracts.desired import DESIRED_BYTES, Config, Samples
 from edgewright_contracts.errors import ContractError, RequestError
 
 from ..storage import control
+from . import sampling
 from .desired_documents import spread
 
 Scope = Literal["all", "fleet", "device"]
@@ -75,11 +76,13 @@ class Configurations:
         self.base = base
         self._read: tuple[Latest, int] = ({}, 0)
         self._known: dict[tuple[str, str], Config] = {}
+        self._sampled: Mapping[str, Samples] = {}
 
     def read(self, connection: sa.Connection, devices: int) -> None:
         found = (latest(connection), devices)
         if found != self._read:
             self._read, self._known = found, {}
+        self._sampled = sampling.wanted(connection)
 
     def of(self, device: str, fleet: str) -> Config:
         """Settings that this release does not accept any more are logged, and the hub's own configuration stands."""
@@ -92,7 +95,8 @@ class Configurations:
                 _LOG.error("the settings of %s are not followed: %s", key[0] or key[1], error)
                 config = self.base
             self._known[key] = spread(config, devices)
-        return self._known[key]
+        config = self._known[key]
+        return msgspec.structs.replace(config, samples=self._sampled[device]) if device in self._sampled else config
 
 
 def latest(connection: sa.Connection) -> Latest:

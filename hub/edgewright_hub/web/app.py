@@ -20,15 +20,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgewright_contracts.errors import EdgewrightError, Refused, RequestError
 
+from ..accuracy.imports import FILE_BYTES as LABELS_BYTES
 from ..registry.registry import TARGETS_BYTES, Conflict
 from ..registry.repository import BLOB_BYTES
 from ..rollouts.conductor import NotFound
-from . import api, devices, drift, pages, renewal, samples, websocket
+from . import accuracy, alerting, api, devices, drift, pages, renewal, samples, sampling, websocket
 from .api import Hub
 
 BODY_BYTES: Final = 256 * 1024
 RECORD_BYTES: Final = 2048
-_LIMITS: Final = (("/api/v1/blobs/", BLOB_BYTES), ("/api/v1/targets", TARGETS_BYTES))
+_LIMITS: Final = (
+    ("/api/v1/blobs/", BLOB_BYTES),
+    ("/api/v1/targets", TARGETS_BYTES),
+    ("/api/v1/labels", LABELS_BYTES),
+)
 # The first that fits.
 _STATUS: Final[tuple[tuple[type[EdgewrightError], int], ...]] = (
     (NotFound, 404),
@@ -50,6 +55,8 @@ def device_app(hub: Hub, mqtt: websocket.Connected | None = None) -> FastAPI:
     app.include_router(api.router)
     app.include_router(drift.router)
     app.include_router(devices.router)
+    for one in (accuracy, alerting, sampling):
+        app.include_router(one.router)
     app.mount("/repo", RepositoryFiles(directory=hub.registry.folder))
     return app
 
@@ -59,6 +66,8 @@ def page_app(hub: Hub) -> FastAPI:
     app.include_router(api.router)
     app.include_router(drift.router)
     app.include_router(devices.router)
+    for one in (accuracy, alerting, sampling):
+        app.include_router(one.router)
     app.include_router(pages.router)
     app.mount("/static", pages.static)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])

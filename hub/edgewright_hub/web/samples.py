@@ -1,9 +1,11 @@
-"""Sampled inputs as devices send them: PUT /samples/DEVICE/ID, ID of 16 hexadecimal digits, by the device itself.
+"""Sampled inputs as devices send them: PUT /samples/DEVICE/ID, ID of 16 hexadecimal digits, by the device itself; and
+as operators ask for them, list them and take them away (`/api/v1/samples`), each time with a note in the audit log.
 
     DATA/samples/<device>/<id>.npz    as the device packed it; nothing here opens it
 
 Bounds: 256 KiB each; of one device 4 MiB, beyond which its oldest make room; and nothing is taken while the disk has
-less than 1 GiB to spare, for counts go before pictures. A sample that is sent twice lies there once.
+less than 1 GiB to spare, for counts go before pictures; after `KEPT_S` a sample is gone. One that is sent twice lies
+there once.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import re
 import shutil
 import threading
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from fastapi import APIRouter, HTTPException, Request
 from starlette.concurrency import run_in_threadpool
@@ -25,6 +27,7 @@ from .peers import Device
 SAMPLE_BYTES: Final = 256 << 10
 DEVICE_BYTES: Final = 4 << 20
 SPARE_BYTES: Final = 1 << 30
+KEPT_S: Final = 30 * 86400.0
 _ID: Final = re.compile(r"[0-9a-f]{16}")
 _MAGIC: Final = b"PK\x03\x04"
 
@@ -50,6 +53,33 @@ class Samples:
             for one in _beyond(others, DEVICE_BYTES - len(data)):
                 one.unlink()
             durable.replace(file, data, mode=0o600)
+
+    def listed(self) -> list[dict[str, Any]]:
+        """The newest first."""
+        found = [(file, file.stat()) for file in self._folder.glob("*/*.npz")]
+        found.sort(key=lambda one: -one[1].st_mtime_ns)
+        return [
+            {"device": file.parent.name, "id": file.stem, "bytes": stat.st_size, "at_ms": stat.st_mtime_ns // 10**6}
+            for file, stat in found
+        ]
+
+    def arrived(self, device: str, since_ms: int) -> int:
+        """How many a device sent since then."""
+        return sum(file.stat().st_mtime_ns // 10**6 >= since_ms for file in (self._folder / device).glob("*.npz"))
+
+    def read(self, device: str, identifier: str) -> bytes | None:
+        """None when it is not there any more."""
+        try:
+            return (self._folder / device / f"{identifier}.npz").read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def expire(self, now_s: float) -> None:
+        """Remove what is too old."""
+        with self._turn:
+            for file in self._folder.glob("*/*.npz"):
+                if now_s - file.stat().st_mtime >= KEPT_S:
+                    file.unlink()
 
 
 @router.put("/samples/{owner}/{identifier}", status_code=204)

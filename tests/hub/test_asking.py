@@ -1,0 +1,282 @@
+"""What operators ask of the hub about quality: accuracy, labels, alerts, samples, collected reports, training again."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from starlette.testclient import TestClient
+
+from edgewright_contracts.desired import Command, decode_command
+from edgewright_contracts.package import Package
+from edgewright_hub.accuracy import retraining
+from edgewright_hub.alerts import alerts, expiry
+from edgewright_hub.alerts.expiry import Ending
+from edgewright_hub.fleet import tokens
+from edgewright_hub.rollouts import sampling
+from edgewright_hub.rollouts.conductor import Conductor
+from edgewright_hub.storage import control
+from edgewright_hub.web.api import Hub
+from edgewright_hub.web.app import device_app
+from edgewright_hub.web.samples import KEPT_S, Samples
+from sim.house import House
+from sim.packages import make_package
+
+DAY_MS = 86_400_000
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Package]:
+    root = tmp_path_factory.mktemp("packages")
+    return {v: make_package(root / v, version=v, seed=i) for i, v in enumerate(("1.0.0", "2.0.0"))}
+
+
+@pytest.fixture
+def house(tmp_path: Path, packages: dict[str, Package]) -> House:
+    one = House(tmp_path, packages)
+    one.publish_package("1.0.0")
+    one.enrol("pi-0", "pi-1")
+    return one
+
+
+@pytest.fixture
+def ordered() -> list[tuple[str, Command]]:
+    return []
+
+
+@pytest.fixture
+def hub(house: House, ordered: list[tuple[str, Command]], tmp_path: Path) -> Hub:
+    def publish(device: str, kind: str, body: bytes, _retain: bool) -> None:
+        if kind == "command":
+            ordered.append((device, decode_command(body)))
+
+    return Hub(
+        control=house.control, telemetry=house.telemetry, registry=house.registry, authority=None,
+        conductor=Conductor(house.control, house.telemetry, house.registry, publish), broker=("127.0.0.1", 1883),
+        repo="", ails=list, open_to_read=False, samples=Samples(tmp_path / "samples"),
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+@pytest.fixture
+def client(hub: Hub) -> Iterator[TestClient]:
+    with TestClient(device_app(hub), base_url="https://127.0.0.1") as one:
+        one.headers |= bearer(hub, "admin")
+        yield one
+
+
+def bearer(hub: Hub, role: tokens.Role) -> dict[str, str]:
+    return {"Authorization": f"Bearer {tokens.grant(hub.control, role=role, name=role)}"}
+
+
+def drifted(house: House, device: str, verdict: str = "alarm") -> None:
+    channel = {"name": "mean", "js": 0.4, "p": 1e-9, "psi": 1.0, "psi_chance": 0.1}
+    row = {
+        "scope": "device", "subject": device, "digest": house.packages["1.0.0"].digest[:16], "variant": "onnx-fp32",
+        "context": "", "part": "input", "model": "digits", "state": {"channels": [channel]}, "verdict": verdict,
+        "since_ms": house.now - 5000, "updated_ms": house.now,
+    }  # fmt: skip
+    with house.control.begin() as connection:
+        connection.execute(control.drift.delete())
+        connection.execute(control.drift.insert().values(**row))
+
+
+# Accuracy and labels.
+
+
+def test_a_table_of_labels_is_posted_once_and_seen_in_the_accuracy(client: TestClient, house: House, hub: Hub) -> None:
+    table = "device,model,version,value,confidence\npi-0,digits,1.0.0,1,0.9\nnobody,digits,1.0.0,1,0.9\n"
+    told = client.post("/api/v1/labels?name=qa.csv", content=table).json()
+    assert (told["counted"], told["refused"], told["already"]) == (1, 1, False)
+    assert client.post("/api/v1/labels", content=table).json()["already"]
+    assert [one["name"] for one in client.get("/api/v1/labels").json()] == ["qa.csv"]
+    house.tick()
+    (model,) = client.get("/api/v1/accuracy?model=digits").json()["models"]
+    assert (model["labelled"]["n"], model["slices"][0]["cohort"], model["expected"]) == (1, "lab", None)
+    answer = client.post("/api/v1/labels", content="device,value\npi-0,1\n")
+    assert (answer.status_code, "expected a digest" in answer.json()["error"]) == (422, True)
+    assert client.post("/api/v1/labels", content=table, headers=bearer(hub, "viewer")).status_code == 403
+
+
+# Alerts.
+
+
+def test_alerts_are_acknowledged_and_closed_by_operators_and_webhooks_are_an_admins(
+    client: TestClient, house: House, hub: Hub
+) -> None:
+    with house.control.begin() as connection:
+        alerts.open_alert(connection, "k", severity="page", kind="drift", subject="pi-0", text="moved", now_ms=1)
+    (one,) = client.get("/api/v1/alerts").json()
+    assert client.post(f"/api/v1/alerts/{one['id']}/acknowledge").json()["acknowledged_by"] == "admin"
+    operator, viewer = bearer(hub, "operator"), bearer(hub, "viewer")
+    assert client.post(f"/api/v1/alerts/{one['id']}/close", headers=viewer).status_code == 403
+    assert client.post(f"/api/v1/alerts/{one['id']}/close", headers=operator).json()["closed_by"] == "operator"
+    assert client.get("/api/v1/alerts").json() == []
+    assert client.get("/api/v1/alerts?closed=true").json()[0]["key"] == "k"
+    assert client.post(f"/api/v1/alerts/{one['id']}/close").status_code == 400
+    body = {"url": "https://pager.example/x", "pages_only": True}
+    assert client.post("/api/v1/webhooks", json=body, headers=operator).status_code == 403
+    made = client.post("/api/v1/webhooks", json=body).json()
+    assert made["secret"] not in client.get("/api/v1/webhooks").text
+    assert client.post(f"/api/v1/webhooks/{made['id']}/test").json() == {"delivery": 1}
+    assert client.get("/api/v1/webhooks/deliveries").json()[0]["body"]["what"] == "test"
+    assert client.post(f"/api/v1/webhooks/{made['id']}/remove").json() == {"removed": made["id"]}
+
+
+def test_what_ends_soon_is_a_ticket_then_a_page_and_closed_when_it_was_renewed(house: House) -> None:
+    end = datetime(2027, 1, 1, tzinfo=UTC)
+
+    def at(days: float, *, renewed: bool = False) -> list[tuple[str, str]]:
+        lasting = end + timedelta(days=365 if renewed else 0)
+        expiry.tick(house.control, [Ending("the owner's root", lasting, "renew it")], end - timedelta(days=days))
+        return [(one["severity"], one["text"]) for one in alerts.listed(house.control)]
+
+    assert at(61) == []
+    assert at(59) == [("ticket", "the owner's root ends in 59 days: renew it")]
+    assert at(6)[0][0] == "page"
+    assert at(-2) == [("page", "the owner's root ended 2 days ago: renew it")]
+    assert at(-2, renewed=True) == []
+
+
+# Training again.
+
+
+def test_drift_asks_for_training_with_what_moved_and_how_to_fetch_samples(client: TestClient, house: House) -> None:
+    assert client.post("/api/v1/retrain/digits", json={"on_drift": True}).status_code == 200
+    assert client.post("/api/v1/retrain/words", json={"on_drift": True}).status_code == 400
+    client.post("/api/v1/webhooks", json={"url": "https://x.example/", "kind": "retrain", "subject": "digits"})
+    retraining.tick(house.control, house.now)
+    assert client.get("/api/v1/alerts").json() == []
+    drifted(house, "pi-1")
+    retraining.tick(house.control, house.now)
+    retraining.tick(house.control, house.now + 1)
+    (one,) = client.get("/api/v1/alerts").json()
+    assert (one["kind"], one["severity"], one["subject"]) == ("retrain", "ticket", "digits")
+    assert one["text"] == "train digits again: input of 1 devices drifted from 1.0.0"
+    detail = one["detail"]
+    assert detail["digest"] == house.packages["1.0.0"].digest
+    (stream,) = detail["drift"]
+    assert (stream["since_ms"], stream["until_ms"]) == (house.now - 5000, house.now)
+    assert [channel["name"] for channel in stream["channels"]] == ["mean"]
+    assert detail["samples"][0].startswith("edgewright fleet samples request 'id=pi-1'")
+    assert [d["body"]["what"] for d in client.get("/api/v1/webhooks/deliveries").json()] == ["opened"]
+    drifted(house, "pi-1", "ok")
+    retraining.tick(house.control, house.now + 2)
+    assert client.get("/api/v1/alerts").json() == []
+
+
+def test_age_asks_for_training_until_a_newer_package_is_published(client: TestClient, house: House) -> None:
+    client.post("/api/v1/retrain/digits", json={"max_age_days": 30})
+    retraining.tick(house.control, house.now + 29 * DAY_MS)
+    assert alerts.listed(house.control) == []
+    retraining.tick(house.control, house.now + 30 * DAY_MS)
+    (one,) = alerts.listed(house.control)
+    assert one["text"] == "train digits again: 1.0.0 is 30 days old"
+    house.now += 30 * DAY_MS
+    house.publish_package("2.0.0")
+    retraining.tick(house.control, house.now)
+    assert alerts.listed(house.control) == []
+    client.post("/api/v1/retrain/digits", json={})
+    assert client.get("/api/v1/retrain").json() == []
+
+
+# Samples.
+
+
+def _sample() -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("about.json", json.dumps({"model": "digits"}))
+    return out.getvalue()
+
+
+def test_a_request_for_samples_reaches_its_devices_and_ends_by_itself(
+    client: TestClient, house: House, hub: Hub
+) -> None:
+    house.start("1.0.0", stages=("100%",))
+    house.tick()
+    made = client.post("/api/v1/samples/requests", json={"selector": "id=pi-0", "count": 2, "reason": "odd inputs"})
+    assert (made.status_code, made.json()["devices"]) == (201, ["pi-0"])
+    house.tick()
+    asked = house.wanted("pi-0")
+    assert asked is not None
+    assert asked.config.samples is not None
+    assert (asked.config.samples.per_day, asked.config.samples.ttl_s) == (2, 86400)
+    other = house.wanted("pi-1")
+    assert other is not None
+    assert other.config.samples is None
+    assert hub.samples is not None
+    (row,) = sampling.listed(house.control)
+    assert sampling.end(house.control, hub.samples.arrived, row["at_ms"] + 1) == 0
+    for number in range(2):
+        hub.samples.keep("pi-0", f"{number:016x}", _sample())
+    assert sampling.end(house.control, hub.samples.arrived, row["at_ms"] + 1) == 1
+    house.tick()
+    ended = house.wanted("pi-0")
+    assert ended is not None
+    assert ended.config.samples is None
+    client.post("/api/v1/samples/requests", json={"device": "pi-1", "hours": 1, "reason": "odd inputs"})
+    newest = sampling.listed(house.control)[0]
+    assert sampling.end(house.control, hub.samples.arrived, newest["at_ms"] + 3600_000) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ({"device": "pi-0"}, "--reason"),
+        ({"device": "nobody", "reason": "x"}, "no enrolled device is meant by 'nobody'"),
+        ({"device": "pi-0", "reason": "x", "count": 0}, "expected 1 to 1000 samples"),
+        ({"device": "pi-0", "reason": "x", "hours": 48}, "0.1 to 24 hours"),
+        ({"selector": "colour=red", "reason": "x"}, "selector: expected one of"),
+    ],
+)
+def test_a_wrong_request_for_samples_is_refused(client: TestClient, body: dict[str, Any], why: str) -> None:
+    answer = client.post("/api/v1/samples/requests", json=body)
+    assert answer.status_code == 400
+    assert why in answer.json()["error"]
+
+
+def test_samples_are_listed_and_taken_by_operators_only_noted_and_gone_after_a_month(
+    client: TestClient, hub: Hub, house: House, tmp_path: Path
+) -> None:
+    assert hub.samples is not None
+    hub.samples.keep("pi-0", "0" * 16, _sample())
+    (one,) = client.get("/api/v1/samples").json()["samples"]
+    assert (one["device"], one["id"], one["bytes"]) == ("pi-0", "0" * 16, len(_sample()))
+    assert client.get(f"/api/v1/samples/pi-0/{'0' * 16}").content == _sample()
+    assert client.get(f"/api/v1/samples/pi-0/{'0' * 16}", headers=bearer(hub, "viewer")).status_code == 403
+    assert client.get("/api/v1/samples/..%2f..%2fhub/0").status_code == 404
+    assert client.get(f"/api/v1/samples/pi-1/{'0' * 16}").status_code == 404
+    with house.control.connect() as connection:
+        notes = connection.execute(sa.select(control.audit).where(control.audit.c.what == "samples read")).all()
+    assert [(note.who, note.subject) for note in notes] == [("admin", "pi-0")]
+    (file,) = (tmp_path / "samples" / "pi-0").iterdir()
+    hub.samples.expire(file.stat().st_mtime + KEPT_S - 1)
+    assert hub.samples.listed()
+    os.utime(file, (1, 1))
+    hub.samples.expire(KEPT_S + 2)
+    assert hub.samples.listed() == []
+
+
+# A device's own report.
+
+
+def test_a_device_is_asked_what_ails_it_and_its_answer_is_found(
+    client: TestClient, house: House, ordered: list[tuple[str, Command]]
+) -> None:
+    answer = client.post("/api/v1/devices/pi-0/collect")
+    command = answer.json()["command"]
+    assert answer.status_code == 202
+    assert [(device, one.id, one.verb) for device, one in ordered] == [("pi-0", command, "collect")]
+    assert client.get(f"/api/v1/devices/pi-0/answers/{command}").json() == {"said": None}
+    told = {"model": "", "digest": "", "reason": f"answer to command {command}", "log": '{"disk": "ok"}'}
+    house.event("pi-0", "1.0.0", "collect", "collect", **told)
+    assert client.get(f"/api/v1/devices/pi-0/answers/{command}").json()["said"]["text"] == '{"disk": "ok"}'
+    assert client.post("/api/v1/devices/nobody/collect").status_code == 400
