@@ -24,7 +24,7 @@ from scipy.special import ndtr
 
 from edgewright_contracts.eprocess import RHO, RHYTHM
 
-from .gates import ONCE, GatePolicy, SequentialGate
+from .gates import ADVISORY, ONCE, GatePolicy, SequentialGate
 from .processes import TELLS, Counts, Margin, Metric, Process
 
 CHANCE: Final = 0.8
@@ -61,7 +61,7 @@ def usual(pre: Counts, processes: Sequence[Process], windows: float, policy: Gat
     found = {}
     for i, metric in enumerate(policy.metrics[: len(pre.trials)]):
         trials, devices = float(pre.trials[i].sum()), int(np.count_nonzero(pre.trials[i]))
-        if trials and metric not in ONCE:
+        if trials and _blocks(metric):
             phi = processes[i].phi if i < len(processes) else 1.0
             rate = float(pre.events[i].sum()) / trials
             found[metric] = Usual(trials=trials / devices / max(windows, 1.0), rate=rate, phi=phi)
@@ -73,7 +73,7 @@ def outlook(
 ) -> Outlook:
     """`exposed`: devices in all of each stage, the last of them `fleet`; labels and outcomes gate the last but one."""
     gate = SequentialGate(policy)
-    margins = {metric: margin for metric in of if (margin := policy.margin(metric)) is not None and metric != "shadow"}
+    margins = {metric: margin for metric in of if _blocks(metric) and (margin := policy.margin(metric))}
     grown = {metric: _Growth(of[metric], margin, gate.need_bad) for metric, margin in margins.items()}
     needs = {metric: -math.log(policy.beta if m.beta is None else m.beta) for metric, m in margins.items()}
     stages: list[Stage] = []
@@ -165,6 +165,11 @@ class _Growth:
         chance = np.asarray(ndtr(above / np.sqrt(np.maximum(self._variance / phi, 1e-300)))).max(axis=1)
         seen = np.flatnonzero(chance >= CHANCE)
         return float(RATIOS[seen[0]]) if seen.size else None
+
+
+def _blocks(metric: Metric) -> bool:
+    """Whether promotion waits for it, beside a control."""
+    return metric not in ONCE and metric not in ADVISORY and metric != "shadow"
 
 
 def _told(windows: float, delay: float) -> float:
