@@ -286,19 +286,21 @@ def _done(spec: RolloutSpec, size: int = 4) -> RolloutState:
 def test_a_rollout_that_is_done_can_be_reverted_at_any_later_time() -> None:
     spec = _spec(stages=("100%",))
     state = unpacked(msgspec.json.decode(msgspec.json.encode(packed(_done(spec)))))
-    *ran, _failed = state.members.devices
+    gone_on, *ran, _failed = state.members.devices
     later = 90 * 86_400_000
-    state, asked = rollout.command(state, spec, "revert", "wrong in the dark", later)
+    with pytest.raises(Refused, match="all have gone on since"):
+        rollout.revert(state, np.zeros(4, np.bool_), "too late", later)
+    state, asked = rollout.revert(state, mask_of(state, ran), "wrong in the dark", later)
     wishes = asked.expand(state.members, spec)
-    assert wishes == [Wish(d, "digits", OLD, trial=False) for d in ran], "the one that failed has it not"
+    assert wishes == [Wish(d, "digits", OLD, trial=False) for d in ran], f"{gone_on} runs something newer by now"
     assert state.state == "reverting"
     closed = np.zeros(4, np.bool_)
-    state, _ = step(state, spec, everyone(state, back=ran[:2], open=closed), Script([]), later + 1)
+    state, _ = step(state, spec, everyone(state, back=ran[:1], open=closed), Script([]), later + 1)
     assert state.state == "reverting", "windows do not delay it"
-    state, _ = step(state, spec, everyone(state, back=ran[2:]), Script([]), later + 2)
+    state, _ = step(state, spec, everyone(state, back=ran[1:]), Script([]), later + 2)
     assert (state.state, state.outcome, state.reason) == ("reverted", "reverted", "wrong in the dark")
     with pytest.raises(RequestError, match="is reverted and cannot revert; possible now: nothing, it has ended"):
-        rollout.command(state, spec, "revert", "", later + 3)
+        rollout.revert(state, mask_of(state, ran), "", later + 3)
 
 
 def test_devices_rest_from_a_model_that_was_taken_back_from_them() -> None:
@@ -429,7 +431,8 @@ def _scenes() -> dict[tuple[str, str], Any]:
     paused, _ = rollout.command(committed, spec, "pause", "", 2)
     back, _ = step(committed, spec, everyone(committed), Script(["rollback"]), 3)
     done = _done(_spec(stages=("100%",)))
-    reverting, _ = rollout.command(done, spec, "revert", "", 4)
+    still = ~done.members.has("failed")
+    reverting, _ = rollout.revert(done, still, "", 4)
     two = _spec(stages=(2, "100%"), approvals=1)
     tried = _spec(stages=(2, "100%"), experiment=Experiment(share=2))
     unapproved, _ = rollout.command(fresh, two, "start", "", 1)
@@ -439,15 +442,18 @@ def _scenes() -> dict[tuple[str, str], Any]:
         return lambda s: step(s, spec, everyone(s, *(News(d, "commit") for d in names(s, "asked")), **more),
                               Script([verdict]), 10_000)  # fmt: skip
 
+    def told(decide: Any, spec: RolloutSpec = spec) -> Any:
+        def both(state: RolloutState) -> tuple[RolloutState, list[Wish]]:
+            after, wishes = decide(state)
+            return after, wishes.expand(after.members, spec)
+
+        return both
+
     def commanded(event: Any, spec: RolloutSpec = spec) -> Any:
-        return lambda s: (lambda after, w: (after, w.expand(after.members, spec)))(
-            *rollout.command(s, spec, event, "so", 10_000)
-        )
+        return told(lambda s: rollout.command(s, spec, event, "so", 10_000), spec)
 
     def concluded(answer: Any) -> Any:
-        return lambda s: (lambda after, w: (after, w.expand(after.members, tried)))(
-            *rollout.conclude(s, tried, answer, "so", 10_000)
-        )
+        return told(lambda s: rollout.conclude(s, tried, answer, "so", 10_000), tried)
 
     return {
         ("draft", "start"): (fresh, commanded("start")),
@@ -467,7 +473,7 @@ def _scenes() -> dict[tuple[str, str], Any]:
         ("paused", "conclude"): (paused, concluded("promote")),
         ("paused", "take back"): (paused, concluded("take back")),
         ("rolling-back", "undone"): (back, stepped(back, back=other)),
-        ("done", "revert"): (done, commanded("revert")),
+        ("done", "revert"): (done, told(lambda s: rollout.revert(s, still, "so", 10_000))),
         ("reverting", "undone"): (reverting, stepped(reverting, back=other)),
     }
 

@@ -6,6 +6,7 @@ is not there, Refused where the answer is "no".
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -18,8 +19,10 @@ from ..fleet import roster
 from ..fleet.selectors import Device, parse
 from ..storage import control
 from .desired_documents import MODELS, room, told
+from .progress import unpacked
+from .rollout import cooling
 from .specification import RolloutSpec, is_selector, stored
-from .state import ACTIVE
+from .state import ACTIVE, BLOCKS
 
 _WAYS: Final = {
     "candidate": "nobody has approved it yet. `edgewright registry approve {name} {version}` does",
@@ -92,7 +95,7 @@ def named(spec: RolloutSpec, packages: Sequence[Package]) -> Package:
 
 def refuse_blocked(package: Package, rows: Iterable[sa.Row[Any]]) -> None:
     for row in rows:
-        if row.state in ("rolling-back", "rolled-back") and row.spec["digest"] == package.digest:
+        if row.progress["outcome"] in BLOCKS and row.spec["digest"] == package.digest:
             why = row.progress["reason"]
             raise Refused(
                 f"{package.name} {package.version} is blocked: rollout {row.id} sent it back ({why}). "
@@ -113,6 +116,33 @@ def refuse_others(
                     f"rollout {row.id} ({other.model} {other.version}) is {row.state} on {len(shared)} "
                     "of the same devices. Wait for its end, or abort it"
                 )
+
+
+def refuse_cooling(spec: RolloutSpec, members: Iterable[str], rows: Iterable[sa.Row[Any]], now_ms: int) -> None:
+    """Raise Refused while some of these devices rest from the model, which was taken back from them."""
+    for row in rows:
+        other = stored(row.spec)
+        if row.name != spec.model or not other.cooldown_s:
+            continue
+        state = unpacked(row.progress)
+        resting = sorted(set(members) & set(cooling(state, other, now_ms)))
+        if resting:
+            left_s = other.cooldown_s - (now_ms - state.since_ms) / 1000
+            raise Refused(
+                f"{', '.join(resting[:3])} ({len(resting)} in all) rest for another {left_s / 60:.0f} min: rollout "
+                f"{row.id} was taken back from them ({state.outcome}). Leave them out, or wait"
+            )
+
+
+def release_bytes(connection: sa.Connection, package: Package) -> int:
+    """What a device downloads of it at most: the largest variant and what goes with each."""
+    p = control.packages.c
+    manifest = connection.execute(sa.select(p.manifest).where(p.digest == package.digest)).scalar_one()
+    sizes: dict[str, int] = defaultdict(int)
+    for path, file in manifest["files"].items():
+        sizes[path.split("/")[1] if path.startswith("variants/") else ""] += file["size"]
+    shared = sizes.pop("", 0)
+    return shared + max(sizes.values(), default=0)
 
 
 def refuse_empty(

@@ -41,15 +41,16 @@ from ..storage.store import upsert
 from . import admission, configuration, desired_documents, evidence, rollout
 from .configuration import Configurations
 from .desired_documents import Changes, Documents, Promoted, current, newcomers, promoted_for
+from .experiment import Answer
 from .gates import Ledger, SequentialGate
 from .members import STATUSES, Member, Members
 from .processes import Process
 from .progress import packed, unpacked
 from .specification import RolloutSpec, Stage, is_selector, stage_size, stored
 from .state import ACTIVE, GOING_BACK, RolloutState
-from .wishes import Wish
+from .wishes import NOTHING, Wish, Wishes
 
-Verb = Literal["pause", "resume", "abort"]  # what a person may do to a rollout
+Verb = Literal["pause", "resume", "abort", "revert"]  # what a person may do to a rollout
 Publish = Callable[[str, Kind, bytes, bool], None]  # device, kind of topic, body, retain
 
 PRE_MS: Final = 24 * 3600_000  # how far back the period before a rollout reaches
@@ -57,6 +58,7 @@ BATCH: Final = 5_000  # windows or events read in one tick
 ORDER_MS: Final = 3600_000  # for so long a command may be followed
 _LOG = logging.getLogger(__name__)
 
+Decided = tuple[RolloutState, Wishes]
 Grant = tuple[Wish, str, RolloutSpec | None]  # a wish, the rollout that has it ("": none), and its specification
 
 
@@ -97,19 +99,23 @@ class Conductor:
         """Start a rollout and return its id; the first devices are given the release at the next tick.
 
         Raises, before anything moves, RequestError for an unknown package, fleet or device and for values that cannot
-        be stored; Refused for a withdrawn or blocked package, for no device to give it to, and for another rollout of
-        the same model in the same fleet.
+        be stored; Refused for a withdrawn or blocked package, for no device to give it to, for another rollout of the
+        same model in the same fleet, and for devices that rest after one.
         """
         spec = _storable(spec)
         with self._lock, self._control.begin() as connection:
             package = admission.named(spec, admission.packages(connection))
             spec = msgspec.structs.replace(spec, digest=package.digest, version=package.version)
+            if spec.bandwidth_bytes_s is not None and not spec.release_bytes:
+                size = admission.release_bytes(connection, package)
+                spec = msgspec.structs.replace(spec, release_bytes=size)
             rows = connection.execute(sa.select(control.rollouts).order_by(control.rollouts.c.created_ms)).all()
             admission.refuse_blocked(package, rows)
             fleet = self.roster.read(connection)
             members = admission.chosen(spec, fleet)
             admission.refuse_empty(spec, members, fleet, named(connection))
             admission.refuse_others(spec, members, fleet, rows)
+            admission.refuse_cooling(spec, members, rows, now_ms)
             documents = self._documents.read(connection)
             wanted = {d: current(documents.get(d), spec.model) for d in members}
             members = [d for d in members if wanted[d] != spec.digest]
@@ -117,7 +123,7 @@ class Conductor:
             if not members:
                 raise Refused(f"all {len(wanted)} devices already have {package.name} {package.version}")
             mark = hashlib.sha256(f"{now_ms}{spec.digest}".encode()).hexdigest()[:4]
-            state = RolloutState(id=f"r{len(rows) + 1}-{mark}")
+            state = RolloutState(id=f"r{len(rows) + 1}-{mark}", author=who)
             joined, processes = self._before(spec, fleet, {d: wanted[d] for d in members}, now_ms)
             state = rollout.enrol(msgspec.structs.replace(state, ledger=Ledger(processes)), joined)
             state, _ = rollout.command(state, spec, "start", f"started by {who}", now_ms)
@@ -127,17 +133,57 @@ class Conductor:
             return state.id
 
     def command(self, rollout_id: str, event: Verb, *, who: str, now_ms: int) -> None:
-        """Pause, resume or abort; abort sends every device that was given the release back to what it had."""
+        """Pause, resume, abort or revert; the last two send devices back to what they had: every one that was given
+        the release, or, of a rollout that is done, those that are still told to run it."""
+
+        def decide(state: RolloutState, spec: RolloutSpec, documents: Mapping[str, Desired]) -> Decided:
+            if event != "revert":
+                return rollout.command(state, spec, event, f"{event} by {who}", now_ms)
+            still = [current(documents.get(d), spec.model) == spec.digest for d in state.members.devices]
+            return rollout.revert(state, np.array(still, np.bool_), f"reverted by {who}", now_ms)
+
+        self._decide(rollout_id, event, decide, who=who, now_ms=now_ms)
+
+    def approve(self, rollout_id: str, digest: str, *, who: str, now_ms: int) -> None:
+        """`who` consents to this digest. Raises RequestError, Refused: `rollout.approve`."""
+        self._decide(
+            rollout_id,
+            "approve",
+            lambda state, spec, _: (rollout.approve(state, spec, who, digest, now_ms), NOTHING),
+            who=who,
+            now_ms=now_ms,
+        )
+
+    def conclude(self, rollout_id: str, answer: Answer, *, who: str, now_ms: int) -> None:
+        """End an experiment. Raises RequestError, Refused: `rollout.conclude`."""
+        self._decide(
+            rollout_id,
+            f"conclude, {answer}",
+            lambda state, spec, _: rollout.conclude(state, spec, answer, f"{answer}: {who} concluded so", now_ms),
+            who=who,
+            now_ms=now_ms,
+        )
+
+    def _decide(
+        self,
+        rollout_id: str,
+        what: str,
+        decide: Callable[[RolloutState, RolloutSpec, Mapping[str, Desired]], Decided],
+        *,
+        who: str,
+        now_ms: int,
+    ) -> None:
+        """A person's decision, the documents that follow from it, and the note of it: in one transaction."""
         with self._lock:
             with self._control.begin() as connection:
                 row = _row(connection, rollout_id)
-                spec, state = stored(row.spec), unpacked(row.progress)
-                state, asked = rollout.command(state, spec, event, f"{event} by {who}", now_ms)
+                spec, fleet = stored(row.spec), self.roster.read(connection)
+                documents = self._documents.read(connection)
+                state, asked = decide(unpacked(row.progress), spec, documents)
                 wishes = asked.expand(state.members, spec)
-                fleet = self.roster.read(connection)
-                changes = self._changes(connection, self._documents.read(connection), {}, fleet)
+                changes = self._changes(connection, documents, {}, fleet)
                 _write(connection, {state.id: _stored(state, now_ms)}, [(w, state.id, spec) for w in wishes], changes)
-                _note(connection, now_ms, who, f"rollout {event}", rollout_id)
+                _note(connection, now_ms, who, f"rollout {what}", rollout_id)
             self._send(changes.bodies)
 
     def order(self, device: str, verb: Literal["collect", "resample"], *, who: str, now_ms: int) -> str:
@@ -366,6 +412,9 @@ def describe(row: sa.Row[Any]) -> dict[str, Any]:
         "devices_exposed": state.exposed,
         "devices_by_status": {status: n for status, n in zip(STATUSES, counts, strict=True) if n},
         "figures": [msgspec.to_builtins(figure) for figure in state.figures],
+        "approvals": {"needed": spec.approvals, "author": state.author, "by": list(state.approved)},
+        "effects": [msgspec.to_builtins(effect) for effect in state.effects],
+        "conclusion": msgspec.to_builtins(state.conclusion),
         "created_ms": row.created_ms,
         "updated_ms": row.updated_ms,
     }

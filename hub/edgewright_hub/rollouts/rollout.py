@@ -80,15 +80,21 @@ def enrol(state: RolloutState, joined: tuple[Member, ...]) -> RolloutState:
 def command(
     state: RolloutState, spec: RolloutSpec, event: Command, reason: str, now_ms: int
 ) -> tuple[RolloutState, Wishes]:
-    """Start, pause, resume, abort or revert. Raises RequestError where the table has no such transition."""
+    """Start, pause, resume or abort. Raises RequestError where the table has no such transition."""
     after = move(state, "submit" if event == "start" and spec.approvals else event, reason, now_ms)
     if event == "abort":
         return msgspec.structs.replace(after, outcome="aborted"), all_of("back", state.members.given)
-    if event == "revert":
-        members = replace(after.members, back=np.zeros(len(after.members), np.bool_))
-        after = msgspec.structs.replace(after, members=members, outcome="reverted")
-        return after, all_of("back", ~members.has("failed"))
     return after, NOTHING
+
+
+def revert(state: RolloutState, still: Bools, reason: str, now_ms: int) -> tuple[RolloutState, Wishes]:
+    """Send the devices back that are `still` told to run the release; others have gone on since. Raises RequestError,
+    and Refused where there is no such device."""
+    after = move(state, "revert", reason, now_ms)
+    if not still.any():
+        raise Refused(f"no device is told to run the release of rollout {state.id} any more: all have gone on since")
+    members = replace(state.members, back=~still)
+    return msgspec.structs.replace(after, members=members, outcome="reverted"), all_of("back", still)
 
 
 def approve(state: RolloutState, spec: RolloutSpec, who: str, digest: str, now_ms: int) -> RolloutState:

@@ -26,7 +26,7 @@ Event = Literal[
     "start", "submit", "approve", "pause", "resume", "abort", "harm", "conclude", "take back", "finish", "undone",
     "revert",
 ]  # fmt: skip
-Command = Literal["start", "pause", "resume", "abort", "revert"]
+Command = Literal["start", "pause", "resume", "abort"]
 Outcome = Literal[
     "", "promoted", "rolled back", "refused by self-test", "withdrawn", "taken back", "aborted", "reverted"
 ]  # fmt: skip
