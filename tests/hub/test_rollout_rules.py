@@ -303,6 +303,21 @@ def test_a_rollout_that_is_done_can_be_reverted_at_any_later_time() -> None:
         rollout.revert(state, mask_of(state, ran), "", later + 3)
 
 
+def test_a_revert_waits_for_devices_too_that_got_the_release_after_the_end() -> None:
+    spec = _spec(stages=("100%",))
+    state, gate = started(spec, 3), Script(["hold", "promote"])
+    away = state.members.devices[0]
+    here = state.members.devices[1:]
+    state, _ = step(state, spec, seen_of(state, here), gate, 0)
+    state, wishes = step(state, spec, seen_of(state, here, *(News(d, "commit") for d in here)), gate, 1)
+    assert (state.state, away in _told(wishes)) == ("done", True)
+    state, _ = rollout.revert(state, np.ones(3, np.bool_), "no good", 2)
+    state, _ = step(state, spec, everyone(state, back=here), gate, 3)
+    assert state.state == "reverting"
+    state, _ = step(state, spec, everyone(state, back=[away]), gate, 4)
+    assert state.state == "reverted"
+
+
 def test_devices_rest_from_a_model_that_was_taken_back_from_them() -> None:
     spec = _spec(stages=(2, "100%"), cooldown_s=3600)
     state, gate = started(spec, 6), Script(["hold", "rollback"])

@@ -311,12 +311,12 @@ class Said:
         )
 
 
-def happened(members: Members, places: Indices, happening: Happening, reason: str = "") -> Members:
-    """The members after the hub did this to some of them; those that it takes the release from have no stage."""
+def happened(members: Members, places: Indices, happening: Happening, reasons: Sequence[str] = ()) -> Members:
+    """The members after the hub did this to some of them, for these reasons, if it has any; those that it takes the
+    release from have no stage."""
     status, stage = members.status.copy(), members.stage.copy()
     status[places] = NEXT[status[places], HAPPENINGS.index(happening)]
     stage[places] = np.where(IS_GIVEN[status[places]], stage[places], -1)
-    reasons = members.reasons
-    if reason:
-        reasons = {**reasons, **dict.fromkeys((members.devices[i] for i in places.tolist()), reason)}
-    return replace(members, status=status, stage=stage, reasons=reasons)
+    names = [members.devices[place] for place in places.tolist()] if reasons else []
+    told = {**members.reasons, **dict(zip(names, reasons, strict=True))} if reasons else members.reasons
+    return replace(members, status=status, stage=stage, reasons=told)

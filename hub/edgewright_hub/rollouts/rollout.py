@@ -47,7 +47,7 @@ from . import experiment, exposure, interval
 from .experiment import Answer, Conclusion
 from .gates import Evidence, Gate, Judgement
 from .hearing import hear
-from .members import Bools, Indices, Member, Members, Numbers, Said, happened
+from .members import CODE, Bools, Indices, Member, Members, Numbers, Said, happened
 from .processes import Counts
 from .specification import RolloutSpec
 from .state import ACTIVE, GOING_BACK, Command, Event, Outcome, RolloutState, move
@@ -93,7 +93,9 @@ def revert(state: RolloutState, still: Bools, reason: str, now_ms: int) -> tuple
     after = move(state, "revert", reason, now_ms)
     if not still.any():
         raise Refused(f"no device is told to run the release of rollout {state.id} any more: all have gone on since")
-    members = replace(state.members, back=~still)
+    # Those that were waited for no longer when it was done may run it too by now.
+    status = np.where(still, np.int8(CODE["committed"]), state.members.status)
+    members = replace(state.members, status=status, back=~still)
     return msgspec.structs.replace(after, members=members, outcome="reverted"), all_of("back", still)
 
 
@@ -181,18 +183,21 @@ def _put_off(members: Members, spec: RolloutSpec, seen: Observation, now_ms: int
     """Devices that do not run the release yet, and shall not for now or not at all."""
     for off, reason in ((seen.held, "held by an operator"), (None if seen.open is None else ~seen.open, "closed")):
         if off is not None and (off := off & members.has("asked", "resting")).any():
-            members = happened(members, np.flatnonzero(off), "put off", reason)
+            places = np.flatnonzero(off)
+            members = happened(members, places, "put off", [reason] * places.size)
     limit = 1000 * spec.device_timeout_s
     silent = members.has("asked") & (now_ms - members.asked_ms > limit)
     silent |= members.has("resting") & (now_ms - members.due_ms > limit) & ~seen.present
     if silent.any():
-        reason = f"no answer within {spec.device_timeout_s:g} s"
-        members = happened(members, np.flatnonzero(silent), "timeout", reason)
-    for place in np.flatnonzero(exposure.given_up(members, spec, now_ms)).tolist():
-        times = f"given up after {members.attempts[place]} attempts"
-        told = members.reasons.get(members.devices[place], "")
-        members = happened(members, np.array([place]), "timeout", f"{times}: {told}" if told else times)
-    return members
+        places = np.flatnonzero(silent)
+        members = happened(members, places, "timeout", [f"no answer within {spec.device_timeout_s:g} s"] * places.size)
+    places = np.flatnonzero(exposure.given_up(members, spec, now_ms))
+    if not places.size:
+        return members
+    last = [members.reasons.get(members.devices[i], "") or "no reason told" for i in places.tolist()]
+    tries = members.attempts[places].tolist()
+    why = [f"given up after {n} attempts: {reason}" for n, reason in zip(tries, last, strict=True)]
+    return happened(members, places, "timeout", why)
 
 
 def _judge(
