@@ -4,7 +4,7 @@
 
 Windows of 50, 200, 1,000 and 5,000 rows go to our window test and to the rules that people use, all on the same rows:
 
-    ours              the hub's test (`window_p`, Simes over channels) at p <= .05
+    ours              the hub's test (`window_p` with its trend, Simes over channels) at p <= .05
     psi               PSI > .2 in any channel
     ks                Kolmogorov-Smirnov over the same cells, p <= .05 by Simes
     evidently         Evidently 0.7.23, `DataDriftPreset` as it comes: half of the columns drifted or more
@@ -16,8 +16,8 @@ readings of a space shuttle. What the windows are, how they shift, and which cod
 `false_alarm`: share of windows without any shift on which ours alarms at the nominal rate, by size; the worst of the
 three sets of channels. `false_alarms`: of all rules and sets.
 `power`: share of shifted windows found when all rules are set to 1 % false alarms on the same windows; of the set of
-channels where ours wins fewer cells (`power_of`); `power_elsewhere`: of the others. A peer's channels are compared in standard
-deviations of their null, which no peer does; it helps them.
+channels where ours wins fewer cells (`power_of`); `power_elsewhere`: of the others. A peer's channels are compared in
+standard deviations of their null, which no peer does; it helps them.
 `cells_won`: of 9 shifts x 3 sizes, where ours finds at least what the best peer finds, less .05.
 `evidently_check`: what Evidently itself said in 20 reports a size, half of them on shifted windows, and how often the
 fast version said the same of a column (within 1e-6 of its distance) and of the whole. The tool gets a venv of its own.
