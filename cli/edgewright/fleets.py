@@ -14,7 +14,7 @@ from rich.table import Table
 
 from edgewright_contracts.errors import RequestError
 
-from . import inventory
+from . import alerting, fetching, inventory, quality
 from .drifting import acknowledge, drift
 from .hub_client import HubClient, with_hub
 from .tables import ago, print_table
@@ -27,6 +27,10 @@ def fleet() -> None:
 
 for command in (inventory.describe, inventory.hold, inventory.release, inventory.show, inventory.cohort):
     fleet.add_command(command)
+for more in (alerting.alerts, alerting.webhook, fetching.samples, fetching.collect):
+    fleet.add_command(more)
+for more in (quality.accuracy, quality.labels, quality.retrain):
+    fleet.add_command(more)
 
 
 @fleet.command()

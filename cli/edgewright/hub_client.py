@@ -39,14 +39,26 @@ class HubClient:
     def post(self, path: str, body: object = None) -> Any:
         return self._call("POST", path, json.dumps(body or {}).encode())
 
+    def post_bytes(self, path: str, body: bytes) -> Any:
+        return self._call("POST", path, body, "application/octet-stream")
+
+    def get_bytes(self, path: str) -> bytes:
+        return self._bytes("GET", path, None, "")
+
     def put(self, path: str, body: object) -> Any:
         return self._call("PUT", path, json.dumps(body).encode())
 
     def delete(self, path: str) -> Any:
         return self._call("DELETE", path, None)
 
-    def _call(self, method: str, path: str, body: bytes | None) -> Any:
-        headers = {**self._headers, "Content-Type": "application/json"} if body else self._headers
+    def _call(self, method: str, path: str, body: bytes | None, kind: str = "application/json") -> Any:
+        try:
+            return json.loads(self._bytes(method, path, body, kind))
+        except ValueError:
+            raise Unavailable(f"{method} {path}: expected JSON from {self._url}, got something else") from None
+
+    def _bytes(self, method: str, path: str, body: bytes | None, kind: str) -> bytes:
+        headers = {**self._headers, "Content-Type": kind} if body else self._headers
         try:
             answer = self._http.request(method, self._url + path, body=body, headers=headers)
         except (urllib3.exceptions.HTTPError, OSError) as error:
@@ -54,10 +66,7 @@ class HubClient:
                 f"no answer from the hub at {self._url}: {error}; is it running, and is this its CA?"
             ) from None
         if answer.status < 400:
-            try:
-                return json.loads(answer.data)
-            except ValueError:
-                raise Unavailable(f"{method} {path}: expected JSON from {self._url}, got something else") from None
+            return answer.data
         raise _failure(answer.status, answer.data, f"{method} {path}")
 
 

@@ -1,0 +1,158 @@
+"""`edgewright fleet samples` and `edgewright fleet collect`: what is fetched from devices, inputs and what ails one."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import time
+import zipfile
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from edgewright_contracts import durable
+from edgewright_contracts.errors import RequestError, Unavailable
+
+from .groups import ShownByDefault
+from .hub_client import HubClient, with_hub
+from .tables import ago, print_table
+
+UNPACKED_BYTES: Final = 1 << 20  # of a sample; a device takes none beyond 256 KiB
+POLL_S: Final = 1.0
+
+
+@click.group(cls=ShownByDefault)
+def samples() -> None:
+    """Inputs of devices, where their owners consented (`edgewright agent consent`)."""
+
+
+@samples.command()
+@click.argument("who", metavar="DEVICE|SELECTOR")
+@click.option("--count", type=click.IntRange(1, 1000), default=10, show_default=True, help="Of each model and device.")
+@click.option("--hours", type=click.FloatRange(0.1, 24), default=24.0, show_default=True, help="Then it ends.")
+@click.option("--reason", required=True, help="Why somebody is to look at people's inputs; it is kept.")
+@with_hub
+def request(client: HubClient, who: str, count: int, hours: float, reason: str, as_json: bool) -> None:
+    """Ask devices for some of their inputs, for a while. One whose owner has not consented sends none."""
+    key = "selector" if set(who) & set("=,;!*") else "device"
+    asked = {key: "id=*" if who == "*" else who, "count": count, "hours": hours, "reason": reason}
+    made = client.post("/api/v1/samples/requests", asked)
+    said = f"request {made['id']}: {len(made['devices'])} devices, {count} of each model within {hours:g} h"
+    click.echo(json.dumps(made) if as_json else f"{said}, if their owners have consented")
+
+
+@samples.command("show")
+@with_hub
+def listed(client: HubClient, as_json: bool) -> None:
+    """Samples on the hub, which keeps them for 30 days, and the requests that brought them."""
+    told = client.get("/api/v1/samples")
+    if as_json:
+        click.echo(json.dumps(told))
+        return
+    table = Table("request", "devices", "count", "", "reason", box=None, header_style="dim")
+    for row in told["requests"][:10]:
+        state = f"ended {ago(row['ended_ms'])}" if row["ended_ms"] else "open"
+        table.add_row(str(row["id"]), str(len(row["devices"])), str(row["count"]), state, escape(row["reason"]))
+    if table.row_count:
+        Console().print(table)
+    table = Table("device", "sample", "bytes", "came", box=None, header_style="dim")
+    for one in told["samples"][:50]:
+        table.add_row(escape(one["device"]), one["id"], f"{one['bytes']:,}", ago(one["at_ms"]))
+    print_table(table, f"{len(told['samples'])} samples")
+
+
+samples.add_command(listed, "list")
+
+
+@samples.command()
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The folder to write.")
+@click.option("--model", default="", help="Only inputs of this one.")
+@click.option("--device", default="", help="Only of this one.")
+@with_hub
+def export(client: HubClient, out: Path, model: str, device: str, as_json: bool) -> int:
+    """Fetch samples into OUT: DEVICE/ID.npz, and manifest.json with what each is. Every file is looked through before
+    it is kept; what is not as a device packs it is left out, and then the command exits with 1."""
+    kept: list[dict[str, Any]] = []
+    refused: list[str] = []
+    for one in client.get("/api/v1/samples")["samples"]:
+        if device not in ("", one["device"]):
+            continue
+        data = client.get_bytes(f"/api/v1/samples/{one['device']}/{one['id']}")
+        try:
+            about = verified(data)
+        except ValueError as error:
+            refused.append(f"{one['device']}/{one['id']}: {error}")
+            continue
+        if model in ("", about["model"]):
+            file = out / one["device"] / f"{one['id']}.npz"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            durable.replace(file, data, mode=0o600)
+            kept.append(
+                {"file": str(file.relative_to(out)), "sha256": hashlib.sha256(data).hexdigest(), **one, **about}
+            )
+    if kept:
+        durable.replace(out / "manifest.json", json.dumps({"samples": kept}, indent=1).encode(), mode=0o600)
+    if as_json:
+        click.echo(json.dumps({"out": str(out), "samples": len(kept), "refused": refused}))
+    else:
+        click.echo(f"{len(kept)} samples in {out}; {len(refused)} refused")
+        for why in refused[:10]:
+            click.echo(f"  {why}")
+    return 1 if refused else 0
+
+
+def verified(data: bytes) -> dict[str, Any]:
+    """What a sample says of itself. Raises ValueError for a file that is not as a device packs it."""
+    import numpy as np
+
+    try:
+        archive = zipfile.ZipFile(io.BytesIO(data))
+    except zipfile.BadZipFile:
+        raise ValueError("expected an .npz file") from None
+    names = archive.namelist()
+    if sum(part.file_size for part in archive.infolist()) > UNPACKED_BYTES or len(set(names)) != len(names):
+        raise ValueError(f"expected distinct parts of at most {UNPACKED_BYTES} bytes in all")
+    try:
+        about = json.loads(archive.read("about.json"))
+        for name in names:
+            if name != "about.json":
+                np.load(io.BytesIO(archive.read(name)), allow_pickle=False)
+    except (KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"expected about.json and arrays without objects: {error}") from None
+    if not (isinstance(about, dict) and isinstance(about.get("model"), str)):
+        raise ValueError("expected about.json to name the model")  # noqa: TRY004 (the file's content, not our argument)
+    return {name: about.get(name) for name in ("model", "digest", "variant", "prediction", "wall_ms")}
+
+
+@click.command()
+@click.argument("device")
+@click.option("--wait", "wait_s", type=click.FloatRange(0, 3600), default=60.0, show_default=True, help="Seconds.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write it there; else it is printed.")
+@with_hub
+def collect(client: HubClient, device: str, wait_s: float, out: Path | None, as_json: bool) -> None:
+    """Ask a device what ails it: status, configuration, errors, spool, log; no keys, no inputs. Exits with 3 when no
+    answer came in time."""
+    command = client.post(f"/api/v1/devices/{device}/collect")["command"]
+    until = time.monotonic() + wait_s
+    while (said := client.get(f"/api/v1/devices/{device}/answers/{command}")["said"]) is None:
+        if time.monotonic() >= until:
+            raise Unavailable(
+                f"{device} has not answered within {wait_s:g} s; is it online? `edgewright fleet devices`"
+            )
+        time.sleep(POLL_S)
+    if not said["text"]:
+        raise Unavailable(f"{device}: {said['reason']}")
+    try:
+        found = json.loads(said["text"])
+    except ValueError:
+        raise RequestError(f"expected JSON from {device}, got {said['text'][:200]!r}") from None
+    if out is not None:
+        out.write_text(json.dumps(found, indent=1) + "\n")
+        click.echo(json.dumps({"file": str(out)}) if as_json else f"{out}: {len(said['text'])} bytes")
+        return
+    click.echo(said["text"] if as_json else json.dumps(found, indent=1))
