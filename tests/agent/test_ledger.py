@@ -161,6 +161,19 @@ def test_at_most_16_are_numbered_and_unacknowledged():
     assert ledger.to_number(state) == (17, 18, 19, 20)
 
 
+def test_one_that_is_lost_on_the_way_is_never_64_numbers_behind_the_newest():
+    """The hub counts a number 64 ahead of a gap as proof that it was restored, and gives up what is in the gap."""
+    state = ledger.apply(State(SPOOL), Sealed(tuple(("report", body(1)) for _ in range(200))))
+    while ids := ledger.to_number(state):
+        state = ledger.apply(state, Numbered(ids))
+        mask = sum(1 << seq - 1 for seq in range(2, state.next_seq))  # all but the first
+        state = ledger.apply(state, Acked(Ack(SPOOL, 0, mask)))
+    assert [item.seq for item in state.numbered] == [1]
+    assert state.next_seq == 1 + 64
+    state = ledger.apply(state, Acked(Ack(SPOOL, 64, 0)))
+    assert len(ledger.to_number(state)) == 16
+
+
 def test_an_ack_of_another_spool_or_of_numbers_never_given_frees_nothing():
     state = ledger.apply(ledger.apply(State(SPOOL), Sealed((("report", b"1"),))), Numbered((1,)))
     assert ledger.apply(state, Acked(Ack("b" * 16, 9))) == state

@@ -29,7 +29,7 @@ from edgewright_hub.storage.places import Places
 from edgewright_hub.storage.telemetry import open_telemetry
 from edgewright_hub.web.listeners import Address, listen
 from sim import wire
-from sim.postgresql import Server
+from sim.postgresql import chosen, server
 
 
 @pytest.fixture(scope="session")
@@ -166,47 +166,28 @@ def broker(
     one.close()
 
 
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[Server]:
-    one = Server()
-    yield one
-    one.close()
-
-
-@pytest.fixture(scope="session")
-def migrated(postgresql: Server) -> str:
-    """A database with all tables, to be copied."""
-    url = postgresql.url()
-    open_telemetry(url).dispose()
-    open_control(url).dispose()
-    return str(sa.make_url(url).database)
-
-
 @pytest.fixture
-def database_url(postgresql: Server, migrated: str) -> str:
+def database_url() -> str:
     """A database on PostgreSQL for one test."""
-    return postgresql.url(migrated)
+    return server().url(server().migrated)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Places:
     """Both databases, of each kind: for tests of what is written and read there."""
-    if request.param == "sqlite":
-        return Places(tmp_path / "hub.db", tmp_path / "telemetry.db")
-    url = request.getfixturevalue("database_url")
-    return Places(url, url)
+    return chosen(tmp_path / "stores", asked=request.param == "postgresql")
 
 
 @pytest.fixture
 def telemetry_engine(tmp_path: Path) -> Iterator[sa.Engine]:
-    engine = open_telemetry(tmp_path / "telemetry.db")
+    engine = open_telemetry(chosen(tmp_path).telemetry)
     yield engine
     engine.dispose()
 
 
 @pytest.fixture
 def control_engine(tmp_path: Path) -> Iterator[sa.Engine]:
-    engine = open_control(tmp_path / "hub.db")
+    engine = open_control(chosen(tmp_path).control)
     yield engine
     engine.dispose()
 

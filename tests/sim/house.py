@@ -28,6 +28,8 @@ from edgewright_hub.storage import control, telemetry
 from edgewright_hub.storage.control import open_control
 from edgewright_hub.storage.telemetry import open_telemetry
 
+from . import postgresql
+
 QUICK = GatePolicy(slow=None, label=Margin(r0=1.2, r1=2.0), error=Margin(r0=1.2, r1=2.0, delta=0.02), soak_windows=2)
 HOUR = 3600_000
 
@@ -56,7 +58,8 @@ class House:
     rng: Any = field(default_factory=lambda: np.random.default_rng(1))
 
     def __post_init__(self) -> None:
-        self.control, self.telemetry = open_control(self.place / "hub.db"), open_telemetry(self.place / "telemetry.db")
+        stored = postgresql.chosen(self.place)
+        self.control, self.telemetry = open_control(stored.control), open_telemetry(stored.telemetry)
         self.registry = Registry(self.place / "repo", self.place / "keys", self.control)
         self.registry.blobs.mkdir(parents=True, exist_ok=True)
         self.edges = {
@@ -116,6 +119,7 @@ class House:
         self.control.dispose()
         self.telemetry.dispose()
         shutil.copytree(self.place, place, dirs_exist_ok=True)
+        postgresql.copied(place)
         at = next(self.numbers)
         self.numbers = itertools.count(at)
         return House(place, self.packages, list(self.sent), self.now, itertools.count(at), copy.deepcopy(self.rng))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import itertools
 import os
 import pwd
@@ -13,6 +15,11 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from edgewright_hub.storage.control import open_control
+from edgewright_hub.storage.places import NAME, Places, move, places
+from edgewright_hub.storage.telemetry import open_telemetry
+
+ASKED = "EDGEWRIGHT_TEST_DATABASE"  # "postgresql": every test that keeps something keeps it there
 OPTIONS = {"fsync": "off", "full_page_writes": "off", "listen_addresses": "", "autovacuum": "off", "jit": "off"}
 
 
@@ -26,7 +33,7 @@ def binaries() -> Path | None:
 
 
 class Server:
-    """`url()` is a database that nobody used before; `stop()` and `start()` are a restart."""
+    """`url()` is a new database; `stop()` and `start()` are a restart."""
 
     def __init__(self) -> None:
         found = binaries()
@@ -60,10 +67,19 @@ class Server:
                 assert self._process.poll() is None, "PostgreSQL ended"
                 time.sleep(0.05)
 
+    @functools.cached_property
+    def migrated(self) -> str:
+        """The name of a database with all tables, to be copied."""
+        url = self.url()
+        open_telemetry(url).dispose()
+        open_control(url).dispose()
+        return str(sa.make_url(url).database)
+
     def _named(self, name: str) -> str:
         return f"postgresql+psycopg://hub@/{name}?host={self.folder}"
 
     def url(self, template: str = "template1") -> str:
+        """`template` is a database that nobody is connected to."""
         name = f"t{next(self._numbers)}"
         with self._engine.connect() as connection:
             connection.execute(sa.text(f"CREATE DATABASE {name} TEMPLATE {template}"))
@@ -76,3 +92,25 @@ class Server:
     def close(self) -> None:
         self.stop()
         shutil.rmtree(self.folder)
+
+
+@functools.cache
+def server() -> Server:
+    """One for this process, until it ends."""
+    one = Server()
+    atexit.register(one.close)
+    return one
+
+
+def chosen(place: Path, *, asked: bool = False) -> Places:
+    """Where the databases of `place` are: files in it, or a new database on the server where that is asked for."""
+    if (asked or os.environ.get(ASKED) == "postgresql") and not (place / NAME).exists():
+        place.mkdir(parents=True, exist_ok=True)
+        return move(place, server().url(server().migrated))
+    return places(place)
+
+
+def copied(place: Path) -> None:
+    """`place` is a copy of a folder: what it names on the server, it gets a copy of."""
+    if (place / NAME).exists():
+        move(place, server().url(str(sa.make_url(str(places(place).control)).database)))

@@ -19,7 +19,7 @@ from typing import Final, Literal
 import msgspec
 
 from edgewright_contracts.birth import Unclean
-from edgewright_contracts.desired import IN_FLIGHT, Ack
+from edgewright_contracts.desired import IN_FLIGHT, MASK_BITS, Ack
 
 UNCLEAN_KEPT: Final = 32
 
@@ -166,8 +166,13 @@ def rewound(state: State, ack: Ack) -> bool:
 
 
 def to_number(state: State) -> tuple[int, ...]:
-    """Ids of the items that may be numbered now, oldest first."""
-    room = IN_FLIGHT - sum(1 for i in state.items if i.seq)
+    """Ids of the items that may be numbered now, oldest first.
+
+    Never MASK_BITS above one that waits, however many are acknowledged behind it: the hub would take it for a sign that
+    it was restored, and count that one as lost.
+    """
+    given = [i.seq for i in state.items if i.seq]
+    room = min(IN_FLIGHT - len(given), min(given, default=state.next_seq) + MASK_BITS - state.next_seq)
     return tuple(i.id for i in state.unnumbered[: max(0, room)])
 
 
