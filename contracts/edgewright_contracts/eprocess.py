@@ -5,7 +5,7 @@ sum of log likelihood ratios, one term for each interval of counts; `mixed` is t
 By Ville's inequality the chance that it ever reaches log(1 / alpha) is at most alpha if nothing is worse, however often
 and whenever it is looked at: so it may be watched, and must never be begun again while it is.
 
-Two yardsticks:
+Two yardsticks, for one alternative or an array of them:
 
     ratio_llr    another group of counts in the same interval, of which only the sum is used
     rate_llr     a rate that is known, as the `upper` end of what an earlier period allows
@@ -18,13 +18,16 @@ Source: Ville (1939); Howard et al., Time-uniform Chernoff bounds (2020); for th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, TypeVar
 
 import numpy as np
+import numpy.typing as npt
+
+Rates = TypeVar("Rates", float, npt.NDArray[np.float64])
 
 RHO: Final = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)  # how much worse: the alternatives that are mixed
-CERTAINTY: Final = 0.01  # of each end of the interval of a rate seen before
+CERTAINTY: Final = 0.01  # of the end of the interval of a rate seen before
 RHYTHM: Final = 1.5  # by which the hour of the day alone may raise a rate, where nobody else shares the hour
 _Z: Final = 2.3263478740408408  # normal quantile of 1 - CERTAINTY
 _PRECISION: Final = 1e-14
@@ -35,43 +38,34 @@ def mixed(bets: Sequence[float], phi: float = 1.0) -> float:
     return float(np.logaddexp.reduce(np.asarray(bets) / phi) - math.log(len(bets)))
 
 
-def ratio_llr(k_c: float, k_t: float, e_c: float, e_t: float, a: float, b: float) -> float:
+def ratio_llr(k_c: float, k_t: float, e_c: float, e_t: float, a: Rates, b: float) -> Rates:
     """log likelihood ratio of "treated devices have a times their rate" over "b times", given the sum of both counts.
 
     `e_c`, `e_t`: trials times the rate before, summed over the control and the treated devices of one interval.
     """
-    return k_t * math.log(a / b) - (k_c + k_t) * math.log((e_c + a * e_t) / (e_c + b * e_t))
+    gained: Rates = k_t * np.log(a / b) - (k_c + k_t) * np.log((e_c + a * e_t) / (e_c + b * e_t))
+    return gained
 
 
-def rate_llr(k: float, n: float, rate: float, rho: float) -> float:
+def rate_llr(k: float, n: float, rate: float, rho: Rates) -> Rates:
     """log likelihood ratio of "rho times `rate`" over "`rate`" for k events in n trials."""
-    return k * math.log(rho) - (rho - 1) * rate * n
+    gained: Rates = k * np.log(rho) - (rho - 1) * rate * n
+    return gained
 
 
 def upper(k: float) -> float:
-    """The largest mean that k events still allow: P(X <= k) = CERTAINTY."""
-    return _solved(k + 1, lambda x: _tail(k + 1, x), falling=True)
-
-
-def lower(k: float) -> float:
-    """The smallest mean that k events still allow: P(X >= k) = CERTAINTY; 0 for none."""
-    return _solved(k, lambda x: 1 - _tail(k, x), falling=False) if k else 0.0
-
-
-def _solved(a: float, chance: Callable[[float], float], *, falling: bool) -> float:
-    """Where `chance`, a tail of the gamma distribution of shape a, is CERTAINTY: Newton inside a bracket."""
-    side = 1.0 if falling else -1.0
-    guess = a * max(1 - 1 / (9 * a) + side * _Z / (3 * math.sqrt(a)), 1e-3) ** 3  # Wilson and Hilferty
+    """The largest mean that k events still allow: P(X <= k) = CERTAINTY. Newton inside a bracket."""
+    a = k + 1
+    guess = a * (1 - 1 / (9 * a) + _Z / (3 * math.sqrt(a))) ** 3  # Wilson and Hilferty
     low, high = 0.0, 4 * (a + 10)
     for _ in range(100):
-        missing = chance(guess) - CERTAINTY
-        if (missing > 0) == falling:
+        missing = _tail(a, guess) - CERTAINTY
+        if missing > 0:
             low = guess
         else:
             high = guess
         density = math.exp((a - 1) * math.log(guess) - guess - math.lgamma(a))
-        step = side * missing / density if density else math.inf
-        after = guess + step
+        after = guess + missing / density if density else math.inf
         if not low < after < high:
             after = (low + high) / 2
         if abs(after - guess) <= 1e-13 * guess:

@@ -40,7 +40,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import gammainccinv, gammaincinv
 
-from edgewright_contracts.eprocess import CERTAINTY, RHO, RHYTHM, mixed
+from edgewright_contracts.eprocess import CERTAINTY, RHO, RHYTHM, mixed, rate_llr, ratio_llr
 
 Floats = npt.NDArray[np.float64]
 Metric = str  # a row of Counts
@@ -171,25 +171,21 @@ def advance(process: Process, margin: Margin, limit: float | None, seen: Interva
     bad = np.asarray(process.bad)
     if seen.e_c > 0:
         scaled = seen.e_c / (seen.e_t / n)
-        bad = (
-            bad
-            + k * np.log(_RHO)
-            - (k + seen.k_c) * np.log((seen.e_c + margin.r0 * _RHO * seen.e_t) / (seen.e_c + margin.r0 * seen.e_t))
-        )
-        ok = process.ok - k * math.log(margin.r1)
-        ok -= (k + seen.k_c) * math.log((seen.e_c + seen.e_t) / (seen.e_c + margin.r1 * seen.e_t))
+        counts = seen.k_c, k, seen.e_c, seen.e_t
+        bad = bad + ratio_llr(*counts, margin.r0 * _RHO, margin.r0)
+        ok = process.ok + ratio_llr(*counts, 1.0, margin.r1)
         gained = _difference(process, margin, seen, 0.0, scaled)
         return _counted(process, seen, scaled, bad=bad, ok=ok, gained=gained, own=own, basis="control")
     if seen.own_n > 0:
         high = gammainccinv(seen.own_k + 1, CERTAINTY) / seen.own_n * margin.r0 * RHYTHM
         low = _low(seen)
-        bad = bad + k * np.log(_RHO) - (_RHO - 1) * high * n
+        bad = bad + rate_llr(k, n, high, _RHO)
         ok = process.ok - k * math.log(margin.r1) + (margin.r1 - 1) * low * n
         gained = _difference(process, margin, seen, low, 0.0)
         return _counted(process, seen, 0.0, bad=bad, ok=ok, gained=gained, own=own, basis="pre-period")
     if limit is None:
         return process
-    bad = bad + k * np.log(_RHO) - (_RHO - 1) * limit * n
+    bad = bad + rate_llr(k, n, limit, _RHO)
     ok = process.ok + k * math.log(0.1) + 0.9 * limit * n  # a tenth of the limit against the limit
     return _counted(process, seen, 0.0, bad=bad, ok=ok, basis="limit")
 
@@ -198,7 +194,7 @@ def against_limit(process: Process, limit: float, excluded: float, seen: Interva
     """One sample against a limit that was signed: harm is more than it, and `excluded` times it must be ruled out."""
     if seen.n_t == 0:
         return process
-    bad = np.asarray(process.bad) + seen.k_t * np.log(_RHO) - (_RHO - 1) * limit * seen.n_t
+    bad = np.asarray(process.bad) + rate_llr(seen.k_t, seen.n_t, limit, _RHO)
     past = (process.k_t + 0.5 * limit * 100) / (process.n_t + 100)  # what was seen, begun with half the limit
     guess = min(max(past, limit / 10), limit)
     gained = seen.k_t * math.log(guess / (limit * excluded)) + (limit * excluded - guess) * seen.n_t
@@ -282,9 +278,9 @@ def _counted(
     return Process(
         phi=process.phi,
         bad=tuple(bad.tolist()),
-        ok=ok,
+        ok=float(ok),
         difference=process.difference + gained,
-        best=max(process.best, ok, process.difference + gained),
+        best=max(process.best, float(ok), process.difference + gained),
         k_t=process.k_t + seen.k_t,
         n_t=process.n_t + seen.n_t,
         k_c=process.k_c + (seen.k_c if scaled else 0.0),
