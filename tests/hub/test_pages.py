@@ -13,11 +13,13 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from edgewright_contracts.package import Package
+from edgewright_hub.ingest.writer import commit
 from edgewright_hub.registry.registry import Registry
 from edgewright_hub.rollouts.progress import unpacked
 from edgewright_hub.storage import control, telemetry
 from edgewright_hub.web import pages
 from edgewright_hub.web.api import Hub
+from sim import wire
 from sim.house import House
 from sim.packages import make_package
 
@@ -57,6 +59,15 @@ def test_an_empty_hub_says_what_to_do_first(house: House) -> None:
     assert "0 / 0 devices online" in text
     for command in ("edgewright rollout create", "edgewright publish", "edgewright agent enroll"):
         assert command in text
+
+
+def test_what_was_refused_is_seen_with_the_device_and_the_reason(house: House) -> None:
+    future = wire.report_bytes(1, wall_start_ms=house.now + 86_400_000)
+    commit(house.telemetry, [wire.message("cam-7", "report", future, house.now)] * 2, lambda _: "lab")
+    text = _text(pages.render(_hub(house), house.now))
+    assert "Refused in 24 hours" in text
+    assert re.search(r"cam-7 clock 1 .* set the clock of cam-7", text)
+    assert "Refused" not in _text(pages.render(_hub(house), house.now + 2 * 86_400_000))
 
 
 def test_the_figures_are_those_of_the_databases(house: House) -> None:

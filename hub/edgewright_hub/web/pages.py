@@ -28,7 +28,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, StreamingResponse
 from starlette.staticfiles import StaticFiles
 
+from ..accuracy import reader
+from ..accuracy.packages import Packages
+from ..alerts import alerts
 from ..drift import fleet_drift
+from ..ingest.refusals import since
 from ..rollouts import conductor, evidence
 from ..rollouts.progress import unpacked
 from ..storage import control, telemetry
@@ -100,6 +104,7 @@ def view(hub: Hub, now_ms: int) -> dict[str, Any]:
         # Grouped by an expression: SQLite would rather walk through all windows in the order of an index on the column.
         hour = {device: (int(n), int(k)) for device, n, k in connection.execute(sums.group_by(w.device.concat("")))}
         events = connection.execute(sa.select(telemetry.events).order_by(e.id.desc()).limit(EVENTS)).all()
+        refused = [one for one in since(connection, now_ms - 24 * HOUR_MS) if one.reason != "replay"]
     versions = {r.digest[:16]: f"{r.name} {r.version}" for r in packages}
     alarms = [v for v in drift if v["verdict"] == "alarm"]
     streams: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -122,7 +127,11 @@ def view(hub: Hub, now_ms: int) -> dict[str, Any]:
     devices.sort(key=lambda d: (not d["alarm"], d["online"], d["id"]))
     running = [r for r in rollouts if r.state in ("draft", "running", "paused", "rolling-back")]
     ended = [r for r in rollouts if r not in running][:ENDED]
+    packages_known = Packages(hub.control, hub.registry.blobs)
     return {
+        "alerts": alerts.listed(hub.control),
+        "accuracy": reader.read(hub.control, hub.telemetry, packages_known, now_ms=now_ms)["models"],
+        "condition": reader.CONDITION,
         "devices": devices[:ROWS],
         "devices_total": len(devices),
         "devices_online": sum(d["online"] for d in devices),
@@ -136,6 +145,8 @@ def view(hub: Hub, now_ms: int) -> dict[str, Any]:
         "versions": versions,
         "packages": [{**r._mapping, "devices": _count(said, r.digest)} for r in packages],
         "events": [{**r._mapping, "version": versions.get(r.digest[:16], r.model)} for r in events],
+        "refused": refused[:EVENTS],
+        "refused_total": len(refused),
         "warning": hub.registry.warning(now=datetime.fromtimestamp(now_ms / 1000, UTC)),
     }
 
@@ -264,6 +275,8 @@ def _mark(hub: Hub) -> tuple[Any, ...]:
                 sa.select(sa.func.max(c.packages.c.published_ms)).scalar_subquery(),
                 sa.select(sa.func.count()).select_from(c.devices).scalar_subquery(),
                 sa.select(sa.func.max(c.audit.c.id)).scalar_subquery(),
+                sa.select(sa.func.max(c.alerts.c.id)).scalar_subquery(),
+                sa.select(sa.func.max(c.alerts.c.closed_ms)).scalar_subquery(),
             )
         ).one()
     return (*seen, *decided)
@@ -295,6 +308,12 @@ def _evidence(log_e: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
+def _interval(one: Mapping[str, Any] | None) -> str:
+    if one is None:
+        return "–"
+    return f"{100 * one['value']:.1f} % ({100 * one['low']:.1f}–{100 * one['high']:.1f})"
+
+
 def _rate(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.2f} %"
 
@@ -306,4 +325,4 @@ _ENVIRONMENT: Final = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_ENVIRONMENT.filters.update(ago=_ago, utc=_utc, evidence=_evidence, rate=_rate, thousands=lambda n: f"{n:,}")
+_ENVIRONMENT.filters.update(ago=_ago, utc=_utc, evidence=_evidence, rate=_rate, interval=_interval, thousands=lambda n: f"{n:,}")
