@@ -191,6 +191,23 @@ def test_devices_that_fail_or_stay_silent_decide_before_any_rate() -> None:
     assert gate.judge(replace(fine, expected=0)).verdict == "hold"
 
 
+def test_devices_that_fail_by_themselves_everywhere_do_not_take_a_release_back() -> None:
+    """Two of thirteen fail in a day and a half; of 37 without the release, three do."""
+    policy = GatePolicy(slow=None, label=None)
+    at = policy.metrics.index("failure")
+    verdicts = []
+    for elsewhere in (3.0, 0.0):
+        rows = np.zeros((2, 2, at + 1, 50))
+        rows[0, 0, 0, :13] = rows[1, 0, 0, 13:] = 26_000.0
+        rows[0, 0, at, :13] = rows[1, 0, at, 13:] = 36.0
+        rows[0, 1, at, :2] = 1.0
+        rows[1, 1, at, 13] = elsewhere
+        evidence = _evidence(Ledger(), Counts(*rows[0]), Counts(*rows[1]), _counts([17_280.0] * 50, [0.0] * 50))
+        judgement = SequentialGate(policy).judge(replace(evidence, exposed=13, failed=2))
+        verdicts.append(judgement.verdict)
+    assert verdicts == ["promote", "rollback"]
+
+
 def test_the_last_stage_waits_for_no_further_evidence_but_still_rolls_back() -> None:
     gate = SequentialGate(ERRORS_ONLY)
     nothing = _counts([0.0], [0.0])
