@@ -12,21 +12,14 @@ from rich.table import Table
 
 from edgewright_contracts.errors import RequestError
 
+from .groups import ShownByDefault
 from .hub_client import HubClient, with_hub
 from .tables import ago, print_table, toned
 
 _REASON = click.option("--reason", default="", help="Why; it is kept in the audit log.")
 
 
-class _ShownByDefault(click.Group):
-    """Without a command of its own it is `show`."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        known = (*self.commands, *ctx.help_option_names)
-        return super().parse_args(ctx, args if args and args[0] in known else ["show", *args])
-
-
-@click.group(cls=_ShownByDefault)
+@click.group(cls=ShownByDefault)
 def drift() -> None:
     """Which devices and fleets drifted; how many false pages are allowed; what is a new normal."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,12 @@ from edgewright_contracts.errors import Refused, RequestError
 from edgewright_contracts.package import Package
 from edgewright_hub.accuracy import imports, labels, reader
 from edgewright_hub.accuracy.packages import Packages
+from edgewright_hub.alerts import alerts
+from edgewright_hub.registry.registry import Registry
 from edgewright_hub.storage import control, telemetry
 from edgewright_hub.storage.histograms import cells_bytes
+from edgewright_hub.web import pages
+from edgewright_hub.web.api import Hub
 from sim.house import HOUR, House, draw_cells
 from sim.packages import make_package
 
@@ -202,3 +207,28 @@ def test_what_cannot_be_counted_is_refused_with_the_reason(house: House, fields:
 def test_what_is_no_table_is_a_wrong_request(house: House, data: bytes) -> None:
     with pytest.raises(RequestError, match="expected"):
         imports.take(house.control, house.telemetry, known(house), data, "t", who="ann", now_ms=house.now)
+
+
+class Quiet(Registry):
+    """A registry whose signatures last."""
+
+    def warning(self, *, now: datetime) -> str | None:
+        return None
+
+
+def test_the_page_shows_alerts_and_accuracy_and_escapes_them(house: House) -> None:
+    roll(house, "1.0.0", "lab", 4000)
+    house.window("pi-0", "1.0.0", labels_n=1, outcomes={"correct": [1, 1], "<b>ok": [40, 38]})
+    labels.tick(house.control, house.telemetry)
+    with house.control.begin() as connection:
+        said = {"severity": "page", "kind": "drift", "subject": "pi-0", "text": "<i>moved"}
+        alerts.open_alert(connection, "k", **said, now_ms=house.now)  # type: ignore[arg-type]
+    hub = Hub(
+        control=house.control, telemetry=house.telemetry, authority=None, conductor=house.conductor,
+        registry=Quiet(house.place / "repo", house.place / "keys", house.control),
+        broker=("127.0.0.1", 1883), repo="", ails=list, open_to_read=True,
+    )  # type: ignore[arg-type]  # fmt: skip
+    html = pages.render(hub, house.now)
+    assert "&lt;i&gt;moved" in html
+    assert "&lt;b&gt;ok 95.0 % (83.5–98.6)" in html
+    assert "expected, if what it has learnt still holds" in html

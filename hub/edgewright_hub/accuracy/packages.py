@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from pathlib import Path
 from typing import NamedTuple
@@ -28,22 +29,14 @@ class Variant(NamedTuple):
 
 
 class Packages:
-    """By the first 16 digits of the digest, as on the wire. One that cannot be read is left out and logged."""
+    """By the first 16 digits of the digest, as on the wire. One that cannot be read is left out and logged. They are
+    read again only when one was published."""
 
     def __init__(self, engine: sa.Engine, blobs: Path) -> None:
         p = control.packages.c
-        self.known: dict[tuple[str, str], Variant] = {}
         with engine.connect() as connection:
-            rows = connection.execute(sa.select(p.name, p.version, p.digest, p.manifest)).all()
-        for row in rows:
-            try:
-                manifest = msgspec.convert(row.manifest, Manifest)
-                for one in manifest.variants:
-                    baseline = decode_baseline((blobs / manifest.files[one.baseline].sha256).read_bytes())
-                    place = confidence(baseline.channels)
-                    self.known[row.digest[:16], one.id] = Variant(row.name, row.version, baseline.edge_hash, place)
-            except (msgspec.ValidationError, ContractError, OSError) as error:
-                _LOG.warning("no accuracy for %s %s: %s", row.name, row.version, error)
+            mark = connection.execute(sa.select(sa.func.count(), sa.func.max(p.published_ms))).one()
+        self.known = _known(engine, blobs, tuple(mark))
 
     def digest(self, model: str, version: str) -> str:
         """ "" of an unknown one."""
@@ -57,6 +50,24 @@ class Packages:
 
     def edge_hash(self, digest: str, variant: str) -> str:
         return self.known[digest, variant].edge_hash
+
+
+@functools.lru_cache(maxsize=4)
+def _known(engine: sa.Engine, blobs: Path, _mark: tuple[int, int]) -> dict[tuple[str, str], Variant]:
+    p = control.packages.c
+    out: dict[tuple[str, str], Variant] = {}
+    with engine.connect() as connection:
+        rows = connection.execute(sa.select(p.name, p.version, p.digest, p.manifest)).all()
+    for row in rows:
+        try:
+            manifest = msgspec.convert(row.manifest, Manifest)
+            for one in manifest.variants:
+                baseline = decode_baseline((blobs / manifest.files[one.baseline].sha256).read_bytes())
+                place = confidence(baseline.channels)
+                out[row.digest[:16], one.id] = Variant(row.name, row.version, baseline.edge_hash, place)
+        except (msgspec.ValidationError, ContractError, OSError) as error:
+            _LOG.warning("no accuracy for %s %s: %s", row.name, row.version, error)
+    return out
 
 
 def confidence(channels: tuple[Channel, ...]) -> int | None:

@@ -325,4 +325,6 @@ _ENVIRONMENT: Final = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_ENVIRONMENT.filters.update(ago=_ago, utc=_utc, evidence=_evidence, rate=_rate, interval=_interval, thousands=lambda n: f"{n:,}")
+_ENVIRONMENT.filters.update(
+    ago=_ago, utc=_utc, evidence=_evidence, rate=_rate, interval=_interval, thousands=lambda n: f"{n:,}"
+)
