@@ -10,9 +10,9 @@ Two yardsticks, for one alternative or an array of them:
     ratio_llr    another group of counts in the same interval, of which only the sum is used
     rate_llr     a rate that is known, as the `upper` end of what an earlier period allows
 
-Cost: microseconds; the ends of an interval of a period with 100,000 events take about a millisecond.
+Cost: microseconds; the end of an interval of a period with 100,000 events takes about a millisecond.
 
-Source: Ville (1939); Howard et al., Time-uniform Chernoff bounds (2020); for the ends, Garwood (1936).
+Source: Ville (1939); Howard et al., Time-uniform Chernoff bounds (2020); for the end, Garwood (1936).
 """
 
 from __future__ import annotations
