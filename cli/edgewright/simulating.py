@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 import msgspec
 
 if TYPE_CHECKING:
     from edgewright_hub.simulation.whole import Score
+
+_UNDER: Final = " " * 12
 
 
 @click.command()
@@ -38,7 +41,9 @@ def simulate(devices: int, days: float, scenario: str, seed: int, as_json: bool)
         return 0
     with (
         tempfile.TemporaryDirectory(prefix="edgewright-simulate-") as folder,
-        click.progressbar(length=1000, label="virtual time", file=sys.stderr, hidden=as_json) as bar,
+        click.progressbar(
+            length=1000, label="virtual time", file=sys.stderr, hidden=as_json or not sys.stderr.isatty()
+        ) as bar,
     ):
         score = run(
             Path(folder), scenario, devices=devices, days=days, seed=seed,
@@ -58,11 +63,12 @@ def _shown(score: Score) -> str:
         told = score.rollout
         lines += [
             f"  rollout   {told.state} after {told.hours:g} h; {told.exposed} of {score.devices} devices were given it",
-            f"            {told.reason}",
+            *textwrap.wrap(told.reason, 80, initial_indent=_UNDER, subsequent_indent=_UNDER),
         ]
     if score.drifted:
-        cohort = "not found" if score.cohort_delay_h is None else f"after {score.cohort_delay_h:g} h"
-        each = "" if score.device_delay_h is None else f", by themselves after {score.device_delay_h:g} h (median)"
-        lines.append(f"  drift     of {score.drifted} devices; their cohort {cohort}; {score.found} of them{each}")
-    lines.append(f"  alarms    {score.false_alarms} without drift")
+        cohort = "not at all" if score.cohort_delay_h is None else f"after {score.cohort_delay_h:g} h"
+        each = "" if score.device_delay_h is None else f" by themselves, after {score.device_delay_h:g} h (median)"
+        lines.append(f"  drift     of {score.drifted} devices; their cohort found {cohort}")
+        lines.append(f"{_UNDER}{score.found} of them found{each}")
+    lines.append(f"  alarms    {score.false_alarms} without drift; {score.skewed} devices differ from training")
     return "\n".join(lines)

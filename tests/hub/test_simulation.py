@@ -70,19 +70,28 @@ def test_a_harm_that_grows_is_not_there_at_first() -> None:
     assert errors(4 * 3600.0) / errors(0.0) == pytest.approx(3.0, rel=0.5)
 
 
-def _whole(place: Path, scenario: str, *, days: float = 0.08) -> Score:
+def _whole(place: Path) -> Score:
     place.mkdir()
     world = World(outages=12.0, outage_s=900.0)
-    return simulate(place, scenario, devices=8, days=days, seed=1, progress=lambda _: None, world=world)
+    return simulate(place, "many-errors", devices=8, days=0.08, seed=1, progress=lambda _: None, world=world)
 
 
 def test_the_whole_hub_stops_a_release_that_harms_and_counts_every_inference_once(tmp_path: Path) -> None:
-    first, again = (_whole(tmp_path / name, "many-errors") for name in ("a", "b"))
+    first, again = (_whole(tmp_path / name) for name in ("a", "b"))
     assert msgspec.structs.replace(again, cpu_s=first.cpu_s) == first
     assert (first.miscounted, first.right) == (0, True), first
     assert first.rollout is not None
     assert first.rollout.state in ("rolling-back", "rolled-back")
     assert first.reports > 200
+
+
+def test_a_person_reads_the_score_in_a_few_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    code = command(["simulate", "--scenario", "drift", "--devices", "2", "--days", "0.1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("2 devices, 0.1 days, drift, seed 1: the hub decided ")
+    assert code == (0 if lines[0].endswith("rightly") else 1)
+    assert any(line.startswith("  drift     of 2 devices") for line in lines)
+    assert max(map(len, lines)) <= 80
 
 
 def test_the_command_tells_what_it_can_play_and_refuses_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
