@@ -539,3 +539,50 @@ def test_an_observation_need_not_say_more_than_who_is_there() -> None:
     assert (len(wishes), after.exposed) == (1, 1)
     assert dataclasses.replace(state.members) == state.members
     assert Members.of(state.members.rows()) == state.members
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_devices_and_gates_do_those_told_to_run_the_release_are_those_that_were_given_it(seed: int) -> None:
+    """Random news, silence, windows, holds, verdicts and commands: what the documents say follows the states."""
+    rng = np.random.default_rng(seed)
+    ends = set()
+    for _ in range(15):
+        size, cap = 12, int(rng.integers(1, 6))
+        spec = _spec(stages=(1, "25%", "100%"), concurrency=cap, device_timeout_s=120, retry=Retries(
+            link=Retry(attempts=2, first_s=30), disk=Retry(attempts=1, first_s=60)))  # fmt: skip
+        state, told = started(spec, size), dict.fromkeys((m.device for m in fleet(size)), OLD)
+        for turn in range(60):
+            members = state.members
+            happenings: Any = rng.choice(
+                ["activate", "commit", "retry", "fail", "stop"], 4, p=[0.3, 0.4, 0.2, 0.04, 0.06]
+            )
+            causes: Any = rng.choice(["link", "disk", "operator"], 4)
+            who = rng.integers(0, size, 4)
+            news = [
+                News(members.devices[i], h, "so", "fetch", c) for i, h, c in zip(who, happenings, causes, strict=True)
+            ]
+            present = [d for d in members.devices if rng.random() < 0.8]
+            seen = seen_of(state, present, *news, open=rng.random(size) < 0.9, held=rng.random(size) < 0.05)
+            verdict = rng.choice(["hold", "promote", "rollback"], p=[0.6, 0.39, 0.01])
+            before = state
+            state, wishes = step(state, spec, seen, Script([str(verdict)]), 20_000 * turn)
+            assert len({w.device for w in wishes}) == len(wishes)
+            told |= {w.device: w.digest for w in wishes}
+            given = {d for d, yes in zip(members.devices, state.members.given, strict=True) if yes}
+            ran = {d for d, digest in told.items() if digest == NEW}
+            if state.state in ("running", "paused"):
+                assert ran == given
+                assert before.state == "running" or not _told(wishes), "a paused rollout gives nobody anything"
+                if _told(wishes):
+                    assert len(names(state, "asked", "active")) <= cap
+            elif state.state == "done":
+                assert ran == {*members.devices} - {*names(state, "failed")}
+                assert all(not w.trial for w in wishes)
+            else:
+                assert not ran
+            if state.state not in ACTIVE:
+                break
+            if state.state in ("running", "paused") and rng.random() < 0.05:
+                state, _ = rollout.command(state, spec, "resume" if state.state == "paused" else "pause", "", 0)
+        ends.add(state.state)
+    assert len(ends) > 1
