@@ -12,7 +12,7 @@ from edgewright_contracts.binning import GRID_CELLS, pack_grid
 from edgewright_hub.rollouts import rollout
 from edgewright_hub.rollouts.evidence import Heard, before, observe
 from edgewright_hub.rollouts.gates import GatePolicy
-from edgewright_hub.rollouts.members import Member
+from edgewright_hub.rollouts.members import Member, Members
 from edgewright_hub.rollouts.processes import Margin
 from edgewright_hub.rollouts.rollout import Observation
 from edgewright_hub.rollouts.specification import RolloutSpec
@@ -143,3 +143,9 @@ def test_the_period_before_gives_rates_of_runs_and_none_of_devices_that_fail() -
 class _Holds:
     def judge(self, evidence: Any) -> Any:
         return SimpleNamespace(verdict="hold", reason="", figures=(), ledger=evidence.ledger, effects=())
+
+
+def test_a_device_whose_outcomes_are_told_counts_as_labelled() -> None:
+    rows = [_window("d0", OLD, labels_n=0), _window("d1", OLD, labels_n=0, outcomes={})]
+    joined, _ = before(SPEC.gate.metrics, {"d0": OLD, "d1": OLD}, {row.device: [row] for row in rows})
+    assert Members.of(joined).labelled.tolist() == [True, False]

@@ -25,7 +25,7 @@ from edgewright_contracts.binning import GRID_CELLS, unpack, unpack_grid
 from edgewright_contracts.report import CONFIDENCE_BINS
 
 from .dispersion import dispersion
-from .gates import ADVISORY, ONCE
+from .gates import ADVISORY, FIRST_OUTCOME, ONCE
 from .members import Happening, Member, Members, News, Said, widened
 from .processes import METRICS, Counts, Floats, Metric, Process
 from .rollout import Observation
@@ -51,7 +51,6 @@ UNNOTICED_H: Final = 0.25  # that a device was at risk before its end is noticed
 NOBODY: Final[Mapping[str, Heard]] = MappingProxyType({})
 STEADY: Final = 0.01  # least phi of sums of confidence, which vary less than counts do
 _SHADOW: Final = len(METRICS) + len(ONCE)
-_OUTCOMES: Final = _SHADOW + 2
 _DOUBT: Final = 1 - (np.arange(CONFIDENCE_BINS) + 0.5) / CONFIDENCE_BINS
 
 Row = Any  # of telemetry.windows or telemetry.events
@@ -167,7 +166,7 @@ def before(
 def tabulate(rows: Sequence[Row], slow_cells: npt.NDArray[Any], metrics: Sequence[Metric]) -> Floats:
     """float64[windows, trials | events, metrics]; `slow_cells`: of the device of each window, -1 for none."""
     out = np.zeros((len(rows), 2, len(metrics)))
-    outcomes = [(i, name) for i, name in enumerate(metrics) if i >= _OUTCOMES]
+    outcomes = [(i, name) for i, name in enumerate(metrics) if i >= FIRST_OUTCOME]
     for into, row, slow_cell in zip(out, rows, slow_cells.tolist(), strict=True):
         if row.phase == "shadow":
             into[:, _SHADOW] = row.shadow_n, row.shadow_n - row.shadow_agree
@@ -180,7 +179,7 @@ def tabulate(rows: Sequence[Row], slow_cells: npt.NDArray[Any], metrics: Sequenc
             into[:, 1] = grid.sum(), grid[slow_cell:].sum()
         if row.confidence:
             sure = unpack(row.confidence, count=2 * CONFIDENCE_BINS)[:CONFIDENCE_BINS]
-            into[:, _OUTCOMES - 1] = sure.sum(), sure @ _DOUBT
+            into[:, FIRST_OUTCOME - 1] = sure.sum(), sure @ _DOUBT
         for i, name in outcomes:
             n, hits = row.outcomes.get(name, (0, 0))
             into[:, i] = n, n - hits

@@ -67,8 +67,8 @@ def given_up(members: Members, spec: RolloutSpec, now_ms: int) -> Bools:
 
 
 def asks_for_labels(spec: RolloutSpec, stage: int) -> bool:
-    """Whether this is the last stage before everyone, which waits for labels."""
-    return stage == len(spec.ladder) - 2 and spec.gate.label is not None
+    """Whether this is the last stage before everyone, which waits for labels and outcomes."""
+    return stage == len(spec.ladder) - 2 and (spec.gate.label is not None or bool(spec.gate.outcomes))
 
 
 def room(members: Members, spec: RolloutSpec) -> int:

@@ -54,6 +54,7 @@ Verdict = Literal["promote", "hold", "rollback"]
 
 ONCE: Final = ("failure", "missing")  # a device's first, with the release and without
 ADVISORY: Final = ("confidence",)  # told, and decides nothing
+FIRST_OUTCOME: Final = len(METRICS) + len(ONCE) + 1 + len(ADVISORY)  # its row, behind that of the shadow
 SHADOW_EXCLUDED: Final = 1.25  # times its limit: a disagreement that must be ruled out before promotion
 
 Chance = Annotated[float, msgspec.Meta(gt=0, le=0.5)]

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from edgewright_contracts.event import FailureClass
 
+from .gates import FIRST_OUTCOME
 from .processes import METRICS, Floats
 
 Bools = npt.NDArray[np.bool_]
@@ -154,8 +155,8 @@ class Members:
 
     @property
     def labelled(self) -> Bools:
-        """Devices for whose predictions truth has come."""
-        return np.asarray(self.pre[0, METRICS.index("label")] > 0)
+        """Devices for whose predictions truth has come: labels, or named outcomes."""
+        return np.asarray((self.pre[0, METRICS.index("label")] > 0) | (self.pre[0, FIRST_OUTCOME:] > 0).any(axis=0))
 
     def columns(self) -> dict[str, int]:
         """The place of each device."""
