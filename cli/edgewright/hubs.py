@@ -15,6 +15,8 @@ import click
 
 from edgewright_contracts.errors import RequestError
 
+from . import registries
+
 if TYPE_CHECKING:
     from edgewright_hub.fleet.tokens import Role
     from edgewright_hub.serve import Address, Running
@@ -47,6 +49,8 @@ def hub() -> None:
 @click.option("--name", "names", multiple=True, help="Name or address by which devices reach this machine.")
 @click.option("--tick-s", type=click.FloatRange(0.05, 3600), default=1.0, show_default=True,
               help="Seconds between two looks at rollouts and drift.")  # fmt: skip
+@click.option("--require-approval", is_flag=True,
+              help="What is published waits for `registry approve` before it may be rolled out.")  # fmt: skip
 @click.option("--ack-interval-s", type=click.FloatRange(0, 7200), default=7200.0, show_default=True,
               help="Seconds that an acknowledgement may wait for others.")  # fmt: skip
 @click.option("--window-s", type=click.FloatRange(0.5, 86400), default=300.0, show_default=True,
@@ -63,6 +67,7 @@ def serve(
     websocket: str | None,
     names: tuple[str, ...],
     tick_s: float,
+    require_approval: bool,
     ack_interval_s: float,
     window_s: float,
     as_json: bool,
@@ -82,6 +87,7 @@ def serve(
         websocket=_address(websocket, "--websocket") if websocket else None,
         names=names,
         tick_s=tick_s,
+        require_approval=require_approval,
         ack_s=ack_interval_s,
         window_s=window_s,
     )
@@ -212,6 +218,9 @@ def broker_config(
     use = f"edgewright hub serve --broker mqtts://{address}{web}"
     text = f"wrote {conf}\nstart it:  mosquitto -c {conf}\nuse it:    {use}"
     _say({"configuration": str(conf), "broker": f"mqtts://{address}"}, text, as_json)
+
+
+hub.add_command(registries.gc)
 
 
 def _say(answer: dict[str, Any], text: str, as_json: bool) -> None:

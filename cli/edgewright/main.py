@@ -39,6 +39,7 @@ COMMANDS: Final[dict[str, Place]] = {
     "agent": Place("edgewright.agents", "agent,agent-enroll", "Run and inspect the agent on a device."),
     "hub": Place("edgewright.hubs", "hub", "Run the hub."),
     "fleet": Place("edgewright.fleets", "hub", "Devices of a hub and their drift."),
+    "registry": Place("edgewright.registries", "hub", "Packages of a hub: stages, lineage, differences."),
     "rollout": Place("edgewright.rollouts", "hub", "Staged rollouts on a hub."),
     "simulate": Place("edgewright.simulating", "hub", "What the hub would decide about a virtual fleet."),
 }

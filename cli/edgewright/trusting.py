@@ -44,8 +44,11 @@ def keys_init(directory: Path, as_json: bool) -> None:
 @click.option("--keys", "directory", required=True, type=click.Path(path_type=Path), help="The owner's keys.")
 @click.option("--token-file", required=True, type=click.Path(path_type=Path), help="A file with an API token.")
 @click.option("--ca", type=click.Path(path_type=Path), help="The hub's CA certificate; else the system's.")
+@click.option("--candidate", is_flag=True, help="It waits for `registry approve` before it may be rolled out.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def publish(package: Path, hub: str, directory: Path, token_file: Path, ca: Path | None, as_json: bool) -> None:
+def publish(
+    package: Path, hub: str, directory: Path, token_file: Path, ca: Path | None, candidate: bool, as_json: bool
+) -> None:
     """Sign PACKAGE and publish it on a hub; a version that was published never changes."""
     token = read_token(token_file)
     console = Console(stderr=True)
@@ -59,6 +62,7 @@ def publish(package: Path, hub: str, directory: Path, token_file: Path, ca: Path
             ca,
             now=datetime.now(UTC),
             progress=lambda sent, total: bars.update(task, completed=sent, total=total),
+            candidate=candidate,
         )
     click.echo(msgspec.json.encode(done).decode() if as_json else _said(done))
 

@@ -44,8 +44,10 @@ def publish(
     *,
     now: datetime,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
+    candidate: bool = False,
 ) -> Published:
-    """Verify, upload, sign and list one package. `progress` gets (blobs done, blobs in all).
+    """Verify, upload, sign and list one package. `progress` gets (blobs done, blobs in all); a `candidate` waits on the
+    hub for an operator's approval.
 
     Raises RequestError or ContractError (package, keys, URL), Refused (the hub or immutability says no), Unavailable.
     """
@@ -75,7 +77,7 @@ def publish(
             hub.put_blob(digest, data)
             sent += 1
             bytes_sent += len(data)
-    hub.post_targets(body)
+    hub.post_targets(body, candidate=candidate)
     keep_targets(keys_dir, body)
     progress(len(blobs), len(blobs))
     return Published(manifest.name, manifest.version, package.digest, version, sent, bytes_sent, already=False)
@@ -106,8 +108,8 @@ class Hub:
     def put_blob(self, digest: str, data: bytes) -> None:
         self._ask("PUT", f"/api/v1/blobs/{digest}", data, accept=(200, 201))
 
-    def post_targets(self, data: bytes) -> None:
-        self._ask("POST", "/api/v1/targets", data, accept=(200,))
+    def post_targets(self, data: bytes, *, candidate: bool) -> None:
+        self._ask("POST", f"/api/v1/targets{'?candidate=true' if candidate else ''}", data, accept=(200,))
 
     def targets_version(self) -> int:
         """The version of the list that the hub serves now; it proves nothing, so it only says where to look."""

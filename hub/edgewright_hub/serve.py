@@ -76,6 +76,7 @@ class Config:
     mqtt: Address = Address("127.0.0.1", 8883)  # noqa: RUF009
     broker: Address | None = None  # an external one, instead of the embedded one at `mqtt`
     websocket: Address | None = None  # where that one speaks MQTT over WebSocket; the embedded one does at `https`
+    require_approval: bool = False  # what is published waits for an operator before it may be rolled out
     names: tuple[str, ...] = ()  # by which devices reach this machine; the first is what they are told
     tick_s: float = 1.0
     ack_s: float = ACK_S
@@ -132,7 +133,9 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
                 "telemetry.db": (telemetry_engine, sa.select(telemetry.spools).limit(1)),
             }
         )
-        registry = Registry(config.data / "repo", config.data / "keys", control_engine)
+        registry = Registry(
+            config.data / "repo", config.data / "keys", control_engine, require_approval=config.require_approval
+        )
         registry.open(config.trust, now=now)
 
         broker = config.broker or Address(reachable(config.mqtt.host), config.mqtt.port)

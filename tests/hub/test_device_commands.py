@@ -105,3 +105,25 @@ def test_what_cannot_be_done_to_devices_is_refused_with_the_way_out(
 ) -> None:
     got, out, err = edgewright("fleet", *asked)
     assert (got, out, said in err) == (code, "", True), err
+
+
+def test_packages_are_listed_compared_and_moved_between_stages(edgewright: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, _ = edgewright("registry", "deprecate", "digits", "1.0.0", "--reason", "slow")
+    assert (code, out) == (0, "digits 1.0.0 is deprecated\n")
+    code, _, err = edgewright("rollout", "create", "digits", "--version", "1.0.0")
+    assert (code, "digits 1.0.0 is deprecated: what runs it may keep it" in err) == (1, True)
+    assert edgewright("registry", "list")[1].count("digits") == 2
+    code, out, _ = edgewright("registry", "lineage", "digits")
+    assert (code, "package deprecate by admin" in out, "2 versions" in out) == (0, True, True)
+    code, out, _ = edgewright("registry", "diff", "digits", "1.0.0", "2.0.0")
+    assert (code, "1.0.0 → 2.0.0" in out) == (0, True)
+    assert all(len(line) <= 80 for line in out.splitlines())
+    assert json.loads(edgewright("registry", "diff", "digits", "1.0.0", "2.0.0", "--json")[1])["old"] == "1.0.0"
+    code, out, _ = edgewright("registry", "revoke", "digits", "1.0.0", "--reason", "it sees ghosts", "--json")
+    done = json.loads(out)
+    assert (code, done["standing"], done["sent_back"], done["signed"]) == (0, "revoked", [], True)
+    code, _, err = edgewright("registry", "approve", "digits", "1.0.0", "--reason", "no")
+    assert (code, "is revoked and cannot approve; possible now: nothing" in err) == (2, True)
+    code, out, _ = edgewright("hub", "gc", "--dry-run", "--json")
+    assert (code, json.loads(out)["removed"]) == (0, [])
+    assert "would remove 0 files, 0 bytes" in edgewright("registry", "gc", "--dry-run")[1]

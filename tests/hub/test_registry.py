@@ -324,3 +324,25 @@ def test_the_doctor_finds_files_that_rotted_or_are_gone(registry: Registry, owne
         registry.blobs / registry.targets().signed.targets["packages/digits/1.0.0/manifest.json"].hashes["sha256"]
     ).unlink()
     assert not _doctor(tmp_path)["files"][0]
+
+
+def stages_of(engine: sa.Engine) -> dict[str, str]:
+    with engine.connect() as connection:
+        return {row.version: row.stage for row in connection.execute(sa.select(control.packages))}
+
+
+def test_a_candidate_stays_one_until_somebody_approves_it_whatever_crashes(
+    registry: Registry, owner: Path, control_engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = put_package(registry, "1.0.0"), put_package(registry, "2.0.0")
+    registry.post_targets(targets_of(owner, 2, one), now=NOW)
+    monkeypatch.setattr(registry, "_record", _interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        registry.post_targets(targets_of(owner, 3, one, two), now=NOW, candidate=True)
+    Registry(registry.folder, tmp_path / "keys", control_engine).open(None, now=NOW)
+    assert states(control_engine) == {"1.0.0": "allowed", "2.0.0": "allowed"}
+    assert stages_of(control_engine) == {"1.0.0": "approved", "2.0.0": "candidate"}
+    careful = Registry(registry.folder, tmp_path / "keys", control_engine, require_approval=True)
+    three = put_package(careful, "3.0.0")
+    careful.post_targets(targets_of(owner, 4, one, two, three), now=NOW)
+    assert stages_of(control_engine) == {"1.0.0": "approved", "2.0.0": "candidate", "3.0.0": "candidate"}

@@ -2,7 +2,8 @@
 
 A list of targets is taken when the owner's key signed it, it is newer than the one in force, every package in it is
 here whole, and no version that was published has another digest than before. hub.db then says which packages there
-are: `allowed`, those that the owner signs now, and `withdrawn`, those of earlier lists.
+are: `allowed`, those that the owner signs now, and `withdrawn`, those of earlier lists. Whether a package may be
+rolled out is its operator's word besides (`stages`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import re
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import sqlalchemy as sa
@@ -21,8 +22,9 @@ from edgewright_contracts.errors import ContractError, Refused
 from edgewright_contracts.manifest import MANIFEST_BYTES, Manifest, decode_manifest, target_path
 
 from ..storage import control
-from ..storage.store import outside, upsert
+from ..storage.store import insert, outside, upsert
 from .repository import SHA256, Repository, verified
+from .stages import Stage
 
 TARGETS_BYTES: Final = 16 * 1024**2
 _TARGET: Final = re.compile(r"\Apackages/(?P<name>[^/]+)/(?P<version>[^/]+)/manifest\.json\Z")
@@ -35,9 +37,10 @@ class Conflict(Refused):
 class Registry(Repository):
     """`folder` becomes the repository; `keys` is the hub's own folder of private keys."""
 
-    def __init__(self, folder: Path, keys: Path, engine: sa.Engine) -> None:
+    def __init__(self, folder: Path, keys: Path, engine: sa.Engine, *, require_approval: bool = False) -> None:
         super().__init__(folder, keys)
         self._engine = engine
+        self._stage: Stage = "candidate" if require_approval else "approved"  # of what is published
 
     def open(self, trust: Path | None, *, now: datetime) -> None:
         """Import the owner's files at the first start, then re-sign. Raises RequestError, saying what is missing."""
@@ -51,9 +54,10 @@ class Registry(Repository):
         listed = self.targets().signed.targets
         self._record({path: self._whole(path, target) for path, target in listed.items()}, now)  # if a crash came first
 
-    def post_targets(self, body: bytes, *, now: datetime) -> int:
-        """Put the owner's next list in force; returns its version. Raises Conflict, Refused or ContractError."""
-        with self._publishing:
+    def post_targets(self, body: bytes, *, now: datetime, candidate: bool = False) -> int:
+        """Put the owner's next list in force; returns its version. `candidate`: what is new in it waits for approval.
+        Raises Conflict, Refused or ContractError."""
+        with self.publishing:
             if len(body) > TARGETS_BYTES:
                 raise ContractError("targets.json", f"at most {TARGETS_BYTES} bytes", str(len(body)))
             new = verified(self.root(), body)
@@ -69,6 +73,7 @@ class Registry(Repository):
             manifests = {path: self._whole(path, target) for path, target in new.signed.targets.items()}
             self._unchanged(manifests)
             digests = {path: digest for path, (digest, _) in manifests.items()}
+            self._expect(manifests, now, "candidate" if candidate else self._stage)
             self.put_in_force(body, digests, int(new.signed.version), now)
             self._record(manifests, now)
             return int(new.signed.version)
@@ -113,19 +118,29 @@ class Registry(Repository):
                     f"got {manifests[path][0][:16]}; give the package a new version"
                 )
 
+    def _expect(self, manifests: dict[str, tuple[str, Manifest]], now: datetime, stage: Stage) -> None:
+        """Keep the stage of what is new, before it is in force: a crash in between makes no candidate approved."""
+        rows = [{**row, "state": "withdrawn", "stage": stage} for row in _rows(manifests, now)]
+        if rows:
+            with outside(self._engine), self._engine.begin() as connection:
+                connection.execute(insert(connection, control.packages).on_conflict_do_nothing(), rows)
+
     def _record(self, manifests: dict[str, tuple[str, Manifest]], now: datetime) -> None:
         packages = control.packages
-        rows = [
-            {
-                "name": manifest.name,
-                "version": manifest.version,
-                "digest": digest,
-                "state": "allowed",
-                "published_ms": int(now.timestamp() * 1000),
-                "manifest": msgspec.to_builtins(manifest),
-            }
-            for digest, manifest in manifests.values()
-        ]
+        rows = [{**row, "state": "allowed", "stage": self._stage} for row in _rows(manifests, now)]
         with outside(self._engine), self._engine.begin() as connection:
             connection.execute(packages.update().values(state="withdrawn"))
-            upsert(connection, packages, rows, keys=["name", "version"], keep=["published_ms"])
+            upsert(connection, packages, rows, keys=["name", "version"], keep=["published_ms", "stage"])
+
+
+def _rows(manifests: dict[str, tuple[str, Manifest]], now: datetime) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": manifest.name,
+            "version": manifest.version,
+            "digest": digest,
+            "published_ms": int(now.timestamp() * 1000),
+            "manifest": msgspec.to_builtins(manifest),
+        }
+        for digest, manifest in manifests.values()
+    ]

@@ -59,7 +59,7 @@ class Repository:
     def __init__(self, folder: Path, keys: Path) -> None:
         self.folder = folder
         self._keys = keys
-        self._publishing = threading.Lock()
+        self.publishing = threading.Lock()  # held by whoever changes which files there are
 
     @property
     def blobs(self) -> Path:
@@ -125,7 +125,7 @@ class Repository:
 
     def targets(self) -> Metadata[Targets]:
         """The list in force: the one that the newest snapshot names, or the imported one before there is any."""
-        snapshots = self._versions("snapshot")
+        snapshots = self.versions("snapshot")
         if not snapshots:
             return Metadata[Targets].from_bytes((self.metadata / "1.targets.json").read_bytes())
         newest = Metadata[Snapshot].from_bytes((self.metadata / f"{snapshots[-1]}.snapshot.json").read_bytes())
@@ -163,6 +163,7 @@ class Repository:
             raise ContractError("sha256", "64 hexadecimal digits", repr(sha256[:80]))
         place = self.blobs / sha256
         if place.exists():
+            os.utime(place)  # it is about to be named: `garbage` leaves it alone for a day
             return False
         part = self.blobs / f"{sha256}.{secrets.token_hex(4)}.part"
         digest, size = hashlib.sha256(), 0
@@ -205,12 +206,12 @@ class Repository:
 
     def resign(self, *, now: datetime) -> None:
         """Sign snapshot and timestamp anew, so that they do not run out: at every start and once a day."""
-        with self._publishing:
+        with self.publishing:
             self._sign_snapshot(int(self.targets().signed.version), now)
             self._sign_timestamp(now)
 
     def _sign_snapshot(self, targets_version: int, now: datetime) -> None:
-        versions = self._versions("snapshot")
+        versions = self.versions("snapshot")
         version = max(versions[-1] + 1 if versions else 1, int(now.timestamp()))
         content = Snapshot(
             version=version, expires=_whole_s(now + SNAPSHOT_LIFE), meta={"targets.json": MetaFile(targets_version)}
@@ -229,18 +230,18 @@ class Repository:
         content = Timestamp(
             version=version,
             expires=_whole_s(now + TIMESTAMP_LIFE),
-            snapshot_meta=MetaFile(self._versions("snapshot")[-1]),
+            snapshot_meta=MetaFile(self.versions("snapshot")[-1]),
         )
         timestamp = Metadata(content)
         timestamp.sign(_signer(self._keys, "timestamp", self.root()))
         durable.replace(place, timestamp.to_bytes())
 
-    def _versions(self, role: str) -> list[int]:
+    def versions(self, role: str) -> list[int]:
         names = (path.name.partition(".")[0] for path in self.metadata.glob(f"*.{role}.json"))
         return sorted(int(name) for name in names if name.isdigit())
 
     def _newest(self, role: str) -> Path:
-        return self.metadata / f"{self._versions(role)[-1]}.{role}.json"
+        return self.metadata / f"{self.versions(role)[-1]}.{role}.json"
 
 
 def verified(root: Metadata[Root], data: bytes) -> Metadata[Targets]:

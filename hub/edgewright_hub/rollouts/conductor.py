@@ -35,10 +35,11 @@ from edgewright_contracts.topics import Kind
 from ..drift.fleet_drift import FleetDrift
 from ..fleet.roster import Roster, named
 from ..fleet.selectors import Device
+from ..registry import stages
 from ..registry.registry import Registry
 from ..storage import control, telemetry
 from ..storage.store import upsert
-from . import admission, configuration, desired_documents, evidence, rollout
+from . import admission, configuration, desired_documents, evidence, revocation, rollout
 from .configuration import Configurations
 from .desired_documents import Changes, Documents, Promoted, current, newcomers, promoted_for
 from .experiment import Answer
@@ -203,6 +204,26 @@ class Conductor:
         self._publish(device, "command", encode(command), False)
         return command.id
 
+    def revoke(self, name: str, version: str, *, reason: str, who: str, now_ms: int) -> list[str]:
+        """Nobody may run this package from now on; the devices that are sent back at once. Rollouts of it under way
+        take it back at the next tick. Raises RequestError: `stages.decide`."""
+        with self._lock:
+            with self._control.begin() as connection:
+                package = stages.decide(connection, name, version, "revoke", reason=reason, who=who, now_ms=now_ms)
+                fleet, documents = self.roster.read(connection), self._documents.read(connection)
+                rows = connection.execute(sa.select(control.rollouts).order_by(control.rollouts.c.created_ms)).all()
+                promoted, gone = desired_documents.promoted(connection), admission.withdrawn(connection).keys()
+                wishes = revocation.taken_back(name, package.digest, fleet, documents, rows, promoted, gone)
+                changes = self._changes(connection, documents, {}, fleet)
+                _write(connection, {}, [(wish, "", None) for wish in wishes], changes)
+            self._send(changes.bodies)
+        return [wish.device for wish in wishes]
+
+    def needed(self, connection: sa.Connection, *, since_ms: int) -> dict[str, str]:
+        """Why rollouts need packages: `revocation.needed`."""
+        rows = connection.execute(sa.select(control.rollouts)).all()
+        return revocation.needed(rows, desired_documents.promoted(connection), since_ms=since_ms)
+
     def configure(self, asked: configuration.Asked, *, who: str, now_ms: int) -> list[dict[str, Any]]:
         """Keep settings of devices; their documents follow at the next tick. Answers as `configuration`.
 
@@ -274,7 +295,10 @@ class Conductor:
                     _LOG.exception("rollout %s cannot be judged", row.id)
                     stepped[row.id] = {"progress": {**row.progress, "reason": said}, "updated_ms": now_ms}
                 continue
-            grants += [(wish, after.id, spec) for wish in more.expand(after.members, spec)]
+            grants += [
+                (revocation.redirected(wish, fleet, promoted, withdrawn.keys()), after.id, spec)
+                for wish in more.expand(after.members, spec)
+            ]
             if after != before:
                 stepped[after.id] = _stored(after, now_ms)
         positions = {"rollout.windows": windows, "rollout.events": events}

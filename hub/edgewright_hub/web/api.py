@@ -180,10 +180,11 @@ async def put_blob(request: Request, sha256: str, _: Publisher) -> Response:
 
 
 @router.post("/api/v1/targets")
-async def post_targets(request: Request, caller: Publisher) -> dict[str, int]:
+async def post_targets(request: Request, caller: Publisher, candidate: bool = False) -> dict[str, int]:
+    """The owner's next list; `candidate`: what is new in it waits for an operator's approval."""
     hub = hub_of(request)
     body = await body_of(request, TARGETS_BYTES)
-    version = await run_in_threadpool(hub.registry.post_targets, body, now=datetime.now(UTC))
+    version = await run_in_threadpool(hub.registry.post_targets, body, now=datetime.now(UTC), candidate=candidate)
     with hub.control.begin() as connection:
         connection.execute(
             control.audit.insert().values(

@@ -1,0 +1,73 @@
+"""The API of packages: their stages, where they come from, in what they differ, and files that nothing needs.
+
+POST /api/v1/packages/NAME/VERSION/approve | reopen | deprecate | revoke    {reason}
+GET  /api/v1/packages/NAME/lineage
+GET  /api/v1/packages/NAME/diff?old=VERSION&new=VERSION
+POST /api/v1/gc                                                             {dry_run}
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+
+from edgewright_contracts.manifest import Manifest
+
+from ..registry import garbage, lineage, stages
+from .api import Operator, Reader, hub_of, now_ms
+
+router = APIRouter()
+
+
+class Decision(BaseModel):
+    reason: str = Field(default="", max_length=500)
+
+
+class Collection(BaseModel):
+    dry_run: bool = False
+
+
+@router.post("/api/v1/packages/{name}/{version}/{verb}")
+def decide(
+    request: Request, name: str, version: str, verb: stages.Verb, body: Decision, caller: Operator
+) -> dict[str, Any]:
+    """`sent_back`: devices that are told to run something else from now on."""
+    hub, back = hub_of(request), list[str]()
+    more: dict[str, Any] = {"reason": body.reason, "who": caller.name, "now_ms": now_ms()}
+    if verb == "revoke":
+        back = hub.conductor.revoke(name, version, **more)
+    else:
+        with hub.control.begin() as connection:
+            stages.decide(connection, name, version, verb, **more)
+    with hub.control.connect() as connection:
+        row = stages.package(connection, name, version)
+    found = {"name": name, "version": version, "digest": row.digest, "standing": stages.standing(row)}
+    return {**found, "signed": row.state == "allowed", "sent_back": back}
+
+
+@router.get("/api/v1/packages/{name}/lineage")
+def show_lineage(request: Request, name: str, _: Reader) -> list[dict[str, Any]]:
+    with hub_of(request).control.connect() as connection:
+        return lineage.lineage(connection, name)
+
+
+@router.get("/api/v1/packages/{name}/diff")
+def diff(request: Request, name: str, old: str, new: str, _: Reader) -> dict[str, Any]:
+    hub = hub_of(request)
+    with hub.control.connect() as connection:
+        before, after = (stages.package(connection, name, version).manifest for version in (old, new))
+    return lineage.diff(msgspec.convert(before, Manifest), msgspec.convert(after, Manifest), hub.registry.blobs)
+
+
+@router.post("/api/v1/gc")
+def collect(request: Request, body: Collection, _: Operator) -> dict[str, Any]:
+    hub = hub_of(request)
+    with hub.control.connect() as ours, hub.telemetry.connect() as theirs:
+        rollouts = hub.conductor.needed(ours, since_ms=now_ms() - garbage.RECENT_MS)
+        needed = garbage.reasons(ours, theirs, hub.registry, rollouts)
+        done = garbage.collect(ours, hub.registry, needed, now_s=time.time(), dry_run=body.dry_run)
+    return {**done._asdict(), "dry_run": body.dry_run}
