@@ -33,7 +33,8 @@ from edgewright_contracts.desired import ACK_S
 from edgewright_contracts.errors import RequestError, Unavailable
 
 from . import retention
-from .chores import chores
+from .alerts import webhooks
+from .chores import Chore, chores
 from .fleet import enrolment, tokens
 from .fleet.ca import open_authority
 from .ingest import device_hours
@@ -193,7 +194,11 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
         page_web = web(page_app(Hub(**common, open_to_read=True)), page, None, stop)
         for name, one in (("the listener of devices", device_web), ("the listener of the page", page_web)):
             vitals.keep_task(name, await stack.enter_async_context(one))
-        for name, seconds, act in (
+        sender = webhooks.Sender(control_engine, webhooks.post, _now_ms)
+        sender.start()
+        stack.callback(sender.stop)
+        vitals.keep("the sender of webhooks", sender.is_alive)
+        turns: tuple[Chore, ...] = (
             ("signing the registry", RESIGN_EVERY.total_seconds(), lambda: _resign(registry)),
             ("the tick", config.tick_s, lambda: conductor.tick(_now_ms())),
             ("drift", config.tick_s, lambda: conductor.drift.tick(_now_ms())),
@@ -201,7 +206,8 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
             ("retention", retention.EVERY_S, lambda: retention.shorten(control_engine, telemetry_engine, _now_ms())),
             ("making deltas", deltas.EVERY_S, deltas.Deltas(registry, control_engine, stop.is_set).tick),
             *chores(control_engine, telemetry_engine, registry, config.data / "ca", common["samples"]),
-        ):
+        )
+        for name, seconds, act in turns:
             await stack.enter_async_context(vitals.every(name, seconds, act))
 
         _admin_token(control_engine, config.data / "admin.token")

@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
@@ -135,6 +135,19 @@ def test_a_webhook_is_told_of_opening_and_closing_signed_with_its_secret(engine:
     assert "secret" not in webhooks.listed(engine)[0]
     webhooks.deliver(engine, webhooks.post, NOW + 3)
     assert len(server.came) == 2, "nothing is sent twice"
+
+
+def test_what_is_due_is_sent_by_a_thread_that_ends_when_told(
+    engine: sa.Engine, server: Server, until: Callable[..., None]
+) -> None:
+    webhooks.add(engine, server.url, who="ann", now_ms=NOW)
+    sender = webhooks.Sender(engine, webhooks.post, lambda: NOW, every_s=0.01)
+    sender.start()
+    raise_it(engine)
+    until(lambda: webhooks.listed(engine)[0]["done"] == 1, "the delivery")
+    sender.stop()
+    sender.join(5)
+    assert not sender.is_alive()
 
 
 def test_what_fails_is_tried_again_ever_later_and_others_do_not_wait_for_it(engine: sa.Engine) -> None:

@@ -135,13 +135,15 @@ def test_what_ends_soon_is_a_ticket_then_a_page_and_closed_when_it_was_renewed(h
 
     def at(days: float, *, renewed: bool = False) -> list[tuple[str, str]]:
         lasting = end + timedelta(days=365 if renewed else 0)
-        expiry.tick(house.control, [Ending("the owner's root", lasting, "renew it")], end - timedelta(days=days))
+        expiry.tick(
+            house.control, [Ending("root", lasting, timedelta(days=60), "renew it")], end - timedelta(days=days)
+        )
         return [(one["severity"], one["text"]) for one in alerts.listed(house.control)]
 
     assert at(61) == []
-    assert at(59) == [("ticket", "the owner's root ends in 59 days: renew it")]
+    assert at(59) == [("ticket", "root ends in 59 days: renew it")]
     assert at(6)[0][0] == "page"
-    assert at(-2) == [("page", "the owner's root ended 2 days ago: renew it")]
+    assert at(-2) == [("page", "root ended 2 days ago: renew it")]
     assert at(-2, renewed=True) == []
 
 

@@ -1,4 +1,5 @@
-"""Alerts of signatures and certificates that end: a ticket from 60 days before, a page from 7."""
+"""Alerts of signatures and certificates that end: a ticket as long before as each wants (60 days for what a person
+renews), a page from 7 days."""
 
 from __future__ import annotations
 
@@ -12,15 +13,15 @@ from .alerts import Severity, close_others, open_alert
 
 KIND: Final = "expiry"
 EVERY_S: Final = 3600.0
-TICKET: Final = timedelta(days=60)
 PAGE: Final = timedelta(days=7)
 
 
 class Ending(NamedTuple):
-    """`way`: how to make it last again."""
+    """`notice`: so long before it somebody should know; `way`: how to make it last again."""
 
     what: str
     at: datetime
+    notice: timedelta
     way: str
 
 
@@ -31,7 +32,7 @@ def tick(engine: sa.Engine, endings: Iterable[Ending], now: datetime) -> None:
     with engine.begin() as connection:
         for one in endings:
             left = one.at - now
-            if left > TICKET:
+            if left > one.notice:
                 continue
             keys.add(f"{KIND}:{one.what}")
             severity: Severity = "page" if left <= PAGE else "ticket"

@@ -18,7 +18,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import logging
 import secrets
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -29,6 +31,7 @@ from edgewright_contracts.errors import RequestError
 
 from ..storage import control
 
+EVERY_S: Final = 5.0
 TIMEOUT_S: Final = 5.0
 TURN: Final = 10
 FIRST_PAUSE_MS: Final = 10_000
@@ -37,6 +40,7 @@ TRIED_MS: Final = 3 * 24 * 3600_000
 KEPT_MS: Final = 30 * 24 * 3600_000  # what is over, for who asks what was sent
 URL_CHARS: Final = 500
 SAID_CHARS: Final = 300
+_LOG = logging.getLogger(__name__)
 
 Post = Callable[[str, bytes, Mapping[str, str]], int]  # url, body, headers → status; raises OSError or its own
 
@@ -65,7 +69,7 @@ def remove(engine: sa.Engine, identifier: int, *, who: str, now_ms: int) -> None
     with engine.begin() as connection:
         gone = connection.execute(control.webhooks.delete().where(control.webhooks.c.id == identifier)).rowcount
         if not gone:
-            raise RequestError(f"no webhook has the number {identifier}; `edgewright hub webhook list` shows them")
+            raise RequestError(f"no webhook has the number {identifier}; `edgewright fleet webhook list` shows them")
         connection.execute(control.deliveries.delete().where(control.deliveries.c.webhook == identifier))
         _note(connection, "webhook remove", str(identifier), who, now_ms)
 
@@ -75,7 +79,7 @@ def test(engine: sa.Engine, identifier: int, *, who: str, now_ms: int) -> int:
     with engine.begin() as connection:
         known = sa.select(control.webhooks.c.id).where(control.webhooks.c.id == identifier)
         if connection.execute(known).first() is None:
-            raise RequestError(f"no webhook has the number {identifier}; `edgewright hub webhook list` shows them")
+            raise RequestError(f"no webhook has the number {identifier}; `edgewright fleet webhook list` shows them")
         return _enqueue(connection, identifier, json.dumps({"what": "test", "alert": None, "by": who}), now_ms)
 
 
@@ -141,6 +145,30 @@ def deliver(engine: sa.Engine, post: Post, now_ms: int) -> bool:
         over = sa.and_(d.state != "due", d.created_ms < now_ms - KEPT_MS)
         connection.execute(control.deliveries.delete().where(over))
     return len(rows) == TURN and not failed
+
+
+class Sender(threading.Thread):
+    """Delivers what is due every few seconds, on a thread that nobody waits for, not even the end of the hub: what it
+    had begun to send is due again then, and may come twice."""
+
+    def __init__(self, engine: sa.Engine, post: Post, now_ms: Callable[[], int], every_s: float = EVERY_S) -> None:
+        super().__init__(name="webhooks", daemon=True)
+        self._engine, self._post, self._now_ms, self._every_s = engine, post, now_ms, every_s
+        self._end = threading.Event()
+
+    def run(self) -> None:
+        while not self._end.is_set():
+            more = False
+            try:
+                more = deliver(self._engine, self._post, self._now_ms())
+            except Exception:
+                if not self._end.is_set():  # else the database is being closed
+                    _LOG.exception("sending webhooks failed; it is tried again")
+            if not more:
+                self._end.wait(self._every_s)
+
+    def stop(self) -> None:
+        self._end.set()
 
 
 def post(url: str, body: bytes, headers: Mapping[str, str]) -> int:
