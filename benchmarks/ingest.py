@@ -87,8 +87,8 @@ class Plan(msgspec.Struct, frozen=True):
     growth: tuple[int, ...]
 
 
-FULL: Final = Plan(10_000, 20_000, 5, 60.0, 500, 500, (1_000, 3_000, 10_000, 30_000, 100_000))
-QUICK: Final = Plan(2_000, 4_000, 2, 6.0, 50, 40, (1_000, 5_000))
+FULL: Final = Plan(10_000, 16_000, 3, 40.0, 200, 300, (1_000, 3_000, 10_000, 30_000, 100_000))
+QUICK: Final = Plan(1_000, 3_000, 1, 4.0, 20, 20, (1_000, 3_000))
 
 
 # What devices send.

@@ -17,9 +17,10 @@ import logging
 import queue
 import secrets
 import ssl
+import struct
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -40,6 +41,7 @@ from .writer import commit, tell
 BATCH: Final = 500
 BATCH_S: Final = 0.5
 LULL_S: Final = 0.02
+STEP_S: Final = 0.1
 QUEUE: Final = 2000
 KEEP_ALIVE_S: Final = 30
 COMMAND_LIFE_MS: Final = 3600_000
@@ -56,6 +58,14 @@ class _Arrived(NamedTuple):
 
 class _Revision(msgspec.Struct):
     rev: int
+
+
+class _Client(mqtt.Client):
+    def ack_all(self, mids: Sequence[int]) -> None:
+        """Acknowledge them to the broker in one write: `ack` wakes paho's thread, and writes a TLS record, for each."""
+        if mids:
+            packets = b"".join(struct.pack("!BBH", mqtt.PUBACK, 2, mid) for mid in mids)
+            self._packet_queue(mqtt.PUBACK, packets, mids[0], 1)
 
 
 class Consumer:
@@ -86,7 +96,7 @@ class Consumer:
         self._connections = 0
         self._republish = threading.Event()
         self.ready = threading.Event()  # connected and subscribed, at least once
-        self._client = mqtt.Client(
+        self._client = _Client(
             CallbackAPIVersion.VERSION2,
             client_id=HUB_NAME,
             clean_session=False,
@@ -204,7 +214,8 @@ class Consumer:
                 _LOG.exception("the writer failed; going on")
 
     def _gather(self) -> list[_Arrived]:
-        """What has come, once nothing more comes for `LULL_S`, it is enough, or it has waited for `BATCH_S`.
+        """What has come, once nothing more comes (for `LULL_S` at first, then for `STEP_S`), it is enough, or it has
+        waited for `BATCH_S`.
 
         It sleeps instead of waiting for each message: being woken costs as much as reading one.
         """
@@ -216,7 +227,7 @@ class Consumer:
         self._stopping.wait(LULL_S)
         while seen < self._queue.qsize() < BATCH - 1 and time.monotonic() < end:
             seen = self._queue.qsize()
-            self._stopping.wait(LULL_S)
+            self._stopping.wait(STEP_S)
         with contextlib.suppress(queue.Empty):
             while len(batch) < BATCH:
                 batch.append(self._queue.get_nowait())
@@ -232,9 +243,7 @@ class Consumer:
                 _LOG.error("telemetry.db refuses %d messages, trying again: %s", len(batch), error)
                 if self._stopping.wait(RETRY_S):
                     return
-        for arrived in batch:
-            if arrived.connection == self._connections:
-                self._client.ack(arrived.mid, arrived.qos)
+        self._client.ack_all([a.mid for a in batch if a.connection == self._connections and a.qos == 1])
         self._turns.add(answers, time.monotonic())
 
     def _send_desired(self) -> None:
