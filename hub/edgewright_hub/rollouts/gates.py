@@ -71,7 +71,7 @@ class GatePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     label: Margin | None = Margin(r0=1.05, r1=1.19, delta=0.01, beta=0.02)
     outcomes: dict[Name, Margin] = {}  # rates of misses
     device_ratio: Annotated[float, msgspec.Meta(ge=1, le=100)] = 2.0  # of first failures and first silences, tolerated
-    failed_share: Share = 0.1  # of the exposed devices; more of them, beyond what the control does too: roll back
+    failed_share: Share = 0.1  # of the exposed devices; more of them, if it is not so without it: roll back
     reported_share: Share = 0.9  # of the stage's devices that must have committed and reported
     soak_windows: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 3  # of each of these devices
     error_limit: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.02  # a first version must stay below this rate
@@ -192,17 +192,16 @@ class SequentialGate:
             if metric in METRICS or process.n_t > 0
         )
         failing = processes[self.policy.metrics.index("failure")]
-        usual = failing.n_t * failing.k_c / failing.n_c if failing.n_c else 0.0
-        verdict, reason = self._decide(evidence, figures, usual)
+        verdict, reason = self._decide(evidence, figures, common=failing.n_c > 0 and failing.log_bad <= 0)
         return Judgement(verdict=verdict, reason=reason, figures=figures, ledger=ledger, effects=self._effects(ledger))
 
-    def _decide(self, evidence: Evidence, figures: tuple[Figure, ...], usual: float) -> tuple[Verdict, str]:
-        """`usual`: so many devices would have failed in their hours without the release."""
+    def _decide(self, evidence: Evidence, figures: tuple[Figure, ...], *, common: bool) -> tuple[Verdict, str]:
+        """`common`: nothing says that devices fail more with the release than without it."""
         policy = self.policy
-        if evidence.failed - usual > policy.failed_share * evidence.exposed:
+        if evidence.failed > policy.failed_share * evidence.exposed and not common:
             return "rollback", (
                 f"{evidence.failed} of {evidence.exposed} devices failed with the release "
-                f"(more than {policy.failed_share:.0%}" + (f" beyond the {usual:.2g} expected)" if usual else ")")
+                f"(more than {policy.failed_share:.0%})"
             )
         for figure in figures:
             if figure.basis != "none" and figure.log_bad >= self.need_bad and figure.metric not in ADVISORY:

@@ -48,7 +48,7 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     windows: float | None  # that a good release stays in it; None: nothing that is known will promote it
     waits_for: str  # the metric that takes longest, or "reports"
     visible: dict[Metric, float]  # the smallest ratio to the usual rate that is rolled back by its end
-    failing: int  # so many devices that fail roll back, beyond those that would without the release
+    failing: int  # so many devices that fail roll back, if they do not fail without the release too
 
 
 class Outlook(msgspec.Struct, frozen=True, kw_only=True):
