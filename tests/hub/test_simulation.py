@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import rollout_peers
 
 from edgewright.main import run as command
 from edgewright_hub.rollouts.gates import GatePolicy
@@ -68,6 +69,18 @@ def test_a_harm_that_grows_is_not_there_at_first() -> None:
         return float(seen.events[0].sum() / seen.trials[0].sum())
 
     assert errors(4 * 3600.0) / errors(0.0) == pytest.approx(3.0, rel=0.5)
+
+
+def test_policies_of_others_see_what_they_look_at() -> None:
+    groups = rollout_peers.Groups.drawn(World(devices=400), 40, np.random.default_rng(1))
+
+    def full(policy: str, release: str) -> float:
+        decide, rng = rollout_peers.POLICIES[policy], np.random.default_rng(2)
+        return float(rollout_peers.run(groups, RELEASES[release], decide, rng, longest_s=6 * 3600).full.mean())
+
+    assert full("hawkBit-like", "good") == full("hawkBit-like", "many-errors") == 1.0
+    assert full("thresholds", "many-errors") == full("peek z", "many-errors") == 0.0
+    assert full("peek z", "good") < 0.2 < 0.6 < full("fixed DiD", "good")
 
 
 def _whole(place: Path) -> Score:

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from ..rollouts import rollout
+from ..rollouts.evidence import UNNOTICED_H
 from ..rollouts.gates import GatePolicy, Ledger, SequentialGate
 from ..rollouts.members import HAPPENINGS, Members, Said
 from ..rollouts.processes import Counts, Process
@@ -27,7 +28,6 @@ from .world import Release
 
 STAGES = ("1%", "5%", "25%", "100%")
 SILENT = 2  # windows that did not come
-UNNOTICED_H = 0.25  # that a device was at risk before its first failure or silence is noticed, as in rollouts.evidence
 _OLD, _NEW = "0" * 64, "1" * 64
 _ACTIVATE, _COMMIT, _FAIL = (HAPPENINGS.index(one) for one in ("activate", "commit", "fail"))
 
