@@ -41,10 +41,12 @@ def score(p: npt.ArrayLike) -> Floats:
 
 
 def whitened(z: Floats, before: Floats, rho: npt.ArrayLike) -> Floats:
-    """z-scores of blocks without what the block before explains, by the correlation `rho` of two in a row. A first
-    block has a `before` of 0. Scores far out explain no more than 2.5 does: a p-value of 1 must not lift the next."""
-    rho = np.asarray(rho, np.float64)
-    return np.asarray((z - rho * np.clip(before, -2.5, 2.5)) / np.sqrt(1 - rho**2))
+    """z-scores of blocks without what the block before explains of them, by the correlation `rho` of two in a row.
+
+    Only what was high is taken off, and what remains is not blown up to a variance of 1: so the mean is at most 0 and
+    the variance at most 1 whatever came before, and the detector's guarantee stays, also where `rho` is too large.
+    """
+    return np.asarray(z - np.asarray(rho, np.float64) * np.maximum(before, 0.0))
 
 
 def advanced(log_r: Floats, z: npt.ArrayLike) -> Floats:

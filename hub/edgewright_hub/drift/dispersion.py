@@ -6,7 +6,7 @@ windows that are in control, over all devices that count the same channels in th
 
     c_f   mean of X² over its mean for independent rows, of each channel
     v_f   variance of X²: at least 2 (K - 1) c_f², more where it was measured so
-    t_f   mean of the squared trend, which devices that differ a little inflate more than the rest of X²; and its variance
+    t_f   mean of the squared trend, and its variance: devices that differ a little inflate it more than the rest of X²
     rho   correlation of the z-scores of two blocks in a row; of a stream, its own share drawn towards the fleet's
 
 Each is taken somewhat larger than measured, by what the number of blocks leaves open (1 / sqrt of it), and used from

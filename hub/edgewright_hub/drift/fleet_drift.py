@@ -31,6 +31,7 @@ from .budget import Budget
 from .cohorts import SILENT_MS, Cohort, cohort
 from .groups import DriftPolicy, Group
 from .kinds import FEED, PARTS, evidence, kinds, severity
+from .measures import Floats
 from .moves import Moved, widest
 from .references import References
 from .streams import BASELINES, EVIDENCE, OWN, SKEWED
@@ -83,6 +84,7 @@ class FleetDrift:
     def _forget(self) -> None:
         self._groups: dict[GroupKey, Group] = {}
         self._cohorts: dict[Key, Cohort] = {}
+        self._levels: dict[GroupKey, Floats] = {}  # log e of each stream of a group
         self._running: dict[tuple[str, str], str] = {}  # (device, model) → digest of its newest window
         self._budget = Budget()
         self._position: int | None = None
@@ -164,7 +166,7 @@ class FleetDrift:
             before: list[tuple[Key, bytes]] = []
             for key in keys:
                 group, at = self._stream(key)
-                before.append((key, group.streams.pack(at)))
+                before.append((key, group.streams.pack(np.array([at]))[0]))
                 group.accept(at)
                 group.pool()
             with self._control.begin() as connection:
@@ -357,7 +359,11 @@ class FleetDrift:
             s = group.streams
             at = at[~s.ended[at]]
             for one in at[(group.log_e(at) >= need) & ~s.alarm[at] & s.tested[at]].tolist():
-                if any(m.js_beyond_chance >= self.policy.js_floor for m in group.moved(one)):
+                if not any(m.js_beyond_chance >= self.policy.js_floor for m in group.moved(one)):
+                    continue
+                if s.against[one]:
+                    group.differs(one)
+                else:
                     s.alarm[one] = True
                     s.since_ms[one] = s.start_ms[one, EVIDENCE]
             if group_key.part != FEED:
@@ -373,7 +379,8 @@ class FleetDrift:
             s, every = group.streams, np.arange(len(group.streams.devices))
             if not every.size:
                 continue
-            levels, skewed, cohort_at = group.log_e(every), s.skew[every] == SKEWED, group.cohort_at()
+            levels = self._levels[group_key] = group.log_e(every)
+            skewed, cohort_at = s.skew[every] == SKEWED, group.cohort_at()
             live = (s.tested[every] | skewed) & ~s.ended[every]
             live &= s.heard_ms[every] > s.heard_ms.max() - SILENT_MS
             for number, name in enumerate(group.cohorts):
@@ -439,7 +446,7 @@ class FleetDrift:
             "n": int(s.n[at, row]),
             "blocks": int(s.blocks[at]),
             "p": None if np.isnan(s.p[at]) else float(s.p[at]),
-            "log_e": float(group.log_e(np.array([at]))[0]) if s.tested[at] else None,
+            "log_e": float(self._levels[key.group][at]) if s.tested[at] else None,
             "foreign_windows": int(s.foreign[at]),
             "baseline": BASELINES[s.against[at]],
             "accepted": bool(s.accepted[at]),
@@ -466,7 +473,8 @@ class FleetDrift:
         return int(group.streams.since_ms[at])
 
     def _store(self, keys: Iterable[Key], now_ms: int) -> None:
-        rows = [{**self._row(key, now_ms), "kept": self._packed(key)} for key in keys]
+        kept = self._packed(keys)
+        rows = [{**self._row(key, now_ms), "kept": kept.get(key)} for key in keys]
         spreads = [
             {**key._asdict(), "kept": self._groups[key].dispersion.pack()}
             for key in {key.group for key in keys}
@@ -516,11 +524,17 @@ class FleetDrift:
         whole = self._cohorts.get(key._replace(scope="cohort", subject=group.cohort(at)))
         return whole is not None and whole.alarm and key.subject in whole.devices
 
-    def _packed(self, key: Key) -> bytes | None:
-        if key.scope == "cohort":
-            return None
-        group, at = self._stream(key)
-        return group.streams.pack(at)
+    def _packed(self, keys: Iterable[Key]) -> dict[Key, bytes]:
+        groups: dict[GroupKey, list[Key]] = defaultdict(list)
+        for key in keys:
+            if key.scope == "device":
+                groups[key.group].append(key)
+        packed: dict[Key, bytes] = {}
+        for group_key, mine in groups.items():
+            streams = self._groups[group_key].streams
+            at = np.array([streams.index[key.subject] for key in mine])
+            packed.update(zip(mine, streams.pack(at), strict=True))
+        return packed
 
 
 class _Window(NamedTuple):

@@ -141,7 +141,9 @@ class Group:
         s = self.streams
         which, reference = self.baseline(at)
         if scale == 0:
-            s.before[at[which != s.against[at]]] = 0
+            other = at[which != s.against[at]]  # how blocks follow each other is learned against each baseline anew
+            for name in ("before", "pairs", "run", "runs"):
+                getattr(s, name)[other] = 0
             s.against[at] = which
         else:
             held = self._admitted(at, scale, block)
@@ -280,6 +282,16 @@ class Group:
             return
         far = (effects.js_beyond_chance(self._own(at), self.training, self._own_c_f(at)) >= self.policy.js_floor).any()
         s.skew[at] = SKEWED if far and measures.simes(self._skew_p(at)) <= p_need else ALIKE
+
+    def differs(self, at: int) -> None:
+        """It differs from its cohort or from training, and has no past of its own yet to say that it moved: what it
+        showed so far is where its past begins."""
+        s, one = self.streams, np.array([at])
+        s.add(one, OWN, s.counts[one, EVIDENCE], s.n[one, EVIDENCE], s.start_ms[one, EVIDENCE])
+        s.own_blocks[at] += s.waiting[at]
+        s.rest(one)
+        if s.skew[at] != KNOWN:
+            s.skew[at] = SKEWED
 
     def skewed(self, at: int) -> tuple[Moved, ...]:
         """The channels in which a device differs from training in all that it calls normal."""

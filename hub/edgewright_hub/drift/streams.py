@@ -130,9 +130,12 @@ class Streams:
 
     # As bytes.
 
-    def pack(self, at: int) -> bytes:
-        numbers = [np.ravel(getattr(self, name)[at]).astype("<f8").tobytes() for name, *_ in _NUMBERS]
-        return zlib.compress(b"".join(numbers) + self.counts[at].astype("<f4").tobytes(), 1)
+    def pack(self, at: Index) -> list[bytes]:
+        """Of each of these rows."""
+        numbers = [getattr(self, name)[at].reshape(at.size, -1).astype("<f8") for name, *_ in _NUMBERS]
+        counts = self.counts[at].astype("<f4", copy=False)
+        together = zip(np.concatenate(numbers, axis=1), counts, strict=True)
+        return [zlib.compress(mine.tobytes() + cells.tobytes(), 1) for mine, cells in together]
 
     def unpack(self, at: int, data: bytes) -> bool:
         """False, and nothing changed, when the bytes are of another release."""
