@@ -43,7 +43,7 @@ class Finding(NamedTuple):
 def examine(data: Path, *, now: datetime) -> list[Finding]:
     """All findings, in a fixed order; a check that cannot be made is a finding too."""
     out: list[Finding] = []
-    for check in (_process, _databases, _certificates, _metadata, _signatures, _blobs, _refusals, _disk):
+    for check in (_process, _databases, _certificates, _metadata, _signatures, _blobs, _refusals, _spools, _disk):
         try:
             out += check(data, now)
         except (OSError, ValueError, sa.exc.SQLAlchemyError, EdgewrightError, RepositoryError) as error:
@@ -152,6 +152,16 @@ def _refusals(data: Path, now: datetime) -> Iterator[Finding]:
         first = "; ".join(f"{one.reason} {one.times} of {one.device or 'nobody'} ({one.said})" for one in bad[:3])
         said = f"{len(bad)} kinds in 24 hours, {number} dead letters kept: {first}{'; ...' if len(bad) > 3 else ''}"
     yield Finding("refused", not bad, said)
+
+
+def _spools(data: Path, _now: datetime) -> Iterator[Finding]:
+    """Numbers that will never come, since the hub that counted them is gone: this one was restored."""
+    s = telemetry.spools.c
+    with _reading(data, "telemetry") as connection:
+        lost = sa.select(sa.func.coalesce(sa.func.sum(s.lost), 0), sa.func.count()).where(s.lost > 0)
+        number, devices = connection.execute(lost).one()
+    said = f"{number} reports of {devices} devices were counted by a hub that is gone, and are in no sum of this one"
+    yield Finding("reports", not number, said if number else "none is missing")
 
 
 def _disk(data: Path, _now: datetime) -> Iterator[Finding]:
