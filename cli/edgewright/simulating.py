@@ -19,7 +19,8 @@ _UNDER: Final = " " * 12
 
 
 @click.command()
-@click.option("--devices", type=click.IntRange(1, 100_000), default=1000, show_default=True)
+@click.option("--devices", type=click.IntRange(1, 100_000), default=200, show_default=True,
+              help="About a minute of CPU for each hundred devices and two days.")  # fmt: skip
 @click.option("--days", type=click.FloatRange(0.1, 60), default=2.0, show_default=True,
               help="Of virtual time; the rollout or the drift begins in the middle.")  # fmt: skip
 @click.option("--scenario", default="good", show_default=True,
