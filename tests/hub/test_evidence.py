@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -33,7 +34,7 @@ def _window(device: str, digest: str, **more: Any) -> Any:
         "device": device, "digest": digest[:16], "phase": "normal", "rollout": "", "arrived_ms": 0, "start_ms": 0,
         "mono_start_ms": 0, "mono_end_ms": HOUR, "n": 60, "errors": 2, "labels_n": 5, "labels_wrong": 1,
         "latency_total": pack_grid(grid), "outcomes": {"pick_ok": [10, 7]}, "shadow_n": 0, "shadow_agree": 0,
-        "confidence": bytes([0] * 8 + [1, 3] + [0] * 10),
+        "confidence": bytes([0] * 8 + [1, 3] + [0] * 10), "placed": "wall",
     }  # fmt: skip
     return SimpleNamespace(**{**values, **more})
 
@@ -74,6 +75,18 @@ def test_windows_count_runs_slow_runs_labels_outcomes_and_hours_on_their_side() 
         assert _of(seen, state, "treated", metric, "d0") == pytest.approx([2 * x for x in counted])
     assert seen.control is not None
     assert not seen.control.trials[:, state.members.devices.index("d2")].any(), "it was not given what it runs"
+
+
+def test_labels_of_a_table_are_evidence_and_no_sign_that_a_device_runs_anything() -> None:
+    state = _state(status="asked")
+    table = {"placed": "import", "n": 0, "errors": 0, "latency_total": b"", "mono_end_ms": 0}
+    seen = observe(SPEC, state, [_window("d0", NEW, **table)], [], frozenset())
+    assert _of(seen, state, "treated", "label", "d0") == (5, 1)
+    assert not seen.windows.any()
+    assert not seen.said.device.size
+    going = msgspec.structs.replace(state, state="rolling-back")
+    assert not observe(SPEC, going, [_window("d0", OLD, **table)], [], frozenset()).back.any()
+    assert observe(SPEC, going, [_window("d0", OLD)], [], frozenset()).back.any()
 
 
 def test_a_shadow_counts_disagreements_and_nothing_else() -> None:

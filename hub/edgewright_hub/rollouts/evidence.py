@@ -44,6 +44,7 @@ _HAPPENINGS: Final[dict[str, Happening]] = {
 COLUMNS: Final = (  # of telemetry.windows that are read here
     "id", "device", "arrived_ms", "start_ms", "mono_start_ms", "mono_end_ms", "digest", "phase", "rollout", "n",
     "errors", "labels_n", "labels_wrong", "latency_total", "outcomes", "shadow_n", "shadow_agree", "confidence",
+    "placed",
 )  # fmt: skip
 GRACE_MS: Final = 15_000  # after the announced time of the next report, before a device counts as silent
 SLOT_MS: Final = 300_000  # of `dispersion`
@@ -100,18 +101,19 @@ def observe(
         if (column := columns.get(row.device)) is None:
             continue
         previous = _digest(members, column)
+        ran = row.phase != "shadow" and row.placed != "import"  # a table of labels says nothing of what runs now
         if row.digest == spec.digest[:16]:
             if given[column] and row.rollout in ("", state.id):
                 mine[0].append(row)
                 mine[1].append(column)
-                if row.phase != "shadow":
+                if ran:
                     counted[column] += 1
                     news.append(News(row.device, "activate" if row.phase == "probation" else "commit"))
         elif previous is not None and row.digest == previous[:16] and row.phase != "shadow":
             if not given[column]:
                 theirs[0].append(row)
                 theirs[1].append(column)
-            elif state.state in GOING_BACK and row.start_ms >= state.since_ms:
+            elif ran and state.state in GOING_BACK and row.start_ms >= state.since_ms:
                 back[column] = True
     for into, (rows, places) in ((treated, mine), (control, theirs)):
         at = np.array(places, np.intp)
