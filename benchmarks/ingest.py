@@ -56,7 +56,7 @@ from edgewright_contracts.packing import pack as compress  # noqa: E402
 from edgewright_hub import retention  # noqa: E402
 from edgewright_hub.fleet.ca import HUB_NAME, open_authority  # noqa: E402
 from edgewright_hub.ingest import device_hours  # noqa: E402
-from edgewright_hub.ingest.consumer import Consumer, Turns  # noqa: E402
+from edgewright_hub.ingest.consumer import Consumer, Turns, settle  # noqa: E402
 from edgewright_hub.ingest.ingest import Known  # noqa: E402
 from edgewright_hub.ingest.messages import Message  # noqa: E402
 from edgewright_hub.ingest.refusals import Noted  # noqa: E402
@@ -211,6 +211,7 @@ def noop(folder: Path, port: int, reports: int) -> None:
 
 def hub(folder: Path, database: Path, port: int, reports: int, devices: int) -> None:
     """The consumer as the hub runs it, until the reports are in its database, which is new."""
+    settle()
     engine = open_telemetry(database)
     consumer = Consumer(
         engine,
@@ -364,6 +365,7 @@ def embedded(folder: Path, database: Path, reports: int, devices: int) -> None:
     """As `hub` with a broker in the same process; counts from the first line on stdin, when all are connected."""
     from hub.conftest import Amqtt
 
+    settle()
     authority = open_authority(folder / "ca", now=datetime.now(UTC))
     authority.keep_server((), authority.folder, now=datetime.now(UTC))
     broker = Amqtt(authority)
@@ -532,6 +534,8 @@ def main() -> None:
 
 def part(kind: str, place: str, *more: str) -> None:
     folder = Path(place)
+    if kind in {"day", "growth"}:
+        settle()
     match kind:
         case "pump":
             port, reports, devices, rate, packed = more

@@ -60,7 +60,8 @@ BootId = Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{16})?\Z")]
 _CLOCKS: Final[tuple[Clock, ...]] = ("synced", "free", "unknown")
 
 
-class Hits(msgspec.Struct, array_like=True, frozen=True):
+# gc=False: nothing here can hold a cycle, and a hub makes thousands of these a second.
+class Hits(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """n trials, of which `hits` came out true."""
 
     n: Count = 0
@@ -74,7 +75,7 @@ class Hits(msgspec.Struct, array_like=True, frozen=True):
         return Hits(_plus(self.n, other.n, "hits.n"), _plus(self.hits, other.hits, "hits.hits"))
 
 
-class Gauge(msgspec.Struct, array_like=True, frozen=True):
+class Gauge(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A level sampled n times: its sum and its maximum."""
 
     n: Count = 0
@@ -89,7 +90,7 @@ class Gauge(msgspec.Struct, array_like=True, frozen=True):
         )
 
 
-class Shift(msgspec.Struct, array_like=True, frozen=True):
+class Shift(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """How much surer a candidate is than the active model of the same n inputs: sums of the rises and of the falls of
     confidence, in parts per million."""
 
@@ -105,7 +106,7 @@ class Shift(msgspec.Struct, array_like=True, frozen=True):
         )
 
 
-class Usage(msgspec.Struct, array_like=True, frozen=True):
+class Usage(msgspec.Struct, array_like=True, frozen=True, gc=False):
     rss_kb: Gauge = Gauge()
     cpu_permille: Gauge = Gauge()  # of one core
     temperature_dk: Gauge = Gauge()  # tenths of a kelvin, so that it is never negative
@@ -128,7 +129,7 @@ class Usage(msgspec.Struct, array_like=True, frozen=True):
         )
 
 
-class Window(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+class Window(msgspec.Struct, array_like=True, frozen=True, kw_only=True, gc=False):
     boot_id: BootId  # "" when windows of several boots were merged
     mono_start_ms: Millis
     mono_end_ms: Millis
@@ -186,7 +187,7 @@ class Window(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
         return sum(self.errors.values())
 
 
-class Report(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+class Report(msgspec.Struct, array_like=True, frozen=True, kw_only=True, gc=False):
     v: Annotated[int, msgspec.Meta(ge=1, le=VERSION)] = VERSION
     spool_id: Hex64
     seq: Sequence

@@ -38,7 +38,7 @@ from .chores import Chore, chores
 from .fleet import enrolment, tokens
 from .fleet.ca import open_authority
 from .ingest import device_hours
-from .ingest.consumer import Consumer
+from .ingest.consumer import Consumer, settle
 from .ingest.ingest import Known
 from .ingest.refusals import Noted
 from .mqtt.broker import EmbeddedBroker
@@ -95,6 +95,7 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
 
 def run(config: Config, *, ready: Callable[[Running], None]) -> None:
     """Serve until SIGTERM or SIGINT. Raises RequestError (configuration) or Unavailable (port, lock)."""
+    settle()
     asyncio.run(_until_signalled(config, ready))
 
 

@@ -22,7 +22,7 @@ from edgewright_contracts.report import CONFIDENCE_BINS, MAX_CELLS, VERSION, Win
 from edgewright_contracts.unpacking import Index, Ragged, ragged
 
 
-class Unchecked(Window, array_like=True, frozen=True, kw_only=True):
+class Unchecked(Window, array_like=True, frozen=True, kw_only=True, gc=False):
     """A window whose fields are in range one by one, and which nobody has looked at as a whole."""
 
     def __post_init__(self) -> None:
@@ -33,7 +33,7 @@ class Unchecked(Window, array_like=True, frozen=True, kw_only=True):
         Window.__post_init__(self)
 
 
-class UncheckedReport(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+class UncheckedReport(msgspec.Struct, array_like=True, frozen=True, kw_only=True, gc=False):
     v: Annotated[int, msgspec.Meta(ge=1, le=VERSION)]
     spool_id: Hex64
     seq: Number

@@ -90,12 +90,11 @@ def _load(connection: sa.Connection, batch: Batch, known: Known) -> Ledger:
     ledger = Ledger(known)
     d, s = telemetry.devices.c, telemetry.spools.c
     for some in _chunks(sorted(wanted.devices), _CHUNK):
-        for row in connection.execute(sa.select(*(d[name] for name in _DEVICE)).where(d.device.in_(some))):
+        for row in connection.execute(sa.select(*(d[name] for name in _DEVICE)).where(d.device.in_(some))).all():
             ledger.devices[row[0]] = Device(*row)
         spools = sa.select(s.device, s.spool_id, s.high_water, s.mask, s.lost, s.renewed_ms)
-        for device, spool_id, high_water, mask, lost, renewed_ms in connection.execute(
-            spools.where(s.device.in_(some))
-        ):
+        found = connection.execute(spools.where(s.device.in_(some))).all()
+        for device, spool_id, high_water, mask, lost, renewed_ms in found:
             ledger.spools[device, spool_id] = Spool(high_water, int(mask, 16), lost)
             if renewed_ms is not None:
                 ledger.renewed.add((device, spool_id))
