@@ -54,6 +54,7 @@ Verdict = Literal["promote", "hold", "rollback"]
 
 ONCE: Final = ("failure", "missing")  # a device's first, with the release and without
 ADVISORY: Final = ("confidence",)  # told, and decides nothing
+SUSPECT: Final = math.log(3)  # log e from which devices fail more with the release, where others fail too
 FIRST_OUTCOME: Final = len(METRICS) + len(ONCE) + 1 + len(ADVISORY)  # its row, behind that of the shadow
 SHADOW_EXCLUDED: Final = 1.25  # times its limit: a disagreement that must be ruled out before promotion
 
@@ -192,11 +193,11 @@ class SequentialGate:
             if metric in METRICS or process.n_t > 0
         )
         failing = processes[self.policy.metrics.index("failure")]
-        verdict, reason = self._decide(evidence, figures, common=failing.n_c > 0 and failing.log_bad <= 0)
+        verdict, reason = self._decide(evidence, figures, common=failing.k_c > 0 and failing.log_bad < SUSPECT)
         return Judgement(verdict=verdict, reason=reason, figures=figures, ledger=ledger, effects=self._effects(ledger))
 
     def _decide(self, evidence: Evidence, figures: tuple[Figure, ...], *, common: bool) -> tuple[Verdict, str]:
-        """`common`: nothing says that devices fail more with the release than without it."""
+        """`common`: devices fail without the release too, and little says that they fail more with it."""
         policy = self.policy
         if evidence.failed > policy.failed_share * evidence.exposed and not common:
             return "rollback", (
