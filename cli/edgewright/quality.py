@@ -42,7 +42,8 @@ def accuracy(client: HubClient, model: str, fleet: str, context: str | None, hou
         for one in found["slices"]:
             where = (escape(one["cohort"]), escape(one["context"] or "–"))
             version = escape(f"{one['version']} {one['variant']}")
-            table.add_row(version, *where, _expected(one), _rate(one["labelled"]), _said(_holds(one)))
+            moved = f", [red]{', '.join(one['drift'])} moved[/]" if one["drift"] else ""
+            table.add_row(version, *where, _expected(one), _rate(one["labelled"]), _said(_holds(one)) + moved)
         console.print(table)
         rows = [(one, name, rate) for one in found["slices"] for name, rate in one["outcomes"].items()]
         if rows:

@@ -101,6 +101,20 @@ def test_accuracy_is_told_of_models_and_of_each_version_fleet_and_context(house:
     json.dumps(read(house))
 
 
+def test_drift_stands_beside_the_accuracy_that_it_makes_doubtful(house: House) -> None:
+    roll(house, "1.0.0", "lab", 4000)
+    roll(house, "2.0.0", "dock", 4000)
+    row = {
+        "scope": "device", "subject": "pi-0", "digest": house.packages["1.0.0"].digest[:16], "model": "digits",
+        "variant": "onnx-fp32", "context": "", "part": "embedding", "verdict": "alarm", "since_ms": 1, "state": {},
+        "updated_ms": 1,
+    }  # fmt: skip
+    with house.control.begin() as connection:
+        connection.execute(control.drift.insert().values(**row))
+    drift = {one["version"]: one["drift"] for one in read(house)["models"][0]["slices"]}
+    assert drift == {"1.0.0": ["embedding"], "2.0.0": []}
+
+
 def test_labels_of_devices_are_counted_once_and_stay_when_their_windows_go(house: House) -> None:
     roll(house, "1.0.0", "lab", 4000)
     for device in ("pi-0", "pi-1"):

@@ -59,6 +59,7 @@ def read(
         d = control.devices.c
         fleets = {row.id: row.fleet for row in connection.execute(sa.select(d.id, d.fleet))}
         labels = _labels(connection, now_ms - LABEL_DAYS * DAY_MS, {digest for digest, _ in variants}, fleets)
+        moved = _moved(connection, fleets)
     counted: dict[Part, Counted] = defaultdict(lambda: Counted(np.zeros(CONFIDENCE_WIDTH, np.int64), {}, {}))
     with telemetry_engine.connect() as connection:
         for part, cells in _confidences(connection, since, variants):
@@ -76,7 +77,7 @@ def read(
     by_model: dict[str, list[Part]] = defaultdict(list)
     for part in sorted(chosen):
         by_model[variants[part.digest, part.variant].model].append(part)
-    told = [_model(name, parts, chosen, variants) for name, parts in sorted(by_model.items())]
+    told = [_model(name, parts, chosen, variants, moved) for name, parts in sorted(by_model.items())]
     return {"hours": hours, "condition": CONDITION, "models": told}
 
 
@@ -85,14 +86,19 @@ def _any(one: Counted) -> bool:
 
 
 def _model(
-    name: str, parts: Iterable[Part], counted: Mapping[Part, Counted], variants: Mapping[tuple[str, str], Variant]
+    name: str,
+    parts: Iterable[Part],
+    counted: Mapping[Part, Counted],
+    variants: Mapping[tuple[str, str], Variant],
+    moved: Mapping[Part, set[str]],
 ) -> dict[str, Any]:
     slices, found = [], []
     for part in parts:
         one = expected(_slice(counted[part]))
         found += [one] if one else []
         version = variants[part.digest, part.variant].version
-        slices.append({"version": version, **part._asdict(), **_told(one), **_rates([counted[part]])})
+        drift = {"drift": sorted(moved.get(part, ()))}
+        slices.append({"version": version, **part._asdict(), **_told(one), **_rates([counted[part]]), **drift})
     return {"model": name, **_told(combined(found)), **_rates(counted[part] for part in parts), "slices": slices}
 
 
@@ -154,6 +160,17 @@ def _shares(
     ):
         if (digest, variant) in variants and device in fleets:
             yield Part(digest, variant, fleets[device], context), device, int(n)
+
+
+def _moved(connection: sa.Connection, fleets: Mapping[str, str]) -> dict[Part, set[str]]:
+    """Parts (input, embedding, output) of streams that are in alarm now: there the expectation may be worth little."""
+    d = control.drift.c
+    out: dict[Part, set[str]] = defaultdict(set)
+    columns = (d.scope, d.subject, d.digest, d.variant, d.context, d.part)
+    for row in connection.execute(sa.select(*columns).where(d.verdict == "alarm")):
+        cohort = row.subject if row.scope == "cohort" else fleets.get(row.subject, "")
+        out[Part(row.digest, row.variant, cohort, row.context)].add(row.part)
+    return out
 
 
 def _labels(
