@@ -4,6 +4,7 @@ Each rule gives `alarm`, bool[windows], as it is used, and `scores`, float64[win
 largest decides when false alarms are matched.
 
 ours              `window_p` of each channel with its trend, Simes over channels, p <= .05
+without_trend     the same as if no cells lay in an order: what the trend is good for
 psi               population stability index over the cells > .2 in any channel
 ks                Kolmogorov-Smirnov distance over the cells (missing values left out, as the test does): p <= .05 by
                   Simes over channels
@@ -42,7 +43,8 @@ def verdicts(reference: Reference, windows: Windows) -> dict[str, Verdicts]:
     """By rule."""
     whole, column = evidently(reference, windows)
     return {
-        "ours": ours(reference, windows),
+        "ours": ours(reference, windows, reference.ordered),
+        "without_trend": ours(reference, windows, np.zeros_like(reference.ordered)),
         "psi": psi(reference, windows),
         "ks": ks(reference, windows),
         "evidently": whole,
@@ -50,10 +52,10 @@ def verdicts(reference: Reference, windows: Windows) -> dict[str, Verdicts]:
     }
 
 
-def ours(reference: Reference, windows: Windows) -> Verdicts:
+def ours(reference: Reference, windows: Windows, ordered: npt.NDArray[np.int64]) -> Verdicts:
     count, channels, cells = windows.cells.shape
     rows = np.tile(reference.cells, (count, 1))
-    p = measures.window_p(windows.cells.reshape(-1, cells), rows, ordered=np.tile(reference.ordered, count))
+    p = measures.window_p(windows.cells.reshape(-1, cells), rows, ordered=np.tile(ordered, count))
     combined = measures.simes_rows(p.reshape(count, channels))
     return Verdicts(combined <= NOMINAL, -np.log(np.maximum(combined, 1e-300))[:, None])
 
