@@ -50,6 +50,7 @@ GRACE_MS: Final = 15_000  # after the announced time of the next report, before 
 SLOT_MS: Final = 300_000  # of `dispersion`
 UNNOTICED_H: Final = 0.25  # that a device was at risk before its end is noticed
 NOBODY: Final[Mapping[str, Heard]] = MappingProxyType({})
+ENOUGH: Final = 1_000  # devices, from which more of them tell no more of the dispersion
 STEADY: Final = 0.01  # least phi of sums of confidence, which vary less than counts do
 _SHADOW: Final = len(METRICS) + len(ONCE)
 _DOUBT: Final = 1 - (np.arange(CONFIDENCE_BINS) + 0.5) / CONFIDENCE_BINS
@@ -145,14 +146,16 @@ def before(
     """
     members, tables, numbers, slots = [], [np.zeros((0, 2, len(metrics)))], [], []
     once = [metrics.index(metric) for metric in ONCE]
+    stride = max(1, len(previous) // ENOUGH)
     for number, (device, digest) in enumerate(previous.items()):
         rows = windows.get(device, ())
         slow_cell = _slow_cell(rows)
         table = tabulate(rows, np.full(len(rows), -1 if slow_cell is None else slow_cell), metrics)
         table[:, :, once] = 0.0
-        tables.append(table)
-        numbers += [number] * len(rows)
-        slots += [row.start_ms // SLOT_MS for row in rows]
+        if number % stride == 0:
+            tables.append(table)
+            numbers += [number] * len(rows)
+            slots += [row.start_ms // SLOT_MS for row in rows]
         trials, events = table.sum(0).tolist()
         members.append(
             Member(device=device, previous=digest, pre_trials=trials, pre_events=events, slow_cell=slow_cell)
