@@ -13,8 +13,8 @@ from edgewright_contracts.codec import MAX_COUNT, decode
 from edgewright_contracts.errors import ContractError, Refused, RequestError
 from edgewright_contracts.package import Package
 from edgewright_hub.rollouts import rollout
-from edgewright_hub.rollouts.conductor import gate_of
 from edgewright_hub.rollouts.gates import GatePolicy
+from edgewright_hub.rollouts.records import gate_of
 from edgewright_hub.rollouts.specification import RolloutSpec
 from edgewright_hub.storage import control, telemetry
 from sim.house import House

@@ -20,7 +20,6 @@ import dataclasses
 import hashlib
 import logging
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
@@ -37,34 +36,28 @@ from ..fleet.roster import Roster, named
 from ..fleet.selectors import Device
 from ..registry import stages
 from ..registry.registry import Registry
-from ..storage import control, telemetry
+from ..storage import control
 from ..storage.store import upsert
 from . import admission, configuration, desired_documents, evidence, revocation, rollout
 from .configuration import Configurations
-from .desired_documents import Changes, Documents, Promoted, current, newcomers, promoted_for
+from .desired_documents import Changes, Documents, current, newcomers
 from .experiment import Answer
 from .gates import Ledger, SequentialGate
-from .members import STATUSES, Member, Members
-from .processes import Process
-from .progress import packed, unpacked
-from .specification import RolloutSpec, Stage, is_selector, stage_size, stored
-from .state import ACTIVE, GOING_BACK, RolloutState
+from .progress import unpacked
+from .readings import BATCH, Readings
+from .records import columns, describe, find, note
+from .specification import RolloutSpec, stored
+from .state import ACTIVE, RolloutState
 from .wishes import NOTHING, Wish, Wishes
 
 Verb = Literal["pause", "resume", "abort", "revert"]  # what a person may do to a rollout
 Publish = Callable[[str, Kind, bytes, bool], None]  # device, kind of topic, body, retain
 
-PRE_MS: Final = 24 * 3600_000  # how far back the period before a rollout reaches
-BATCH: Final = 5_000  # windows or events read in one tick
 ORDER_MS: Final = 3600_000  # for so long a command may be followed
 _LOG = logging.getLogger(__name__)
 
 Decided = tuple[RolloutState, Wishes]
 Grant = tuple[Wish, str, RolloutSpec | None]  # a wish, the rollout that has it ("": none), and its specification
-
-
-class NotFound(RequestError):
-    """No rollout has this id."""
 
 
 class Conductor:
@@ -79,7 +72,7 @@ class Conductor:
         config: Config = Config(),  # noqa: B008 (frozen)
     ) -> None:
         self._control = control_engine
-        self._telemetry = telemetry_engine
+        self._readings = Readings(telemetry_engine)
         self._publish = publish
         self._configurations = Configurations(config)
         self._documents = Documents()
@@ -125,12 +118,12 @@ class Conductor:
                 raise Refused(f"all {len(wanted)} devices already have {package.name} {package.version}")
             mark = hashlib.sha256(f"{now_ms}{spec.digest}".encode()).hexdigest()[:4]
             state = RolloutState(id=f"r{len(rows) + 1}-{mark}", author=who)
-            joined, processes = self._before(spec, fleet, {d: wanted[d] for d in members}, now_ms)
+            joined, processes = self._readings.before(spec, fleet, {d: wanted[d] for d in members}, now_ms)
             state = rollout.enrol(msgspec.structs.replace(state, ledger=Ledger(processes)), joined)
             state, _ = rollout.command(state, spec, "start", f"started by {who}", now_ms)
             values = {"id": state.id, "name": spec.model, "spec": msgspec.to_builtins(spec), "created_ms": now_ms}
-            connection.execute(control.rollouts.insert().values(**values, **_stored(state, now_ms)))
-            _note(connection, now_ms, who, "rollout create", f"{state.id}: {spec.model} {spec.version}")
+            connection.execute(control.rollouts.insert().values(**values, **columns(state, now_ms)))
+            note(connection, now_ms, who, "rollout create", f"{state.id}: {spec.model} {spec.version}")
             return state.id
 
     def command(self, rollout_id: str, event: Verb, *, who: str, now_ms: int) -> None:
@@ -177,14 +170,14 @@ class Conductor:
         """A person's decision, the documents that follow from it, and the note of it: in one transaction."""
         with self._lock:
             with self._control.begin() as connection:
-                row = _row(connection, rollout_id)
+                row = find(connection, rollout_id)
                 spec, fleet = stored(row.spec), self.roster.read(connection)
                 documents = self._documents.read(connection)
                 state, asked = decide(unpacked(row.progress), spec, documents)
                 wishes = asked.expand(state.members, spec)
                 changes = self._changes(connection, documents, {}, fleet)
-                _write(connection, {state.id: _stored(state, now_ms)}, [(w, state.id, spec) for w in wishes], changes)
-                _note(connection, now_ms, who, f"rollout {what}", rollout_id)
+                _write(connection, {state.id: columns(state, now_ms)}, [(w, state.id, spec) for w in wishes], changes)
+                note(connection, now_ms, who, f"rollout {what}", rollout_id)
             self._send(changes.bodies)
 
     def order(self, device: str, verb: Literal["collect", "resample"], *, who: str, now_ms: int) -> str:
@@ -195,7 +188,7 @@ class Conductor:
         with self._control.begin() as connection:
             if device not in self.roster.read(connection):
                 raise RequestError(f"no enrolled device is called {device!r}; `edgewright fleet devices` lists them")
-            _note(connection, now_ms, who, f"order {verb}", device)
+            note(connection, now_ms, who, f"order {verb}", device)
         command = Command(
             id=hashlib.sha256(f"{now_ms}{device}{verb}".encode()).hexdigest()[:16],
             verb=verb,
@@ -234,7 +227,7 @@ class Conductor:
             configuration.put(connection, self._configurations.base, asked, fleets, who=who, now_ms=now_ms)
             named = ", ".join(asked.devices) or (f"fleet {asked.fleet}" if asked.fleet else "all devices")
             said = ", ".join(f"{key}={value}" for key, value in asked.settings.items())
-            _note(connection, now_ms, who, "config", f"{named}: {'reset ' if asked.reset else ''}{said}".strip())
+            note(connection, now_ms, who, "config", f"{named}: {'reset ' if asked.reset else ''}{said}".strip())
         return self.configuration(asked.fleet, asked.devices)
 
     def configuration(self, fleet: str, devices: Sequence[str]) -> list[dict[str, Any]]:
@@ -253,7 +246,7 @@ class Conductor:
     def rollout(self, rollout_id: str) -> dict[str, Any]:
         """One of them, with its devices. Raises RequestError for an unknown id."""
         with self._control.connect() as connection:
-            row = _row(connection, rollout_id)
+            row = find(connection, rollout_id)
         devices = [
             {"device": m.device, "status": m.status, "stage": m.stage, "windows": m.windows, "reason": m.reason}
             for m in unpacked(row.progress).members.rows()
@@ -269,19 +262,19 @@ class Conductor:
             where = control.rollouts.c.state.in_(ACTIVE)
             active = connection.execute(sa.select(control.rollouts).where(where)).all()
             promoted = desired_documents.promoted(connection)
-            ahead = self._documents.ahead(documents, self._held())
+            ahead = self._documents.ahead(documents, self._readings.held())
             changes = self._changes(connection, documents, ahead, fleet)
         for device in fleet:
             changes.configure(device)
         grants: list[Grant] = [(wish, "", None) for wish in newcomers(fleet, documents, promoted)]
-        windows, events = self._read(cursors, reading=bool(active))
+        windows, events = self._readings.arrived(cursors, reading=bool(active))
         stepped: dict[str, dict[str, Any]] = {}
-        heard = self._heard() if active else {}
+        heard = self._readings.heard() if active else {}
         present = frozenset(device for device, one in heard.items() if one.present(now_ms))
         for row in active:
             try:
                 spec, before = stored(row.spec), unpacked(row.progress)
-                joined = self._joined(spec, before, fleet, documents, promoted, now_ms)
+                joined = self._readings.joined(spec, before, fleet, documents, promoted, now_ms)
                 whole = rollout.enrol(before, joined)
                 seen = evidence.observe(spec, whole, windows, events, present, heard, now_ms)
                 held = np.array([d in fleet and fleet[d].held for d in whole.members.devices], np.bool_)
@@ -300,7 +293,7 @@ class Conductor:
                 for wish in more.expand(after.members, spec)
             ]
             if after != before:
-                stepped[after.id] = _stored(after, now_ms)
+                stepped[after.id] = columns(after, now_ms)
         positions = {"rollout.windows": windows, "rollout.events": events}
         moved = {name: rows[-1].id for name, rows in positions.items() if rows}
         if stepped or moved or grants or changes.bodies:
@@ -324,71 +317,6 @@ class Conductor:
             lambda device: self._configurations.of(device, fleet[device].fleet if device in fleet else ""),
             held={device.id for device in fleet.values() if device.held},
         )
-
-    def _read(self, cursors: Mapping[str, int], *, reading: bool) -> tuple[Sequence[Any], Sequence[Any]]:
-        """Rows behind the cursors; without a rollout only the last ones, to move the cursors on."""
-        w, e = telemetry.windows.c, telemetry.events.c
-        columns = tuple(w[name] for name in evidence.COLUMNS)
-        with self._telemetry.connect() as connection:
-            found = []
-            for name, key, wanted in (("windows", w.id, columns), ("events", e.id, tuple(e))):
-                query = sa.select(*wanted).where(key > cursors.get(f"rollout.{name}", 0))
-                if reading:
-                    found.append(connection.execute(query.order_by(key).limit(BATCH)).all())
-                else:
-                    found.append(connection.execute(query.order_by(key.desc()).limit(1)).all())
-        return found[0], found[1]
-
-    def _held(self) -> dict[str, int]:
-        """The revision of its desired document that each device said it holds."""
-        d = telemetry.devices.c
-        with self._telemetry.connect() as connection:
-            rows = connection.execute(sa.select(d.device, d.desired_rev).where(d.desired_rev > 0))
-            return {row.device: row.desired_rev for row in rows}
-
-    def _heard(self) -> dict[str, evidence.Heard]:
-        """When each device was heard last, and when it is due."""
-        d = telemetry.devices.c
-        with self._telemetry.connect() as connection:
-            rows = connection.execute(sa.select(d.device, d.online, d.last_seen_ms, d.next_due_ms)).all()
-        return {r.device: evidence.Heard(r.online, r.last_seen_ms, r.next_due_ms) for r in rows}
-
-    def _joined(
-        self,
-        spec: RolloutSpec,
-        state: RolloutState,
-        fleet: Mapping[str, Device],
-        documents: Mapping[str, Desired],
-        promoted: Sequence[Promoted],
-        now_ms: int,
-    ) -> tuple[Member, ...]:
-        """Devices that were enrolled after the rollout began."""
-        if state.state in GOING_BACK or spec.devices:
-            return ()
-        known = set(state.members.devices)
-        had = {d: current(documents.get(d), spec.model) for d in admission.chosen(spec, fleet) if d not in known}
-        for device in had:
-            had[device] = had[device] or promoted_for(promoted, fleet[device], spec.model)
-        new = {device: digest for device, digest in had.items() if digest != spec.digest}
-        return self._before(spec, fleet, new, now_ms)[0] if new else ()
-
-    def _before(
-        self, spec: RolloutSpec, fleet: Mapping[str, Device], previous: Mapping[str, str | None], now_ms: int
-    ) -> tuple[tuple[Member, ...], tuple[Process, ...]]:
-        """Members with what they counted in the 24 hours before."""
-        w = telemetry.windows.c
-        digests = sorted({digest[:16] for digest in previous.values() if digest})
-        rows: dict[str, list[Any]] = defaultdict(list)
-        if digests:
-            columns = tuple(w[name] for name in evidence.COLUMNS)
-            where = (w.start_ms >= now_ms - PRE_MS, w.digest.in_(digests), w.phase != "shadow")
-            with self._telemetry.connect() as connection:
-                for row in connection.execute(sa.select(*columns).where(*where)):
-                    if row.digest == (previous.get(row.device) or "")[:16]:
-                        rows[row.device].append(row)
-        members, processes = evidence.before(spec.gate.metrics, previous, rows)
-        groups = admission.groups(spec, [fleet[m.device] for m in members])
-        return tuple(msgspec.structs.replace(m, group=g) for m, g in zip(members, groups, strict=True)), processes
 
     def _send(self, bodies: Mapping[str, bytes]) -> None:
         for device, body in bodies.items():
@@ -414,60 +342,6 @@ def _storable(spec: RolloutSpec) -> RolloutSpec:
         return msgspec.convert(msgspec.to_builtins(spec), RolloutSpec)
     except msgspec.ValidationError as error:
         raise ContractError("rollout", "a specification that can be stored", str(error)) from None
-
-
-def describe(row: sa.Row[Any]) -> dict[str, Any]:
-    """A row of control.rollouts as people read it: JSON values only."""
-    spec, state = stored(row.spec), unpacked(row.progress)
-    members, reachable = state.members, len(state.members)
-    counts = np.bincount(members.status, minlength=len(STATUSES)).tolist()
-    return {
-        "id": row.id,
-        "model": spec.model,
-        "version": spec.version,
-        "digest": spec.digest,
-        "fleet": spec.fleet,
-        "state": state.state,
-        "outcome": state.outcome,
-        "reason": state.reason,
-        "stage": state.stage,
-        "stages": [{"size": s, "devices": _devices(members, i, s)} for i, s in enumerate(spec.ladder)],
-        "devices_total": reachable,
-        "devices_exposed": state.exposed,
-        "devices_by_status": {status: n for status, n in zip(STATUSES, counts, strict=True) if n},
-        "figures": [msgspec.to_builtins(figure) for figure in state.figures],
-        "approvals": {"needed": spec.approvals, "author": state.author, "by": list(state.approved)},
-        "effects": [msgspec.to_builtins(effect) for effect in state.effects],
-        "conclusion": msgspec.to_builtins(state.conclusion),
-        "created_ms": row.created_ms,
-        "updated_ms": row.updated_ms,
-    }
-
-
-def _devices(members: Members, place: int, stage: Stage) -> int:
-    """How many a stage is for."""
-    if is_selector(stage):
-        return int(np.count_nonzero(members.group == place))
-    return stage_size(stage, len(members))
-
-
-def gate_of(row: sa.Row[Any]) -> SequentialGate:
-    return SequentialGate(stored(row.spec).gate)
-
-
-def _stored(state: RolloutState, now_ms: int) -> dict[str, Any]:
-    return {"state": state.state, "progress": packed(state), "updated_ms": now_ms}
-
-
-def _note(connection: sa.Connection, now_ms: int, who: str, what: str, detail: str) -> None:
-    connection.execute(control.audit.insert().values(at_ms=now_ms, who=who, what=what, detail=detail))
-
-
-def _row(connection: sa.Connection, rollout_id: str) -> sa.Row[Any]:
-    row = connection.execute(sa.select(control.rollouts).where(control.rollouts.c.id == rollout_id)).first()
-    if row is None:
-        raise NotFound(f"no rollout is called {rollout_id!r}; `edgewright rollout status` lists them")
-    return row
 
 
 def _fleets(devices: Mapping[str, Device]) -> dict[str, str]:

@@ -23,7 +23,7 @@ from edgewright_contracts.errors import EdgewrightError, Refused, RequestError
 from ..accuracy.imports import FILE_BYTES as LABELS_BYTES
 from ..registry.registry import TARGETS_BYTES, Conflict
 from ..registry.repository import BLOB_BYTES
-from ..rollouts.conductor import NotFound
+from ..rollouts.records import NotFound
 from . import accuracy, alerting, api, devices, drift, packages, pages, renewal, samples, sampling, websocket
 from .api import Hub
 

@@ -33,7 +33,7 @@ from ..accuracy.packages import Packages
 from ..alerts import alerts
 from ..drift import fleet_drift
 from ..ingest.refusals import since
-from ..rollouts import conductor, evidence
+from ..rollouts import evidence, records
 from ..rollouts.progress import unpacked
 from ..storage import control, telemetry
 from .api import Hub, hub_of
@@ -227,8 +227,8 @@ def _returned(row: Any, said: Mapping[str, Any], versions: Mapping[str, str]) ->
 
 
 def _rollout(row: Any, said: Mapping[str, Any], versions: Mapping[str, str]) -> dict[str, Any]:
-    told = conductor.describe(row)
-    gate = conductor.gate_of(row)
+    told = records.describe(row)
+    gate = records.gate_of(row)
     figures = [
         {
             **figure,

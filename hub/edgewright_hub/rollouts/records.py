@@ -1,0 +1,76 @@
+"""Rows of control.rollouts: found, told to people, and what a state writes into its own; and notes of who did what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import sqlalchemy as sa
+
+from edgewright_contracts.errors import RequestError
+
+from ..storage import control
+from .gates import SequentialGate
+from .members import STATUSES, Members
+from .progress import packed, unpacked
+from .specification import Stage, is_selector, stage_size, stored
+from .state import RolloutState
+
+
+class NotFound(RequestError):
+    """No rollout has this id."""
+
+
+def describe(row: sa.Row[Any]) -> dict[str, Any]:
+    """A row of control.rollouts as people read it: JSON values only."""
+    spec, state = stored(row.spec), unpacked(row.progress)
+    members, reachable = state.members, len(state.members)
+    counts = np.bincount(members.status, minlength=len(STATUSES)).tolist()
+    return {
+        "id": row.id,
+        "model": spec.model,
+        "version": spec.version,
+        "digest": spec.digest,
+        "fleet": spec.fleet,
+        "state": state.state,
+        "outcome": state.outcome,
+        "reason": state.reason,
+        "stage": state.stage,
+        "stages": [{"size": s, "devices": _devices(members, i, s)} for i, s in enumerate(spec.ladder)],
+        "devices_total": reachable,
+        "devices_exposed": state.exposed,
+        "devices_by_status": {status: n for status, n in zip(STATUSES, counts, strict=True) if n},
+        "figures": [msgspec.to_builtins(figure) for figure in state.figures],
+        "approvals": {"needed": spec.approvals, "author": state.author, "by": list(state.approved)},
+        "effects": [msgspec.to_builtins(effect) for effect in state.effects],
+        "conclusion": msgspec.to_builtins(state.conclusion),
+        "created_ms": row.created_ms,
+        "updated_ms": row.updated_ms,
+    }
+
+
+def _devices(members: Members, place: int, stage: Stage) -> int:
+    """How many a stage is for."""
+    if is_selector(stage):
+        return int(np.count_nonzero(members.group == place))
+    return stage_size(stage, len(members))
+
+
+def gate_of(row: sa.Row[Any]) -> SequentialGate:
+    return SequentialGate(stored(row.spec).gate)
+
+
+def columns(state: RolloutState, now_ms: int) -> dict[str, Any]:
+    return {"state": state.state, "progress": packed(state), "updated_ms": now_ms}
+
+
+def note(connection: sa.Connection, now_ms: int, who: str, what: str, detail: str) -> None:
+    connection.execute(control.audit.insert().values(at_ms=now_ms, who=who, what=what, detail=detail))
+
+
+def find(connection: sa.Connection, rollout_id: str) -> sa.Row[Any]:
+    row = connection.execute(sa.select(control.rollouts).where(control.rollouts.c.id == rollout_id)).first()
+    if row is None:
+        raise NotFound(f"no rollout is called {rollout_id!r}; `edgewright rollout status` lists them")
+    return row
