@@ -50,7 +50,7 @@ from .rollouts.conductor import Conductor
 from .storage import control, telemetry
 from .storage.control import open_control
 from .storage.places import move, places
-from .storage.store import outside
+from .storage.store import held, outside
 from .storage.telemetry import open_telemetry
 from .vitals import Vitals
 from .web import websocket
@@ -127,6 +127,7 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
         stored = move(config.data, config.database) if config.database else places(config.data)
         control_engine = open_control(stored.control)
         stack.callback(control_engine.dispose)
+        stack.enter_context(held(control_engine))
         telemetry_engine = open_telemetry(stored.telemetry)
         stack.callback(telemetry_engine.dispose)
         vitals = Vitals(

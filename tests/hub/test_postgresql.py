@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from edgewright_contracts.errors import RequestError
+from edgewright_contracts.errors import RequestError, Unavailable
 from edgewright_contracts.package import Package
 from edgewright_hub import doctor, retention
 from edgewright_hub.ingest import device_hours
@@ -20,7 +20,7 @@ from edgewright_hub.ingest.writer import commit
 from edgewright_hub.storage import control, telemetry
 from edgewright_hub.storage.control import open_control
 from edgewright_hub.storage.places import NAME, places
-from edgewright_hub.storage.store import check, server_url
+from edgewright_hub.storage.store import check, held, server_url
 from edgewright_hub.storage.telemetry import open_telemetry
 from sim import wire
 from sim.house import House
@@ -95,6 +95,16 @@ def test_the_url_is_kept_for_the_next_start_and_for_its_owner_only(tmp_path: Pat
 def test_another_kind_of_server_is_refused_with_what_is_expected(url: str) -> None:
     with pytest.raises(RequestError, match=r"postgresql://USER@HOST/NAME"):
         server_url(url)
+
+
+def test_a_second_hub_on_one_database_is_refused_while_the_first_runs(database_url: str) -> None:
+    one, other = open_control(database_url), open_control(database_url)
+    with held(one), pytest.raises(Unavailable, match="another hub keeps"), held(other):
+        pass
+    with held(other):
+        pass
+    one.dispose()
+    other.dispose()
 
 
 def test_a_server_that_restarts_loses_nothing_and_the_batch_may_be_given_again() -> None:

@@ -39,6 +39,8 @@ NAMING: Final = {
 Id: Final = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 Document: Final = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
 
+_HUB: Final = 0xED6E_0001  # the number of the lock that a hub holds on a server's database
+
 Schema = Literal["telemetry", "control"]
 
 
@@ -122,6 +124,23 @@ def outside(engine: sa.Engine) -> Iterator[None]:
             "See that the disk has room and that this user may write there, then repeat; "
             "`edgewright hub doctor` says more"
         ) from None
+
+
+@contextlib.contextmanager
+def held(engine: sa.Engine) -> Iterator[None]:
+    """One hub for a database: on a server as long as this lasts (files are held by the lock of their directory). Raises
+    Unavailable when another has it."""
+    if engine.dialect.name != "postgresql":
+        yield
+        return
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        if not connection.execute(sa.select(sa.func.pg_try_advisory_lock(_HUB))).scalar_one():
+            place = engine.url.render_as_string(hide_password=True)
+            raise Unavailable(f"another hub keeps {place}: stop that one, or name another database with --database")
+        try:
+            yield
+        finally:
+            connection.invalidate()  # the lock is the session's: given back to the pool, it would stay
 
 
 def check(engine: sa.Engine, metadata: sa.MetaData, schema: Schema) -> None:
