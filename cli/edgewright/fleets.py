@@ -14,7 +14,7 @@ from rich.table import Table
 
 from edgewright_contracts.errors import RequestError
 
-from . import alerting, fetching, inventory, quality
+from . import alerting, enrolments, fetching, inventory, quality
 from .drifting import acknowledge, drift
 from .hub_client import HubClient, with_hub
 from .tables import ago, print_table
@@ -25,7 +25,10 @@ def fleet() -> None:
     """Devices of a hub and their drift."""
 
 
-for command in (inventory.describe, inventory.hold, inventory.release, inventory.show, inventory.cohort):
+for command in (
+    inventory.describe, inventory.hold, inventory.release, inventory.show, inventory.cohort,
+    enrolments.enroll, enrolments.queue, enrolments.accept, enrolments.refuse,
+):  # fmt: skip
     fleet.add_command(command)
 for more in (alerting.alerts, alerting.webhook, fetching.samples, fetching.collect):
     fleet.add_command(more)

@@ -109,8 +109,9 @@ def serve(
 @click.option("--expires", default="1d", show_default=True, help="Life of the token: 90s, 30m, 12h, 7d.")
 @click.option("--pattern", default=".*", show_default=True, help="Regular expression for the whole device id.")
 @click.option("--fleet", default="default", show_default=True, help="Fleet of the devices that use it.")
+@click.option("--queue", is_flag=True, help="Devices that use it wait for `fleet accept`.")
 @_JSON
-def token(data: Path, uses: int, expires: str, pattern: str, fleet: str, as_json: bool) -> None:
+def token(data: Path, uses: int, expires: str, pattern: str, fleet: str, queue: bool, as_json: bool) -> None:
     """Make an enrolment token. Works on the data directory, whether or not the hub runs."""
     from edgewright_hub.fleet import tokens
     from edgewright_hub.fleet.ca import open_authority
@@ -124,12 +125,13 @@ def token(data: Path, uses: int, expires: str, pattern: str, fleet: str, as_json
         made = tokens.issue(
             engine,
             uses=uses,
-            expires_s=_seconds(expires),
+            expires_s=seconds(expires),
             pattern=pattern,
             fleet=fleet,
             root_sha256=Registry(data / "repo", data / "keys", engine).first_root_sha256,
             ca_sha256=open_authority(data / "ca", now=datetime.now(UTC)).ca_sha256,
             now_ms=int(time.time() * 1000),
+            kind="queue" if queue else "open",
         )
     finally:
         engine.dispose()
@@ -252,7 +254,7 @@ def _broker(url: str) -> Address:
     return _address(rest if rest.rpartition(":")[2].isdigit() else f"{rest}:8883", "--broker")
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
     if not found:
         raise RequestError(f"--expires: expected a number with s, m, h or d, for instance 12h, got {text!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,7 @@ import msgspec
 
 from edgewright_contracts.errors import RequestError
 
+ASK_S = 10.0  # between two questions whether an operator has said yes
 HOME = click.option(
     "--home", type=click.Path(file_okay=False, path_type=Path), required=True, help="The device's directory."
 )
@@ -26,10 +28,12 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obje
 @click.option("--proxy", default="", metavar="http://[USER:PW@]HOST:PORT", help="Reach the hub through this proxy.")
 @click.option("--websocket", is_flag=True, help="Speak MQTT over WebSocket only; else where TCP is blocked.")
 @click.option("--again", is_flag=True, help="A new certificate for an enrolled device; models and reports stay.")
+@click.option("--wait", is_flag=True, help="Where the hub's operator must say yes first, ask until that is done.")
 @JSON
 def enroll(
-    home: Path, hub: str, token: str, device: str | None, proxy: str, websocket: bool, again: bool, as_json: bool
-) -> None:
+    home: Path, hub: str, token: str, device: str | None, proxy: str, websocket: bool, again: bool, wait: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Exchange a token for this device's certificate."""
     from edgewright_agent.disk import RealDisk
     from edgewright_agent.hosting.owner import act_as_owner
@@ -37,7 +41,14 @@ def enroll(
     enrolling = _enrolling("enroll")
     way = enrolling.Way(proxy, websocket)
     act_as_owner(home)
-    said = enrolling.enroll(RealDisk(), home, hub=hub, token=token, device=device, way=way, again=again)
+    while True:
+        try:
+            said = enrolling.enroll(RealDisk(), home, hub=hub, token=token, device=device, way=way, again=again)
+            break
+        except enrolling.Waiting:
+            if not wait:
+                raise
+            time.sleep(ASK_S)
     if as_json:
         _print(msgspec.to_builtins(said))
     else:

@@ -20,14 +20,14 @@ from edgewright_agent.delivery.mqtt import MqttTransport
 from edgewright_agent.disk import RealDisk
 from edgewright_agent.enrolling import enroll as enrolling
 from edgewright_agent.enrolling import names
-from edgewright_agent.enrolling.enroll import Way, enroll
+from edgewright_agent.enrolling.enroll import Waiting, Way, enroll
 from edgewright_agent.enrolling.renew import renew
 from edgewright_agent.renewal import in_a_child
 from edgewright_agent.samples.sending import Sender
 from edgewright_agent.updating.fetch import Link
 from edgewright_contracts import topics
 from edgewright_contracts.errors import ContractError, Refused, RequestError, Unavailable
-from edgewright_hub.fleet import ca
+from edgewright_hub.fleet import ca, queue
 from edgewright_hub.storage import control
 from edgewright_hub.web import samples
 from sim import homes, packages, wire
@@ -82,6 +82,18 @@ def test_an_enrolled_home_is_enrolled_again_only_when_asked_and_keeps_its_key_an
     assert (home / "identity" / "device.key").read_bytes() == key
     assert (home / "identity" / "device.crt").read_bytes() != certificate
     assert (home / "spool" / "kept").read_bytes() == b"windows"
+
+
+def test_a_device_that_must_wait_for_a_yes_says_so_and_comes_in_by_the_same_key(hub, tmp_path):
+    asked = {"hub": hub.url, "token": hub.token(kind="queue"), "device": "patient-1"}
+    for _ in range(2):
+        with pytest.raises(Waiting, match=r"patient-1 waits for a yes of the hub's operator\. Run this again"):
+            enroll(RealDisk(), tmp_path, **asked)
+    key = (tmp_path / "identity" / "device.key").read_bytes()
+    with hub.control.begin() as connection:
+        queue.decide(connection, ["patient-1"], accept=True, who="op", now_ms=0)
+    assert enroll(RealDisk(), tmp_path, **asked).device == "patient-1"
+    assert (tmp_path / "identity" / "device.key").read_bytes() == key
 
 
 def test_a_certificate_is_renewed_over_mutual_tls_for_the_same_key(hub, tmp_path):

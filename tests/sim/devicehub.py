@@ -40,8 +40,8 @@ class DeviceHub:
     def __enter__(self) -> Self:
         self._thread.start()
         assert self._ready.wait(20)
-        self.control = open_engine(self._config.data / "hub.db", synchronous="FULL")
-        self.telemetry = open_engine(self._config.data / "telemetry.db", synchronous="NORMAL")
+        self.control = open_engine(self._config.data / "hub.db", schema="control", synchronous="FULL")
+        self.telemetry = open_engine(self._config.data / "telemetry.db", schema="telemetry", synchronous="NORMAL")
         self.authority = open_authority(self._config.data / "ca", now=datetime.now(UTC))
         return self
 
@@ -62,7 +62,7 @@ class DeviceHub:
         self.port = int(running.https.rpartition(":")[2])
         self._ready.set()
 
-    def token(self, pattern: str = ".*", *, uses: int = 1) -> str:
+    def token(self, pattern: str = ".*", *, uses: int = 1, kind: tokens.Kind = "open") -> str:
         root = (self._config.data / "repo" / "metadata" / "1.root.json").read_bytes()
         return tokens.issue(
             self.control,
@@ -73,6 +73,7 @@ class DeviceHub:
             root_sha256=hashlib.sha256(root).hexdigest(),
             ca_sha256=self.authority.ca_sha256,
             now_ms=int(time.time() * 1000),
+            kind=kind,
         )
 
     def retire(self, device: str) -> None:

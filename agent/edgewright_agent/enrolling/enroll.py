@@ -43,6 +43,10 @@ ANSWER_BYTES = 1 << 20
 CA_BYTES = 64 << 10
 
 
+class Waiting(Unavailable):
+    """The hub knows this device now, and lets it in once an operator says so: ask again, with the same token."""
+
+
 class Token(msgspec.Struct, frozen=True):
     secret: Text
     root_sha256: Text
@@ -83,7 +87,7 @@ def enroll(
     The key is written first and hub.json last: whole or not enrolled.
 
     Raises RequestError (bad token, id or URL; already enrolled), Refused (the hub is not the one that the token names,
-    or refuses the token), Unavailable (no connection).
+    or refuses the token), Unavailable (no connection), Waiting.
     """
     secret = parse(token)
     base = hub.rstrip("/")
@@ -162,6 +166,8 @@ class _Exchange:
         body = {"token": token, "device": device, "csr": signing_request(device, key)}
         url = self._base + "/api/v1/enroll"
         data = request(self._pool(context), "POST", url, ANSWER_BYTES, json.dumps(body).encode())
+        if b'"waiting"' in data[:16]:
+            raise Waiting(f"{device} waits for a yes of the hub's operator. Run this again later, or add --wait")
         return decode(Answer, data, name="the hub's answer", limit=ANSWER_BYTES, wire="json")
 
     def _pool(self, context: ssl.SSLContext) -> urllib3.PoolManager:

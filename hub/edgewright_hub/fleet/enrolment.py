@@ -2,7 +2,8 @@
 
 Guarantee: one use of the token, one certificate; a lost answer may be asked for again with the same key at no cost. An
 id that is enrolled with another key is refused, unless the token was made for exactly this id: whoever holds a token
-for a whole fleet must not be able to take over a device that already works.
+for a whole fleet must not be able to take over a device that already works. A token of the kind `list` lets in only the
+devices that were `expected` under it; with one of the kind `queue` a device waits until a person says yes (`queue`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from edgewright_contracts.errors import Refused, RequestError
 
 from ..storage import control
 from ..storage.store import upsert
-from . import tokens
+from . import queue, tokens
 from .ca import Authority
 
 
@@ -27,14 +28,18 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     csr: str  # PEM
 
 
-def enrol(engine: sa.Engine, authority: Authority, request: Request, *, now_ms: int) -> str:
-    """The device's certificate, PEM. Raises ContractError or Refused."""
+def enrol(engine: sa.Engine, authority: Authority, request: Request, *, now_ms: int) -> str | None:
+    """The device's certificate, PEM; None: it waits for a person's yes. Raises ContractError or Refused."""
     token = tokens.parse(request.token)
     signed = authority.sign(request.csr, request.device, now=datetime.fromtimestamp(now_ms / 1000, UTC))
     devices = control.devices
     with engine.begin() as connection:
         known = connection.execute(sa.select(devices).where(devices.c.id == request.device)).one_or_none()
-        given = tokens.terms(connection, token.secret, request.device, now_ms=now_ms)
+        place = queue.place(connection, request.device)
+        asked = (tokens.hash_of(token.secret), signed.key_sha256)
+        accepted = place is not None and place.state == "accepted" and (place.token, place.key_sha256) == asked
+        given = tokens.terms(connection, token.secret, request.device, now_ms=None if accepted else now_ms)
+        listed = place if place is not None and place.token == given.hash else None
         if known is None or known.key_sha256 != signed.key_sha256 or known.state != "enrolled":
             exact = given.pattern in {request.device, re.escape(request.device)}
             if known is not None and known.state == "enrolled" and not exact:
@@ -42,22 +47,33 @@ def enrol(engine: sa.Engine, authority: Authority, request: Request, *, now_ms: 
                     f"{request.device} is enrolled already with another key. If its key was lost, make a token for "
                     f"exactly this id: edgewright hub token --pattern {request.device}"
                 )
-            tokens.spend(connection, given.hash)
+            if given.kind == "queue" and not accepted:
+                queue.wait(connection, request.device, place, given, signed.key_sha256, now_ms=now_ms)
+                return None
+            if given.kind == "list" and listed is None:
+                raise Refused(f"token: it is for the devices of a list, and {request.device} is not among them")
+            if not accepted:  # else the use was spent when it began to wait
+                tokens.spend(connection, given.hash)
+        fleet = listed.fleet if listed is not None else given.fleet
         row = {
             "id": request.device,
-            "fleet": given.fleet,
+            "fleet": fleet,
             "enrolled_ms": now_ms,
             "serial": signed.serial,
             "state": "enrolled",
             "key_sha256": signed.key_sha256,
         }
+        if listed is not None:
+            row["attributes"] = listed.attributes
+            connection.execute(control.expected.delete().where(control.expected.c.device == request.device))
         upsert(connection, devices, [row], keys=["id"])
         connection.execute(
             control.audit.insert().values(
                 at_ms=now_ms,
                 who=request.device,
                 what="enrol",
-                detail=f"fleet {given.fleet}, certificate {signed.serial}",
+                detail=f"fleet {fleet}, certificate {signed.serial}",
+                subject=request.device,
             )
         )
     return signed.certificate
@@ -74,7 +90,9 @@ def renew(engine: sa.Engine, authority: Authority, device: str, csr: str, *, key
     with engine.begin() as connection:
         connection.execute(devices.update().where(devices.c.id == device).values(serial=signed.serial))
         connection.execute(
-            control.audit.insert().values(at_ms=now_ms, who=device, what="renew", detail=f"certificate {signed.serial}")
+            control.audit.insert().values(
+                at_ms=now_ms, who=device, what="renew", detail=f"certificate {signed.serial}", subject=device
+            )
         )
     return signed.certificate
 
@@ -87,7 +105,9 @@ def retire(engine: sa.Engine, device: str, *, who: str, now_ms: int) -> None:
         if changed.rowcount != 1:
             raise RequestError(f"no device is called {device[:80]!r}; `edgewright fleet devices` lists them")
         connection.execute(
-            control.audit.insert().values(at_ms=now_ms, who=who, what="retire", detail=f"device {device}")
+            control.audit.insert().values(
+                at_ms=now_ms, who=who, what="retire", detail=f"device {device}", subject=device
+            )
         )
 
 

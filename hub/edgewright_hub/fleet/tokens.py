@@ -26,6 +26,7 @@ from ..storage.store import outside
 PREFIX: Final = "ew1."
 TOKEN_BYTES: Final = 1024
 Role = Literal["viewer", "operator", "publisher", "admin"]
+Kind = Literal["open", "list", "queue"]  # whoever has it; devices of a list; each waits for a person's yes
 
 
 class EnrolmentToken(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,9 +46,37 @@ def issue(
     root_sha256: str,
     ca_sha256: str,
     now_ms: int,
+    kind: Kind = "open",
 ) -> str:
     """A new enrolment token for `uses` devices whose whole id matches `pattern`. Raises ContractError, or
     Unavailable when hub.db cannot be written."""
+    with outside(engine), engine.begin() as connection:
+        return make(
+            connection,
+            uses=uses,
+            expires_s=expires_s,
+            pattern=pattern,
+            fleet=fleet,
+            root_sha256=root_sha256,
+            ca_sha256=ca_sha256,
+            now_ms=now_ms,
+            kind=kind,
+        )
+
+
+def make(
+    connection: sa.Connection,
+    *,
+    uses: int,
+    expires_s: float,
+    pattern: str,
+    fleet: str,
+    root_sha256: str,
+    ca_sha256: str,
+    now_ms: int,
+    kind: Kind,
+) -> str:
+    """As `issue`, in a transaction of the caller's."""
     if not 1 <= uses <= 1_000_000:
         raise ContractError("uses", "1 to 1000000", str(uses))
     if not 0 < expires_s <= 366 * 86400:
@@ -61,16 +90,8 @@ def issue(
     except re.error as error:
         raise ContractError("pattern", "a regular expression", f"{pattern!r}: {error}") from None
     secret = secrets.token_urlsafe(32)
-    with outside(engine), engine.begin() as connection:
-        connection.execute(
-            control.enrol_tokens.insert().values(
-                hash=hash_of(secret),
-                uses_left=uses,
-                expires_ms=now_ms + int(expires_s * 1000),
-                pattern=pattern,
-                fleet=fleet,
-            )
-        )
+    row = {"hash": hash_of(secret), "uses_left": uses, "expires_ms": now_ms + int(expires_s * 1000)}
+    connection.execute(control.enrol_tokens.insert().values(**row, pattern=pattern, fleet=fleet, kind=kind))
     body = msgspec.json.encode(
         EnrolmentToken(secret=secret, root_sha256=root_sha256, ca_sha256=ca_sha256, pattern=pattern)
     )
@@ -92,20 +113,22 @@ class Terms(NamedTuple):
     hash: str
     fleet: str
     pattern: str
+    kind: Kind
 
 
-def terms(connection: sa.Connection, secret: str, device: str, *, now_ms: int) -> Terms:
-    """What the token with this secret gives to `device`; nothing is spent. Raises Refused."""
+def terms(connection: sa.Connection, secret: str, device: str, *, now_ms: int | None) -> Terms:
+    """What the token with this secret gives to `device`; nothing is spent. `now_ms` None: even if it has expired since.
+    Raises Refused."""
     row = connection.execute(
         sa.select(control.enrol_tokens).where(control.enrol_tokens.c.hash == hash_of(secret))
     ).one_or_none()
     if row is None or not hmac.compare_digest(row.hash, hash_of(secret)):
         raise Refused("token: expected one that this hub issued, got an unknown one; ask its operator for a new one")
-    if now_ms >= row.expires_ms:
+    if now_ms is not None and now_ms >= row.expires_ms:
         raise Refused("token: it has expired; ask the hub's operator for a new one")
     if not re.fullmatch(row.pattern, device):
         raise Refused(f"token: it is for device ids like {row.pattern!r}, got {device!r}")
-    return Terms(row.hash, row.fleet, row.pattern)
+    return Terms(row.hash, row.fleet, row.pattern, row.kind)
 
 
 def spend(connection: sa.Connection, token_hash: str) -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
@@ -129,10 +129,14 @@ def ca_pem(request: Request) -> Response:
 
 
 @enrol_router.post("/api/v1/enroll")
-def enroll(request: Request, body: EnrolBody) -> dict[str, Any]:
+def enroll(request: Request, response: Response, body: EnrolBody) -> dict[str, Any]:
+    """202 and {"waiting"} while a person has not said yes."""
     hub = hub_of(request)
     asked = enrolment.Request(token=body.token, device=body.device, csr=body.csr)
     certificate = enrolment.enrol(hub.control, hub.authority, asked, now_ms=now_ms())
+    if certificate is None:
+        response.status_code = 202
+        return {"waiting": f"{body.device} waits for an operator's yes: edgewright fleet accept {body.device}"}
     return {
         "certificate": certificate,
         "root": hub.registry.first_root.decode(),
@@ -147,6 +151,7 @@ class TokenBody(BaseModel):
     expires_s: float = 86400.0
     pattern: str = ".*"
     fleet: str = "default"
+    kind: Literal["open", "queue"] = "open"
 
 
 @router.post("/api/v1/tokens")
@@ -161,6 +166,7 @@ def make_token(request: Request, body: TokenBody, caller: Operator) -> dict[str,
         root_sha256=hub.registry.first_root_sha256,
         ca_sha256=hub.authority.ca_sha256,
         now_ms=now_ms(),
+        kind=body.kind,
     )
     detail = f"{body.uses} uses, {body.expires_s:g} s, {body.pattern}, fleet {body.fleet}"
     with hub.control.begin() as connection:

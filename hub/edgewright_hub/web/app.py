@@ -33,6 +33,7 @@ _LIMITS: Final = (
     ("/api/v1/blobs/", BLOB_BYTES),
     ("/api/v1/targets", TARGETS_BYTES),
     ("/api/v1/labels", LABELS_BYTES),
+    ("/api/v1/fleet/expected", devices.LIST_BYTES),
 )
 # The first that fits.
 _STATUS: Final[tuple[tuple[type[EdgewrightError], int], ...]] = (

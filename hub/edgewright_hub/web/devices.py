@@ -9,7 +9,7 @@ GET  /api/v1/fleet/cohorts              and PUT, DELETE /api/v1/fleet/cohorts/NA
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 import sqlalchemy as sa
@@ -19,13 +19,14 @@ from starlette.concurrency import run_in_threadpool
 from edgewright_contracts.codec import decode
 from edgewright_contracts.errors import RequestError
 
-from ..fleet import inventory, roster
+from ..fleet import inventory, queue, roster
 from ..fleet.inventory import Reason, Whom
 from ..fleet.selectors import SELECTOR_CHARS
 from ..rollouts.state import ACTIVE
 from ..storage import control
 from .api import SPEC_BYTES, Operator, Reader, body_of, hub_of, now_ms
 
+LIST_BYTES: Final = 4 * 1024**2
 T = TypeVar("T")
 
 router = APIRouter()
@@ -100,6 +101,51 @@ def remove_cohort(request: Request, name: str, caller: Operator) -> dict[str, st
     with hub_of(request).control.begin() as connection:
         inventory.remove_cohort(connection, name, _in_force(connection), who=caller.name, now_ms=now_ms())
     return {"removed": name}
+
+
+class Chosen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    devices: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=queue.LIST)]
+
+
+@router.get("/api/v1/fleet/expected")
+def expected(request: Request, _: Reader) -> list[dict[str, Any]]:
+    with hub_of(request).control.connect() as connection:
+        return queue.waiting(connection)
+
+
+@router.post("/api/v1/fleet/expected")
+async def expect(request: Request, caller: Operator) -> dict[str, Any]:
+    """Answers with the tokens: this is the only time that they can be read."""
+    asked = decode(queue.List, await body_of(request, LIST_BYTES), name="list", limit=LIST_BYTES, wire="json")
+    hub = hub_of(request)
+    pins = {"root_sha256": hub.registry.first_root_sha256, "ca_sha256": hub.authority.ca_sha256}
+
+    def make() -> dict[str, Any]:
+        with hub.control.begin() as connection:
+            made = queue.expect(connection, asked, pins, who=caller.name, now_ms=now_ms())
+        return {"tokens": [{"device": device, "token": token} for device, token in made]}
+
+    return await run_in_threadpool(make)
+
+
+@router.post("/api/v1/fleet/accept")
+async def accept(request: Request, caller: Operator) -> dict[str, Any]:
+    return await _decide(request, caller.name, accept=True)
+
+
+@router.post("/api/v1/fleet/refuse")
+async def refuse(request: Request, caller: Operator) -> dict[str, Any]:
+    return await _decide(request, caller.name, accept=False)
+
+
+async def _decide(request: Request, who: str, *, accept: bool) -> dict[str, Any]:
+    asked = await _asked(request, Chosen, "devices")
+
+    def decide() -> list[str]:
+        with hub_of(request).control.begin() as connection:
+            return queue.decide(connection, asked.devices, accept=accept, who=who, now_ms=now_ms())
+
+    return {"devices": await run_in_threadpool(decide)}
 
 
 async def _asked(request: Request, kind: type[T], name: str) -> T:
