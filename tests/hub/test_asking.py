@@ -40,11 +40,13 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Package]:
 
 
 @pytest.fixture
-def house(tmp_path: Path, packages: dict[str, Package]) -> House:
+def house(tmp_path: Path, packages: dict[str, Package]) -> Iterator[House]:
     one = House(tmp_path, packages)
     one.publish_package("1.0.0")
     one.enrol("pi-0", "pi-1")
-    return one
+    yield one
+    one.control.dispose()
+    one.telemetry.dispose()
 
 
 @pytest.fixture

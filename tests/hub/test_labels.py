@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -34,13 +35,15 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Package]:
 
 
 @pytest.fixture
-def house(tmp_path: Path, packages: dict[str, Package]) -> House:
+def house(tmp_path: Path, packages: dict[str, Package]) -> Iterator[House]:
     one = House(tmp_path, packages)
     for version in packages:
         one.publish_package(version)
     one.enrol("pi-0", "pi-1")
     one.enrol("cam-0", fleet="dock")
-    return one
+    yield one
+    one.control.dispose()
+    one.telemetry.dispose()
 
 
 def known(house: House) -> Packages:
