@@ -11,6 +11,7 @@ pump in another process. All CPU is that of the process, whatever else the machi
   would do at that price. `packed_ratio` is the same for reports as agents compress them.
 - `core_share_10k`: CPU over wall time at 10,000 reports a minute; with the embedded broker, that broker's included,
   whose reports come over a few connections (`connections`), because TLS sessions of 10,000 devices do not fit here.
+  `nothing_share_10k` is the callback that does nothing at that pace, where paho is woken for each report.
 - `drift_query_ms_10k`: input drift (PSI and p-value, each channel) of 20 fleets over the last 24 hours.
 - `rss_growth_mb_24h`: from the third simulated hour to the twenty-fourth, with device-hours and retention running.
 - `growth`: writer alone, 1,000 to 100,000 devices.
@@ -334,11 +335,12 @@ def ratio(folder: Path, plan: Plan, *, packed: bool, rounds: int) -> dict[str, f
     return {"ours_us": our, "nothing_us": nothing, "ratio": our / nothing}
 
 
-def share(folder: Path, plan: Plan) -> float:
-    """Of a core, at 10,000 reports a minute, with mosquitto."""
+def share(folder: Path, plan: Plan, *, ours: bool) -> float:
+    """Of a core, at 10,000 reports a minute, with mosquitto: ours, or of the callback that does nothing."""
     reports = int(plan.paced_s * 10_000 / 60)
     with mosquitto(folder) as port:
-        consumer = Child("hub", folder, folder / "share.db", port, reports, plan.devices)
+        more = ("hub", folder, folder / "share.db", port, reports, plan.devices)
+        consumer = Child(*(more if ours else ("noop", folder, port, reports)))
         source = Child("pump", folder, port, reports, plan.devices, 10_000 / 60, 0)
         source.go()
         found = json.loads(consumer.wait())
@@ -508,8 +510,9 @@ def main() -> None:
         folder = Path(place)
         plain = ratio(folder, plan, packed=False, rounds=plan.rounds)
         packed = ratio(folder, plan, packed=True, rounds=max(1, plan.rounds // 2))
-        shares = {"mosquitto": share(folder, plan), "embedded": embedded_share(folder, plan)}
-        print(f"share of a core at 10,000 reports a minute: {shares}", flush=True)
+        shares = {"mosquitto": share(folder, plan, ours=True), "embedded": embedded_share(folder, plan)}
+        nothing = share(folder, plan, ours=False)
+        print(f"share of a core at 10,000 reports a minute: {shares}; nothing {nothing}", flush=True)
         rest = {kind: in_own_process(kind, folder, quick=arguments.quick) for kind in ("drift", "day", "growth")}
     result = {
         "cpu_ratio": round(plain["ratio"], 3),
@@ -517,6 +520,7 @@ def main() -> None:
         "core_share_10k": {key: round(value, 4) for key, value in shares.items()},
         "drift_query_ms_10k": round(rest["drift"], 2),
         "rss_growth_mb_24h": round(rest["day"]["growth_mb"], 2),
+        "nothing_share_10k": round(nothing, 4),
         "packed_ratio": round(packed["ratio"], 3),
         "connections": plan.connections,
         "cpu_us": {"plain": plain, "packed": packed},

@@ -173,6 +173,36 @@ def test_nothing_is_acknowledged_while_the_database_fails_and_all_of_it_after(
         until(lambda: not hub.consumer.trouble, "the hub to say so")
 
 
+def test_a_slow_database_slows_the_socket_and_not_the_memory(
+    broker: Any, hub: Hub, context_of: Contexts, new_device: Any, monkeypatch: pytest.MonkeyPatch, until: Any
+) -> None:
+    import edgewright_hub.ingest.consumer as module
+
+    if type(broker).__name__ == "Amqtt":
+        pytest.skip("the embedded broker gives up what is not acknowledged for 5 s; devices offer it again")
+    real, opened, tried = module.commit, threading.Event(), threading.Event()
+
+    def commit(*arguments: Any) -> Any:
+        tried.set()
+        assert opened.wait(20)
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "commit", commit)
+    monkeypatch.setattr(module, "QUEUE", 8)
+    monkeypatch.setattr(module, "BATCH", 8)
+    hub.consumer.stop()
+    hub.start()
+    name = new_device()
+    with WireClient(broker.port, context_of(name), name) as device:
+        for seq in range(1, 61):
+            device.up(name, "report", wire.report_bytes(seq))
+        assert tried.wait(10)
+        until(hub.consumer._queue.full, "the queue to be full")
+        assert hub.consumer._queue.qsize() == 8
+        opened.set()
+        until(lambda: hub.total(name) == 600, "all reports")
+
+
 def test_a_hub_that_died_before_it_acknowledged_counts_what_comes_again_once(
     broker: Any, hub: Hub, context_of: Contexts, new_device: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
