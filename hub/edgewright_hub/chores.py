@@ -12,7 +12,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from cryptography import x509
 
-from .accuracy import labels, retraining
+from .accuracy import doubt, labels, retraining
 from .alerts import expiry
 from .registry import endings
 from .registry.repository import Repository
@@ -40,6 +40,11 @@ def chores(
 
     return (
         ("counting labels", labels.EVERY_S, partial(labels.tick, control_engine, telemetry_engine)),
+        (
+            "asking labels",
+            doubt.EVERY_S,
+            lambda: doubt.tick(control_engine, telemetry_engine, repository.blobs, _now_ms()),
+        ),
         ("retrain policies", retraining.EVERY_S, lambda: retraining.tick(control_engine, _now_ms())),
         ("what ends soon", expiry.EVERY_S, expire),
         ("requests for samples", sampling.EVERY_S, sample),
