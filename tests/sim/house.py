@@ -189,6 +189,6 @@ class House:
                 break
         return newest
 
-    def start(self, version: str, **more: Any) -> str:
+    def start(self, version: str, *, force: bool = False, **more: Any) -> str:
         spec = {"model": "digits", "version": version, "gate": QUICK, "window_s": 5.0, **more}
-        return self.conductor.create_rollout(RolloutSpec(**spec), who="tests", now_ms=self.now)
+        return self.conductor.create_rollout(RolloutSpec(**spec), who="tests", now_ms=self.now, force=force)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+import msgspec
 import sqlalchemy as sa
 
 from edgewright_contracts.desired import Desired
@@ -18,7 +20,7 @@ from edgewright_contracts.errors import Refused, RequestError
 from ..fleet import roster
 from ..fleet.selectors import Device, parse
 from ..storage import control
-from .desired_documents import MODELS, room, told
+from .desired_documents import MODELS, current, room, told
 from .progress import unpacked
 from .rollout import cooling
 from .specification import RolloutSpec, is_selector, stored
@@ -38,6 +40,50 @@ class Package(NamedTuple):
     digest: str
     state: str
     stage: str
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A rollout against which nothing speaks."""
+
+    spec: RolloutSpec  # completed
+    package: Package
+    previous: dict[str, str | None]  # what each device has now that would be given it
+    already: tuple[str, ...]  # devices that have it
+    number: int  # of all rollouts, this one counted
+
+
+def propose(
+    connection: sa.Connection,
+    spec: RolloutSpec,
+    fleet: Mapping[str, Device],
+    documents: Mapping[str, Desired],
+    *,
+    now_ms: int,
+    force: bool = False,
+) -> Proposal:
+    """`force`: devices that rest from the model are given it all the same. Nothing is written.
+
+    Raises RequestError for an unknown package, fleet or device; Refused for a withdrawn or blocked package, for no
+    device to give it to, for another rollout of the same model on these devices, and for devices that rest after one.
+    """
+    package = named(spec, packages(connection))
+    spec = msgspec.structs.replace(spec, digest=package.digest, version=package.version)
+    if spec.bandwidth_bytes_s is not None and not spec.release_bytes:
+        spec = msgspec.structs.replace(spec, release_bytes=release_bytes(connection, package))
+    rows = connection.execute(sa.select(control.rollouts).order_by(control.rollouts.c.created_ms)).all()
+    refuse_blocked(package, rows)
+    members = chosen(spec, fleet)
+    refuse_empty(spec, members, fleet, roster.named(connection))
+    refuse_others(spec, members, fleet, rows)
+    if not force:
+        refuse_cooling(spec, members, rows, now_ms)
+    had = {d: current(documents.get(d), spec.model) for d in members}
+    previous = {d: digest for d, digest in had.items() if digest != spec.digest}
+    refuse_full(spec, previous, documents)
+    if not previous:
+        raise Refused(f"all {len(had)} devices already have {package.name} {package.version}")
+    return Proposal(spec, package, previous, tuple(d for d in had if d not in previous), len(rows) + 1)
 
 
 def packages(connection: sa.Connection) -> list[Package]:
@@ -130,7 +176,7 @@ def refuse_cooling(spec: RolloutSpec, members: Iterable[str], rows: Iterable[sa.
             left_s = other.cooldown_s - (now_ms - state.since_ms) / 1000
             raise Refused(
                 f"{', '.join(resting[:3])} ({len(resting)} in all) rest for another {left_s / 60:.0f} min: rollout "
-                f"{row.id} was taken back from them ({state.outcome}). Leave them out, or wait"
+                f"{row.id} was taken back from them ({state.outcome}). Leave them out, wait, or --force it"
             )
 
 

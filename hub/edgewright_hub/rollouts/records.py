@@ -15,7 +15,7 @@ from .gates import SequentialGate
 from .members import STATUSES, Members
 from .progress import packed, unpacked
 from .specification import Stage, is_selector, stage_size, stored
-from .state import RolloutState
+from .state import ACTIVE, RolloutState
 
 
 class NotFound(RequestError):
@@ -35,6 +35,7 @@ def describe(row: sa.Row[Any]) -> dict[str, Any]:
         "fleet": spec.fleet,
         "state": state.state,
         "outcome": state.outcome,
+        "standing": state.state if state.state in ACTIVE else state.outcome or state.state,
         "reason": state.reason,
         "stage": state.stage,
         "stages": [{"size": s, "devices": _devices(members, i, s)} for i, s in enumerate(spec.ladder)],

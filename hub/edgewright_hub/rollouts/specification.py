@@ -16,6 +16,7 @@ from edgewright_contracts.desired import Probation, Seconds
 from edgewright_contracts.errors import ContractError, RequestError
 
 from ..fleet import selectors
+from . import schedule
 from .gates import GatePolicy
 
 _LOG = logging.getLogger(__name__)
@@ -93,6 +94,8 @@ class RolloutSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def __post_init__(self) -> None:
         if self.selector:
             selectors.parse(self.selector)
+        for window in self.windows:
+            schedule.parse(window)
         got = ", ".join(str(stage) for stage in self.stages)
         shown = "counts or percentages"
         if not all(_is_stage(stage) or is_selector(stage) for stage in self.stages):

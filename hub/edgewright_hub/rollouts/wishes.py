@@ -17,13 +17,16 @@ KINDS: Final[tuple[Kind, ...]] = ("give", "again", "keep", "back")
 
 class Wish(msgspec.Struct, frozen=True):
     """Device `device` shall run `digest`; `trial`: under the rollout's id, and so with its short windows; `again`: it
-    is told so even if it was before, so that it tries at once."""
+    is told so even if it was before, so that it tries at once; it begins between `not_before` and `not_after`, in UTC
+    milliseconds."""
 
     device: str
     model: str
     digest: str | None
     trial: bool
     again: bool = False
+    not_before: int | None = None
+    not_after: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
