@@ -31,18 +31,19 @@ def show(client: HubClient, everything: bool, as_json: bool) -> int:
     """Which devices and fleets drifted, since when, in what and how. Exits with 1 while there is an alarm."""
     rows, budget = client.get("/api/v1/drift"), client.get("/api/v1/drift/budget")
     alarms = [row for row in rows if row["verdict"] == "alarm"]
+    told = rows if everything else [row for row in rows if row["verdict"] in ("alarm", "skewed")]
     if as_json:
-        click.echo(json.dumps({"alarms": len(alarms), "budget": budget, "drift": rows if everything else alarms}))
+        click.echo(json.dumps({"alarms": len(alarms), "budget": budget, "drift": told}))
         return 1 if alarms else 0
     table = Table("who", "part", "", "since", "n", "what moved", box=None, header_style="dim")
-    for row in rows if everything else alarms:
+    for row in told:
         moved = ", ".join(f"{c['name']} (JS {c['js']:.2f})" for c in row["channels"][:3])
         more = f" and {len(row['channels']) - 3} more" if len(row["channels"]) > 3 else ""
         what = ": ".join(one for one in (", ".join(row["kinds"]), moved + more) if one) or "–"
         who = f"fleet {row['subject']} ({len(row['devices'])})" if row["scope"] == "cohort" else row["subject"]
         since = ago(row["since_ms"]) if row["since_ms"] else "–"
         table.add_row(escape(who), row["part"], toned(row["verdict"]), since, f"{row['n']:,}", escape(what))
-    watched = sum(row["scope"] == "device" and row["verdict"] in ("ok", "alarm") for row in rows)
+    watched = sum(row["scope"] == "device" and row["verdict"] in ("ok", "alarm", "skewed") for row in rows)
     allowed = f"at most {budget['false_pages_a_month']:g} false pages a month are expected"
     print_table(table, f"{len(alarms)} alarms; {watched} streams of devices are watched; {allowed}")
     return 1 if alarms else 0

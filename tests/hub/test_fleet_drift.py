@@ -121,19 +121,27 @@ def test_a_fleet_that_does_not_move_is_left_in_peace(house: House) -> None:
 
 def test_a_device_that_always_differed_from_training_is_skewed_and_not_drifting(house: House) -> None:
     _live(house, EIGHT, 14, moved=["pi-0"])
-    assert _alarms(house) == {("pi-0", "input")}
-    one = _verdicts(house, verdict="alarm")[0]
-    assert one["kinds"] == ["training-serving skew"]
-    assert one["channels"]
+    assert _alarms(house) == set()
+    skewed = _verdicts(house, verdict="skewed")
+    assert [(v["subject"], v["part"], v["kinds"]) for v in skewed] == [("pi-0", "input", ["training-serving skew"])]
+    assert skewed[0]["channels"]
+    assert _alerts(house) == {"pi-0": "ticket"}
     house.conductor.drift.acknowledge("pi-0", who="ann", now_ms=house.now)
-    _live(house, EIGHT, 10, moved=["pi-0"])
-    assert _alarms(house) == set(), "it agrees with itself, and somebody knows that it differs"
+    _live(house, EIGHT, 6, moved=["pi-0"])
+    assert {v["verdict"] for v in _verdicts(house)} == {"ok"}, "it agrees with itself, and somebody knows it differs"
 
 
 def test_a_fleet_that_always_differed_is_skewed_as_a_whole(house: House) -> None:
     _live(house, EIGHT, 14, moved=EIGHT)
-    cohort = _verdicts(house, scope="cohort", verdict="alarm")
+    cohort = _verdicts(house, scope="cohort", verdict="skewed")
     assert [(v["part"], v["kinds"], len(v["devices"])) for v in cohort] == [("input", ["training-serving skew"], 8)]
+
+
+def test_a_device_that_moved_before_its_baseline_was_complete_has_moved(house: House) -> None:
+    _live(house, EIGHT, 7)
+    _live(house, EIGHT, 4, moved=["pi-0"])
+    assert ("pi-0", "input") in _alarms(house)
+    assert _verdicts(house, subject="pi-0", part="input")[0]["baseline"] == "cohort"
 
 
 def test_an_alarm_ends_after_three_quiet_days(learned: House) -> None:

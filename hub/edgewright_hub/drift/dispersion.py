@@ -23,8 +23,8 @@ import numpy.typing as npt
 
 from .measures import Floats, Pearson, p_values
 
-ENOUGH: Final = 20  # blocks
-ENOUGH_PAIRS: Final = 10
+ENOUGH: Final = 12  # blocks
+ENOUGH_PAIRS: Final = 6
 OWN_WEIGHT: Final = 10.0  # pairs of blocks that the fleet's correlation counts for beside a stream's own
 RUN: Final = 16  # blocks
 RUN_WEIGHT: Final = 4.0  # runs that the fleet's count for beside a stream's own
@@ -187,5 +187,11 @@ def shares(own: Floats, scale: int) -> Floats:
     the next shorter one. `own`: [..., scales, 2], the number of its blocks and the sum of their `ratios`."""
     share = np.ones(len(own))
     for one in range(scale + 1):
+        share = np.maximum(share, 1.0)  # calm at a short scale says nothing of how a long one wanders
         share = (SHARE_WEIGHT * share + own[:, one, 1]) / (SHARE_WEIGHT + own[:, one, 0])
     return share
+
+
+def cautious(own: Floats, scale: int) -> Floats:
+    """`shares` as blocks are judged by: larger by what a stream's own number of blocks leaves open."""
+    return np.asarray(shares(own, scale) * (1 + 1 / np.sqrt(SHARE_WEIGHT + own[:, scale, 0])))

@@ -31,9 +31,10 @@ from .references import References
 from .streams import KNOWN, SKEWED
 from .verdicts import KEY, row
 from .verdicts import describe as describe
-from .watch import GroupKey, Key, Watch
+from .watch import TOLD, GroupKey, Key, Watch
 
 CURSOR: Final = "drift.windows"
+RANK: Final = {"alarm": 0, "skewed": 1}  # of verdicts, those that people are to read first
 BATCH: Final = 5_000
 FORGET_MS: Final = 30 * 24 * 3600_000  # after this a stream that ended is not kept any more
 
@@ -186,7 +187,8 @@ class FleetDrift:
         with self._control.connect() as connection:
             rows = connection.execute(sa.select(control.drift)).all()
         return sorted(
-            (describe(one._mapping) for one in rows), key=lambda v: (v["verdict"] != "alarm", v["scope"], v["subject"])
+            (describe(one._mapping) for one in rows),
+            key=lambda v: (RANK.get(v["verdict"], 2), v["scope"], v["subject"]),
         )
 
     # Reading and storing.
@@ -261,7 +263,7 @@ class FleetDrift:
         open_now = paging.opened(connection)
         for subject in sorted(subjects):
             parts = [k for k in (subject._replace(part=part) for part in (*PARTS, FEED)) if self._watch.known(k)]
-            alarms = [k for k in parts if self._watch.verdict(k) == "alarm"]
+            alarms = [k for k in parts if self._watch.verdict(k) in TOLD]
             name = paging.name(*subject[:5])
             if not alarms and name not in open_now:
                 continue

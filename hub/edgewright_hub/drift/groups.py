@@ -29,11 +29,12 @@ import numpy.typing as npt
 
 from . import detectors, effects, measures
 from .detectors import MONTH_MS, SCALES_MS
-from .dispersion import LIMIT, RUN, Dispersion, shares
+from .dispersion import ENOUGH, LIMIT, RUN, Dispersion, cautious, shares
 from .measures import Floats, Pearson
 from .moves import Channels, Moved, moved
 from .streams import ALIKE, BASELINES, CLEARING, EVIDENCE, KNOWN, OWN, SCALES, SKEWED, Bools, Index, Ints, Streams
 
+LEFT: Final = 0.01  # p-value from which a device without a baseline has moved, and has not just always differed
 REST: Final = float(np.log(3))  # a detector whose log R is below this has seen nothing that stayed
 FAR: Final = 4.0  # z-score from which a block by itself is no example of what is normal
 SUSPECT: Final = 0.0  # log e above which a stream's blocks say nothing about what is normal
@@ -156,6 +157,9 @@ class Group:
                 own = np.maximum(own - held[learning], 0)
             found = _pearson(block[learning], own, self.channels)
             counted = own.sum((1, 2)) > 0
+            if self.dispersion.blocks[0, scale] >= ENOUGH:
+                judged = self.dispersion.p_values(0, scale, found, cautious(s.ratios[at[learning]], scale))
+                counted &= detectors.score(measures.simes_rows(judged)) < FAR
             self.dispersion.add(0, scale, found, counted, shares(s.ratios[at[learning]], scale))
             self._share(at[learning][counted], scale, found, counted)
         ready = self.ready(at)
@@ -171,7 +175,7 @@ class Group:
     def _judge(self, at: Index, baseline: int, scale: int, found: Pearson, sound: Bools) -> None:
         s, spread = self.streams, self.dispersion
         known, share = spread.enough(baseline, scale), shares(s.ratios[at], scale)
-        p = measures.simes_rows(spread.p_values(baseline, scale, found, share))
+        p = measures.simes_rows(spread.p_values(baseline, scale, found, cautious(s.ratios[at], scale)))
         z, before = detectors.score(p), s.before[at, scale]
         if known:
             sound = sound & (z < FAR)
@@ -252,7 +256,7 @@ class Group:
             if these.any():
                 found = _pearson(self.streams.counts[at[these], row], reference[these], self.channels)
                 scale = max((one for one in range(SCALES) if self.dispersion.enough(baseline, one)), default=0)
-                share = shares(self.streams.ratios[at[these]], scale)
+                share = cautious(self.streams.ratios[at[these]], scale)
                 out[these] = self.dispersion.p_values(baseline, scale, found, share)
         return out
 
@@ -283,6 +287,14 @@ class Group:
         far = (effects.js_beyond_chance(self._own(at), self.training, self._own_c_f(at)) >= self.policy.js_floor).any()
         s.skew[at] = SKEWED if far and measures.simes(self._skew_p(at)) <= p_need else ALIKE
 
+    def left_own(self, at: int) -> bool:
+        """Whether the evidence differs from what the device itself showed before, be that little."""
+        one = np.array([at])
+        own, evidence = self.streams.counts[one, OWN], self.streams.counts[one, EVIDENCE]
+        found = _pearson(evidence, own, self.channels)
+        p = measures.simes_rows(self.dispersion.p_values(0, 0, found, cautious(self.streams.ratios[one], 0)))
+        return bool(p[0] < LEFT)
+
     def differs(self, at: int) -> None:
         """It differs from its cohort or from training, and has no past of its own yet to say that it moved: what it
         showed so far is where its past begins."""
@@ -305,7 +317,7 @@ class Group:
         return np.asarray(np.maximum(1.0, self.dispersion.c_f(0, 0) * share))
 
     def _skew_p(self, at: int) -> Floats:
-        share = shares(self.streams.ratios[at : at + 1], 0)
+        share = cautious(self.streams.ratios[at : at + 1], 0)
         found = measures.pearson(self._own(at), self.training, self.channels.ordered)
         return np.asarray(self.dispersion.p_values(0, 0, found, share)[0])
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from .kinds import FEED, PARTS, evidence, kinds, severity
 from .streams import BASELINES, EVIDENCE, OWN, SKEWED
-from .watch import Key, Watch
+from .watch import TOLD, Key, Watch
 
 KEY: Final = Key._fields
 
@@ -41,7 +41,7 @@ def describe(row: Mapping[Any, Any]) -> dict[str, Any]:
 def _shown(watch: Watch, key: Key) -> dict[str, Any]:
     verdict = watch.verdict(key)
     shown: dict[str, Any] = {"channels": [], "kinds": [], "severity": 0, "devices": []}
-    if verdict == "alarm":
+    if verdict in TOLD:
         same = [key._replace(part=part) for part in (*PARTS, FEED)]
         known = [k for k in same if watch.known(k)]
         moves = {k.part: watch.moves(k) for k in known}

@@ -28,7 +28,8 @@ from .moves import Moved, widest
 from .references import References
 from .streams import EVIDENCE, OWN, SKEWED
 
-Verdict = Literal["ok", "alarm", "ended", "learning"]
+Verdict = Literal["ok", "alarm", "skewed", "ended", "learning"]
+TOLD: Final = ("alarm", "skewed")  # verdicts that a person is to hear of
 SHOWN: Final = 20  # devices of a cohort whose channels are looked at
 
 
@@ -141,7 +142,7 @@ class Watch:
             for one in at[(group.log_e(at) >= need) & ~s.alarm[at] & s.tested[at]].tolist():
                 if not any(m.js_beyond_chance >= self.policy.js_floor for m in group.moved(one)):
                     continue
-                if s.against[one]:
+                if s.against[one] and not group.left_own(one):
                     group.differs(one)
                 else:
                     s.alarm[one] = True
@@ -191,8 +192,9 @@ class Watch:
         group, at = self.stream(key)
         if group.streams.ended[at]:
             return "ended"
-        if any(self.state(key)):
-            return "alarm"
+        drifted, skewed = self.state(key)
+        if drifted or skewed:
+            return "alarm" if drifted else "skewed"
         return "ok" if group.streams.tested[at] else "learning"
 
     def state(self, key: Key) -> tuple[bool, bool]:
@@ -231,13 +233,13 @@ class Watch:
 
     def alarms(self, subject: str) -> set[Key]:
         """The alarms of a device or cohort, and of a cohort's devices. Raises RequestError for none."""
-        mine = {k for k in self.cohorts if k.subject == subject and _verdict_of(self.cohorts[k]) == "alarm"}
+        mine = {k for k in self.cohorts if k.subject == subject and _verdict_of(self.cohorts[k]) in TOLD}
         for group_key, group in self.groups.items():
             cohort_alarm = Key("cohort", subject, *group_key) in mine
             for at, device in enumerate(group.streams.devices):
                 key = Key("device", device, *group_key)
                 beneath = cohort_alarm and group.cohort(at) == subject
-                if (device == subject or beneath) and self.verdict(key) == "alarm":
+                if (device == subject or beneath) and self.verdict(key) in TOLD:
                     mine.add(key)
         if not mine:
             raise RequestError(f"{subject!r} has no drift alarm; `edgewright fleet drift` lists them")
@@ -265,4 +267,4 @@ def _turns(windows: Iterable[_Window]) -> list[list[_Window]]:
 
 
 def _verdict_of(one: Cohort) -> Verdict:
-    return "alarm" if one.alarm or one.skewed else "ok"
+    return "alarm" if one.alarm else "skewed" if one.skewed else "ok"

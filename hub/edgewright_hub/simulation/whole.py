@@ -44,7 +44,6 @@ START_MS: Final = 1_760_000_000_000
 HOUR_S: Final = 3600
 DRIFT_S: Final = 1800  # between two looks at drift: more windows at once cost less each
 IDLE_S: Final = 300  # between two ticks of the conductor while there is no rollout
-SKEW: Final = "training-serving skew"
 
 
 class Rollout(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,7 +169,7 @@ class House:
         drifted = {self.wire.names[i] for i in self.wire.drifts(self._scenario.drift).tolist()}
         for told in self._conductor.drift.verdicts():
             key = (told["scope"], told["subject"])
-            if told["verdict"] == "alarm" and told["kinds"] == [SKEW]:
+            if told["verdict"] == "skewed":
                 self._skewed.add(told["subject"])
                 continue
             if told["verdict"] != "alarm" or key in self._alarms:
