@@ -73,6 +73,7 @@ fleet.add_command(retire, "decommission")
 @fleet.command()
 @click.argument("names", metavar="[DEVICE]...", nargs=-1)
 @click.option("--fleet", "fleet_name", default="", help="A whole fleet instead of devices; neither: all devices.")
+@inventory.SELECT
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Set it there; more than once for more keys.")
 @click.option("--reset", is_flag=True, help="Forget what was set there before.")
 @click.option("--reason", default="", help="Why, for who reads it later.")
@@ -81,21 +82,23 @@ def config(
     client: HubClient,
     names: tuple[str, ...],
     fleet_name: str,
+    select: str,
     pairs: tuple[str, ...],
     reset: bool,
     reason: str,
     as_json: bool,
 ) -> None:
-    """Show or set how devices are to behave: profile, limits, windows, samples. A device's settings win over its
-    fleet's, and those over what is set for all; devices follow as soon as they hear of it."""
+    """Show or set how devices are to behave: profile, limits, windows, samples. A device's settings win over those of
+    a selector, those over its fleet's, and those over what is set for all; devices follow once they hear of it."""
     if pairs or reset:
         settings = dict(_setting(pair) for pair in pairs)
-        asked = {"devices": names, "fleet": fleet_name, "settings": settings, "reset": reset, "reason": reason}
+        asked: dict[str, Any] = {"devices": names, "fleet": fleet_name, "select": select, "settings": settings}
+        asked |= {"reset": reset, "reason": reason}
         found = client.post("/api/v1/config", asked)
     elif reason:
         raise RequestError("--reason belongs to a change: add --set KEY=VALUE or --reset")
     else:
-        query = urlencode([("fleet", fleet_name), *(("device", name) for name in names)])
+        query = urlencode([("fleet", fleet_name), ("select", select), *(("device", name) for name in names)])
         found = client.get(f"/api/v1/config?{query}")
     if as_json:
         click.echo(json.dumps({"configs": found}))

@@ -140,7 +140,7 @@ def test_what_would_not_hold_where_scopes_meet_is_refused(house: House) -> None:
 
 @pytest.mark.parametrize(("fleet", "devices"), [("moon", ()), ("", ("pi-9",)), ("lab", ("lab-0",))])
 def test_settings_for_nobody_are_refused(house: House, fleet: str, devices: tuple[str, ...]) -> None:
-    with pytest.raises(RequestError, match=r"moon|pi-9|got both"):
+    with pytest.raises(RequestError, match=r"moon|pi-9|got more than one"):
         put(house, fleet, devices, profile="metered")
 
 
@@ -193,3 +193,45 @@ def test_every_field_of_the_configuration_can_be_set() -> None:
     }
     assert "samples.per_day" in KEYS
     assert not {"version", "limits", "download"} & {*KEYS}
+
+
+def test_a_selectors_settings_lie_between_those_of_fleets_and_of_devices_and_follow_who_it_means(house: House) -> None:
+    def ask(select: str = "", devices: tuple[str, ...] = (), fleet: str = "", **settings: Value) -> None:
+        asked = Asked(select=select, devices=devices, fleet=fleet, settings=settings, reason="a test")
+        house.conductor.configure(asked, who="op", now_ms=house.now)
+        house.tick()
+
+    def place(device: str, site: str) -> None:
+        mine = control.devices.c.id == device
+        with house.control.begin() as connection:
+            connection.execute(control.devices.update().where(mine).values(attributes={"site": site}))
+        house.tick()
+
+    place("lab-0", "berlin")
+    ask(fleet="lab", window_s=20.0)
+    ask(select="site=berlin", window_s=40.0, monitor_every=2)
+    ask(devices=("lab-0",), monitor_every=3)
+    assert [config(house, d).window_s for d in ("lab-0", "lab-1", "field-0")] == [40.0, 20.0, 30.0]
+    assert [config(house, d).monitor_every for d in ("lab-0", "lab-1")] == [3, 1]
+    place("field-0", "berlin")
+    assert (config(house, "field-0").window_s, config(house, "field-0").monitor_every) == (40.0, 2)
+    ask(select="id=field-*", window_s=50.0)
+    assert config(house, "field-0").window_s == 50.0, "of two selectors the one that was set last"
+    (shown,) = house.conductor.configuration("", (), "site=berlin")
+    assert (shown["scope"], shown["subject"]) == ("selector", "site=berlin")
+    assert {one["key"]: one["value"] for one in shown["settings"]} == {"window_s": 40.0, "monitor_every": 2}
+    assert [one["subject"] for one in shown["narrower"]] == ["lab-0"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"select": "colour=red"}, "got 'colour' at character 1"),
+        ({"select": "cohort=east"}, "no cohort is called 'east'"),
+        ({"select": "held", "fleet": "lab"}, "got more than one; name one of them"),
+        ({"select": "id=" + "a" * 70}, "give it a name"),
+    ],
+)
+def test_a_selector_that_cannot_be_followed_sets_nothing(house: House, asked: dict[str, str], said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        house.conductor.configure(Asked(**asked, settings={"window_s": 20.0}), who="op", now_ms=house.now)

@@ -1,8 +1,8 @@
 """Remote configuration: what operators set, and what that makes of each device's. Pure but for the table `configs`.
 
-Settings are set for all devices, for a fleet, or for one device; the narrower scope wins, key by key, and the hub's own
-configuration (`hub serve`) is the widest. A key is a field of `desired.Config`, or `field.inner` where the field has
-fields itself.
+Settings are set for all devices, for a fleet, for those that a selector means, or for one device; the narrower scope
+wins, key by key, of two selectors the one that was set last; the hub's own configuration (`hub serve`) is the widest.
+A key is a field of `desired.Config`, or `field.inner` where the field has fields itself.
 Every change is a further row with all settings of its scope: nothing is overwritten, and its number is the `version`
 that devices tell of in events. The conductor writes what is in force into the desired documents at its next tick.
 
@@ -22,13 +22,17 @@ from edgewright_contracts.codec import Name, decode
 from edgewright_contracts.desired import DESIRED_BYTES, Config, Samples
 from edgewright_contracts.errors import ContractError, RequestError
 
+from ..fleet import roster
+from ..fleet.roster import named
+from ..fleet.selectors import Device, parse
 from ..storage import control
 from . import sampling
 from .desired_documents import spread
 
-Scope = Literal["all", "fleet", "device"]
+Scope = Literal["all", "fleet", "selector", "device"]
 Value = bool | int | float | str | None
 HISTORY: Final = 100  # changes that are shown
+SELECTOR_CHARS: Final = 64  # a longer one is given a name, as a cohort
 _LOG = logging.getLogger(__name__)
 
 
@@ -47,10 +51,11 @@ WORDS: Final = {f.name: get_args(f.type) for f in msgspec.structs.fields(Config)
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A change. No device and no fleet: for all devices. `reset` forgets what the scope had before."""
+    """A change. No device, fleet or selector: for all devices. `reset` forgets what the scope had before."""
 
     fleet: Annotated[str, msgspec.Meta(max_length=64)] = ""
     devices: Annotated[tuple[Name, ...], msgspec.Meta(max_length=1000)] = ()
+    select: Annotated[str, msgspec.Meta(max_length=256)] = ""
     settings: dict[str, Value] = {}
     reset: bool = False
     reason: Annotated[str, msgspec.Meta(max_length=500)] = ""
@@ -58,7 +63,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 class Subject(NamedTuple):
     scope: Scope
-    name: str  # of the device or fleet; "" for all
+    name: str  # of the device or fleet, or the selector; "" for all
 
 
 class Entry(NamedTuple):
@@ -75,7 +80,7 @@ class Configurations:
     def __init__(self, base: Config) -> None:
         self.base = base
         self._read: tuple[Latest, int] = ({}, 0)
-        self._known: dict[tuple[str, str], Config] = {}
+        self._known: dict[tuple[str, str, tuple[Subject, ...]], Config] = {}
         self._sampled: Mapping[str, Samples] = {}
 
     def read(self, connection: sa.Connection, devices: int) -> None:
@@ -84,19 +89,22 @@ class Configurations:
             self._read, self._known = found, {}
         self._sampled = sampling.wanted(connection)
 
-    def of(self, device: str, fleet: str) -> Config:
+    def of(self, device: Device) -> Config:
         """Settings that this release does not accept any more are logged, and the hub's own configuration stands."""
         entries, devices = self._read
-        key = (device if Subject("device", device) in entries else "", fleet)
+        applying = _applying(entries, device)
+        key = (device.id if Subject("device", device.id) in entries else "", device.fleet, tuple(applying))
         if key not in self._known:
             try:
-                config = resolved(self.base, entries, *key)
+                config = resolved(self.base, applying)
             except ContractError as error:
                 _LOG.error("the settings of %s are not followed: %s", key[0] or key[1], error)
                 config = self.base
             self._known[key] = spread(config, devices)
         config = self._known[key]
-        return msgspec.structs.replace(config, samples=self._sampled[device]) if device in self._sampled else config
+        return (
+            msgspec.structs.replace(config, samples=self._sampled[device.id]) if device.id in self._sampled else config
+        )
 
 
 def latest(connection: sa.Connection) -> Latest:
@@ -106,10 +114,10 @@ def latest(connection: sa.Connection) -> Latest:
     return {Subject(row.scope, row.subject): Entry(row.version, row.settings) for row in rows}
 
 
-def resolved(base: Config, entries: Latest, device: str, fleet: str) -> Config:
-    """The configuration of a device of a fleet; "" is any other. Raises ContractError."""
+def resolved(base: Config, applying: Latest) -> Config:
+    """The configuration that these make, the widest first. Raises ContractError."""
     document = msgspec.to_builtins(base)
-    for entry in _applying(entries, device, fleet).values():
+    for entry in applying.values():
         document["version"] = max(document["version"], entry.version)
         for key, value in entry.settings.items():
             outer, _, inner = key.partition(".")
@@ -118,7 +126,7 @@ def resolved(base: Config, entries: Latest, device: str, fleet: str) -> Config:
 
 
 def put(
-    connection: sa.Connection, base: Config, asked: Asked, fleets: Mapping[str, str], *, who: str, now_ms: int
+    connection: sa.Connection, base: Config, asked: Asked, devices: Mapping[str, Device], *, who: str, now_ms: int
 ) -> None:
     """Keep what is asked, for the scopes that it changes.
 
@@ -134,56 +142,87 @@ def put(
             raise ContractError(key, " | ".join(WORDS[key]), repr(value))
     entries = dict(latest(connection))
     changed = {}
-    for subject in subjects(asked.fleet, asked.devices, fleets):
+    for subject in subjects(asked.fleet, asked.devices, asked.select, devices, named(connection)):
         before = entries[subject].settings if subject in entries else {}
         after = _merged({} if asked.reset else before, asked.settings)
         if after != before:
             changed[subject] = after
     version = max((entry.version for entry in entries.values()), default=0)
     entries |= {subject: Entry(version + 1, settings) for subject, settings in changed.items()}
-    own = {(s.name, fleets[s.name]) for s in entries if s.scope == "device" and s.name in fleets}
-    for device, fleet in sorted({("", ""), *(("", fleet) for fleet in fleets.values()), *own}):
-        resolved(base, entries, device, fleet)
+    newcomers = [Device("", fleet=fleet) for fleet in {"", *(one.fleet for one in devices.values())}]
+    met = [_applying(entries, device) for device in (*newcomers, *devices.values())]
+    for subject in changed:
+        if subject.scope == "selector" and not any(subject in one for one in met):
+            met.append({one: entries[one] for one in (Subject("all", ""), subject) if one in entries})
+    for applying in {tuple(one): one for one in met}.values():
+        resolved(base, applying)
     for subject, settings in changed.items():
         row = {"scope": subject.scope, "subject": subject.name, "settings": settings}
         connection.execute(control.configs.insert().values(**row, at_ms=now_ms, who=who, reason=asked.reason))
 
 
-def subjects(fleet: str, devices: Iterable[str], fleets: Mapping[str, str]) -> list[Subject]:
-    """What devices and a fleet name; neither: all. Raises RequestError for what is not enrolled."""
-    named = sorted(set(devices))
-    if named and fleet:
-        raise RequestError("expected devices or a fleet, got both; name one of them")
-    if unknown := [one for one in named if one not in fleets]:
+def subjects(
+    fleet: str, names: Iterable[str], select: str, devices: Mapping[str, Device], cohorts: Iterable[str]
+) -> list[Subject]:
+    """What devices, a fleet or a selector name; none of them: all. Raises RequestError for what there is not."""
+    wanted = sorted(set(names))
+    if sum(map(bool, (wanted, fleet, select))) > 1:
+        raise RequestError("expected devices, a fleet or a selector, got more than one; name one of them")
+    if unknown := [one for one in wanted if one not in devices]:
         raise RequestError(f"no enrolled device is called {', '.join(unknown)}; `edgewright fleet devices` lists them")
-    if fleet and fleet not in fleets.values():
-        known = ", ".join(sorted(set(fleets.values()))) or "none"
+    fleets = {one.fleet for one in devices.values()}
+    if fleet and fleet not in fleets:
+        known = ", ".join(sorted(fleets)) or "none"
         raise RequestError(f"no enrolled device is in a fleet {fleet!r}. Known fleets: {known}")
-    if named:
-        return [Subject("device", one) for one in named]
+    if select:
+        text = str(roster.known(parse(select), cohorts))
+        if len(text) > SELECTOR_CHARS:
+            raise RequestError(
+                f"expected a selector of at most {SELECTOR_CHARS} characters, got {len(text)}; give it a name "
+                "(`edgewright fleet cohort NAME --select ...`) and set it for cohort=NAME"
+            )
+        return [Subject("selector", text)]
+    if wanted:
+        return [Subject("device", one) for one in wanted]
     return [Subject("fleet", fleet)] if fleet else [Subject("all", "")]
 
 
-def describe(connection: sa.Connection, base: Config, subject: Subject, fleets: Mapping[str, str]) -> dict[str, Any]:
+def told(
+    connection: sa.Connection,
+    base: Config,
+    fleet: str,
+    names: Iterable[str],
+    select: str,
+    devices: Mapping[str, Device],
+) -> list[dict[str, Any]]:
+    """Of each subject: `describe`. Raises RequestError: `subjects`."""
+    wanted = subjects(fleet, names, select, devices, named(connection))
+    return [describe(connection, base, one, devices) for one in wanted]
+
+
+def describe(
+    connection: sa.Connection, base: Config, subject: Subject, devices: Mapping[str, Device]
+) -> dict[str, Any]:
     """What is in force there, where each setting comes from, and the changes that led to it: JSON values only.
 
-    `narrower`: settings of fleets and devices that override these for some.
+    `narrower`: settings of fleets, selectors and devices that override these for some.
     """
     entries = latest(connection)
-    device = subject.name if subject.scope == "device" else ""
-    fleet = fleets[device] if device else subject.name
-    applying = _applying(entries, device, fleet)
+    applying = _applying(entries, _example(subject, devices))
+    if subject.scope != "device":  # of selectors, only itself
+        applying = {one: entry for one, entry in applying.items() if one.scope != "selector"}
+        applying |= {subject: entries[subject]} if subject in entries else {}
     comes_from = {key: (source, entry) for source, entry in applying.items() for key in entry.settings}
     narrower = [
         {"scope": one.scope, "subject": one.name, "version": entry.version, "settings": entry.settings}
         for one, entry in sorted(entries.items())
-        if one not in applying and entry.settings and _inside(one, subject, fleets)
+        if one not in applying and entry.settings and _inside(one, subject, devices)
     ]
     c = control.configs.c
-    shown = list(applying) if device else [*applying, *(one for one in entries if _inside(one, subject, fleets))]
+    shown = [*applying, *(one for one in entries if one not in applying and _inside(one, subject, devices))]
     mine = sa.tuple_(c.scope, c.subject).in_([tuple(one) for one in shown])
     rows = connection.execute(sa.select(control.configs).where(mine).order_by(c.version.desc()).limit(HISTORY))
-    config = resolved(base, entries, device, fleet)
+    config = resolved(base, applying)
     return {
         "scope": subject.scope,
         "subject": subject.name,
@@ -199,16 +238,32 @@ def describe(connection: sa.Connection, base: Config, subject: Subject, fleets: 
     }  # fmt: skip
 
 
-def _applying(entries: Latest, device: str, fleet: str) -> dict[Subject, Entry]:
+def _applying(entries: Latest, device: Device) -> dict[Subject, Entry]:
     """The widest first: what comes later wins."""
-    wanted = (Subject("all", ""), Subject("fleet", fleet), Subject("device", device))
+    mine = {one: entry for one, entry in entries.items() if one.scope == "selector" and parse(one.name).means(device)}
+    selectors = sorted(mine, key=lambda one: mine[one].version)
+    wanted = (Subject("all", ""), Subject("fleet", device.fleet), *selectors, Subject("device", device.id))
     return {one: entries[one] for one in wanted if one in entries}
 
 
-def _inside(one: Subject, subject: Subject, fleets: Mapping[str, str]) -> bool:
+def _example(subject: Subject, devices: Mapping[str, Device]) -> Device:
+    """A device that nothing narrower than the subject means, or the device itself."""
+    if subject.scope == "device":
+        return devices[subject.name]
+    return Device("", fleet=subject.name if subject.scope == "fleet" else "")
+
+
+def _inside(one: Subject, subject: Subject, devices: Mapping[str, Device]) -> bool:
+    """Whether a narrower subject says something for devices that the wider one means."""
+    if subject.scope == "device":
+        return False
     if subject.scope == "all":
         return one.scope != "all"
-    return subject.scope == "fleet" and one.scope == "device" and fleets.get(one.name) == subject.name
+    if subject.scope == "selector":
+        return one.scope == "device" and one.name in devices and parse(subject.name).means(devices[one.name])
+    if one.scope == "selector":
+        return any(parse(one.name).means(device) for device in devices.values() if device.fleet == subject.name)
+    return one.scope == "device" and one.name in devices and devices[one.name].fleet == subject.name
 
 
 def _merged(before: Mapping[str, Value], asked: Mapping[str, Value]) -> dict[str, Value]:

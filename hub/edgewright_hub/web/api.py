@@ -284,10 +284,10 @@ def events(request: Request, _: Reader, after: int = 0) -> list[dict[str, Any]]:
 
 @router.get("/api/v1/config")
 def config(
-    request: Request, _: Reader, fleet: str = "", device: Annotated[tuple[str, ...], Query()] = ()
+    request: Request, _: Reader, fleet: str = "", select: str = "", device: Annotated[tuple[str, ...], Query()] = ()
 ) -> list[dict[str, Any]]:
-    """What is in force for these devices, or this fleet, or all, and the changes that led to it."""
-    return hub_of(request).conductor.configuration(fleet, device)
+    """What is in force for these devices, this fleet, whom this selector means, or all, and what led to it."""
+    return hub_of(request).conductor.configuration(fleet, device, select)
 
 
 @router.post("/api/v1/config")
