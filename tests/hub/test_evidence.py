@@ -115,7 +115,7 @@ def test_a_device_fails_once_and_only_by_the_fault_of_a_model() -> None:
 def test_a_device_that_stops_reporting_counts_once_on_its_side(silent: str) -> None:
     state, now = _state(), 10 * HOUR
     heard = {d: Heard(True, now - 60_000, now + 540_000) for d in state.members.devices}
-    heard[silent] = Heard(False, now - 700_000, now - 640_000)
+    heard[silent] = Heard(False, now - 1_300_000, now - 1_240_000)
     seen = observe(SPEC, state, [], [], frozenset(), heard, now)
     side = "treated" if silent == "d0" else "control"
     trials, events = _of(seen, state, side, "missing", silent)

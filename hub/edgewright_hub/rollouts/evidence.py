@@ -47,6 +47,7 @@ COLUMNS: Final = (  # of telemetry.windows that are read here
     "placed",
 )  # fmt: skip
 GRACE_MS: Final = 15_000  # after the announced time of the next report, before a device counts as silent
+PATIENCE: Final = 2.0  # promised times of silence, until it counts: a device has one first, not to be spent on a blip
 SLOT_MS: Final = 300_000  # of `dispersion`
 UNNOTICED_H: Final = 0.25  # that a device was at risk before its end is noticed
 NOBODY: Final[Mapping[str, Heard]] = MappingProxyType({})
@@ -192,8 +193,9 @@ def tabulate(rows: Sequence[Row], slow_cells: npt.NDArray[Any], metrics: Sequenc
 
 
 def _fell_silent(state: RolloutState, heard: Mapping[str, Heard], now_ms: int) -> npt.NDArray[np.bool_]:
-    """bool[devices]: silent for longer than nearly all devices without the release may be; the same for both sides, of
-    which one reports more often. When most of the fleet is silent the fault is on the hub's side, and nobody is.
+    """bool[devices]: silent for twice as long as nearly all devices without the release may be; the same for both
+    sides, of which one reports more often. When most of the fleet is silent the fault is on the hub's side, and nobody
+    is.
 
     Devices without the release are looked at once they have reported since the rollout began.
     """
@@ -207,7 +209,7 @@ def _fell_silent(state: RolloutState, heard: Mapping[str, Heard], now_ms: int) -
     due = np.array([0 if one is None or one.next_due_ms is None else one.next_due_ms for one in known], np.int64)
     given = members.given
     usual = watched & ~given if (watched & ~given).any() else watched
-    longest = float(np.quantile((due - seen)[usual], 0.9)) + GRACE_MS
+    longest = PATIENCE * float(np.quantile((due - seen)[usual], 0.9)) + GRACE_MS
     silent = watched & (now_ms - seen > longest)
     if 2 * np.count_nonzero(silent) > np.count_nonzero(watched):
         return nobody
