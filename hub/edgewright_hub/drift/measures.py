@@ -79,7 +79,7 @@ def pearson(C: npt.ArrayLike, R: npt.ArrayLike, ordered: npt.ArrayLike = 0) -> P
 def trend(C: Floats, R: Floats, ordered: npt.NDArray[np.int64]) -> Floats:
     """Whether the window lies higher or lower than the reference: the squared z-score of the difference of mean ranks
     (Wilcoxon's test with all values of a cell tied), float64[channels]; null: chi² with 1 degree of freedom. It finds
-    what moves a channel as a whole in windows a third as large as Pearson's X² needs, which looks at each cell alone.
+    what moves a channel as a whole in windows half as large as Pearson's X² needs, which looks at each cell alone.
     """
     known = np.arange(C.shape[1]) < ordered[:, None]
     C, R = np.where(known, C, 0), np.where(known, R, 0)
