@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from edgewright_contracts.errors import ContractError, Refused, RequestError
 from edgewright_hub.fleet.ca import HUB_NAME, open_authority
@@ -89,3 +91,35 @@ def test_a_key_of_another_authority_is_refused(tmp_path: Path) -> None:
     shutil.copyfile(tmp_path / "b" / "ca.key", tmp_path / "a" / "ca.key")
     with pytest.raises(RequestError, match="do not belong together"):
         open_authority(tmp_path / "a", now=NOW)
+
+
+def own_root(folder: Path, *, ca: bool) -> x509.Certificate:
+    """An operator's root, made by other tools: another name, another way to name its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Acme root")])
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(7).not_valid_before(NOW).not_valid_after(NOW + timedelta(days=3000))
+    builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+    certificate = builder.add_extension(x509.SubjectKeyIdentifier(b"acme"), critical=False).sign(key, hashes.SHA256())
+    folder.mkdir()
+    pem = serialization.Encoding.PEM
+    (folder / "ca.pem").write_bytes(certificate.public_bytes(pem))
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "ca.key").write_bytes(secret)
+    return certificate
+
+
+def test_an_operators_own_root_signs_what_the_hubs_would(tmp_path: Path) -> None:
+    root = own_root(tmp_path / "ca", ca=True)
+    authority = open_authority(tmp_path / "ca", now=NOW)
+    signed = authority.sign(wire.signing_request("pi-1")[0], "pi-1", now=NOW)
+    device = x509.load_pem_x509_certificate(signed.certificate.encode())
+    device.verify_directly_issued_by(root)
+    named = device.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
+    assert named.key_identifier == b"acme"
+
+
+def test_an_authority_that_may_not_sign_is_refused(tmp_path: Path) -> None:
+    own_root(tmp_path / "ca", ca=False)
+    with pytest.raises(RequestError, match="expected a root of one's own"):
+        open_authority(tmp_path / "ca", now=NOW)

@@ -8,6 +8,7 @@ models are signed by keys that the hub does not have.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import ipaddress
 import ssl
@@ -96,7 +97,12 @@ class Authority:
         if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp256r1":
             raise ContractError("csr", "a key on the curve P-256", type(key).__name__)
         certificate = _certificate(
-            device, key, issuer=(HUB_CA, self.key), life=DEVICE_LIFE, now=now, usage=ExtendedKeyUsageOID.CLIENT_AUTH
+            device,
+            key,
+            issuer=(self.certificate, self.key),
+            life=DEVICE_LIFE,
+            now=now,
+            usage=ExtendedKeyUsageOID.CLIENT_AUTH,
         )
         return Signed(
             certificate.public_bytes(serialization.Encoding.PEM).decode(),
@@ -114,7 +120,7 @@ class Authority:
         certificate = _certificate(
             wanted[0],
             key.public_key(),
-            issuer=(HUB_CA, self.key),
+            issuer=(self.certificate, self.key),
             life=SERVER_LIFE,
             now=now,
             usage=ExtendedKeyUsageOID.SERVER_AUTH,
@@ -133,20 +139,22 @@ def key_sha256(key: PublicKeyTypes) -> str:
 
 
 def open_authority(folder: Path, *, now: datetime) -> Authority:
-    """The authority in `folder`, with the hub's own client certificate; both are made at first use. Raises RequestError
-    when files are missing or do not belong together."""
+    """The authority in `folder`, with the hub's own client certificate; both are made at first use. An operator's own
+    ca.pem and ca.key (a root with a key on P-256) that lie there before are taken instead. Raises RequestError when
+    files are missing, unfit or do not belong together."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not (folder / "ca.key").exists():
         if (folder / "hub.key").exists():
             raise RequestError(f"{folder} holds no ca.key any more: restore the folder from the hub's backup")
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = _certificate(HUB_CA, key.public_key(), issuer=(HUB_CA, key), life=CA_LIFE, now=now, usage=None)
+        certificate = _certificate(HUB_CA, key.public_key(), issuer=(None, key), life=CA_LIFE, now=now, usage=None)
         _write_pair(folder, "ca", key, certificate)
     key, certificate = _read_pair(folder, "ca")
+    _refuse_unfit(folder, certificate)
     if not _is_current(folder / "hub.pem", (), now):
         client = ec.generate_private_key(ec.SECP256R1())
         usage = ExtendedKeyUsageOID.CLIENT_AUTH
-        issuer = (HUB_CA, key)
+        issuer = (certificate, key)
         own = _certificate(HUB_NAME, client.public_key(), issuer=issuer, life=SERVER_LIFE, now=now, usage=usage)
         _write_pair(folder, "hub", client, own)
     return Authority(folder, key, certificate)
@@ -156,26 +164,24 @@ def _certificate(
     name: str,
     key: ec.EllipticCurvePublicKey,
     *,
-    issuer: tuple[str, ec.EllipticCurvePrivateKey],
+    issuer: tuple[x509.Certificate | None, ec.EllipticCurvePrivateKey],  # None: it is its own
     life: timedelta,
     now: datetime,
     usage: x509.ObjectIdentifier | None,  # None: the authority itself
     hosts: Sequence[str] = (),
 ) -> x509.Certificate:
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     builder = (
         x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
-        .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer[0])]))
+        .subject_name(subject)
+        .issuer_name(subject if issuer[0] is None else issuer[0].subject)
         .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _EARLY)
         .not_valid_after(now + life)
         .add_extension(x509.BasicConstraints(ca=usage is None, path_length=0 if usage is None else None), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer[1].public_key()),
-            critical=False,
-        )
+        .add_extension(_authority_key(*issuer), critical=False)
         .add_extension(
             x509.KeyUsage(
                 digital_signature=usage is not None,
@@ -196,6 +202,28 @@ def _certificate(
     if hosts:
         builder = builder.add_extension(x509.SubjectAlternativeName([_host(h) for h in hosts]), critical=False)
     return builder.sign(issuer[1], hashes.SHA256())
+
+
+def _authority_key(issuer: x509.Certificate | None, key: ec.EllipticCurvePrivateKey) -> x509.AuthorityKeyIdentifier:
+    """As the issuer names its own key, which need not be as we would."""
+    if issuer is not None:
+        with contextlib.suppress(x509.ExtensionNotFound):
+            named = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+            return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(named)
+    return x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
+
+
+def _refuse_unfit(folder: Path, certificate: x509.Certificate) -> None:
+    """An authority of the operator's own must be one that devices can trust by itself. Raises RequestError."""
+    try:
+        may_sign = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        may_sign = False
+    if not may_sign or certificate.issuer != certificate.subject:
+        raise RequestError(
+            f"{folder / 'ca.pem'}: expected a root of one's own, signed by itself and allowed to sign others; an "
+            "intermediate is not trusted without the root above it"
+        )
 
 
 def _host(host: str) -> x509.GeneralName:
