@@ -55,6 +55,13 @@ def flagged(fleet: LocalFleet) -> set[str]:
     return {row["subject"] for row in rows if row["scope"] == "device" and row["verdict"] == "alarm"}
 
 
+def learned(fleet: LocalFleet, digest: str) -> bool:
+    """Whether every device's input is compared with what was normal before."""
+    rows = [r for r in fleet.client.get("/api/v1/drift") if r["scope"] == "device" and r["digest"] == digest]
+    known = {row["subject"] for row in rows if row["part"] == "input" and row["verdict"] != "learning"}
+    return known == set(DEVICES)
+
+
 @pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.parametrize("broker", ["embedded", "mosquitto"])
@@ -90,6 +97,7 @@ def test_the_whole_loop(broker: str, make_fleet: Callable[[str], LocalFleet]) ->
         lambda: "1.1.0 on every device again",
     )
 
+    fleet.wait(lambda: learned(fleet, good), 150, lambda: "what is normal for every device")
     assert flagged(fleet) == set()
     for device in DEVICES[:2]:
         fleet.feed(device, shift="sensor-noise+dead-row")

@@ -133,6 +133,7 @@ class Story:
 
     def failing_sensors(self) -> None:
         self._title("Drift", f"{len(SHIFTED)} of {len(DEVICES)} sensors get noisy and lose a row; no label says so")
+        self._while("what is normal for each", lambda: self._until(self._learned, 120, "the normal of every device"))
         before = self._flagged()
         self._claim(not before, f"no drift alarm before the shift ({self._blocks()} blocks of counts were tested)")
         for device in SHIFTED:
@@ -251,6 +252,11 @@ class Story:
 
     def _flagged(self) -> set[str]:
         return {row["subject"] for row in self._drift() if row["verdict"] == "alarm"}
+
+    def _learned(self) -> bool:
+        """Whether the input of every device is compared with what was normal before."""
+        told = [row for row in self._drift() if row["part"] == "input" and row["verdict"] not in ("learning", "ended")]
+        return {row["subject"] for row in told} == set(DEVICES)
 
     def _moved(self) -> dict[str, list[str]]:
         moved: dict[str, list[str]] = {}
