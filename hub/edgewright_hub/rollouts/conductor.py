@@ -28,21 +28,22 @@ import numpy as np
 import sqlalchemy as sa
 
 from edgewright_contracts.desired import Command, Config, Desired, encode
-from edgewright_contracts.errors import ContractError, Refused, RequestError
+from edgewright_contracts.errors import ContractError, RequestError
 from edgewright_contracts.topics import Kind
 
 from ..drift.fleet_drift import FleetDrift
-from ..fleet.roster import Roster, named
+from ..fleet.roster import Roster
 from ..fleet.selectors import Device
 from ..registry import stages
 from ..registry.registry import Registry
 from ..storage import control
 from ..storage.store import upsert
-from . import admission, configuration, desired_documents, evidence, revocation, rollout
+from . import admission, configuration, desired_documents, evidence, revocation, rollout, schedule
 from .configuration import Configurations
 from .desired_documents import Changes, Documents, current, newcomers
 from .experiment import Answer
 from .gates import Ledger, SequentialGate
+from .members import Bools
 from .progress import unpacked
 from .readings import BATCH, Readings
 from .records import columns, describe, find, note
@@ -89,54 +90,39 @@ class Conductor:
 
     # Commands of people.
 
-    def create_rollout(self, spec: RolloutSpec, *, who: str, now_ms: int) -> str:
+    def create_rollout(self, spec: RolloutSpec, *, who: str, now_ms: int, force: bool = False) -> str:
         """Start a rollout and return its id; the first devices are given the release at the next tick.
 
-        Raises, before anything moves, RequestError for an unknown package, fleet or device and for values that cannot
-        be stored; Refused for a withdrawn or blocked package, for no device to give it to, for another rollout of the
-        same model in the same fleet, and for devices that rest after one.
+        Raises, before anything moves, RequestError for values that cannot be stored, and as `admission.propose`.
         """
         spec = _storable(spec)
         with self._lock, self._control.begin() as connection:
-            package = admission.named(spec, admission.packages(connection))
-            spec = msgspec.structs.replace(spec, digest=package.digest, version=package.version)
-            if spec.bandwidth_bytes_s is not None and not spec.release_bytes:
-                size = admission.release_bytes(connection, package)
-                spec = msgspec.structs.replace(spec, release_bytes=size)
-            rows = connection.execute(sa.select(control.rollouts).order_by(control.rollouts.c.created_ms)).all()
-            admission.refuse_blocked(package, rows)
-            fleet = self.roster.read(connection)
-            members = admission.chosen(spec, fleet)
-            admission.refuse_empty(spec, members, fleet, named(connection))
-            admission.refuse_others(spec, members, fleet, rows)
-            admission.refuse_cooling(spec, members, rows, now_ms)
-            documents = self._documents.read(connection)
-            wanted = {d: current(documents.get(d), spec.model) for d in members}
-            members = [d for d in members if wanted[d] != spec.digest]
-            admission.refuse_full(spec, members, documents)
-            if not members:
-                raise Refused(f"all {len(wanted)} devices already have {package.name} {package.version}")
+            fleet, documents = self.roster.read(connection), self._documents.read(connection)
+            proposal = admission.propose(connection, spec, fleet, documents, now_ms=now_ms, force=force)
+            spec = proposal.spec
             mark = hashlib.sha256(f"{now_ms}{spec.digest}".encode()).hexdigest()[:4]
-            state = RolloutState(id=f"r{len(rows) + 1}-{mark}", author=who)
-            joined, processes = self._readings.before(spec, fleet, {d: wanted[d] for d in members}, now_ms)
+            state = RolloutState(id=f"r{proposal.number}-{mark}", author=who)
+            joined, processes = self._readings.before(spec, fleet, proposal.previous, now_ms)
             state = rollout.enrol(msgspec.structs.replace(state, ledger=Ledger(processes)), joined)
             state, _ = rollout.command(state, spec, "start", f"started by {who}", now_ms)
             values = {"id": state.id, "name": spec.model, "spec": msgspec.to_builtins(spec), "created_ms": now_ms}
             connection.execute(control.rollouts.insert().values(**values, **columns(state, now_ms)))
-            note(connection, now_ms, who, "rollout create", f"{state.id}: {spec.model} {spec.version}")
+            forced = ", although devices rest from it" if force else ""
+            note(connection, now_ms, who, "rollout create", f"{state.id}: {spec.model} {spec.version}{forced}")
             return state.id
 
-    def command(self, rollout_id: str, event: Verb, *, who: str, now_ms: int) -> None:
+    def command(self, rollout_id: str, event: Verb, *, who: str, now_ms: int, reason: str = "") -> None:
         """Pause, resume, abort or revert; the last two send devices back to what they had: every one that was given
         the release, or, of a rollout that is done, those that are still told to run it."""
+        why = f": {reason}" if reason else ""
 
         def decide(state: RolloutState, spec: RolloutSpec, documents: Mapping[str, Desired]) -> Decided:
             if event != "revert":
-                return rollout.command(state, spec, event, f"{event} by {who}", now_ms)
+                return rollout.command(state, spec, event, f"{event} by {who}{why}", now_ms)
             still = [current(documents.get(d), spec.model) == spec.digest for d in state.members.devices]
-            return rollout.revert(state, np.array(still, np.bool_), f"reverted by {who}", now_ms)
+            return rollout.revert(state, np.array(still, np.bool_), f"reverted by {who}{why}", now_ms)
 
-        self._decide(rollout_id, event, decide, who=who, now_ms=now_ms)
+        self._decide(rollout_id, event, decide, who=who, now_ms=now_ms, reason=reason)
 
     def approve(self, rollout_id: str, digest: str, *, who: str, now_ms: int) -> None:
         """`who` consents to this digest. Raises RequestError, Refused: `rollout.approve`."""
@@ -166,6 +152,7 @@ class Conductor:
         *,
         who: str,
         now_ms: int,
+        reason: str = "",
     ) -> None:
         """A person's decision, the documents that follow from it, and the note of it: in one transaction."""
         with self._lock:
@@ -174,10 +161,10 @@ class Conductor:
                 spec, fleet = stored(row.spec), self.roster.read(connection)
                 documents = self._documents.read(connection)
                 state, asked = decide(unpacked(row.progress), spec, documents)
-                wishes = asked.expand(state.members, spec)
+                wishes = _timed(asked.expand(state.members, spec), spec, fleet, documents, now_ms)
                 changes = self._changes(connection, documents, {}, fleet)
                 _write(connection, {state.id: columns(state, now_ms)}, [(w, state.id, spec) for w in wishes], changes)
-                note(connection, now_ms, who, f"rollout {what}", rollout_id)
+                note(connection, now_ms, who, f"rollout {what}", f"{rollout_id}: {reason}" if reason else rollout_id)
             self._send(changes.bodies)
 
     def order(self, device: str, verb: Literal["collect", "resample"], *, who: str, now_ms: int) -> str:
@@ -280,7 +267,8 @@ class Conductor:
                 whole = rollout.enrol(before, joined)
                 seen = evidence.observe(spec, whole, windows, events, present, heard, now_ms)
                 held = np.array([d in fleet and fleet[d].held for d in whole.members.devices], np.bool_)
-                seen = dataclasses.replace(seen, held=held, withdrawn=withdrawn.get(spec.digest, ""))
+                hours, gone = _open(spec, whole, fleet, now_ms), withdrawn.get(spec.digest, "")
+                seen = dataclasses.replace(seen, held=held, open=hours, withdrawn=gone)
                 after, more = rollout.step(whole, spec, seen, SequentialGate(spec.gate), now_ms)
             except sa.exc.SQLAlchemyError:
                 raise
@@ -292,7 +280,7 @@ class Conductor:
                 continue
             grants += [
                 (revocation.redirected(wish, fleet, promoted, withdrawn.keys()), after.id, spec)
-                for wish in more.expand(after.members, spec)
+                for wish in _timed(more.expand(after.members, spec), spec, fleet, documents, now_ms)
             ]
             if after != before:
                 stepped[after.id] = columns(after, now_ms)
@@ -336,6 +324,34 @@ def _write(
     for wish, rollout_id, spec in grants:
         changes.grant(wish, rollout_id, spec)
     upsert(connection, control.desired, changes.rows(), keys=["device"])
+
+
+def _open(spec: RolloutSpec, state: RolloutState, fleet: Mapping[str, Device], now_ms: int) -> Bools | None:
+    """bool[devices]: within their maintenance windows; None: there are none."""
+    if not spec.windows:
+        return None
+    zones = [fleet[device].tz if device in fleet else "" for device in state.members.devices]
+    open_in = {tz: schedule.opens(spec.windows, tz, now_ms) for tz in set(zones)}
+    return np.array([open_in[tz] for tz in zones], np.bool_)
+
+
+def _timed(
+    wishes: list[Wish],
+    spec: RolloutSpec,
+    fleet: Mapping[str, Device],
+    documents: Mapping[str, Desired],
+    now_ms: int,
+) -> list[Wish]:
+    """With the hours in which devices may begin; one that keeps what it has begins nothing."""
+    if not spec.windows:
+        return wishes
+    zone = {device.id: device.tz for device in fleet.values()}
+    return [
+        wish
+        if not wish.trial and current(documents.get(wish.device), wish.model) == wish.digest
+        else desired_documents.in_hours(wish, spec, zone.get(wish.device, ""), now_ms)
+        for wish in wishes
+    ]
 
 
 def _storable(spec: RolloutSpec) -> RolloutSpec:
