@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import shutil
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +61,8 @@ class House:
     def __post_init__(self) -> None:
         stored = postgresql.chosen(self.place)
         self.control, self.telemetry = open_control(stored.control), open_telemetry(stored.telemetry)
+        for engine in (self.control, self.telemetry):
+            weakref.finalize(self, engine.dispose)
         self.registry = Registry(self.place / "repo", self.place / "keys", self.control)
         self.registry.blobs.mkdir(parents=True, exist_ok=True)
         self.edges = {
