@@ -131,8 +131,8 @@ def _joined(opened: Sequence[_Opened], number: Index) -> tuple[Cells, npt.NDArra
     eight = np.ndarray((len(bits) - 7,), ">u8", bits, strides=(1,))  # the 8 bytes from each byte on
     word = eight[begin >> 3].astype(np.uint64) << (begin & 7).astype(np.uint64)
     value = np.where(size > 0, word >> (64 - np.maximum(size, 1)).astype(np.uint64), np.uint64(0)).astype(np.int64)
-    least = np.where(near, np.array([one.low for one in opened])[mine], np.where(mark > 0, 1 << size, 0))
-    return value + least, sound
+    counts = value + np.where(near, np.array([one.low for one in opened])[mine], np.where(mark > 0, 1 << size, 0))
+    return counts, sound & (np.bincount(mine[counts > MAX_COUNT], minlength=len(opened)) == 0)
 
 
 def _varints(values: Cells) -> tuple[bytes, Index]:

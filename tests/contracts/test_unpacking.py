@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import random
+import zlib
 
+import msgspec
 import numpy as np
 import pytest
 
 from edgewright_contracts.binning import pack, pack_grid
 from edgewright_contracts.codec import MAX_COUNT, REPORT_BYTES
 from edgewright_contracts.errors import ContractError
-from edgewright_contracts.packing import PACKED, plain
+from edgewright_contracts.packing import CELLS, DICTIONARY, NEAR, PACKED, plain
 from edgewright_contracts.packing import pack as packed
 from edgewright_contracts.unpacking import plain_all
 from sim import wire
@@ -57,3 +59,18 @@ def test_what_is_damaged_is_nothing_or_what_plain_says_and_harms_no_other(seed: 
         elif data[:1] == PACKED:
             with pytest.raises(ContractError):
                 plain(data, name="report", limit=REPORT_BYTES)
+
+
+@pytest.mark.parametrize(("low", "width", "marks", "bits"), [(MAX_COUNT, 1, NEAR, b"\x80"), (0, 0, 41, b"\0\0\0\0\1")])
+def test_a_count_that_no_window_may_hold_is_nothing_and_harms_no_other(
+    low: int, width: int, marks: int, bits: bytes
+) -> None:
+    v, _, seq, window = msgspec.msgpack.decode(wire.report_bytes(1))
+    window[CELLS] = (low, width, bytes([marks]))
+    stream = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, zlib.Z_DEFAULT_STRATEGY, DICTIONARY)
+    body = stream.compress(msgspec.msgpack.encode((v, seq, window))) + stream.flush()
+    bad = PACKED + bytes(32) + len(bits).to_bytes(2, "big") + bits + body
+    with pytest.raises(ContractError):
+        plain(bad, name="report", limit=REPORT_BYTES)
+    raw = _reports(1)[0]
+    assert plain_all([bad, packed(raw)], limit=REPORT_BYTES) == [None, raw]
