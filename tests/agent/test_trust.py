@@ -227,3 +227,11 @@ def test_a_mark_of_the_time_that_rotted_does_not_date_the_device_where_all_has_e
     place.write_bytes(mark.replace(b":1", b":4", 1))
     assert place.read_bytes() != mark
     assert device.manifest(package) == package.manifest_bytes
+
+
+def test_a_mark_of_the_time_that_an_earlier_release_wrote_still_protects(device, repository, package):
+    device.manifest(package)
+    later_ms = device.clock.wall_ms() + 10 * 86_400_000
+    (device.folder / "trust" / "time.json").write_bytes(b'{"highest_ms":%d}' % later_ms)
+    with pytest.raises(Distrusted, match="expired"):
+        device.manifest(package)

@@ -42,7 +42,8 @@ REFRESH_S: Final = 600.0  # 750 kB at 10 kbit/s; what the pace that was asked fo
 
 class Mark(msgspec.Struct, frozen=True):
     highest_ms: Millis
-    check: int = -1  # a bit that flips must not date the device years ahead, where all has expired
+    # A bit that flips must not date the device years ahead, where all has expired. None: an earlier release wrote none.
+    check: int | None = None
 
 
 class Trust:
@@ -146,7 +147,7 @@ class Trust:
             return 0
         except ContractError:
             return 0  # a damaged mark protects nothing; the next refresh writes a good one
-        return mark.highest_ms if mark.check == _check(mark.highest_ms) else 0
+        return mark.highest_ms if mark.check in (None, _check(mark.highest_ms)) else 0
 
 
 def _check(highest_ms: int) -> int:
