@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -15,10 +14,10 @@ from rich.table import Table
 from edgewright_contracts.errors import RequestError
 
 from .hub_client import HubClient, with_hub
+from .rollout_options import specified
 from .tables import print_table, toned
 
 POLL_S: Final = 1.0
-_FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.group()
@@ -27,47 +26,13 @@ def rollout() -> None:
 
 
 @rollout.command()
-@click.argument("model")
-@click.option("--version", default="", help="Version to roll out.")
-@click.option("--digest", default="", help="Or its digest.")
-@click.option("--fleet", "fleet_name", default="", help="Fleet to give it to; all of them if not named.")
-@click.option("--device", "names", multiple=True, help="Only these devices.")
-@click.option("--stages", default="1,25%,100%", show_default=True, help="Devices reached by each stage, in all.")
-@click.option("--gate", type=_FILE, help="JSON file of gate margins, where they differ from the defaults.")
-@click.option(
-    "--window-s", type=float, default=60.0, show_default=True, help="Seconds of a report while it is on trial."
-)
-@click.option("--timeout-s", type=float, default=3600.0, show_default=True, help="Seconds that a device may take.")
+@specified
+@click.option("--force", is_flag=True, help="Also to devices that rest after a version was taken back.")
 @click.option("--wait", is_flag=True, help="Wait for the end; exits with 1 unless it is promoted.")
 @with_hub
-def create(
-    client: HubClient,
-    model: str,
-    version: str,
-    digest: str,
-    fleet_name: str,
-    names: tuple[str, ...],
-    stages: str,
-    gate: Path | None,
-    window_s: float,
-    timeout_s: float,
-    wait: bool,
-    as_json: bool,
-) -> int:
+def create(client: HubClient, spec: dict[str, Any], force: bool, wait: bool, as_json: bool) -> int:
     """Give a published version of MODEL to a fleet, stage by stage, as far as the evidence allows."""
-    spec: dict[str, Any] = {
-        "model": model,
-        "version": version,
-        "digest": digest,
-        "fleet": fleet_name,
-        "devices": names,
-        "stages": [int(s) if s.strip().isdigit() else s.strip() for s in stages.split(",")],
-        "window_s": window_s,
-        "device_timeout_s": timeout_s,
-    }
-    if gate is not None:
-        spec["gate"] = _json_file(gate)
-    state = client.post("/api/v1/rollouts", spec)
+    state = client.post(f"/api/v1/rollouts{'?force=true' if force else ''}", spec)
     if not wait:
         return _tell(state, as_json)
     console = Console(stderr=True)
@@ -100,23 +65,46 @@ def status(client: HubClient, rollout_id: str | None, as_json: bool) -> int:
     for row in rows:
         package = escape(f"{row['model']} {row['version']}")
         stage, devices = f"{row['stage'] + 1}/{len(row['stages'])}", f"{row['devices_exposed']}/{row['devices_total']}"
-        state = toned(row["outcome"] or row["state"])
+        state = toned(row["standing"])
         table.add_row(row["id"], package, escape(row["fleet"] or "all"), state, stage, devices, escape(row["reason"]))
     print_table(table, f"{len(rows)} rollouts")
     return 0
 
 
-def _verb(verb: str, text: str) -> None:
+@rollout.command()
+@click.argument("rollout_id", metavar="ID")
+@click.option("--digest", required=True, help="Of the package that you looked at, whole: the consent is to that only.")
+@with_hub
+def approve(client: HubClient, rollout_id: str, digest: str, as_json: bool) -> int:
+    """Consent to a rollout that somebody else created."""
+    return _tell(client.post(f"/api/v1/rollouts/{rollout_id}/approve", {"digest": digest}), as_json)
+
+
+@rollout.command()
+@click.argument("rollout_id", metavar="ID")
+@click.option("--promote", "answer", flag_value="promote", help="Go on to everyone.")
+@click.option("--back", "answer", flag_value="take back", help="Take it back from those that have it.")
+@with_hub
+def conclude(client: HubClient, rollout_id: str, answer: str | None, as_json: bool) -> int:
+    """End an experiment."""
+    if answer is None:
+        raise RequestError("say how it ends: --promote or --back")
+    return _tell(client.post(f"/api/v1/rollouts/{rollout_id}/conclude", {"answer": answer}), as_json)
+
+
+def _verb(verb: str, text: str, *, why: bool = False) -> None:
     @rollout.command(verb, help=text)
     @click.argument("rollout_id", metavar="ID")
+    @click.option("--reason", default=None if why else "", required=why, help="Why; kept in the audit.")
     @with_hub
-    def act(client: HubClient, rollout_id: str, as_json: bool) -> int:
-        return _tell(client.post(f"/api/v1/rollouts/{rollout_id}/{verb}"), as_json)
+    def act(client: HubClient, rollout_id: str, reason: str, as_json: bool) -> int:
+        return _tell(client.post(f"/api/v1/rollouts/{rollout_id}/{verb}", {"reason": reason}), as_json)
 
 
 _verb("pause", "Give it to nobody else for now; harm still sends it back.")
 _verb("resume", "Go on after a pause.")
 _verb("abort", "Stop, and send every device that has it back.")
+_verb("revert", "Send a rollout that is done back, at any later time; waits for no hours.", why=True)
 
 
 def _tell(state: dict[str, Any], as_json: bool) -> int:
@@ -125,12 +113,20 @@ def _tell(state: dict[str, Any], as_json: bool) -> int:
         return 0
     console = Console()
     head = f"[bold]{state['id']}[/]  {escape(state['model'])} {escape(state['version'])}"
-    console.print(f"{head}  {toned(state['outcome'] or state['state'])}")
+    console.print(f"{head}  {toned(state['standing'])}")
     sizes = " → ".join(
         f"[bold]{s['devices']}[/]" if i == state["stage"] else str(s["devices"]) for i, s in enumerate(state["stages"])
     )
     console.print(f"stages {sizes} of {state['devices_total']} devices; {state['devices_exposed']} were given it")
     console.print(escape(state["reason"]), highlight=False)
+    if state["state"] == "unapproved":
+        console.print(
+            f"edgewright rollout approve {state['id']} --digest {state['digest']}", highlight=False, soft_wrap=True
+        )
+    for effect in state["effects"]:
+        low, high = 100 * effect["difference_low"], 100 * effect["difference_high"]
+        change = f"{100 * effect['difference']:+.2f} points ({low:+.2f} to {high:+.2f})"
+        console.print(f"effect on {escape(effect['metric'])}: {change}", highlight=False)
     table = Table("", "with it", "without", "n", "measured against", box=None, header_style="dim")
     for figure in state["figures"]:
         if figure["n"]:
@@ -142,10 +138,3 @@ def _tell(state: dict[str, Any], as_json: bool) -> int:
         if member["status"] == "failed":
             console.print(f"[red]{escape(member['device'])} failed[/]: {escape(member['reason'])}", highlight=False)
     return 0
-
-
-def _json_file(place: Path) -> Any:
-    try:
-        return json.loads(place.read_bytes())
-    except (OSError, ValueError) as error:
-        raise RequestError(f"--gate: expected a JSON file, {place}: {error}") from None

@@ -12,6 +12,8 @@ from rich.table import Table
 _TONES: Final = {
     "promoted": "green", "done": "green", "running": "cyan", "alarm": "red", "ok": "green",
     "rolled back": "red", "refused by self-test": "red", "aborted": "yellow", "paused": "yellow",
+    "unapproved": "yellow", "rolling-back": "red", "reverting": "yellow", "reverted": "yellow",
+    "taken back": "yellow", "withdrawn": "red",
 }  # fmt: skip
 
 

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from fastapi.testclient import TestClient
 
+from edgewright import hub_client
+from edgewright.main import run
 from edgewright_contracts.errors import Refused
 from edgewright_contracts.package import Package
+from edgewright_hub.fleet import tokens
+from edgewright_hub.rollouts.specification import Experiment, RolloutSpec
 from edgewright_hub.storage import control
+from edgewright_hub.web import pages, rollouts
+from edgewright_hub.web.api import Hub
+from edgewright_hub.web.app import device_app
 from sim.house import House
 from sim.packages import make_package
 
@@ -84,3 +95,112 @@ def test_devices_that_rest_can_be_forced_and_that_is_noted(house: House) -> None
     assert house.start("2.0.0", force=True)
     with house.control.connect() as connection:
         assert str(connection.execute(sa.select(control.audit.c.detail)).all()[-1][0]).endswith("rest from it")
+
+
+class Answer:
+    def __init__(self, status: int, data: bytes) -> None:
+        self.status, self.data = status, data
+
+
+Ask = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def hub(house: House, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    monkeypatch.setattr(house.registry, "warning", lambda **_: "")  # nothing is signed here
+    return Hub(
+        control=house.control, telemetry=house.telemetry, registry=house.registry, authority=None,
+        conductor=house.conductor, broker=("127.0.0.1", 1883), repo="", ails=list, open_to_read=False,
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+@pytest.fixture
+def ask(
+    house: House, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Ask]:
+    """`edgewright rollout` of ann or ben against the application itself, without a socket, at the house's time."""
+    for name in ("ann", "ben"):
+        (tmp_path / name).write_text(tokens.grant(house.control, role="operator", name=name))
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(rollouts, "now_ms", lambda: house.now)
+    with TestClient(device_app(hub), base_url="https://hub") as client:
+
+        class Pool:
+            def __init__(self, **_: Any) -> None: ...
+
+            def request(self, method: str, url: str, *, body: bytes | None, headers: dict[str, str]) -> Answer:
+                answer = client.request(method, url, content=body, headers=headers)
+                return Answer(answer.status_code, answer.content)
+
+        monkeypatch.setattr(hub_client.urllib3, "PoolManager", Pool)
+
+        def call(*arguments: str, who: str = "ann") -> tuple[int, str, str]:
+            code = run(["rollout", *arguments, "--hub", "https://hub", "--token-file", str(tmp_path / who)])
+            said = capsys.readouterr()
+            return code, said.out, said.err
+
+        yield call
+
+
+def test_another_person_consents_to_the_digest_before_anything_moves(
+    ask: Ask, house: House, hub: Hub, packages: dict[str, Package]
+) -> None:
+    made = json.loads(ask("create", "digits", "--version", "1.0.0", "--approvals", "1", "--json")[1])
+    name, digest = made["id"], packages["1.0.0"].digest
+    house.tick()
+    assert (made["standing"], house.version("pi-0")) == ("unapproved", "")
+    assert f"rollout approve {name} --digest {digest}" in pages.render(hub, house.now)
+    assert "unapproved" in ask("status")[1]
+    own = ask("approve", name, "--digest", digest)
+    assert (own[0], "somebody else must approve it" in own[2]) == (1, True)
+    other = ask("approve", name, "--digest", packages["2.0.0"].digest, who="ben")
+    assert (other[0], "looked at" in other[2]) == (1, True)
+    code, out, _ = ask("approve", name, "--digest", digest, who="ben")
+    assert (code, "approved by ben" in out) == (0, True)
+    with house.control.connect() as connection:
+        noted = connection.execute(sa.select(control.audit.c.who, control.audit.c.what)).all()
+    assert noted[-1] == ("ben", "rollout approve")
+
+
+def test_a_release_that_is_done_is_reverted_for_a_reason_and_shown_so(ask: Ask, house: House, hub: Hub) -> None:
+    name = house.start("1.0.0", stages=("100%",))
+    house.live(FOUR, 30, until="done")
+    assert ask("revert", name)[0] == 2, "a reason is asked for"
+    code, out, _ = ask("revert", name, "--reason", "too warm")
+    assert (code, "reverting" in out, "reverted by ann: too warm" in out) == (0, True, True)
+    assert "reverting" in pages.render(hub, house.now)
+    house.now += 2 * 3600_000
+    house.tick()
+    assert "reverted" in ask("status", name)[1]
+
+
+def test_a_person_ends_an_experiment(ask: Ask, house: House) -> None:
+    name = house.start("1.0.0", stages=("100%",), experiment=Experiment(share="50%"))
+    house.live(FOUR, 2)
+    assert ask("conclude", name)[0] == 2, "how it ends is asked for"
+    code, out, _ = ask("conclude", name, "--back", "--json")
+    assert (code, json.loads(out)["standing"], json.loads(out)["outcome"]) == (0, "rolling-back", "taken back")
+
+
+def test_every_option_of_create_reaches_the_specification(ask: Ask, house: House) -> None:
+    options = (
+        "--select !held --stage id=pi-0 --stage 50% --stage 100% --concurrency 2 --bandwidth 500k --approvals 2 "
+        "--experiment 75% --outcome pick_ok --at-most 3d --undecided promote --retry link=8:2min --cooldown 2h "
+        "--outcome-gate pick_ok=1.1:1.5:0.02 --during 22:00-06:00"
+    )
+    code, out, err = ask("create", "digits", "--version", "1.0.0", *options.split(), "--json")
+    assert code == 0, err
+    with house.control.connect() as connection:
+        stored = connection.execute(sa.select(control.rollouts.c.spec)).scalar_one()
+    asked = RolloutSpec(
+        model="digits", version="1.0.0", selector="!held", stages=("id=pi-0", "50%", "100%"), concurrency=2,
+        bandwidth_bytes_s=500e3, approvals=2, windows=("22:00-06:00",), cooldown_s=7200.0,
+        experiment=Experiment(share="75%", outcome="pick_ok", at_most_s=259200.0, undecided="promote"),
+    )  # fmt: skip
+    names = ("selector", "stages", "concurrency", "bandwidth_bytes_s", "approvals", "windows", "cooldown_s")
+    assert [stored[name] for name in names] == json.loads(json.dumps([getattr(asked, name) for name in names]))
+    assert stored["experiment"] == {"share": "75%", "outcome": "pick_ok", "at_most_s": 259200.0, "undecided": "promote"}
+    assert stored["retry"]["link"] == {"attempts": 8, "first_s": 120.0}
+    assert stored["gate"]["outcomes"]["pick_ok"]["delta"] == 0.02
+    assert json.loads(out)["stages"][0]["devices"] == 1
+    assert ask("create", "digits", "--version", "1.0.0", "--cooldown", "2 weeks")[0] == 2

@@ -31,7 +31,7 @@ from typing import Annotated, Final, Literal, Protocol
 
 import msgspec
 
-from edgewright_contracts.codec import Name
+from edgewright_contracts.codec import Label
 from edgewright_contracts.errors import RequestError
 
 from .effect import Comparison, Effect, compared, effect
@@ -70,7 +70,7 @@ class GatePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     error: Margin = Margin(r0=1.1, r1=1.5, delta=0.001)
     slow: Margin | None = Margin(r0=1.1, r1=1.5, delta=0.01)  # None: not judged
     label: Margin | None = Margin(r0=1.05, r1=1.19, delta=0.01, beta=0.02)
-    outcomes: dict[Name, Margin] = {}  # rates of misses
+    outcomes: dict[Label, Margin] = {}  # rates of misses
     device_ratio: Annotated[float, msgspec.Meta(ge=1, le=100)] = 2.0  # of first failures and first silences, tolerated
     failed_share: Share = 0.1  # of the exposed devices; more of them, if it is not so without it: roll back
     reported_share: Share = 0.9  # of the stage's devices that must have committed and reported

@@ -29,9 +29,8 @@ from ..fleet.ca import Authority
 from ..fleet.roster import attributes_of
 from ..fleet.selectors import parse
 from ..registry.registry import TARGETS_BYTES, Registry
-from ..rollouts.conductor import Conductor, Verb
+from ..rollouts.conductor import Conductor
 from ..rollouts.configuration import Asked
-from ..rollouts.specification import RolloutSpec
 from ..storage import control, telemetry
 from .samples import Samples
 from .websocket import PATH
@@ -296,33 +295,3 @@ async def set_config(request: Request, caller: Operator) -> list[dict[str, Any]]
     body = await body_of(request, SPEC_BYTES)
     asked = decode(Asked, body, name="config", limit=SPEC_BYTES, wire="json")
     return await run_in_threadpool(hub_of(request).conductor.configure, asked, who=caller.name, now_ms=now_ms())
-
-
-# Rollouts.
-
-
-@router.get("/api/v1/rollouts")
-def rollouts(request: Request, _: Reader) -> list[dict[str, Any]]:
-    return hub_of(request).conductor.rollouts()
-
-
-@router.get("/api/v1/rollouts/{rollout}")
-def one_rollout(request: Request, rollout: str, _: Reader) -> dict[str, Any]:
-    return hub_of(request).conductor.rollout(rollout)
-
-
-@router.post("/api/v1/rollouts", status_code=201)
-async def create_rollout(request: Request, caller: Operator) -> dict[str, Any]:
-    """The body is a rollout's specification; answers with the rollout."""
-    body = await body_of(request, SPEC_BYTES)
-    spec = decode(RolloutSpec, body, name="rollout", limit=SPEC_BYTES, wire="json")
-    conductor = hub_of(request).conductor
-    name = await run_in_threadpool(conductor.create_rollout, spec, who=caller.name, now_ms=now_ms())
-    return await run_in_threadpool(conductor.rollout, name)
-
-
-@router.post("/api/v1/rollouts/{rollout}/{verb}")
-def act_on_rollout(request: Request, rollout: str, verb: Verb, caller: Operator) -> dict[str, Any]:
-    conductor = hub_of(request).conductor
-    conductor.command(rollout, verb, who=caller.name, now_ms=now_ms())
-    return conductor.rollout(rollout)

@@ -24,7 +24,7 @@ from ..accuracy.imports import FILE_BYTES as LABELS_BYTES
 from ..registry.registry import TARGETS_BYTES, Conflict
 from ..registry.repository import BLOB_BYTES
 from ..rollouts.records import NotFound
-from . import accuracy, alerting, api, devices, drift, packages, pages, renewal, samples, sampling, websocket
+from . import accuracy, alerting, api, devices, drift, packages, pages, renewal, rollouts, samples, sampling, websocket
 from .api import Hub
 
 BODY_BYTES: Final = 256 * 1024
@@ -57,7 +57,7 @@ def device_app(hub: Hub, mqtt: websocket.Connected | None = None) -> FastAPI:
     app.include_router(drift.router)
     app.include_router(devices.router)
     app.include_router(packages.router)
-    for one in (accuracy, alerting, sampling):
+    for one in (accuracy, alerting, rollouts, sampling):
         app.include_router(one.router)
     app.mount("/repo", RepositoryFiles(directory=hub.registry.folder))
     return app
@@ -69,7 +69,7 @@ def page_app(hub: Hub) -> FastAPI:
     app.include_router(drift.router)
     app.include_router(devices.router)
     app.include_router(packages.router)
-    for one in (accuracy, alerting, sampling):
+    for one in (accuracy, alerting, rollouts, sampling):
         app.include_router(one.router)
     app.include_router(pages.router)
     app.mount("/static", pages.static)

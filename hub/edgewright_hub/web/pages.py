@@ -203,7 +203,7 @@ def _drift(alarms: list[dict[str, Any]], *by: str) -> list[dict[str, Any]]:
 def _returned(row: Any, said: Mapping[str, Any], versions: Mapping[str, str]) -> str | None:
     """Where the devices of a release that was taken back are now, as the end of "n devices were given it"; None of one
     that was not taken back."""
-    if row.state not in ("rolling-back", "rolled-back", "aborted"):
+    if row.state not in ("rolling-back", "rolled-back", "reverting", "reverted", "aborted"):
         return None
     members = unpacked(row.progress).members
     given = [members.row(i) for i in np.flatnonzero(members.given).tolist()]
@@ -241,7 +241,7 @@ def _rollout(row: Any, said: Mapping[str, Any], versions: Mapping[str, str]) -> 
         if figure["n"]
     ]
     passed = len(told["stages"]) if told["state"] == "done" else told["stage"]
-    here = "now" if told["state"] in ("draft", "running", "paused") else "stopped"
+    here = {"draft": "now", "unapproved": "later", "running": "now", "paused": "now"}.get(told["state"], "stopped")
     stages = [
         {**stage, "state": "done" if i < passed else here if i == passed else "later"}
         for i, stage in enumerate(told["stages"])
