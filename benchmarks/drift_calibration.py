@@ -63,7 +63,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 FULL: Final = Plan({50: 3000, 200: 3000, 1000: 1000, 5000: 400}, {50: 1000, 200: 600, 1000: 200}, 60, 20)
-QUICK: Final = Plan({50: 400, 200: 400, 1000: 100, 5000: 20}, {50: 100, 200: 50, 1000: 20}, 4, 0)
+QUICK: Final = Plan({50: 800, 200: 800, 1000: 150, 5000: 40}, {50: 200, 200: 100, 1000: 30}, 12, 0)
 
 Found = dict[tuple[str, str, int], dict[str, Verdicts]]  # (set, shift or "", n) → rule
 
