@@ -100,7 +100,9 @@ def view(hub: Hub, now_ms: int) -> dict[str, Any]:
     w, e = telemetry.windows.c, telemetry.events.c
     with hub.telemetry.connect() as connection:
         said = {r.device: r for r in connection.execute(sa.select(telemetry.devices))}
-        sums = sa.select(sa.func.max(w.device), sa.func.sum(w.n), sa.func.sum(w.errors)).where(w.start_ms >= now_ms - HOUR_MS)
+        sums = sa.select(sa.func.max(w.device), sa.func.sum(w.n), sa.func.sum(w.errors)).where(
+            w.start_ms >= now_ms - HOUR_MS
+        )
         # Grouped by an expression: SQLite would rather walk through all windows in the order of an index on the column.
         hour = {device: (int(n), int(k)) for device, n, k in connection.execute(sums.group_by(w.device.concat("")))}
         events = connection.execute(sa.select(telemetry.events).order_by(e.id.desc()).limit(EVENTS)).all()
