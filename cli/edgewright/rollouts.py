@@ -14,6 +14,7 @@ from rich.table import Table
 from edgewright_contracts.errors import RequestError
 
 from .hub_client import HubClient, with_hub
+from .planning import print_plan
 from .rollout_options import specified
 from .tables import print_table, toned
 
@@ -48,6 +49,20 @@ def create(client: HubClient, spec: dict[str, Any], force: bool, wait: bool, as_
             state = client.get(f"/api/v1/rollouts/{state['id']}")
     _tell(state, as_json)
     return 0 if state["outcome"] == "promoted" else 1
+
+
+@rollout.command()
+@specified
+@click.option("--force", is_flag=True, help="As of `create`.")
+@with_hub
+def plan(client: HubClient, spec: dict[str, Any], force: bool, as_json: bool) -> int:
+    """Who would get what when, and what its gates could see. Nothing moves."""
+    found = client.post(f"/api/v1/rollouts/plan{'?force=true' if force else ''}", spec)
+    if as_json:
+        click.echo(json.dumps(found))
+    else:
+        print_plan(found)
+    return 0
 
 
 @rollout.command()

@@ -18,7 +18,7 @@ from edgewright_contracts.errors import Refused
 from edgewright_contracts.package import Package
 from edgewright_hub.fleet import tokens
 from edgewright_hub.rollouts.specification import Experiment, RolloutSpec
-from edgewright_hub.storage import control
+from edgewright_hub.storage import control, telemetry
 from edgewright_hub.web import pages, rollouts
 from edgewright_hub.web.api import Hub
 from edgewright_hub.web.app import device_app
@@ -204,3 +204,37 @@ def test_every_option_of_create_reaches_the_specification(ask: Ask, house: House
     assert stored["gate"]["outcomes"]["pick_ok"]["delta"] == 0.02
     assert json.loads(out)["stages"][0]["devices"] == 1
     assert ask("create", "digits", "--version", "1.0.0", "--cooldown", "2 weeks")[0] == 2
+
+
+def test_a_plan_says_who_gets_what_when_and_moves_nothing(ask: Ask, house: House) -> None:
+    house.start("1.0.0", stages=("100%",))
+    house.live(FOUR, 30, until="done")
+    house.live(FOUR, 20)
+    documents = [house.wanted(d) for d in FOUR]
+    with house.control.begin() as connection:
+        connection.execute(control.devices.update().where(control.devices.c.id == "pi-3").values(held=True))
+    asked = ("plan", "digits", "--version", "2.0.0", "--stage", "id=pi-0", "--stage", "50%", "--stage", "100%")
+    code, out, _ = ask(*asked, "--window-s", "5", "--during", "Mon-Fri 02:00-04:00")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+    plan = json.loads(ask(*asked, "--window-s", "5", "--json")[1])
+    assert [(s["new"], s["exposed"]) for s in plan["stages"]] == [(1, 1), (1, 2), (2, 4)]
+    assert plan["stages"][0]["devices"] == ["pi-0"]
+    assert plan["bytes"]["full"] >= plan["bytes"]["delta"] > 0
+    assert plan["rates"]["label"] == pytest.approx(0.05, abs=0.03)
+    assert [(one["why"].split(";")[0], one["devices"]) for one in plan["excluded"]] == [
+        ("held by an operator", ["pi-3"])
+    ]
+    assert [house.wanted(d) for d in FOUR] == documents
+    assert len(house.conductor.rollouts()) == 1
+
+
+def test_what_none_of_the_devices_can_run_is_refused_before_anything_moves(house: House) -> None:
+    birth = {"hardware": {"arch": "riscv64"}, "runtimes": {"tvm": "0.1"}}
+    with house.telemetry.begin() as connection:
+        connection.execute(telemetry.devices.update().values(birth=birth))
+    with pytest.raises(Refused, match=r"none of the 4 devices can run digits 1\.0\.0: .*they have riscv64/tvm"):
+        house.start("1.0.0")
+    with house.telemetry.begin() as connection:
+        connection.execute(telemetry.devices.update().where(telemetry.devices.c.device == "pi-0").values(birth=None))
+    assert house.start("1.0.0"), "of one nothing is known"

@@ -289,7 +289,8 @@ def test_a_device_has_no_more_models_than_it_can_be_told_of(lived_in: House) -> 
         mine = control.desired.update().where(control.desired.c.device == "pi-0")
         connection.execute(mine.values(rev=99, document={"v": 1, "rev": 99, "models": models}))
         package = {"name": "cars", "version": "1.0.0", "digest": "c" * 64, "state": "allowed", "published_ms": 1}
-        connection.execute(control.packages.insert().values(**package, manifest={}))
+        manifest = msgspec.to_builtins(house.packages["1.0.0"].manifest)
+        connection.execute(control.packages.insert().values(**package, manifest=manifest))
     with pytest.raises(Refused, match=r"pi-0 \(1 in all\) can have no model besides the 32 they have"):
         house.start(**spec)
     house.start(**spec, devices=("pi-1",), stages=("100%",))

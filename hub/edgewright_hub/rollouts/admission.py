@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from edgewright_contracts.desired import Desired
 from edgewright_contracts.errors import Refused, RequestError
+from edgewright_contracts.manifest import Manifest
 
 from ..fleet import roster
 from ..fleet.selectors import Device, parse
@@ -189,6 +190,35 @@ def release_bytes(connection: sa.Connection, package: Package) -> int:
         sizes[path.split("/")[1] if path.startswith("variants/") else ""] += file["size"]
     shared = sizes.pop("", 0)
     return shared + max(sizes.values(), default=0)
+
+
+def manifests(connection: sa.Connection, model: str) -> dict[str, Manifest]:
+    """Of every version of the model, by digest."""
+    p = control.packages.c
+    rows = connection.execute(sa.select(p.digest, p.manifest).where(p.name == model))
+    return {row.digest: msgspec.convert(row.manifest, Manifest) for row in rows}
+
+
+def unable(manifest: Manifest, births: Mapping[str, Mapping[str, Any]], devices: Iterable[str]) -> list[str]:
+    """Devices of which what they said of themselves rules out every variant; of the silent nothing is known."""
+    found = []
+    for device in devices:
+        birth = births.get(device)
+        if birth and not manifest.ranked(str(birth["hardware"]["arch"]), tuple(birth["runtimes"])):
+            found.append(device)
+    return found
+
+
+def refuse_unable(proposal: Proposal, manifest: Manifest, births: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise Refused when no device can run any variant of it."""
+    if len(unable(manifest, births, proposal.previous)) == len(proposal.previous):
+        has = sorted(
+            {f"{b['hardware']['arch']}/{r}" for d in proposal.previous for b in [births[d]] for r in b["runtimes"]}
+        )
+        raise Refused(
+            f"none of the {len(proposal.previous)} devices can run {proposal.package.name} {proposal.package.version}: "
+            f"it has variants for {', '.join(manifest.ranking)}, they have {', '.join(has) or 'no runtime'}"
+        )
 
 
 def refuse_empty(

@@ -27,6 +27,7 @@ import msgspec
 import numpy as np
 import sqlalchemy as sa
 
+from edgewright_contracts import delta
 from edgewright_contracts.desired import Command, Config, Desired, encode
 from edgewright_contracts.errors import ContractError, RequestError
 from edgewright_contracts.topics import Kind
@@ -38,7 +39,7 @@ from ..registry import stages
 from ..registry.registry import Registry
 from ..storage import control
 from ..storage.store import upsert
-from . import admission, configuration, desired_documents, evidence, revocation, rollout, schedule
+from . import admission, configuration, desired_documents, evidence, plan, revocation, rollout, schedule
 from .configuration import Configurations
 from .desired_documents import Changes, Documents, current, newcomers
 from .experiment import Answer
@@ -79,6 +80,7 @@ class Conductor:
         self._documents = Documents()
         self.roster = Roster(telemetry_engine)
         self._lock = threading.Lock()
+        self._repository = registry.folder
         self.drift = FleetDrift(control_engine, telemetry_engine, registry.blobs)
 
     def tick(self, now_ms: int) -> bool:
@@ -100,6 +102,8 @@ class Conductor:
             fleet, documents = self.roster.read(connection), self._documents.read(connection)
             proposal = admission.propose(connection, spec, fleet, documents, now_ms=now_ms, force=force)
             spec = proposal.spec
+            births = self._readings.births()
+            admission.refuse_unable(proposal, admission.manifests(connection, spec.model)[spec.digest], births)
             mark = hashlib.sha256(f"{now_ms}{spec.digest}".encode()).hexdigest()[:4]
             state = RolloutState(id=f"r{proposal.number}-{mark}", author=who)
             joined, processes = self._readings.before(spec, fleet, proposal.previous, now_ms)
@@ -110,6 +114,31 @@ class Conductor:
             forced = ", although devices rest from it" if force else ""
             note(connection, now_ms, who, "rollout create", f"{state.id}: {spec.model} {spec.version}{forced}")
             return state.id
+
+    def plan(self, spec: RolloutSpec, *, now_ms: int, force: bool = False) -> dict[str, Any]:
+        """What it would do: `plan.plan`. Nothing moves; what `create_rollout` would refuse is refused here too."""
+        spec = _storable(spec)
+        with self._lock, self._control.connect() as connection:
+            fleet, documents = self.roster.read(connection), self._documents.read(connection)
+            proposal = admission.propose(connection, spec, fleet, documents, now_ms=now_ms, force=force)
+            manifests, births = admission.manifests(connection, spec.model), self._readings.births()
+            admission.refuse_unable(proposal, manifests[proposal.spec.digest], births)
+        joined, processes = self._readings.before(proposal.spec, fleet, proposal.previous, now_ms)
+        new = manifests[proposal.spec.digest]
+        downloads = {
+            had: plan.download(manifests.get(had or ""), new, self._patches) for had in {m.previous for m in joined}
+        }
+        unable = admission.unable(new, births, proposal.previous)
+        return plan.plan(
+            proposal,
+            fleet,
+            joined,
+            processes,
+            reported_s=self._readings.reported_s(proposal.previous, now_ms),
+            downloads={m.device: downloads[m.previous] for m in joined},
+            left_out=plan.excluded(proposal, fleet, self._readings.heard(), unable, now_ms),
+            now_ms=now_ms,
+        )
 
     def command(self, rollout_id: str, event: Verb, *, who: str, now_ms: int, reason: str = "") -> None:
         """Pause, resume, abort or revert; the last two send devices back to what they had: every one that was given
@@ -241,6 +270,10 @@ class Conductor:
             for m in unpacked(row.progress).members.rows()
         ]
         return {**describe(row), "devices": devices}
+
+    def _patches(self, old: str, new: str) -> int | None:
+        place = self._repository / delta.path(old, new)
+        return place.stat().st_size if place.is_file() else None
 
     # A tick.
 

@@ -79,6 +79,23 @@ class Readings:
         new = {device: digest for device, digest in had.items() if digest != spec.digest}
         return self.before(spec, fleet, new, now_ms)[0] if new else ()
 
+    def births(self) -> dict[str, Any]:
+        """What devices said of themselves when they came."""
+        d = telemetry.devices.c
+        with self._engine.connect() as connection:
+            rows = connection.execute(sa.select(d.device, d.birth).where(d.birth.is_not(None)))
+            return {row.device: row.birth for row in rows}
+
+    def reported_s(self, previous: Mapping[str, str | None], now_ms: int) -> float:
+        """Seconds that each of the devices that reported anything did in the period before, in the mean."""
+        w = telemetry.windows.c
+        digests = sorted({digest[:16] for digest in previous.values() if digest})
+        query = sa.select(w.device, sa.func.sum(w.mono_end_ms - w.mono_start_ms)).group_by(w.device)
+        where = (w.start_ms >= now_ms - PRE_MS, w.digest.in_(digests), w.phase != "shadow")
+        with self._engine.connect() as connection:
+            found = [float(ms) / 1000 for device, ms in connection.execute(query.where(*where)) if device in previous]
+        return sum(found) / len(found) if found else 0.0
+
     def before(
         self, spec: RolloutSpec, fleet: Mapping[str, Device], previous: Mapping[str, str | None], now_ms: int
     ) -> tuple[tuple[Member, ...], tuple[Process, ...]]:

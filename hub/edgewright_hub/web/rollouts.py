@@ -2,6 +2,7 @@
 
 GET  /api/v1/rollouts, /api/v1/rollouts/ID
 POST /api/v1/rollouts?force=true                      a specification; answers with the rollout
+POST /api/v1/rollouts/plan?force=true                 likewise; answers with what it would do, and nothing moves
 POST /api/v1/rollouts/ID/approve                      {digest}: who asks consents to just that package
 POST /api/v1/rollouts/ID/conclude                     {answer: "promote" | "take back"}: of an experiment
 POST /api/v1/rollouts/ID/pause|resume|abort|revert    {reason}
@@ -55,6 +56,12 @@ async def create_rollout(request: Request, caller: Operator, force: bool = False
     spec, conductor = await _spec(request), hub_of(request).conductor
     name = await run_in_threadpool(conductor.create_rollout, spec, who=caller.name, now_ms=now_ms(), force=force)
     return await run_in_threadpool(conductor.rollout, name)
+
+
+@router.post("/api/v1/rollouts/plan")
+async def plan(request: Request, _: Reader, force: bool = False) -> dict[str, Any]:
+    spec, conductor = await _spec(request), hub_of(request).conductor
+    return await run_in_threadpool(conductor.plan, spec, now_ms=now_ms(), force=force)
 
 
 @router.post("/api/v1/rollouts/{rollout}/approve")

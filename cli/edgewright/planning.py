@@ -1,0 +1,56 @@
+"""What a rollout would do, as `edgewright rollout plan` prints it: 80 columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+def print_plan(plan: dict[str, Any]) -> None:
+    console = Console()
+    console.print(f"[bold]{escape(plan['model'])} {escape(plan['version'])}[/]  for {plan['devices']} devices")
+    table = Table("stage", "new", "in all", "takes", "waits for", "sees", "failing", box=None, header_style="dim")
+    for stage in plan["stages"]:
+        sees = ", ".join(f"{metric} ×{ratio:.2f}" for metric, ratio in stage["visible"].items())
+        table.add_row(
+            escape(str(stage["stage"])),
+            str(stage["new"]),
+            str(stage["exposed"]),
+            lasting(stage["expected_s"]),
+            escape(stage["waits_for"]) or "–",
+            escape(sees) or "–",
+            "–" if stage["failing"] is None else str(stage["failing"]),
+        )
+    console.print(table)
+    console.print("sees: times the usual rate, the smallest that is rolled back; failing: so", style="dim")
+    console.print("many devices roll it back, if they do not fail without it too", style="dim")
+    rates = ", ".join(f"{metric} {rate:.3%}" for metric, rate in plan["rates"].items())
+    console.print(f"usual rates: {escape(rates) or 'nothing was counted before; fixed limits hold'}", highlight=False)
+    full, delta = plan["bytes"]["full"], plan["bytes"]["delta"]
+    console.print(f"downloads: {size(full)} in all, {size(delta)} with the patches there are", highlight=False)
+    expected = lasting(plan["expected_s"])
+    console.print(f"a good release takes {expected}; {lasting(plan['longest_s'])} at the longest", highlight=False)
+    if plan["approvals"]:
+        console.print(f"begins when {plan['approvals']} other persons have approved it", highlight=False)
+    for one in plan["excluded"]:
+        named = ", ".join(one["devices"][:3]) + (" …" if one["n"] > 3 else "")
+        console.print(f"without {one['n']} ({escape(named)}): {one['why']}", highlight=False)
+
+
+def lasting(seconds: float | None) -> str:
+    if seconds is None:
+        return "never"
+    for size_s, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 2 * size_s:
+            return f"{seconds / size_s:.3g} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def size(count: float) -> str:
+    for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count:.0f} bytes"

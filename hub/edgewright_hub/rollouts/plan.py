@@ -1,0 +1,168 @@
+"""What a rollout would do: who gets it when, what that costs, how long it takes and what its gates can see. Pure.
+
+Guarantee: nothing moves. Which devices a count or a share means is drawn when the rollout is created, so only numbers
+are told of those; of a selector, names. Times are of a good release (`outlook`), in windows of this rollout and at the
+rates at which these devices counted in the 24 hours before.
+
+The longest is what the parts of which there is a bound take together: every batch of `concurrency` devices uses up its
+time-out, the bandwidth is the cap, evidence comes as expected, and each stage waits for the next maintenance window.
+Devices that try again are not in it, and what is asked of people is not either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from edgewright_contracts.manifest import FileRef, Manifest
+
+from ..fleet.selectors import Device
+from . import schedule
+from .admission import Proposal
+from .evidence import Heard
+from .members import Member, Members
+from .outlook import Outlook, outlook, usual
+from .processes import Counts, Process
+from .specification import RolloutSpec, is_selector, stage_size
+
+NAMES: Final = 20  # of devices, of one stage or one reason
+
+
+class Download(msgspec.Struct, frozen=True):
+    """Bytes that one device with the largest variant downloads: all files, and with patches for what it has."""
+
+    full: int
+    delta: int
+
+
+def download(old: Manifest | None, new: Manifest, patch: Callable[[str, str], int | None]) -> Download:
+    """`patch`: bytes of the one from a file to another, by their hashes; None: there is none."""
+    full, least = defaultdict[str, int](int), defaultdict[str, int](int)
+    had: Mapping[str, FileRef] = old.files if old else {}
+    for path, file in new.files.items():
+        variant = path.split("/")[1] if path.startswith("variants/") else ""
+        before = had.get(path)
+        full[variant] += file.size
+        if before is None:
+            least[variant] += file.size
+        elif before.sha256 != file.sha256:
+            small = patch(before.sha256, file.sha256)
+            least[variant] += file.size if small is None else small
+    largest = max((name for name in full if name), key=full.__getitem__, default="")
+    shared = (full[""], least[""]) if largest else (0, 0)
+    return Download(full[largest] + shared[0], least[largest] + shared[1])
+
+
+def excluded(
+    proposal: Proposal, fleet: Mapping[str, Device], heard: Mapping[str, Heard], unable: Iterable[str], now_ms: int
+) -> dict[str, list[str]]:
+    """Devices that get it not at all or only later, by the reason."""
+    spec, found = proposal.spec, defaultdict[str, list[str]](list)
+    found["it has this version already"] = list(proposal.already)
+    cannot = frozenset(unable)
+    for name in proposal.previous:
+        device = fleet[name]
+        if name in cannot:
+            found["it cannot run any variant, by what it said of itself"].append(name)
+        elif device.held:
+            found["held by an operator; later, by the same gates"].append(name)
+        elif name not in heard or not heard[name].present(now_ms):
+            found["silent; later, by the same gates"].append(name)
+        elif not schedule.opens(spec.windows, device.tz, now_ms):
+            found["outside its maintenance windows; later, in them"].append(name)
+    return {why: names for why, names in found.items() if names}
+
+
+def exposed(spec: RolloutSpec, groups: Sequence[int | None]) -> list[int]:
+    """Devices in all that each stage reaches, if all can be reached."""
+    sizes: list[int] = []
+    for place, stage in enumerate(spec.ladder):
+        before = sizes[-1] if sizes else 0
+        if is_selector(stage):
+            sizes.append(before + sum(group == place for group in groups))
+        else:
+            sizes.append(max(before, stage_size(stage, len(groups))))
+    return sizes
+
+
+def plan(
+    proposal: Proposal,
+    fleet: Mapping[str, Device],
+    joined: tuple[Member, ...],
+    processes: Sequence[Process],
+    *,
+    reported_s: float,  # by each device in the period before, in the mean
+    downloads: Mapping[str, Download],  # by device
+    left_out: Mapping[str, list[str]],
+    now_ms: int,
+) -> dict[str, Any]:
+    """As people read it: JSON values only."""
+    spec, members = proposal.spec, Members.of(joined)
+    groups = [member.group for member in joined]
+    reached = exposed(spec, groups)
+    windows = max(1.0, reported_s / spec.window_s)
+    known = usual(Counts(members.pre[0], members.pre[1]), processes, windows, spec.gate)
+    told = outlook(spec.gate, known, reached, len(joined), pre_windows=windows)
+    full = sum(one.full for one in downloads.values())
+    waits = _longest_wait(spec, {fleet[member.device].tz for member in joined}, now_ms)
+    stages, total = _stages(spec, told, reached, joined, full / max(1, len(joined)), waits)
+    return {
+        "model": spec.model,
+        "version": spec.version,
+        "digest": spec.digest,
+        "devices": len(joined),
+        "stages": stages,
+        "bytes": {"full": full, "delta": sum(one.delta for one in downloads.values())},
+        "expected_s": None if told.windows is None else told.windows * spec.window_s,
+        "longest_s": total,
+        "rates": {metric: one.rate for metric, one in known.items()},
+        "approvals": spec.approvals,
+        "excluded": [{"why": why, "n": len(names), "devices": names[:NAMES]} for why, names in left_out.items()],
+    }
+
+
+def _stages(
+    spec: RolloutSpec, told: Outlook, reached: Sequence[int], joined: Sequence[Member], size: float, waits: float
+) -> tuple[list[dict[str, Any]], float | None]:
+    found: list[dict[str, Any]] = []
+    total: float | None = 0.0
+    for place, stage in enumerate(spec.ladder):
+        new = reached[place] - (reached[place - 1] if place else 0)
+        outlook = told.stages[place] if place < len(told.stages) else None
+        lasts = None if outlook is None or outlook.windows is None else outlook.windows * spec.window_s
+        batches = math.ceil(new / min(spec.concurrency or max(1, new), max(1, new)))
+        asked = max(batches * spec.device_timeout_s, new * size / (spec.bandwidth_bytes_s or math.inf))
+        total = None if total is None or lasts is None else total + asked + lasts + waits
+        named = [m.device for m in joined if m.group == place][:NAMES] if is_selector(stage) else []
+        if place == len(spec.ladder) - 1 and new == len(joined):
+            named = [m.device for m in joined][:NAMES]
+        found.append(
+            {
+                "stage": stage,
+                "new": new,
+                "exposed": reached[place],
+                "devices": named,
+                "expected_s": lasts,
+                "waits_for": outlook.waits_for if outlook else "",
+                "visible": dict(outlook.visible) if outlook else {},
+                "failing": outlook.failing if outlook else None,
+            }
+        )
+    return found, total
+
+
+def _longest_wait(spec: RolloutSpec, zones: Iterable[str], now_ms: int) -> float:
+    """Seconds between the end of an opening and the next one, at most over a week."""
+    longest = 0.0
+    for tz in zones if spec.windows else ():
+        at = now_ms
+        while at < now_ms + 8 * 86_400_000:
+            opening = schedule.next_opening(spec.windows, tz, at)
+            assert opening is not None
+            longest = max(longest, (opening.begin_ms - at) / 1000)
+            at = opening.end_ms
+    return longest
