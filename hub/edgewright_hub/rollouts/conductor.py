@@ -39,12 +39,11 @@ from ..registry import stages
 from ..registry.registry import Registry
 from ..storage import control
 from ..storage.store import upsert
-from . import admission, configuration, desired_documents, evidence, plan, revocation, rollout, schedule
+from . import admission, configuration, desired_documents, evidence, hours, plan, revocation, rollout
 from .configuration import Configurations
 from .desired_documents import Changes, Documents, current, newcomers
 from .experiment import Answer
 from .gates import Ledger, SequentialGate
-from .members import Bools
 from .progress import unpacked
 from .readings import BATCH, Readings
 from .records import columns, describe, find, note
@@ -190,7 +189,7 @@ class Conductor:
                 spec, fleet = stored(row.spec), self.roster.read(connection)
                 documents = self._documents.read(connection)
                 state, asked = decide(unpacked(row.progress), spec, documents)
-                wishes = _timed(asked.expand(state.members, spec), spec, fleet, documents, now_ms)
+                wishes = hours.timed(asked.expand(state.members, spec), spec, fleet, documents, now_ms)
                 changes = self._changes(connection, documents, {}, fleet)
                 _write(connection, {state.id: columns(state, now_ms)}, [(w, state.id, spec) for w in wishes], changes)
                 note(connection, now_ms, who, f"rollout {what}", f"{rollout_id}: {reason}" if reason else rollout_id)
@@ -300,8 +299,8 @@ class Conductor:
                 whole = rollout.enrol(before, joined)
                 seen = evidence.observe(spec, whole, windows, events, present, heard, now_ms)
                 held = np.array([d in fleet and fleet[d].held for d in whole.members.devices], np.bool_)
-                hours, gone = _open(spec, whole, fleet, now_ms), withdrawn.get(spec.digest, "")
-                seen = dataclasses.replace(seen, held=held, open=hours, withdrawn=gone)
+                able, gone = hours.open_now(spec, whole.members, fleet, now_ms), withdrawn.get(spec.digest, "")
+                seen = dataclasses.replace(seen, held=held, open=able, withdrawn=gone)
                 after, more = rollout.step(whole, spec, seen, SequentialGate(spec.gate), now_ms)
             except sa.exc.SQLAlchemyError:
                 raise
@@ -313,7 +312,7 @@ class Conductor:
                 continue
             grants += [
                 (revocation.redirected(wish, fleet, promoted, withdrawn.keys()), after.id, spec)
-                for wish in _timed(more.expand(after.members, spec), spec, fleet, documents, now_ms)
+                for wish in hours.timed(more.expand(after.members, spec), spec, fleet, documents, now_ms)
             ]
             if after != before:
                 stepped[after.id] = columns(after, now_ms)
@@ -357,34 +356,6 @@ def _write(
     for wish, rollout_id, spec in grants:
         changes.grant(wish, rollout_id, spec)
     upsert(connection, control.desired, changes.rows(), keys=["device"])
-
-
-def _open(spec: RolloutSpec, state: RolloutState, fleet: Mapping[str, Device], now_ms: int) -> Bools | None:
-    """bool[devices]: within their maintenance windows; None: there are none."""
-    if not spec.windows:
-        return None
-    zones = [fleet[device].tz if device in fleet else "" for device in state.members.devices]
-    open_in = {tz: schedule.opens(spec.windows, tz, now_ms) for tz in set(zones)}
-    return np.array([open_in[tz] for tz in zones], np.bool_)
-
-
-def _timed(
-    wishes: list[Wish],
-    spec: RolloutSpec,
-    fleet: Mapping[str, Device],
-    documents: Mapping[str, Desired],
-    now_ms: int,
-) -> list[Wish]:
-    """With the hours in which devices may begin; one that keeps what it has begins nothing."""
-    if not spec.windows:
-        return wishes
-    zone = {device.id: device.tz for device in fleet.values()}
-    return [
-        wish
-        if not wish.trial and current(documents.get(wish.device), wish.model) == wish.digest
-        else desired_documents.in_hours(wish, spec, zone.get(wish.device, ""), now_ms)
-        for wish in wishes
-    ]
 
 
 def _storable(spec: RolloutSpec) -> RolloutSpec:

@@ -25,7 +25,6 @@ from edgewright_contracts.errors import ContractError
 
 from ..fleet.selectors import Device, Selector, parse
 from ..storage import control
-from .schedule import next_opening
 from .specification import RolloutSpec
 from .wishes import Wish
 
@@ -167,16 +166,6 @@ def granted(document: Desired, wish: Wish, rollout_id: str, spec: RolloutSpec | 
         models=tuple(sorted((*others, entry), key=lambda m: m.name)),
         config=msgspec.structs.replace(config, rollout_window_s=window_s),
     )
-
-
-def in_hours(wish: Wish, spec: RolloutSpec, tz: str, now_ms: int) -> Wish:
-    """The wish with the hours in which its device may begin. On trial: those of the opening that holds now. For good,
-    of a device that was away so long: from the next opening on. To go back waits for no window."""
-    if wish.digest != spec.digest or (opening := next_opening(spec.windows, tz, now_ms)) is None:
-        return wish
-    if wish.trial:
-        return msgspec.structs.replace(wish, not_before=opening.begin_ms, not_after=opening.end_ms)
-    return msgspec.structs.replace(wish, not_before=opening.begin_ms if opening.begin_ms > now_ms else None)
 
 
 def configured(document: Desired, config: Config) -> Desired:
