@@ -74,6 +74,10 @@ def test_wrong_labels_send_a_release_back_before_it_reaches_everyone(lived_in: H
     assert (seen["state"], seen["outcome"]) == ("rolled-back", "rolled back")
     assert seen["devices_exposed"] <= 2
     assert seen["reason"].startswith("wrong labels")
+    with house.control.connect() as connection:
+        alert = connection.execute(sa.select(control.alerts).where(control.alerts.c.kind == "rollout")).one()
+    assert (alert.severity, alert.subject) == ("page", seen["id"])
+    assert alert.text.startswith("digits 2.0.0 is sent back from ")
     assert {house.version(d) for d in EIGHT} == {"1.0.0"}
     with pytest.raises(Refused, match=r"2\.0\.0 is blocked: rollout r2-.* sent it back"):
         house.start("2.0.0")

@@ -32,6 +32,7 @@ from edgewright_contracts.desired import Command, Config, Desired, encode
 from edgewright_contracts.errors import ContractError, RequestError
 from edgewright_contracts.topics import Kind
 
+from ..alerts import alerts
 from ..drift.fleet_drift import FleetDrift
 from ..fleet.roster import Roster
 from ..fleet.selectors import Device
@@ -290,6 +291,7 @@ class Conductor:
         grants: list[Grant] = [(wish, "", None) for wish in newcomers(fleet, documents, promoted)]
         windows, events = self._readings.arrived(cursors, reading=bool(active))
         stepped: dict[str, dict[str, Any]] = {}
+        sent_back: list[tuple[RolloutState, RolloutSpec]] = []
         heard = self._readings.heard() if active else {}
         present = frozenset(device for device, one in heard.items() if one.present(now_ms))
         for row in active:
@@ -316,11 +318,15 @@ class Conductor:
             ]
             if after != before:
                 stepped[after.id] = columns(after, now_ms)
+            if after.state == "rolling-back" and before.state != "rolling-back":
+                sent_back.append((after, spec))
         positions = {"rollout.windows": windows, "rollout.events": events}
         moved = {name: rows[-1].id for name, rows in positions.items() if rows}
         if stepped or moved or grants or changes.bodies:
             with self._control.begin() as connection:
                 _write(connection, stepped, grants, changes)
+                for state, spec in sent_back:
+                    _alert(connection, state, spec, now_ms)
                 rows = [{"name": name, "position": position} for name, position in moved.items()]
                 upsert(connection, control.cursors, rows, keys=["name"])
         return max(len(windows), len(events)) == BATCH, changes.bodies
@@ -356,6 +362,19 @@ def _write(
     for wish, rollout_id, spec in grants:
         changes.grant(wish, rollout_id, spec)
     upsert(connection, control.desired, changes.rows(), keys=["device"])
+
+
+def _alert(connection: sa.Connection, state: RolloutState, spec: RolloutSpec, now_ms: int) -> None:
+    """It stays open until a person closes it. What an experiment takes back is no surprise, and wakes nobody."""
+    alerts.open_alert(
+        connection,
+        f"rollout:{state.id}",
+        severity="ticket" if state.outcome == "taken back" else "page",
+        kind="rollout",
+        subject=state.id,
+        text=f"{spec.model} {spec.version} is sent back from {state.exposed} devices: {state.reason}",
+        now_ms=now_ms,
+    )
 
 
 def _storable(spec: RolloutSpec) -> RolloutSpec:
