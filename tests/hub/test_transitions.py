@@ -196,9 +196,7 @@ def test_a_later_rollout_is_not_undone_with_an_earlier_one_and_a_model_rests_aft
     house.conductor.command(second, "revert", who="ann", now_ms=house.now)
     assert {house.version(d) for d in FOUR} == {"1.0.0"}
     house.live(FOUR, 3, until="reverted")
-    with pytest.raises(
-        Refused, match=r"pi-0, pi-1, pi-2 \(4 in all\) rest for another 10 min: .*\(reverted\)"
-    ):
+    with pytest.raises(Refused, match=r"pi-0, pi-1, pi-2 \(4 in all\) rest for another 10 min: .*\(reverted\)"):
         house.start("2.0.0")
     house.now += 600_000
     house.live(FOUR, 1)
