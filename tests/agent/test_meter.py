@@ -315,6 +315,19 @@ def test_a_label_that_comes_with_its_inference_in_one_round_is_joined(device):
     assert take(meter, subject)[0].outcomes == {"correct": Hits(1, 1)}
 
 
+def test_a_label_of_any_inference_that_waits_to_be_counted_is_joined(device):
+    model, meter, subject = device
+    model.switch(Active(subject, Answers(OUTPUTS)))
+    x, _ = packages.draw(1, seed=4)
+    for i in range(rows.ROWS):
+        identifier = model.predict({"image": x[0]}).id
+        if i % 1000 == 0:
+            meter.outcome(Outcome(identifier, "pick_ok", 1))
+    (window,) = take(meter, subject)
+    assert (window.n, window.shed) == (rows.ROWS, {})
+    assert window.outcomes == {"pick_ok": Hits(17, 17)}
+
+
 def test_a_label_of_no_inference_or_of_a_class_without_a_name_spoils_no_other(device):
     model, meter, subject = device
     few = msgspec.structs.replace(subject, manifest=msgspec.structs.replace(subject.manifest, labels=("0", "1")))

@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from edgewright_runtime.runtime import Array
 
-from .rows import Subject
+from .rows import ROWS, Subject
 
-RING: Final = 8192  # inferences that a late label still finds
+RING: Final = ROWS  # inferences that a late label still finds: no fewer than one round may count
 KEYS: Final = 512  # pairs of subject and context before some are forgotten; 32 models have 288
 
 Ids = npt.NDArray[np.int64]
@@ -34,8 +34,9 @@ class Ring:
     """Of one thread: the telemetry's."""
 
     def __init__(self) -> None:
-        self._ids = np.full(RING, -1, np.int64)  # an inference's is 1 or more
-        self._class = np.full(RING, -1, np.int32)
+        # Zeros take no memory until they are written to.
+        self._ids = np.zeros(RING, np.int64)  # an inference's is 1 or more
+        self._class = np.zeros(RING, np.int32)
         self._confidence = np.zeros(RING, np.float32)
         self._key = np.zeros(RING, np.int32)
         self._keys: list[tuple[Subject, str]] = []
