@@ -8,6 +8,7 @@ import os
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from edgewright.main import run
 from edgewright_compiler.keys import init_keys
+from edgewright_contracts.package import Package
 from edgewright_hub.fleet.ca import Authority, open_authority
 from edgewright_hub.ingest.refusals import Noted
 from edgewright_hub.mqtt.broker import EmbeddedBroker
@@ -29,6 +32,8 @@ from edgewright_hub.storage.places import Places
 from edgewright_hub.storage.telemetry import open_telemetry
 from edgewright_hub.web.listeners import Address, listen
 from sim import wire
+from sim.house import House
+from sim.packages import make_package
 from sim.postgresql import chosen, server
 
 
@@ -221,3 +226,44 @@ class Names:
 def new_device(request: pytest.FixtureRequest) -> Names:
     name = "".join(c if c.isalnum() else "-" for c in request.node.name.lower())[-40:].strip("-")
     return Names(f"d-{name}", itertools.count())
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Package]:
+    """Two versions of one model."""
+    root = tmp_path_factory.mktemp("packages")
+    return {v: make_package(root / v, version=v, seed=i) for i, v in enumerate(("1.0.0", "2.0.0"))}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, packages: dict[str, Package]) -> Iterator[Path]:
+    """A hub with two published packages and three devices that listen to nobody."""
+    tmp_path = tmp_path_factory.mktemp("hub")
+    owner, place = tmp_path / "owner", tmp_path / "data"
+    init_keys(owner, now=datetime.now(UTC))
+    command = [sys.executable, "-c", "from edgewright.main import main; main()", "hub", "serve", "--data", str(place)]
+    ports = ["--https", "127.0.0.1:0", "--page", "127.0.0.1:0", "--mqtt", "127.0.0.1:0", "--tick-s", "0.1"]
+    hub = subprocess.Popen([*command, *ports, "--trust", str(owner / "hub")], stdout=subprocess.PIPE, text=True)
+    assert hub.stdout is not None
+    assert hub.stdout.readline()
+    house = House(place, packages, now=int(time.time() * 1000))
+    for version in packages:
+        house.publish_package(version)
+    house.enrol("pi-0", "pi-1", "pi-2")
+    yield place
+    hub.terminate()
+    hub.communicate(timeout=10)
+    house.control.dispose()
+    house.telemetry.dispose()
+
+
+@pytest.fixture
+def edgewright(data: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """The command, as a person at this hub gives it: status, stdout and stderr."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = run([*arguments, "--data", str(data)])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call

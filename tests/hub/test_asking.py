@@ -28,15 +28,8 @@ from edgewright_hub.web.api import Hub
 from edgewright_hub.web.app import device_app
 from edgewright_hub.web.samples import KEPT_S, Samples
 from sim.house import House
-from sim.packages import make_package
 
 DAY_MS = 86_400_000
-
-
-@pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Package]:
-    root = tmp_path_factory.mktemp("packages")
-    return {v: make_package(root / v, version=v, seed=i) for i, v in enumerate(("1.0.0", "2.0.0"))}
 
 
 @pytest.fixture

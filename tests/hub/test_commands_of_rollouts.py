@@ -23,15 +23,8 @@ from edgewright_hub.web import pages, rollouts
 from edgewright_hub.web.api import Hub
 from edgewright_hub.web.app import device_app
 from sim.house import House
-from sim.packages import make_package
 
 FOUR = [f"pi-{i}" for i in range(4)]
-
-
-@pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Package]:
-    root = tmp_path_factory.mktemp("packages")
-    return {v: make_package(root / v, version=v, seed=i) for i, v in enumerate(("1.0.0", "2.0.0"))}
 
 
 @pytest.fixture

@@ -3,54 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
-from edgewright.main import run
-from edgewright_compiler.keys import init_keys
-from sim.house import House
-from sim.packages import make_package
-
 pytestmark = pytest.mark.process
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A hub with two published packages and three devices that listen to nobody."""
-    tmp_path = tmp_path_factory.mktemp("hub")
-    owner, place = tmp_path / "owner", tmp_path / "data"
-    init_keys(owner, now=datetime.now(UTC))
-    command = [sys.executable, "-c", "from edgewright.main import main; main()", "hub", "serve", "--data", str(place)]
-    ports = ["--https", "127.0.0.1:0", "--page", "127.0.0.1:0", "--mqtt", "127.0.0.1:0", "--tick-s", "0.1"]
-    hub = subprocess.Popen([*command, *ports, "--trust", str(owner / "hub")], stdout=subprocess.PIPE, text=True)
-    assert hub.stdout is not None
-    assert hub.stdout.readline()
-    packages = {v: make_package(tmp_path / v, version=v, seed=i) for i, v in enumerate(("1.0.0", "2.0.0"))}
-    house = House(place, packages, now=int(time.time() * 1000))
-    for version in packages:
-        house.publish_package(version)
-    house.enrol("pi-0", "pi-1", "pi-2")
-    yield place
-    hub.terminate()
-    hub.communicate(timeout=10)
-    house.control.dispose()
-    house.telemetry.dispose()
-
-
-@pytest.fixture
-def edgewright(data: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = run([*arguments, "--data", str(data)])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return call
 
 
 def test_devices_are_described_held_and_shown_with_who_did_what(

@@ -18,16 +18,9 @@ from edgewright_hub.drift import days
 from edgewright_hub.drift.budget import Budget
 from edgewright_hub.storage import control, telemetry
 from sim.house import HOUR, House, draw_cells
-from sim.packages import make_package
 
 EIGHT = [f"pi-{i}" for i in range(8)]
 MINUTES_5 = 300_000
-
-
-@pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Package]:
-    root = tmp_path_factory.mktemp("packages")
-    return {v: make_package(root / v, version=v, seed=i) for i, v in enumerate(("1.0.0", "2.0.0"))}
 
 
 def _new(place: Path, packages: dict[str, Package]) -> House:

@@ -25,13 +25,6 @@ from edgewright_hub.storage.histograms import cells_bytes
 from edgewright_hub.web import pages
 from edgewright_hub.web.api import Hub
 from sim.house import HOUR, House, draw_cells
-from sim.packages import make_package
-
-
-@pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Package]:
-    root = tmp_path_factory.mktemp("packages")
-    return {v: make_package(root / v, version=v, seed=i) for i, v in enumerate(("1.0.0", "2.0.0"))}
 
 
 @pytest.fixture

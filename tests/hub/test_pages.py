@@ -21,7 +21,6 @@ from edgewright_hub.web import pages
 from edgewright_hub.web.api import Hub
 from sim import wire
 from sim.house import House
-from sim.packages import make_package
 
 
 class Quiet(Registry):
@@ -29,12 +28,6 @@ class Quiet(Registry):
 
     def warning(self, *, now: datetime) -> str | None:
         return None
-
-
-@pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Package]:
-    root = tmp_path_factory.mktemp("packages")
-    return {v: make_package(root / v, version=v, seed=i) for i, v in enumerate(("1.0.0", "2.0.0"))}
 
 
 @pytest.fixture

@@ -24,16 +24,9 @@ from edgewright_hub.storage.store import check, held, server_url
 from edgewright_hub.storage.telemetry import open_telemetry
 from sim import wire
 from sim.house import House
-from sim.packages import make_package
 from sim.postgresql import Server, chosen
 
 PIS = [f"pi-{i}" for i in range(4)]
-
-
-@pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Package]:
-    root = tmp_path_factory.mktemp("packages")
-    return {v: make_package(root / v, version=v, seed=i) for i, v in enumerate(("1.0.0", "2.0.0"))}
 
 
 def _lived(place: Path, packages: dict[str, Package], *, asked: bool) -> list[Any]:

@@ -14,14 +14,6 @@ from edgewright_hub.fleet.roster import Roster, meant
 from edgewright_hub.fleet.selectors import Device, parse
 from edgewright_hub.storage import control, telemetry
 from sim.house import House
-from sim.packages import make_package
-
-
-@pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Package]:
-    root = tmp_path_factory.mktemp("packages")
-    return {v: make_package(root / v, version=v, seed=i) for i, v in enumerate(("1.0.0", "2.0.0"))}
-
 
 FOUR = ["pi-0", "pi-1", "pi-2", "pi-3"]
 

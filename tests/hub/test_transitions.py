@@ -18,7 +18,6 @@ from edgewright_hub.rollouts.specification import Experiment
 from edgewright_hub.rollouts.state import TABLE
 from edgewright_hub.storage import control
 from sim.house import House
-from sim.packages import make_package
 
 FOUR = [f"pi-{i}" for i in range(4)]
 
@@ -75,12 +74,6 @@ class Fleet:
 
 def _die(*_: Any) -> None:
     raise sa.exc.OperationalError("killed", {}, Exception())
-
-
-@pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Package]:
-    root = tmp_path_factory.mktemp("packages")
-    return {v: make_package(root / v, version=v, seed=i) for i, v in enumerate(("1.0.0", "2.0.0"))}
 
 
 @pytest.fixture(scope="module")
