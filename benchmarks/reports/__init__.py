@@ -1,0 +1,1 @@
+"""The parts of `ingest.py`, by what they measure."""
