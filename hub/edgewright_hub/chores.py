@@ -7,10 +7,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import sqlalchemy as sa
-from cryptography import x509
 
 from .accuracy import doubt, labels, retraining
 from .alerts import expiry
@@ -19,8 +18,6 @@ from .registry.repository import Repository
 from .rollouts import sampling
 from .web.samples import Samples
 
-_CERTIFICATES: Final = ("ca", "server", "hub")
-
 Chore = tuple[str, float, Callable[[], Any]]  # what vitals calls it, seconds between two turns, and the turn
 
 
@@ -28,10 +25,7 @@ def chores(
     control_engine: sa.Engine, telemetry_engine: sa.Engine, repository: Repository, ca: Path, samples: Samples
 ) -> tuple[Chore, ...]:
     def expire() -> None:
-        certificates = {
-            name: x509.load_pem_x509_certificate((ca / f"{name}.pem").read_bytes()) for name in _CERTIFICATES
-        }
-        found = endings.endings(repository, certificates)
+        found = [*endings.of_signatures(repository), *endings.of_certificates(ca)]
         expiry.tick(control_engine, [expiry.Ending(*one) for one in found], datetime.now(UTC))
 
     def sample() -> None:

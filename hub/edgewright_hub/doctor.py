@@ -11,20 +11,19 @@ import fcntl
 import hashlib
 import shutil
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import sqlalchemy as sa
-from cryptography import x509
 from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import Metadata, Timestamp  # type: ignore[attr-defined]
 
 from edgewright_contracts.errors import EdgewrightError
 from edgewright_contracts.manifest import decode_manifest
 
 from .ingest.refusals import since
-from .registry.repository import RENEWAL, TARGETS_ALERT, Repository
+from .registry import endings
+from .registry.repository import Repository
 from .storage import telemetry
 from .storage.places import places
 from .storage.store import Schema, open_to_read
@@ -75,26 +74,22 @@ def _databases(data: Path, _now: datetime) -> Iterator[Finding]:
 
 
 def _certificates(data: Path, now: datetime) -> Iterator[Finding]:
-    for name in ("ca", "server", "hub"):
-        certificate = x509.load_pem_x509_certificate((data / "ca" / f"{name}.pem").read_bytes())
-        days = (certificate.not_valid_after_utc - now).days
-        way = "" if days >= 30 else "; restart the hub, which renews it"
-        yield Finding(f"certificate {name}", days >= 30, f"valid for {days} days{way}")
+    for one in endings.of_certificates(data / "ca"):
+        yield _lasting(one, now)
 
 
 def _metadata(data: Path, now: datetime) -> Iterator[Finding]:
-    repository = Repository(data / "repo", data / "keys")
-    timestamp = Metadata[Timestamp].from_bytes((repository.metadata / "timestamp.json").read_bytes())
-    hours = int((timestamp.signed.expires - now).total_seconds() // 3600)
-    said = f"signed for {hours} more hours"
-    if hours < 24:
-        said += ": devices will refuse to update; the running hub signs daily, so look at its log"
-    yield Finding("timestamp", hours >= 24, said)
-    targets = repository.targets()
-    left = targets.signed.expires - now
-    said = f"the owner's list (version {targets.signed.version}) is valid for {left.days} days"
-    well = left > TARGETS_ALERT
-    yield Finding("owner's list", well, said if well else f"{said}: {RENEWAL['targets']}")
+    for one in endings.of_signatures(Repository(data / "repo", data / "keys")):
+        yield _lasting(one, now)
+
+
+def _lasting(one: endings.Ending, now: datetime) -> Finding:
+    """Well until so long before its end that a person should act, as the alerts of a running hub have it."""
+    left = one.at - now
+    hours = left // timedelta(hours=1)
+    span = f"{left.days} days" if left >= timedelta(days=3) else f"{hours} hours"
+    said = f"valid for {span}" if left > timedelta() else f"ended {(-left).days} days ago"
+    return Finding(one.what, not one.due(now), f"{said}: {one.way}" if one.due(now) else said)
 
 
 def _signatures(data: Path, _now: datetime) -> Iterator[Finding]:

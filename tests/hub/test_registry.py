@@ -16,6 +16,7 @@ from tuf.ngclient.fetcher import FetcherInterface
 from edgewright_compiler.keys import init_keys
 from edgewright_contracts.errors import ContractError, Refused, RequestError
 from edgewright_hub import doctor
+from edgewright_hub.fleet.ca import open_authority
 from edgewright_hub.registry.registry import Conflict, Registry
 from edgewright_hub.storage import control
 from sim.releases import files_of, manifest_of, targets_of
@@ -259,7 +260,7 @@ def _interrupt(*_: object) -> None:
 
 def test_the_owner_is_reminded_60_days_before_the_end(registry: Registry) -> None:
     assert registry.warning(now=NOW) is None
-    assert "expires in 10 days" in (registry.warning(now=NOW + timedelta(days=355)) or "")
+    assert "expires in 10 days" in (registry.warning(now=NOW + timedelta(days=354.5)) or "")
     assert "expired" in (registry.warning(now=NOW + timedelta(days=400)) or "")
 
 
@@ -284,6 +285,25 @@ def test_another_owners_files_are_refused(registry: Registry, tmp_path: Path, co
 
 def _doctor(data: Path) -> dict[str, tuple[bool, str]]:
     return {one.check: (one.well, one.said) for one in doctor.examine(data, now=NOW)}
+
+
+def test_the_doctor_tells_of_an_end_60_days_before_it(registry: Registry, tmp_path: Path) -> None:
+    open_authority(tmp_path / "ca", now=NOW).keep_server((), tmp_path / "ca", now=NOW)
+
+    def ill(days: float) -> dict[str, str]:
+        found = doctor.examine(tmp_path, now=NOW + timedelta(days=days))
+        ends = ("root", "targets", "snapshot", "timestamp", "certificate ca", "certificate server", "certificate hub")
+        assert {one.check for one in found} > set(ends)
+        return {one.check: one.said for one in found if one.check in ends and not one.well}
+
+    assert ill(0) == {}
+    assert ill(2.5)["timestamp"].startswith("valid for 12 hours: the running hub signs it daily")
+    assert "targets" not in ill(304)
+    assert "edgewright publish" in ill(306)["targets"]
+    assert "restart it" in ill(397 - 60)["certificate server"]
+    assert "certificate ca" not in ill(3650 - 61)
+    assert ill(3650 - 59.5)["certificate ca"].startswith("valid for 59 days: make a new hub")
+    assert ill(3652)["certificate ca"].startswith("ended 2 days ago")
 
 
 def test_the_doctor_finds_the_list_that_the_owner_did_not_sign(registry: Registry, owner: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def tick(engine: sa.Engine, endings: Iterable[Ending], now: datetime) -> None:
                 continue
             keys.add(f"{KIND}:{one.what}")
             severity: Severity = "page" if left <= PAGE else "ticket"
-            when = f"ends in {left.days} days" if left > timedelta() else f"ended {-left.days} days ago"
+            when = f"ends in {left.days} days" if left > timedelta() else f"ended {(-left).days} days ago"
             detail = {"at_ms": int(one.at.timestamp() * 1000), "way": one.way}
             open_alert(
                 connection,

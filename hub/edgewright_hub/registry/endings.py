@@ -6,8 +6,8 @@ the renewal fails.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from cryptography import x509
@@ -20,6 +20,7 @@ _SIGNED: Final = timedelta(days=1)  # the hub signs daily
 _RESTART: Final = "the hub renews it when it starts: restart it, and look at its log"
 _DAILY: Final = "the running hub signs it daily, so look at its log"
 _AUTHORITY: Final = "make a new hub on an empty --data directory and enrol the devices there"
+_CERTIFICATES: Final = {"ca": _AUTHORITY, "server": _RESTART, "hub": _RESTART}
 
 
 class Ending(NamedTuple):
@@ -32,18 +33,22 @@ class Ending(NamedTuple):
         return self.at - now <= self.notice
 
 
-def endings(repository: Repository, certificates: Mapping[str, x509.Certificate]) -> list[Ending]:
-    """All, the earliest first; `certificates` by name: ca, and those that it signed for the hub. Raises OSError, and
-    what tuf raises."""
+def of_signatures(repository: Repository) -> list[Ending]:
+    """The owner's and the hub's own. Raises OSError, and what tuf raises."""
     snapshot = repository.metadata / f"{repository.versions('snapshot')[-1]}.snapshot.json"
     timestamp = repository.metadata / "timestamp.json"
-    found = [
+    return [
         Ending("root", repository.root().signed.expires, NOTICE, RENEWAL["root"]),
         Ending("targets", repository.targets().signed.expires, NOTICE, RENEWAL["targets"]),
         Ending("snapshot", Metadata[Snapshot].from_bytes(snapshot.read_bytes()).signed.expires, _SIGNED, _DAILY),
         Ending("timestamp", Metadata[Timestamp].from_bytes(timestamp.read_bytes()).signed.expires, _SIGNED, _DAILY),
     ]
-    for name, one in certificates.items():
-        way = _AUTHORITY if name == "ca" else _RESTART
+
+
+def of_certificates(folder: Path) -> list[Ending]:
+    """Of the authority in this folder, and of those that it signed for the hub. Raises OSError, ValueError."""
+    found = []
+    for name, way in _CERTIFICATES.items():
+        one = x509.load_pem_x509_certificate((folder / f"{name}.pem").read_bytes())
         found.append(Ending(f"certificate {name}", one.not_valid_after_utc, NOTICE, way))
-    return sorted(found, key=lambda one: one.at)
+    return found
