@@ -15,8 +15,8 @@ from edgewright_contracts import report, topics
 from edgewright_contracts.desired import ACK_S
 from edgewright_hub import retention
 from edgewright_hub.ingest import device_hours
-from edgewright_hub.ingest.consumer import Turns
 from edgewright_hub.ingest.messages import Message
+from edgewright_hub.ingest.turns import Turns
 from edgewright_hub.ingest.writer import commit
 from edgewright_hub.storage import control, sums
 from edgewright_hub.storage.telemetry import open_telemetry

@@ -18,10 +18,9 @@ import logging
 import queue
 import secrets
 import ssl
-import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -31,12 +30,14 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from edgewright_contracts import topics
 from edgewright_contracts.codec import Hex64
-from edgewright_contracts.desired import ACK_AFTER, ACK_GAP_S, Ack, Command, encode, encode_ack
+from edgewright_contracts.desired import Command, encode, encode_ack
 
 from ..fleet.ca import HUB_NAME
 from .ingest import Answer, Known
 from .messages import Message
 from .refusals import Noted
+from .session import Session
+from .turns import Turns
 from .writer import commit, tell
 
 BATCH: Final = 500
@@ -69,14 +70,6 @@ def settle() -> None:
     gc.set_threshold(*COLLECT)
 
 
-class _Client(mqtt.Client):
-    def ack_all(self, mids: Sequence[int]) -> None:
-        """Acknowledge them to the broker in one write: `ack` wakes paho's thread, and writes a TLS record, for each."""
-        if mids:
-            packets = b"".join(struct.pack("!BBH", mqtt.PUBACK, 2, mid) for mid in mids)
-            self._packet_queue(mqtt.PUBACK, packets, mids[0], 1)
-
-
 class Consumer:
     """`start()`, `stop()`; `publish` may be called from any thread."""
 
@@ -105,7 +98,7 @@ class Consumer:
         self._connections = 0
         self._republish = threading.Event()
         self.ready = threading.Event()  # connected and subscribed, at least once
-        self._client = _Client(
+        self._client = Session(
             CallbackAPIVersion.VERSION2,
             client_id=HUB_NAME,
             clean_session=False,
@@ -268,60 +261,3 @@ class Consumer:
         expires_at = int(time.time() * 1000) + COMMAND_LIFE_MS
         command = Command(id=identifier, verb="new_spool", expires_at=expires_at, argument=answer.spool_id)
         self.publish(answer.device, "command", encode(command), retain=False)
-
-
-class Turns:
-    """When each device is answered: at once after a birth; once half of what it may have in flight waits for it; when
-    it repeats itself; or after `ack_s`. But for births at least ACK_GAP_S apart. The newest answer wins.
-
-    Cost: what has come in and what is due, not what waits: a fleet of 10,000 always waits.
-    """
-
-    def __init__(self, ack_s: float) -> None:
-        self._ack_s, self._gap_s = ack_s, min(ACK_GAP_S, ack_s)
-        self._waiting: dict[str, _Waiting] = {}  # by device; the longest wait first
-        self._ripe: set[str] = set()  # devices in `_waiting` that are to be answered as soon as the gap allows
-        self._last: dict[str, _Sent] = {}
-
-    def add(self, answers: Iterable[Answer], now_s: float) -> None:
-        for answer in answers:
-            device, spool_id = answer.device, answer.spool_id
-            waiting = self._waiting.setdefault(device, _Waiting(now_s, {}))
-            one = waiting.answers[spool_id] = answer.behind(waiting.answers.pop(spool_id, None))
-            last = self._last.get(device)
-            known = last.counted if last is not None and last.spool_id == spool_id else 0
-            if one.at_once or one.again or _counted(one.ack) - known >= ACK_AFTER:
-                self._ripe.add(device)
-
-    def due(self, now_s: float) -> list[Answer]:
-        for device, waiting in self._waiting.items():
-            if now_s - waiting.since_s < self._ack_s:
-                break
-            self._ripe.add(device)
-        out: list[Answer] = []
-        for device in [d for d in self._ripe if self._may(d, now_s)]:
-            answers = list(self._waiting.pop(device).answers.values())
-            self._ripe.discard(device)
-            self._last[device] = _Sent(now_s, answers[-1].spool_id, _counted(answers[-1].ack))
-            out += answers
-        return out
-
-    def _may(self, device: str, now_s: float) -> bool:
-        last = self._last.get(device)
-        rested = last is None or now_s - last.at_s >= self._gap_s
-        return rested or any(answer.at_once for answer in self._waiting[device].answers.values())
-
-
-class _Waiting(NamedTuple):
-    since_s: float
-    answers: dict[str, Answer]  # by spool id; the one that came last is last
-
-
-class _Sent(NamedTuple):
-    at_s: float
-    spool_id: str
-    counted: int
-
-
-def _counted(ack: Ack) -> int:
-    return ack.high_water + ack.mask.bit_count()
