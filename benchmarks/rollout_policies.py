@@ -19,6 +19,7 @@ swing by 30 % over the day and all together from window to window; each device f
     acc2                 wrong answers 8 % to 10 %
     gradual              errors grow to three times theirs within 4 h of running it
     some                 five times the errors on 20 % of the devices
+    patient_*            the same with 6 soak windows in each stage instead of 3; 10,000 devices only
     quiet, quiet_bad     errors 1e-4 and none; good, and half a point more errors. quiet_hours: median until everyone is
                          given it, of the slower of both; quiet_full: share within 12 h, of the worse of both
 
@@ -36,11 +37,13 @@ import json
 import os
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import msgspec
 import numpy as np
 import rollout_peers as peers
 from provenance import ROOT, provenance
@@ -64,6 +67,8 @@ NORMAL: Final[dict[str, Release]] = {
     "gradual": RELEASES["gradual"],
     "some": RELEASES["some-devices"],
 }
+PATIENT: Final = GatePolicy(soak_windows=6)
+PATIENTLY: Final[dict[str, Release]] = {"patient_gradual": RELEASES["gradual"], "patient_good": GOOD}
 QUIET: Final[dict[str, Release]] = {"good": GOOD, "bad": Release(more_errors=0.005)}
 BASES: Final = (1e-4, 0.0)  # error rates of quiet fleets
 
@@ -87,27 +92,79 @@ class Summary(NamedTuple):
     exposed: float
 
 
-def ours(world: World, releases: dict[str, Release], runs: int, seed: int) -> dict[str, Summary]:
-    found: dict[str, list[trial.Outcome]] = {name: [] for name in releases}
-    began = time.monotonic()
-    for number in range(runs):
-        rng = np.random.default_rng([seed, number])
-        start = trial.Start.of(Fleet.drawn(world, rng), rng)
-        for place, (name, release) in enumerate(releases.items()):
-            randomness = np.random.default_rng([seed, number, place])
-            found[name].append(trial.run(start, release, GatePolicy(), randomness, longest_s=LONGEST_S))
-        if (number + 1) % 50 == 0:
-            told = f"{world.devices} devices, base {world.error:g}: {number + 1} of {runs} fleets"
-            print(f"{told}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-    return {
-        name: _summary(
+class Job(NamedTuple):
+    """One fleet, and all releases on it."""
+
+    world: World
+    seed: int
+    number: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.world.devices}/{self.world.error:g}/{self.number}"
+
+    @property
+    def releases(self) -> dict[str, Release]:
+        if self.world.error != World().error:
+            return QUIET
+        return NORMAL | PATIENTLY if self.world.devices > 1000 else NORMAL
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """What a job found; a line of the file that `--keep` names."""
+
+    key: str
+    cpu_s: float
+    found: dict[str, trial.Outcome]
+
+
+def jobs(size: Size, devices: int) -> list[Job]:
+    normal = [Job(World(devices=devices), devices, i) for i in range(size.runs[devices])]
+    quiet = [World(devices=devices, error=base) for base in BASES]
+    return [Job(world, devices + 1, i) for world in quiet for i in range(size.quiet[devices])] + normal
+
+
+def played(job: Job) -> Kept:
+    began = time.process_time()
+    rng = np.random.default_rng([job.seed, job.number])
+    start = trial.Start.of(Fleet.drawn(job.world, rng), rng)
+    found = {}
+    for place, (name, release) in enumerate(job.releases.items()):
+        gate = PATIENT if name in PATIENTLY else GatePolicy()
+        randomness = np.random.default_rng([job.seed, job.number, place])
+        found[name] = trial.run(start, release, gate, randomness, longest_s=LONGEST_S)
+    return Kept(job.key, time.process_time() - began, found)
+
+
+def all_played(todo: list[Job], keep: Path | None) -> dict[str, Kept]:
+    """By key. What `keep` holds is not played again, and what is played is added to it at once."""
+    wanted = {job.key: job for job in todo}
+    lines = keep.read_bytes().splitlines() if keep and keep.exists() else []
+    done = {one.key: one for one in (msgspec.json.decode(line, type=Kept) for line in lines) if one.key in wanted}
+    began, before = time.monotonic(), len(done)
+    with ProcessPoolExecutor() as pool, (keep or Path(os.devnull)).open("ab") as file:
+        for kept in pool.map(played, [job for key, job in wanted.items() if key not in done]):
+            done[kept.key] = kept
+            file.write(msgspec.json.encode(kept) + b"\n")
+            file.flush()
+            if len(done) % 50 == 0:
+                told = f"{len(done)} of {len(wanted)} fleets, {before} of them before"
+                print(f"{told}; {kept.key}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    return done
+
+
+def ours(todo: list[Job], done: dict[str, Kept]) -> dict[str, Summary]:
+    """Of jobs with the same releases."""
+    summaries = {}
+    for name in todo[0].releases:
+        outcomes = [done[job.key].found[name] for job in todo]
+        summaries[name] = _summary(
             np.array([one.full for one in outcomes]),
             np.array([one.ending == "rolled back" for one in outcomes]),
             np.array([(one.full_s or 0.0) / 60 for one in outcomes]),
-            np.array([one.exposed for one in outcomes]) / world.devices,
+            np.array([one.exposed for one in outcomes]) / todo[0].world.devices,
         )
-        for name, outcomes in found.items()
-    }
+    return summaries
 
 
 def others(world: World, releases: dict[str, Release], runs: int, seed: int) -> dict[str, dict[str, Summary]]:
@@ -134,13 +191,14 @@ def figures(normal: dict[str, Summary], quiet: list[dict[str, Summary]]) -> dict
         "good_full": normal["good"].full,
         "err15_full": normal["err15"].full,
         "err15_exposed_share": normal["err15"].exposed,
-        **{f"{name}_full": normal[name].full for name in normal if name not in ("good", "err15")},
+        **{f"{name}_full": normal[name].full for name in normal if name not in ("good", "err15", "patient_good")},
         "gradual_back": normal["gradual"].back,
         "acc2_exposed_share": normal["acc2"].exposed,
         "quiet_hours": None if None in hours else max(hour for hour in hours if hour is not None) / 60,
         "quiet_full": min(one["good"].full for one in quiet),
         "quiet_bad_full": max(one["bad"].full for one in quiet),
         "quiet_bad_exposed_share": max(one["bad"].exposed for one in quiet),
+        **{f"{name}_minutes": normal[name].minutes for name in normal if name == "patient_good"},
     }
     return {name: value if value is None else round(value, 5) for name, value in out.items()}
 
@@ -190,16 +248,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer runs; results are not written")
     parser.add_argument("--json", action="store_true", help="last line: one object")
+    parser.add_argument("--keep", type=Path, help="a file of runs: begin where a run that was interrupted ended")
     arguments = parser.parse_args()
     size = QUICK if arguments.quick else FULL
     began = time.process_time()
+    todo = {devices: jobs(size, devices) for devices in size.runs}
+    done = all_played([job for some in todo.values() for job in some], arguments.keep)
     result: dict[str, Any] = {}
     for devices in size.runs:
         world, seed = World(devices=devices), devices
         quiet = [World(devices=devices, error=base) for base in BASES]
-        print(f"{devices} devices", file=sys.stderr, flush=True)
-        quiet_ours = [ours(one, QUIET, size.quiet[devices], seed + 1) for one in quiet]
-        result[str(devices)] = {"edgewright": figures(ours(world, NORMAL, size.runs[devices], seed), quiet_ours)}
+        by_world = [ours([job for job in todo[devices] if job.world == one], done) for one in (world, *quiet)]
+        result[str(devices)] = {"edgewright": figures(by_world[0], by_world[1:])}
         normal, still = (others(world, NORMAL, size.peers, seed), [others(w, QUIET, size.peers, seed) for w in quiet])
         for policy in peers.POLICIES:
             result[str(devices)][policy] = figures(normal[policy], [one[policy] for one in still])
@@ -209,7 +269,7 @@ def main() -> None:
         "others": {str(n): size.peers for n in size.runs},
     }
     result["engine"] = {str(devices): cost(devices) for devices in size.runs}
-    result["cpu_s"] = round(time.process_time() - began, 1)
+    result["cpu_s"] = round(time.process_time() - began + sum(kept.cpu_s for kept in done.values()), 1)
     result["missed"] = missed(result)
     if not arguments.quick:
         path: Path = ROOT / "benchmarks" / "results" / "rollout_policies.json"

@@ -1,21 +1,22 @@
 """One rollout on a virtual fleet, in arrays: the hub's own engine and gate, without its databases.
 
 What the engine is told is what a hub would know: who reported, what it counted, who failed. A device takes the release
-in the window after it was asked, says so, and reports with it at the window's end. It counts as silent after two
-windows that did not come, as its own promise (`next_due_s`) says. A device that fails with the release goes back by
+in the window after it was asked, says so, and reports with it at the window's end. A device promises its next report
+within two windows (`next_due_s`): when they did not come it is not present, and when as many more did not come it is
+silent, which counts against the release (`evidence.PATIENCE`). A device that fails with the release goes back by
 itself. Cost: about 0.6 µs for a device and window, besides the engine's own.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 import numpy as np
 
 from ..rollouts import rollout
-from ..rollouts.evidence import UNNOTICED_H
+from ..rollouts.evidence import PATIENCE, UNNOTICED_H
 from ..rollouts.gates import GatePolicy, Ledger, SequentialGate
 from ..rollouts.members import HAPPENINGS, Members, Said
 from ..rollouts.processes import Counts, Process
@@ -27,7 +28,8 @@ from .fleet import Bools, Fleet, Floats, Labels, Numbers
 from .world import Release
 
 STAGES = ("1%", "5%", "25%", "100%")
-SILENT = 2  # windows that did not come
+PROMISED: Final = 2  # windows, within which a device reports again
+SILENT: Final = PATIENCE * PROMISED  # windows that did not come
 _OLD, _NEW = "0" * 64, "1" * 64
 _ACTIVATE, _COMMIT, _FAIL = (HAPPENINGS.index(one) for one in ("activate", "commit", "fail"))
 
@@ -122,7 +124,7 @@ class Devices:
 
     @property
     def gone(self) -> Bools:
-        return np.asarray(self._missed >= SILENT)
+        return np.asarray(self._missed >= PROMISED)
 
     def take(self, wishes: Wishes) -> None:
         give = np.isin(wishes.kind, [KINDS.index("give"), KINDS.index("again")])
@@ -153,7 +155,8 @@ class Devices:
         heard = link & ~self._dead
         reports, control = self._runs & heard & ~said, ~self._given & ~self._asked
         self._missed = np.where(heard, 0, self._missed + 1)
-        first_failure, first_silence = said & ~self._failed_once, self.gone & ~self._silent_once
+        first_failure = said & ~self._failed_once
+        first_silence = (self._missed >= SILENT) & ~self._silent_once
         hours = heard * (world.window_s / 3600)
         trials = np.stack((
             *(counts.trials * heard),
