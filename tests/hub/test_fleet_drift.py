@@ -16,7 +16,10 @@ from edgewright_contracts.errors import RequestError
 from edgewright_contracts.package import Package
 from edgewright_hub.drift import days
 from edgewright_hub.drift.budget import Budget
-from edgewright_hub.storage import control, telemetry
+from edgewright_hub.ingest.ingest import Known
+from edgewright_hub.ingest.writer import commit
+from edgewright_hub.storage import control
+from sim import wire
 from sim.house import HOUR, House, draw_cells
 
 EIGHT = [f"pi-{i}" for i in range(8)]
@@ -316,14 +319,11 @@ def test_a_cohort_pages_once_and_its_devices_are_listed(learned: House) -> None:
 def test_the_last_day_of_a_cohort_is_told_from_the_rollups(learned: House) -> None:
     house = learned
     cells = draw_cells(house.packages["1.0.0"], 50_000, house.rng, shift=True)
-    zero = dict.fromkeys(("n", "errors", "rejected", "labels_n", "labels_wrong"), 0)
-    row = {
-        "tier_s": 3600, "t0_ms": house.now - house.now % HOUR, "cohort": "lab", "variant": "onnx-fp32", "context": "",
-        "digest": house.packages["1.0.0"].digest[:16], "edge_hash": house.edges["1.0.0"], "phase": "normal",
-        "windows": 1, "n_monitored": 50_000, "cells": pack(cells), "latency_total": b"", **zero,
-    }  # fmt: skip
-    with house.telemetry.begin() as connection:
-        connection.execute(telemetry.rollups.insert().values(**row))
+    window = wire.report_bytes(
+        1, n=50_000, n_monitored=50_000, cells=pack(cells), digest=house.packages["1.0.0"].digest[:16],
+        edge_hash=house.edges["1.0.0"], wall_start_ms=house.now - 60_000,
+    )  # fmt: skip
+    commit(house.telemetry, [wire.message("pi-0", "report", window, house.now)], Known(lambda _: "lab"))
     told = {
         one["part"]: one
         for one in days.by_cohort(house.control, house.telemetry, house.registry.blobs, now_ms=house.now)

@@ -14,9 +14,10 @@ from typing import Any, Final
 import numpy as np
 import sqlalchemy as sa
 
-from edgewright_contracts.binning import Cells, unpack
+from edgewright_contracts.binning import Cells
 
 from ..storage import telemetry
+from ..storage.histograms import cells_of
 from . import effects, measures
 from .detectors import HOUR_MS
 from .references import References
@@ -38,8 +39,8 @@ def by_cohort(
     rows: dict[tuple[str, ...], int] = defaultdict(int)
     with telemetry_engine.connect() as connection:
         for *key, n, packed in connection.execute(query):
-            if packed:
-                cells, at = unpack(packed), tuple(key)
+            cells, at = cells_of(packed), tuple(key)
+            if cells is not None:
                 sums[at] = cells if at not in sums else sums[at] + cells
                 rows[at] += n
     references = References(blobs)
