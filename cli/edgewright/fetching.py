@@ -9,6 +9,7 @@ import time
 import zipfile
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlencode
 
 import click
 from rich.console import Console
@@ -20,7 +21,7 @@ from edgewright_contracts.errors import RequestError, Unavailable
 
 from .groups import ShownByDefault
 from .hub_client import HubClient, with_hub
-from .tables import ago, print_table
+from .tables import ago, print_table, toned
 
 UNPACKED_BYTES: Final = 1 << 20  # of a sample; a device takes none beyond 256 KiB
 POLL_S: Final = 1.0
@@ -54,10 +55,11 @@ def listed(client: HubClient, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(told))
         return
-    table = Table("request", "devices", "count", "", "reason", box=None, header_style="dim")
+    table = Table("request", "devices", "each", "came", "state", "reason", box=None, header_style="dim")
     for row in told["requests"][:10]:
-        state = f"ended {ago(row['ended_ms'])}" if row["ended_ms"] else "open"
-        table.add_row(str(row["id"]), str(len(row["devices"])), str(row["count"]), state, escape(row["reason"]))
+        came = str(sum(row["arrived"].values()))
+        numbers = (str(row["id"]), str(len(row["devices"])), str(row["count"]), came)
+        table.add_row(*numbers, toned(row["state"]), escape(row["reason"]))
     if table.row_count:
         Console().print(table)
     table = Table("device", "sample", "bytes", "came", box=None, header_style="dim")
@@ -130,29 +132,78 @@ def verified(data: bytes) -> dict[str, Any]:
 
 
 @click.command()
-@click.argument("device")
+@click.argument("device", required=False)
 @click.option("--wait", "wait_s", type=click.FloatRange(0, 3600), default=60.0, show_default=True, help="Seconds.")
+@click.option("--hours", type=click.FloatRange(0.1, 720), default=24.0, show_default=True,
+              help="So long the request waits for a device that is away.")  # fmt: skip
+@click.option("--newest", is_flag=True, help="Show what it answered last, and ask nothing.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write it there; else it is printed.")
 @with_hub
-def collect(client: HubClient, device: str, wait_s: float, out: Path | None, as_json: bool) -> None:
+def collect(
+    client: HubClient,
+    device: str | None,
+    wait_s: float,
+    hours: float,
+    newest: bool,
+    out: Path | None,
+    as_json: bool,
+) -> None:
     """Ask a device what ails it: status, configuration, errors, spool, log; no keys, no inputs. Exits with 3 when no
-    answer came in time."""
-    command = client.post(f"/api/v1/devices/{device}/collect")["command"]
+    answer came in time; the request stays open. Without DEVICE: what was asked of whom, and what became of it."""
+    if device is None:
+        _tell_orders(client.get("/api/v1/orders"), as_json)
+        return
+    if newest:
+        found = client.get(f"/api/v1/orders?{urlencode({'device': device})}")
+        order = next((one for one in found if one["state"] == "arrived" and one["verb"] == "collect"), None)
+        if order is None:
+            raise RequestError(f"{device} has answered nothing yet; `edgewright fleet collect {device}` asks it")
+    else:
+        order = client.post(f"/api/v1/devices/{device}/collect", {"hours": hours})
+    _keep(_awaited(client, device, order, wait_s), out, as_json)
+
+
+def _awaited(client: HubClient, device: str, order: dict[str, Any], wait_s: float) -> str:
+    """What the device said. Raises Unavailable."""
     until = time.monotonic() + wait_s
-    while (said := client.get(f"/api/v1/devices/{device}/answers/{command}")["said"]) is None:
+    while True:
+        told = client.get(f"/api/v1/devices/{device}/answers/{order['id']}")
+        if told["answer"] is not None:
+            if not told["answer"]["text"]:
+                raise Unavailable(f"{device}: {told['answer']['reason']}")
+            return str(told["answer"]["text"])
+        if told["state"] in ("arrived", "failed"):
+            raise RequestError(f"{device} answered {ago(told['arrived_ms'])}, and events that old are gone: ask again")
         if time.monotonic() >= until:
+            where = (
+                "it is under way" if told["state"] == "under way" else "the device is away, and is asked when it comes"
+            )
+            left = max(0.0, told["expires_ms"] / 1000 - time.time()) / 3600
             raise Unavailable(
-                f"{device} has not answered within {wait_s:g} s; is it online? `edgewright fleet devices`"
+                f"{device} has not answered within {wait_s:g} s: {where}, for {left:.1f} more hours. "
+                f"`edgewright fleet collect` says what became of it, `fleet collect {device} --newest` what it answered"
             )
         time.sleep(POLL_S)
-    if not said["text"]:
-        raise Unavailable(f"{device}: {said['reason']}")
+
+
+def _keep(text: str, out: Path | None, as_json: bool) -> None:
     try:
-        found = json.loads(said["text"])
+        found = json.loads(text)
     except ValueError:
-        raise RequestError(f"expected JSON from {device}, got {said['text'][:200]!r}") from None
+        raise RequestError(f"expected JSON from the device, got {text[:200]!r}") from None
     if out is not None:
         out.write_text(json.dumps(found, indent=1) + "\n")
-        click.echo(json.dumps({"file": str(out)}) if as_json else f"{out}: {len(said['text'])} bytes")
+        click.echo(json.dumps({"file": str(out)}) if as_json else f"{out}: {len(text)} bytes")
         return
-    click.echo(said["text"] if as_json else json.dumps(found, indent=1))
+    click.echo(text if as_json else json.dumps(found, indent=1))
+
+
+def _tell_orders(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"orders": rows}))
+        return
+    table = Table("device", "asked for", "by", "", "state", box=None, header_style="dim")
+    for row in rows[:50]:
+        who = (escape(row["device"]), row["verb"], escape(row["who"]), ago(row["at_ms"]))
+        table.add_row(*who, toned(row["state"]) + (f": {escape(row['said'])}" if row["said"] else ""))
+    print_table(table, f"{sum(row['state'] in ('asked', 'under way') for row in rows)} of {len(rows)} are open")

@@ -13,7 +13,8 @@ _TONES: Final = {
     "promoted": "green", "done": "green", "running": "cyan", "alarm": "red", "ok": "green",
     "rolled back": "red", "refused by self-test": "red", "aborted": "yellow", "paused": "yellow",
     "unapproved": "yellow", "rolling-back": "red", "reverting": "yellow", "reverted": "yellow",
-    "taken back": "yellow", "withdrawn": "red",
+    "taken back": "yellow", "withdrawn": "red", "asked": "yellow", "under way": "cyan", "arrived": "green",
+    "failed": "red", "expired": "red",
 }  # fmt: skip
 
 

@@ -35,7 +35,7 @@ from edgewright_contracts.errors import RequestError, Unavailable
 from . import retention
 from .alerts import webhooks
 from .chores import Chore, chores
-from .fleet import enrolment, tokens
+from .fleet import enrolment, orders, tokens
 from .fleet.ca import open_authority
 from .ingest import device_hours
 from .ingest.consumer import Consumer, settle
@@ -204,6 +204,7 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
             ("signing the registry", RESIGN_EVERY.total_seconds(), lambda: _resign(registry)),
             ("the tick", config.tick_s, lambda: conductor.tick(_now_ms())),
             ("drift", config.tick_s, lambda: conductor.drift.tick(_now_ms())),
+            ("sending orders", orders.EVERY_S, lambda: conductor.orders.tick(_now_ms())),
             ("adding up device hours", device_hours.EVERY_S, partial(device_hours.tick, telemetry_engine)),
             ("retention", retention.EVERY_S, lambda: retention.shorten(control_engine, telemetry_engine, _now_ms())),
             ("making deltas", deltas.EVERY_S, deltas.Deltas(registry, control_engine, stop.is_set).tick),

@@ -21,10 +21,11 @@ from edgewright_hub.accuracy import retraining
 from edgewright_hub.alerts import alerts, expiry
 from edgewright_hub.alerts.expiry import Ending
 from edgewright_hub.fleet import tokens
+from edgewright_hub.fleet.orders import AGAIN_MS
 from edgewright_hub.rollouts import sampling
 from edgewright_hub.rollouts.conductor import Conductor
-from edgewright_hub.storage import control
-from edgewright_hub.web.api import Hub
+from edgewright_hub.storage import control, telemetry
+from edgewright_hub.web.api import Hub, now_ms
 from edgewright_hub.web.app import device_app
 from edgewright_hub.web.samples import KEPT_S, Samples
 from sim.house import House
@@ -210,18 +211,24 @@ def test_a_request_for_samples_reaches_its_devices_and_ends_by_itself(
     assert other is not None
     assert other.config.samples is None
     assert hub.samples is not None
-    (row,) = sampling.listed(house.control)
+    (row,) = client.get("/api/v1/samples").json()["requests"]
+    assert (row["state"], row["arrived"]) == ("asked", {"pi-0": 0})
     assert sampling.end(house.control, hub.samples.arrived, row["at_ms"] + 1) == 0
     for number in range(2):
+        assert client.get("/api/v1/samples").json()["requests"][0]["state"] == ("under way" if number else "asked")
         hub.samples.keep("pi-0", f"{number:016x}", _sample())
-    assert sampling.end(house.control, hub.samples.arrived, row["at_ms"] + 1) == 1
+    assert sampling.end(house.control, hub.samples.arrived, now_ms()) == 1
+    (row,) = client.get("/api/v1/samples").json()["requests"]
+    assert (row["state"], row["arrived"]) == ("arrived", {"pi-0": 2})
     house.tick()
     ended = house.wanted("pi-0")
     assert ended is not None
     assert ended.config.samples is None
     client.post("/api/v1/samples/requests", json={"device": "pi-1", "hours": 1, "reason": "odd inputs"})
-    newest = sampling.listed(house.control)[0]
-    assert sampling.end(house.control, hub.samples.arrived, newest["at_ms"] + 3600_000) == 1
+    newest = client.get("/api/v1/samples").json()["requests"][0]
+    later = newest["at_ms"] + 3600_000
+    assert sampling.end(house.control, hub.samples.arrived, later) == 1
+    assert sampling.listed(house.control, hub.samples.arrived, later)[0]["state"] == "expired"
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
@@ -269,11 +276,59 @@ def test_a_device_is_asked_what_ails_it_and_its_answer_is_found(
     client: TestClient, house: House, ordered: list[tuple[str, Command]]
 ) -> None:
     answer = client.post("/api/v1/devices/pi-0/collect")
-    command = answer.json()["command"]
-    assert answer.status_code == 202
-    assert [(device, one.id, one.verb) for device, one in ordered] == [("pi-0", command, "collect")]
-    assert client.get(f"/api/v1/devices/pi-0/answers/{command}").json() == {"said": None}
-    told = {"model": "", "digest": "", "reason": f"answer to command {command}", "log": '{"disk": "ok"}'}
+    order = answer.json()["id"]
+    assert (answer.status_code, answer.json()["state"]) == (202, "under way")
+    assert [(device, one.id, one.verb) for device, one in ordered] == [("pi-0", order, "collect")]
+    assert client.get(f"/api/v1/devices/pi-0/answers/{order}").json()["answer"] is None
+    assert client.post("/api/v1/devices/pi-0/collect").json()["id"] == order  # it is open: no second one
+    told = {"model": "", "digest": "", "reason": f"answer to command {order}", "log": '{"disk": "ok"}'}
     house.event("pi-0", "1.0.0", "collect", "collect", **told)
-    assert client.get(f"/api/v1/devices/pi-0/answers/{command}").json()["said"]["text"] == '{"disk": "ok"}'
+    assert client.get(f"/api/v1/devices/pi-0/answers/{order}").json()["answer"]["text"] == '{"disk": "ok"}'
     assert client.post("/api/v1/devices/nobody/collect").status_code == 400
+    assert client.post("/api/v1/devices/pi-1/collect", json={"hours": 1000}).status_code == 400
+    assert client.get("/api/v1/devices/pi-1/answers/0123456789abcdef").status_code == 400
+
+
+def _connected(house: House, device: str, online: bool, birth_ms: int | None = None) -> None:
+    d = telemetry.devices
+    with house.telemetry.begin() as connection:
+        connection.execute(d.update().where(d.c.device == device).values(online=online, birth_ms=birth_ms))
+
+
+def test_a_device_that_is_away_is_asked_when_it_comes_until_the_time_is_over(
+    hub: Hub, house: House, ordered: list[tuple[str, Command]]
+) -> None:
+    orders, start = hub.conductor.orders, house.now
+    _connected(house, "pi-0", online=False)
+    order = orders.place("pi-0", "collect", hours=2, who="ann", now_ms=start)
+    assert (order["state"], ordered) == ("asked", [])
+    orders.tick(start + 60_000)
+    assert ordered == []
+    _connected(house, "pi-0", online=True, birth_ms=start + 61_000)
+    orders.tick(start + 62_000)
+    orders.tick(start + 64_000)
+    assert [one.id for _, one in ordered] == [order["id"]]
+    assert ordered[0][1].expires_at == start + 2 * 3600_000
+    assert orders.find("pi-0", order["id"])["state"] == "under way"
+    _connected(house, "pi-0", online=True, birth_ms=start + 70_000)  # it may have lost it with its power
+    orders.tick(start + 72_000)
+    orders.tick(start + 72_000 + AGAIN_MS)  # the broker may have been away from the hub
+    assert len(ordered) == 3
+    orders.tick(start + 2 * 3600_000)
+    assert orders.listed("pi-0")[0]["state"] == "expired"
+    assert orders.place("pi-0", "collect", who="ann", now_ms=start + 3 * 3600_000)["id"] != order["id"]
+    house.event("pi-0", "1.0.0", "collect", "collect", model="", digest="", reason=f"answer to command {order['id']}")
+    orders.tick(start + 4 * 3600_000)
+    assert [one["state"] for one in orders.listed()] == ["under way", "arrived"]  # late, and still an answer
+
+
+def test_a_device_that_cannot_answer_says_why(hub: Hub, house: House) -> None:
+    orders = hub.conductor.orders
+    order = orders.place("pi-1", "collect", who="ann", now_ms=house.now)
+    why = f"command {order['id']} failed: the disk is full"
+    house.event("pi-1", "1.0.0", "collect", "collect", model="", digest="", reason=why)
+    orders.tick(house.now + 1)
+    assert (orders.listed()[0]["state"], orders.listed()[0]["said"]) == ("failed", why)
+    with house.control.connect() as connection:
+        notes = connection.execute(sa.select(control.audit).where(control.audit.c.subject == "pi-1")).all()
+    assert [(note.who, note.what) for note in notes] == [("ann", "order collect")]

@@ -19,7 +19,7 @@ from edgewright_contracts.package import Package
 from edgewright_hub.alerts import alerts
 from edgewright_hub.fleet import tokens
 from edgewright_hub.rollouts.conductor import Conductor
-from edgewright_hub.web.api import Hub
+from edgewright_hub.web.api import Hub, now_ms
 from edgewright_hub.web.app import device_app
 from edgewright_hub.web.samples import Samples
 from sim.house import House
@@ -191,9 +191,17 @@ def test_a_sample_that_unpacks_to_too_much_is_not_kept() -> None:
         fetching.verified(sample("digits", np.zeros(2 << 20, np.uint8)))
 
 
-def test_a_device_is_asked_what_ails_it(edgewright: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+def test_a_device_is_asked_what_ails_it(
+    edgewright: Callable[..., tuple[int, str, str]], hub: Hub, tmp_path: Path
+) -> None:
     code, out, _ = edgewright("collect", "pi-0")
     assert (code, json.loads(out)) == (0, {"disk": "ok"})
     assert edgewright("collect", "pi-0", "--out", str(tmp_path / "said.json"))[0] == 0
+    assert json.loads(edgewright("collect", "pi-0", "--newest")[1]) == {"disk": "ok"}
     code, _, err = edgewright("collect", "pi-1", "--wait", "0")
-    assert (code, "has not answered within 0 s" in err) == (3, True)
+    assert (code, "has not answered within 0 s: it is under way, for 24.0 more hours" in err) == (3, True)
+    code, _, err = edgewright("collect", "pi-1", "--newest")
+    assert (code, "pi-1 has answered nothing yet" in err) == (2, True)
+    hub.conductor.orders.tick(now_ms())
+    code, out, _ = edgewright("collect")
+    assert (code, "under way" in out, "arrived" in out, "1 of 3 are open" in out) == (0, True, True, True)

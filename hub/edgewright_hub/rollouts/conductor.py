@@ -21,19 +21,19 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 import sqlalchemy as sa
 
 from edgewright_contracts import delta
-from edgewright_contracts.desired import Command, Config, Desired, encode
-from edgewright_contracts.errors import ContractError, RequestError
-from edgewright_contracts.topics import Kind
+from edgewright_contracts.desired import Config, Desired
+from edgewright_contracts.errors import ContractError
 
 from ..alerts import alerts
 from ..drift.fleet_drift import FleetDrift
+from ..fleet.orders import Orders, Publish
 from ..fleet.roster import Roster
 from ..fleet.selectors import Device
 from ..registry import stages
@@ -53,9 +53,7 @@ from .state import ACTIVE, RolloutState
 from .wishes import NOTHING, Wish, Wishes
 
 Verb = Literal["pause", "resume", "abort", "revert"]  # what a person may do to a rollout
-Publish = Callable[[str, Kind, bytes, bool], None]  # device, kind of topic, body, retain
 
-ORDER_MS: Final = 3600_000  # for so long a command may be followed
 _LOG = logging.getLogger(__name__)
 
 Decided = tuple[RolloutState, Wishes]
@@ -79,6 +77,7 @@ class Conductor:
         self._configurations = Configurations(config)
         self._documents = Documents()
         self.roster = Roster(telemetry_engine)
+        self.orders = Orders(control_engine, telemetry_engine, publish)
         self._lock = threading.Lock()
         self._repository = registry.folder
         self.drift = FleetDrift(control_engine, telemetry_engine, registry.blobs)
@@ -195,23 +194,6 @@ class Conductor:
                 _write(connection, {state.id: columns(state, now_ms)}, [(w, state.id, spec) for w in wishes], changes)
                 note(connection, now_ms, who, f"rollout {what}", f"{rollout_id}: {reason}" if reason else rollout_id)
             self._send(changes.bodies)
-
-    def order(self, device: str, verb: Literal["collect", "resample"], *, who: str, now_ms: int) -> str:
-        """Send a command, once; its id, which the device's answer names. One that is away does not hear of it.
-
-        Raises RequestError for a device that is not enrolled.
-        """
-        with self._control.begin() as connection:
-            if device not in self.roster.read(connection):
-                raise RequestError(f"no enrolled device is called {device!r}; `edgewright fleet devices` lists them")
-            note(connection, now_ms, who, f"order {verb}", device)
-        command = Command(
-            id=hashlib.sha256(f"{now_ms}{device}{verb}".encode()).hexdigest()[:16],
-            verb=verb,
-            expires_at=now_ms + ORDER_MS,
-        )
-        self._publish(device, "command", encode(command), False)
-        return command.id
 
     def revoke(self, name: str, version: str, *, reason: str, who: str, now_ms: int) -> list[str]:
         """Nobody may run this package from now on; the devices that are sent back at once. Rollouts of it under way

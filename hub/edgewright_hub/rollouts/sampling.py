@@ -25,6 +25,8 @@ DEVICES: Final = 1000
 COUNT: Final = 1000
 SHOWN: Final = 50
 
+Arrived = Callable[[str, int, int], int]  # samples that a device sent from one time to another
+
 
 def request(
     engine: sa.Engine, devices: Sequence[str], *, count: int, hours: float, reason: str, who: str, now_ms: int
@@ -58,9 +60,8 @@ def wanted(connection: sa.Connection) -> dict[str, Samples]:
     return found
 
 
-def end(engine: sa.Engine, arrived: Callable[[str, int], int], now_ms: int) -> int:
-    """End the requests whose time is over or whose devices have all sent enough; how many. `arrived`: the samples that
-    a device sent since a time."""
+def end(engine: sa.Engine, arrived: Arrived, now_ms: int) -> int:
+    """End the requests whose time is over or whose devices have all sent enough; how many."""
     r = control.sample_requests.c
     with engine.begin() as connection:
         rows = connection.execute(sa.select(control.sample_requests).where(r.ended_ms.is_(None))).all()
@@ -68,15 +69,26 @@ def end(engine: sa.Engine, arrived: Callable[[str, int], int], now_ms: int) -> i
             row.id
             for row in rows
             if now_ms >= row.expires_ms
-            or all(arrived(device, row.at_ms) >= row._mapping["count"] for device in row.devices)
+            or all(arrived(device, row.at_ms, now_ms) >= row._mapping["count"] for device in row.devices)
         ]
         if over:
             connection.execute(control.sample_requests.update().where(r.id.in_(over)).values(ended_ms=now_ms))
     return len(over)
 
 
-def listed(engine: sa.Engine) -> list[dict[str, Any]]:
-    """The newest first."""
+def listed(engine: sa.Engine, arrived: Arrived, now_ms: int) -> list[dict[str, Any]]:
+    """The newest first, each with its state: asked (nothing came), under way, arrived (all that was asked for),
+    expired; and `arrived`, the samples that came of each device."""
     query = sa.select(control.sample_requests).order_by(control.sample_requests.c.id.desc()).limit(SHOWN)
     with engine.connect() as connection:
-        return [dict(row._mapping) for row in connection.execute(query)]
+        rows = [dict(row._mapping) for row in connection.execute(query)]
+    for row in rows:
+        came = {device: arrived(device, row["at_ms"], row["ended_ms"] or now_ms) for device in row["devices"]}
+        row["arrived"] = came
+        if all(number >= row["count"] for number in came.values()):
+            row["state"] = "arrived"
+        elif row["ended_ms"] or now_ms >= row["expires_ms"]:
+            row["state"] = "expired"
+        else:
+            row["state"] = "under way" if any(came.values()) else "asked"
+    return rows

@@ -244,7 +244,7 @@ label_imports: Final = Table(
     Column("refused", BigInteger, nullable=False),  # lines
 )
 
-# Inputs that somebody wants to look at, for a while (web.sampling).
+# Inputs that somebody wants to look at, for a while (rollouts.sampling).
 sample_requests: Final = Table(
     "sample_requests",
     metadata,
@@ -257,6 +257,23 @@ sample_requests: Final = Table(
     Column("expires_ms", BigInteger, nullable=False),
     Column("ended_ms", BigInteger),  # when the devices were told that it is over
     sqlite_autoincrement=True,
+)
+
+# What single devices are asked to do once, and what became of it (fleet.orders).
+orders: Final = Table(
+    "orders",
+    metadata,
+    Column("id", String(16), primary_key=True),  # of the command
+    Column("device", String(63), nullable=False),
+    Column("verb", String(16), nullable=False),  # collect | resample
+    Column("who", String(64), nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("expires_ms", BigInteger, nullable=False),
+    Column("state", String(16), nullable=False),  # asked | under way | arrived | failed | expired
+    Column("sent_ms", BigInteger),  # last
+    Column("arrived_ms", BigInteger),
+    Column("said", Text, nullable=False, server_default=""),  # why it failed
+    Index(None, "state", "expires_ms"),
 )
 
 # When a model is to be trained again (accuracy.retraining).

@@ -63,9 +63,10 @@ class Samples:
             for file, stat in found
         ]
 
-    def arrived(self, device: str, since_ms: int) -> int:
-        """How many a device sent since then."""
-        return sum(file.stat().st_mtime_ns // 10**6 >= since_ms for file in (self._folder / device).glob("*.npz"))
+    def arrived(self, device: str, since_ms: int, until_ms: int) -> int:
+        """How many of them a device sent between the two."""
+        times = (file.stat().st_mtime_ns // 10**6 for file in (self._folder / device).glob("*.npz"))
+        return sum(since_ms <= at_ms <= until_ms for at_ms in times)
 
     def read(self, device: str, identifier: str) -> bytes | None:
         """None when it is not there any more."""

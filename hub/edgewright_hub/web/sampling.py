@@ -6,14 +6,14 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-import sqlalchemy as sa
 from fastapi import APIRouter, HTTPException, Request, Response
 from pydantic import BaseModel, Field
 
+from ..fleet import orders
 from ..fleet.roster import known, meant, named
 from ..fleet.selectors import parse
 from ..rollouts import sampling
-from ..storage import control, telemetry
+from ..storage import control
 from .api import Operator, Reader, hub_of, now_ms
 from .samples import Samples
 
@@ -47,8 +47,11 @@ def request_samples(request: Request, body: SampleBody, caller: Operator) -> dic
 @router.get("/api/v1/samples")
 def samples(request: Request, _: Operator) -> dict[str, Any]:
     """What lies here, and the requests that it came by."""
-    hub = hub_of(request)
-    return {"samples": _kept(request).listed(), "requests": sampling.listed(hub.control)}
+    kept = _kept(request)
+    return {
+        "samples": kept.listed(),
+        "requests": sampling.listed(hub_of(request).control, kept.arrived, now_ms()),
+    }
 
 
 @router.get("/api/v1/samples/{device}/{identifier}")
@@ -70,17 +73,25 @@ def _kept(request: Request) -> Samples:
     return found
 
 
+class OrderBody(BaseModel):
+    hours: float = orders.HOURS
+
+
 @router.post("/api/v1/devices/{device}/collect", status_code=202)
-def collect(request: Request, device: str, caller: Operator) -> dict[str, str]:
-    """Ask a device what ails it; the answer comes as an event."""
-    return {"command": hub_of(request).conductor.order(device, "collect", who=caller.name, now_ms=now_ms())}
+def collect(request: Request, device: str, caller: Operator, body: OrderBody | None = None) -> dict[str, Any]:
+    """Ask a device what ails it; the answer comes as an event. One that is away is asked when it comes."""
+    hours = (body or OrderBody()).hours
+    return hub_of(request).conductor.orders.place(device, "collect", hours=hours, who=caller.name, now_ms=now_ms())
 
 
-@router.get("/api/v1/devices/{device}/answers/{command}")
-def answer(request: Request, device: str, command: str, _: Reader) -> dict[str, Any]:
-    """What a device said to a command: {"said": null} while it has not."""
-    e = telemetry.events.c
-    mine = (e.device == device, e.reason.contains(command, autoescape=True), e.model == "")
-    with hub_of(request).telemetry.connect() as connection:
-        row = connection.execute(sa.select(telemetry.events).where(*mine).order_by(e.id.desc()).limit(1)).first()
-    return {"said": None if row is None else {"at_ms": row.at_ms, "reason": row.reason, "text": row.log}}
+@router.get("/api/v1/orders")
+def ordered(request: Request, _: Reader, device: str = "") -> list[dict[str, Any]]:
+    """What devices were asked, the newest first, and what became of it."""
+    return hub_of(request).conductor.orders.listed(device)
+
+
+@router.get("/api/v1/devices/{device}/answers/{order}")
+def answer(request: Request, device: str, order: str, _: Reader) -> dict[str, Any]:
+    """The order, and what the device said to it: {"answer": null} while it has not."""
+    kept = hub_of(request).conductor.orders
+    return {**kept.find(device, order), "answer": kept.answer(device, order)}
