@@ -1,4 +1,4 @@
-"""`edgewright hub`: run the hub, make enrolment tokens, bring the databases up to date, configure another broker."""
+"""`edgewright hub`: run the hub, make tokens, keep the databases up to date, back up, restore, configure a broker."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from edgewright_contracts.errors import RequestError
 
@@ -222,7 +223,47 @@ def broker_config(
     _say({"configuration": str(conf), "broker": f"mqtts://{address}"}, text, as_json)
 
 
+@hub.command()
+@click.argument("target", type=click.Path(path_type=Path, dir_okay=False))
+@_DATA
+@_JSON
+def backup(target: Path, data: Path, as_json: bool) -> None:
+    """Write everything of the hub to TARGET, one file, while it runs or not. It holds the hub's secrets."""
+    from edgewright_hub.backup.backup import make
+
+    _served_before(data)
+    made = make(data, target, now=datetime.now(UTC))
+    size = target.stat().st_size
+    text = f"wrote {target} ({size / 1e6:.1f} MB, {len(made.files)} files): {_counted(made.counts)}"
+    note = "it holds the hub's keys: keep it where only you can read it"
+    answer = {"file": str(target), "bytes": size, "files": len(made.files), "counts": made.counts}
+    _say({**answer, "revisions": made.revisions}, f"{text}\n{note}", as_json)
+
+
+@hub.command()
+@click.argument("archive", type=click.Path(path_type=Path, dir_okay=False))
+@_DATA
+@click.option("--database", metavar="URL", help="Put both databases on this PostgreSQL server; it has none of a hub.")
+@_JSON
+def restore(archive: Path, data: Path, database: str | None, as_json: bool) -> None:
+    """Make the hub of ARCHIVE again in an empty directory, here or on another machine (docs/operations.md)."""
+    from edgewright_hub.backup.restore import restore as make
+
+    done = make(archive, data, now=datetime.now(UTC), database=database)
+    older = "".join(f"\nupgraded the schema {name} from {was}" for name, was in done.upgraded.items())
+    text = (
+        f"restored {done.data} as of {done.made} ({done.host}): {_counted(done.counts)}{older}\n"
+        "see that the hub before it never runs again, then: edgewright hub serve --name NAME\n"
+        f"the owner's list is version {done.targets}; publish again what was published since"
+    )
+    _say(msgspec.to_builtins(done), text, as_json)
+
+
 hub.add_command(registries.gc)
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{number} {name}" for name, number in counts.items())
 
 
 def _say(answer: dict[str, Any], text: str, as_json: bool) -> None:

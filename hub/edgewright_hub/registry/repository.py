@@ -204,15 +204,16 @@ class Repository:
             place.parent.mkdir(parents=True, exist_ok=True)
             durable.replace(place, (self.blobs / digest).read_bytes())
 
-    def resign(self, *, now: datetime) -> None:
-        """Sign snapshot and timestamp anew, so that they do not run out: at every start and once a day."""
+    def resign(self, *, now: datetime, beyond_s: int = 0) -> None:
+        """Sign snapshot and timestamp anew, so that they do not run out: at every start and once a day. `beyond_s`: so
+        far above `now` lie their versions at least, should the hub before have had a clock that was ahead."""
         with self.publishing:
-            self._sign_snapshot(int(self.targets().signed.version), now)
-            self._sign_timestamp(now)
+            self._sign_snapshot(int(self.targets().signed.version), now, beyond_s)
+            self._sign_timestamp(now, beyond_s)
 
-    def _sign_snapshot(self, targets_version: int, now: datetime) -> None:
+    def _sign_snapshot(self, targets_version: int, now: datetime, beyond_s: int = 0) -> None:
         versions = self.versions("snapshot")
-        version = max(versions[-1] + 1 if versions else 1, int(now.timestamp()))
+        version = max(versions[-1] + 1 if versions else 1, int(now.timestamp()) + beyond_s)
         content = Snapshot(
             version=version, expires=_whole_s(now + SNAPSHOT_LIFE), meta={"targets.json": MetaFile(targets_version)}
         )
@@ -222,9 +223,9 @@ class Repository:
         for old in versions[:-10]:
             (self.metadata / f"{old}.snapshot.json").unlink(missing_ok=True)
 
-    def _sign_timestamp(self, now: datetime) -> None:
+    def _sign_timestamp(self, now: datetime, beyond_s: int = 0) -> None:
         place = self.metadata / "timestamp.json"
-        version = int(now.timestamp())
+        version = int(now.timestamp()) + beyond_s
         if place.exists():
             version = max(version, Metadata[Timestamp].from_bytes(place.read_bytes()).signed.version + 1)
         content = Timestamp(

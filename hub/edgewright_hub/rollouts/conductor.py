@@ -326,6 +326,7 @@ class Conductor:
             ahead,
             lambda device: self._configurations.of(fleet.get(device) or Device(device)),
             held={device.id for device in fleet.values() if device.held},
+            floor=desired_documents.floor(connection),
         )
 
     def _send(self, bodies: Mapping[str, bytes]) -> None:

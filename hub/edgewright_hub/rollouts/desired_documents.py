@@ -32,6 +32,7 @@ MODELS: Final = 32  # of one device, which is what its document holds
 REACH: Final = 10**6  # revisions that a device may be ahead of a hub that was restored from a backup
 CROWD: Final = 256  # devices; fewer may all come at once
 ARRIVALS_PER_S: Final = 16  # downloads that begin, of a larger fleet
+FLOOR: Final = "desired.floor"  # the cursor with the revision above which a first document begins (`backup.restore`)
 _CHUNK: Final = 500  # devices in one SELECT
 _LOG = logging.getLogger(__name__)
 
@@ -73,6 +74,20 @@ class Documents:
         return {device: rev for device, rev in found.items() if device not in beyond}
 
 
+def floor(connection: sa.Connection) -> int:
+    """0, unless this hub was restored: the one before may have told devices more than hub.db knows."""
+    c = control.cursors.c
+    return int(connection.execute(sa.select(c.position).where(c.name == FLOOR)).scalar() or 0)
+
+
+def retained(engine: sa.Engine) -> list[tuple[str, bytes]]:
+    """Every document as it goes out, by device: what a hub that starts, or finds its broker again, publishes."""
+    d = control.desired.c
+    with engine.connect() as connection:
+        rows = connection.execute(sa.select(d.device, d.document)).all()
+    return [(row.device, msgspec.json.encode(row.document, order="deterministic")) for row in rows]
+
+
 def _readable(row: Any) -> Desired:
     try:
         return msgspec.convert(row.document, Desired)
@@ -95,8 +110,10 @@ class Changes:
         ahead: Mapping[str, int],
         config_of: Callable[[str], Config],
         held: Set[str] = frozenset(),
+        floor: int = 0,
     ) -> None:
         self._documents, self._ahead, self._config_of, self._held = documents, ahead, config_of, held
+        self._floor = floor
         self._changed: dict[str, Desired] = {}
         self.bodies: dict[str, bytes] = {}  # by device, as they go out
         for device in ahead:
@@ -127,7 +144,7 @@ class Changes:
         return msgspec.structs.replace(document, hold=True if device in self._held else msgspec.UNSET)
 
     def _keep(self, device: str, document: Desired) -> None:
-        own = self._documents[device].rev if device in self._documents else 0
+        own = self._documents[device].rev if device in self._documents else self._floor
         document = msgspec.structs.replace(document, rev=max(own, self._ahead.get(device, 0)) + 1)
         try:
             self.bodies[device] = encode(document)
