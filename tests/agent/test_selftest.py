@@ -47,6 +47,7 @@ def test_a_selftest_ends_with_the_agent(tmp_path, monkeypatch):
         selftest.selftest(tmp_path, "onnx-fp32", "onnxruntime", stopping=stopping)
 
 
+@pytest.mark.usefixtures("signals_heard")
 @pytest.mark.parametrize("signal", ["TERM", "INT", "HUP"])
 def test_a_child_that_is_told_to_end_says_nothing_about_the_model(tmp_path, monkeypatch, signal):
     child = tmp_path / "python"

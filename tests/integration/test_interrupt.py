@@ -15,6 +15,7 @@ import pytest
 
 @pytest.mark.process
 @pytest.mark.slow
+@pytest.mark.usefixtures("signals_heard")
 @pytest.mark.parametrize("moment", ["before the hub", "compiling", "devices run"])
 def test_ctrl_c_leaves_nothing_behind(moment: str, tmp_path: Path) -> None:
     demo = subprocess.Popen(
@@ -29,9 +30,9 @@ def test_ctrl_c_leaves_nothing_behind(moment: str, tmp_path: Path) -> None:
         "compiling": lambda: any(tmp_path.glob("edgewright-demo-*/**/work/steps")),
         "devices run": lambda: any(tmp_path.glob("edgewright-demo-*/devices/edge-8/tally")),
     }
-    until(reached[moment], 60)
+    until(reached[moment], 240)
     demo.send_signal(signal.SIGINT)
-    said, _ = demo.communicate(timeout=30)
+    said, _ = demo.communicate(timeout=60)
     assert demo.returncode == 130
     assert said.strip().splitlines()[-1] == "edgewright: interrupted"
     assert "Traceback" not in said
