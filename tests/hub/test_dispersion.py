@@ -11,9 +11,10 @@ WINDOWS = 288
 
 
 def _phi(
-    devices: int, rate: float, *, bursts: float = 0.0, lasting: int = 1, common: float = 0.0, spread: float = 0.5
-) -> float:
-    """Mean over three fleets with 60 runs in each window of a day."""
+    devices: int, rate: float, *, bursts: float = 0.0, lasting: int = 1, common: float = 0.0, spread: float = 0.5,
+    apart: int = 0,
+) -> float:  # fmt: skip
+    """Mean over three fleets with 60 runs in each window of a day; `apart`: windows between one clock and the next."""
     found = []
     for seed in range(3):
         rng = np.random.default_rng(seed)
@@ -23,7 +24,7 @@ def _phi(
         factor = np.repeat(burst, lasting, 1) if bursts else burst
         events = rng.poisson(60 * own * shared * factor, (devices, WINDOWS)).astype(float)
         device, slot = np.divmod(np.arange(devices * WINDOWS), WINDOWS)
-        found.append(dispersion(events.ravel(), np.full(events.size, 60.0), device, slot))
+        found.append(dispersion(events.ravel(), np.full(events.size, 60.0), device, slot + apart * device))
     return float(np.mean(found))
 
 
@@ -42,6 +43,10 @@ def test_bursts_are_told_with_and_without_a_rhythm_that_all_share(common: float)
 def test_bursts_that_last_weigh_more_than_their_windows_say() -> None:
     assert _phi(60, 0.01, bursts=0.7, lasting=12) > 3.5
     assert _phi(60, 0.01, bursts=0.7) < 1.5
+
+
+def test_devices_whose_clocks_are_years_apart_are_told_alike() -> None:
+    assert _phi(30, 0.01, bursts=0.7, apart=1_000_008) == pytest.approx(_phi(30, 0.01, bursts=0.7), rel=0.05)
 
 
 def test_too_little_to_tell_is_one() -> None:

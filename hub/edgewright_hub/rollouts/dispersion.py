@@ -7,7 +7,7 @@ What moves all devices at once, as the hour of the day, is taken out first: it c
 is left is the variance of sums over their mean, as a ratio of sums, so that devices count by their events as they do in
 a gate; each square is made up for what its own count took from the mean.
 
-Arrays are float64[windows]; slots number time in windows. Cost: 0.1 s for 1,000 devices with 288 windows each.
+Arrays are float64[windows]; slots number time in windows. Cost: 0.06 s for 1,000 devices with 288 windows each.
 
 Measured (CV 0.7 of bursts, 0.5 of devices, common shocks and rhythm; 40 fleets each): docs/adr/0017.
 """
@@ -44,13 +44,18 @@ def dispersion(events: Floats, trials: Floats, device: Numbers, slot: Numbers, l
         mean = mean * (np.bincount(at, events) / np.maximum(np.bincount(at, mean), 1e-300))[at]
     phi = least
     for scale in SCALES:
-        _, first, part = np.unique(
-            device * (int(slot.max()) // scale + 1) + slot // scale, return_index=True, return_inverse=True
-        )
-        k, m, n = (np.bincount(part, x) for x in (events, mean, trials))
-        free = 1 - n / np.maximum(seen[device[first]], 1.0)
+        width = int(slot.max()) // scale + 1
+        cell = device * width + slot // scale
+        part, names = cell, None
+        if cell.max() > 4 * cell.size:  # clocks lie far apart: an array of all cells would be mostly empty, and huge
+            names, part = np.unique(cell, return_inverse=True)
+        sums = [np.bincount(part, x) for x in (events, mean, trials)]
+        some = np.flatnonzero(sums[2])
+        cell = some if names is None else names[some]
+        k, m, n = (x[some] for x in sums)
+        free = 1 - n / np.maximum(seen[cell // width], 1.0)
         if span is not None:
-            at = slot[first] // max(span, scale)
+            at = cell % width * scale // max(span, scale)
             free -= m / np.maximum(np.bincount(at, m)[at], 1e-300)
         expected = m * np.maximum(free, 0.0)
         if (total := float(expected.sum())) < TOLD / 4:
