@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from edgewright_contracts import topics
 from edgewright_hub.fleet import enrolment, tokens
 from edgewright_hub.fleet.ca import HUB_NAME, Authority, open_authority
-from edgewright_hub.mqtt.broker import read_connect
+from edgewright_hub.mqtt.packets import read_connect
 from edgewright_hub.storage import control
 from sim import wire
 from sim.wire import WireClient

@@ -17,12 +17,11 @@ import asyncio
 import logging
 import socket
 import ssl
-import struct
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 from amqtt.adapters import ReaderAdapter, StreamWriterAdapter
 from amqtt.broker import Broker
@@ -34,12 +33,15 @@ from cryptography import x509
 from edgewright_contracts.topics import ROOT, RULES, allowed
 
 from ..fleet.ca import HUB_NAME, key_sha256
+from .carrier import Carrier
+from .packets import Connect, read_connect, read_packet
 
 PACKET_BYTES: Final = max(rule.limit for rule in RULES.values()) + 1024
 CONNECT_BYTES: Final = 4096
 CONNECT_S: Final = 10.0  # for the TLS handshake, and again for the first packet
 DEFAULT_IDLE_S: Final = 3600.0  # of a client that asks for no keep-alive
 _LISTENER: Final = "default"
+_TOO_LARGE: Final = f"expected packets of at most {PACKET_BYTES} bytes, got a larger one"
 _REFUSED: Final = b"\x20\x02\x00\x05"  # CONNACK, not authorised
 _LOG = logging.getLogger(__name__)
 
@@ -143,6 +145,7 @@ class EmbeddedBroker:
         self._server: asyncio.Server | None = None
         self._writers: dict[str, asyncio.StreamWriter] = {}  # by client
         self._broker: _Broker | None = None
+        self._carrier: Carrier | None = None
 
     async def start(self) -> None:
         for name in ("amqtt", "transitions"):
@@ -154,6 +157,7 @@ class EmbeddedBroker:
         self._broker._subscriptions = _Subscriptions()
         self._broker.refused = self._refused
         await self._broker.start()
+        self._carrier = Carrier(self._broker, self._writers)
         self._server = await asyncio.start_server(
             self.connected, sock=self._listener, ssl=self._context, ssl_handshake_timeout=CONNECT_S
         )
@@ -163,14 +167,15 @@ class EmbeddedBroker:
         return self._server is not None and self._server.is_serving()
 
     async def stop(self) -> None:
-        if self._server is None or self._broker is None:
+        if self._server is None or self._broker is None or self._carrier is None:
             return
         self._server.close()
+        self._carrier.close()
         for writer in list(self._writers.values()):
             writer.transport.abort()
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._broker.shutdown(), 2.0)
-        self._server = self._broker = None
+        self._server = self._broker = self._carrier = None
 
     def expel(self, names: Collection[str]) -> None:
         """End the connections of these clients; what they try next is `connected`'s to judge."""
@@ -184,7 +189,7 @@ class EmbeddedBroker:
         name = common_name(peer) or ""
         try:
             why_not = await asyncio.to_thread(self._outdated, name, public_key_sha256(peer))
-            packets = await _admit(name, why_not, reader, writer, self._refused)
+            packets = await self._admit(name, why_not, reader, writer)
             if packets is not None and self._broker is not None:
                 if name in self._writers:
                     self._writers[name].transport.abort()
@@ -199,30 +204,31 @@ class EmbeddedBroker:
                 del self._writers[name]
             writer.close()
 
-
-async def _admit(
-    name: str,
-    outdated: str | None,
-    reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
-    refused: Refused,
-) -> Packets | None:
-    async with asyncio.timeout(CONNECT_S):
-        packet = await read_packet(reader, CONNECT_BYTES)
-    connect = read_connect(packet) if packet else None
-    refusal = outdated or _refusal(connect, name)
-    if connect is None or refusal:
-        _LOG.warning("refused a connection of %s: %s", name, refusal)
-        writer.write(_REFUSED)
-        await writer.drain()
-        return None
-    idle_s = connect.keep_alive_s * 1.5 or DEFAULT_IDLE_S
-    too_large = partial(refused, name, "size", f"expected packets of at most {PACKET_BYTES} bytes, got a larger one")
-    return Packets(reader, writer, first=connect.cleaned, idle_s=idle_s, too_large=too_large)
+    async def _admit(
+        self, name: str, outdated: str | None, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> Packets | None:
+        async with asyncio.timeout(CONNECT_S):
+            packet = await read_packet(reader, CONNECT_BYTES)
+        connect = read_connect(packet) if packet else None
+        refusal = outdated or _refusal(connect, name)
+        if connect is None or refusal or self._carrier is None:
+            _LOG.warning("refused a connection of %s: %s", name, refusal)
+            writer.write(_REFUSED)
+            await writer.drain()
+            return None
+        return Packets(
+            reader,
+            writer,
+            first=connect.cleaned,
+            idle_s=connect.keep_alive_s * 1.5 or DEFAULT_IDLE_S,
+            took=partial(self._carrier.took, name),
+            too_large=partial(self._refused, name, "size", _TOO_LARGE),
+        )
 
 
 class Packets(ReaderAdapter):  # type: ignore[misc]  # amqtt is not typed
-    """Whole packets, bounded in size and in the silence before them; too much of either ends the connection."""
+    """Whole packets, bounded in size and in the silence before them; too much of either ends the connection. Amqtt
+    hears of those only that nobody `took` before."""
 
     def __init__(
         self,
@@ -231,8 +237,10 @@ class Packets(ReaderAdapter):  # type: ignore[misc]  # amqtt is not typed
         *,
         first: bytes,
         idle_s: float,
+        took: Callable[[bytes, asyncio.StreamWriter], Awaitable[bool]],
         too_large: Callable[[], None],
     ) -> None:
+        self._took = took
         self._too_large = too_large
         self._reader = reader
         self._writer = writer
@@ -242,58 +250,30 @@ class Packets(ReaderAdapter):  # type: ignore[misc]  # amqtt is not typed
 
     async def read(self, n: int = -1) -> bytes:
         if n != 0 and self._at == len(self._packet):
-            try:
-                async with asyncio.timeout(self._idle_s):
-                    packet = await read_packet(self._reader, PACKET_BYTES)
-                if packet is None:
-                    self._too_large()
-            except (asyncio.IncompleteReadError, TimeoutError, OSError):
-                packet = None
-            if packet is None:
-                self._writer.transport.abort()
-                raise ConnectionResetError
+            packet = await self._next()
+            while await self._took(packet, self._writer):
+                packet = await self._next()
             self._packet, self._at = packet, 0
         end = len(self._packet) if n < 0 else self._at + n
         data = self._packet[self._at : end]
         self._at = min(end, len(self._packet))
         return data
 
+    async def _next(self) -> bytes:
+        try:
+            async with asyncio.timeout(self._idle_s):
+                packet = await read_packet(self._reader, PACKET_BYTES)
+            if packet is None:
+                self._too_large()
+        except (asyncio.IncompleteReadError, TimeoutError, OSError):
+            packet = None
+        if packet is None:
+            self._writer.transport.abort()
+            raise ConnectionResetError
+        return packet
+
     def feed_eof(self) -> None:
         self._reader.feed_eof()
-
-
-class Connect(NamedTuple):
-    client: str
-    username: str | None
-    will_topic: str | None
-    keep_alive_s: int
-    cleaned: bytes  # the packet, asking for a clean session and no keep-alive (which `Packets` watches)
-
-
-def read_connect(packet: bytes) -> Connect | None:
-    """The CONNECT packet of an MQTT 3.1.1 client; None of anything else."""
-    body_at = next((i + 1 for i in range(1, min(5, len(packet))) if not packet[i] & 0x80), 0)
-    if packet[:1] != b"\x10" or packet[body_at : body_at + 7] != b"\x00\x04MQTT\x04":
-        return None
-    try:
-        flags, keep_alive_s = struct.unpack_from("!BH", packet, body_at + 7)
-        at = body_at + 10
-        fields: list[bytes | None] = []
-        for present in (1, flags & 4, flags & 4, flags & 0x80):  # client id, will topic, will, user name
-            if not present:
-                fields.append(None)
-                continue
-            (size,) = struct.unpack_from("!H", packet, at)
-            if at + 2 + size > len(packet):
-                return None
-            fields.append(packet[at + 2 : at + 2 + size])
-            at += 2 + size
-        client, topic, _, username = fields
-        named = [None if f is None else f.decode() for f in (client, username, topic)]
-    except (struct.error, UnicodeDecodeError):
-        return None
-    cleaned = packet[: body_at + 7] + struct.pack("!BH", flags | 2, 0) + packet[body_at + 10 :]
-    return Connect(named[0] or "", named[1], named[2], keep_alive_s, cleaned)
 
 
 def _refusal(connect: Connect | None, name: str) -> str | None:
@@ -304,19 +284,6 @@ def _refusal(connect: Connect | None, name: str) -> str | None:
     if connect.will_topic is not None and not may(name, connect.will_topic, publish=True):
         return f"expected a will within its own topics, got {connect.will_topic[:120]!r}"
     return None
-
-
-async def read_packet(reader: asyncio.StreamReader, limit: int) -> bytes | None:
-    """One MQTT packet with its header; None if it is longer than `limit` or its length is malformed."""
-    head = await reader.readexactly(2)
-    while head[-1] & 0x80:
-        if len(head) == 5:
-            return None
-        head += await reader.readexactly(1)
-    size = sum((b & 0x7F) << 7 * i for i, b in enumerate(head[1:]))
-    if size > limit:
-        return None
-    return head + await reader.readexactly(size)
 
 
 def common_name(peer: ssl.SSLObject | None) -> str | None:

@@ -1,0 +1,107 @@
+"""Packets of MQTT 3.1.1 as bytes: read whole from a connection, and taken apart as far as the door needs it.
+
+Nothing here trusts a client: what is malformed is None, what is too long is not read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import Final, NamedTuple
+
+PUBLISH: Final = 0x30  # the upper half of the first byte
+
+
+async def read_packet(reader: asyncio.StreamReader, limit: int) -> bytes | None:
+    """One packet with its header; None if it is longer than `limit` or its length is malformed."""
+    head = await reader.readexactly(2)
+    while head[-1] & 0x80:
+        if len(head) == 5:
+            return None
+        head += await reader.readexactly(1)
+    size = sum((b & 0x7F) << 7 * i for i, b in enumerate(head[1:]))
+    if size > limit:
+        return None
+    return head + await reader.readexactly(size)
+
+
+class Connect(NamedTuple):
+    client: str
+    username: str | None
+    will_topic: str | None
+    keep_alive_s: int
+    cleaned: bytes  # the packet, asking for a clean session and no keep-alive (which `broker.Packets` watches)
+
+
+def read_connect(packet: bytes) -> Connect | None:
+    """The CONNECT packet of an MQTT 3.1.1 client; None of anything else."""
+    body_at = _body_at(packet)
+    if packet[:1] != b"\x10" or packet[body_at : body_at + 7] != b"\x00\x04MQTT\x04":
+        return None
+    try:
+        flags, keep_alive_s = struct.unpack_from("!BH", packet, body_at + 7)
+        at = body_at + 10
+        fields: list[bytes | None] = []
+        for present in (1, flags & 4, flags & 4, flags & 0x80):  # client id, will topic, will, user name
+            if not present:
+                fields.append(None)
+                continue
+            (size,) = struct.unpack_from("!H", packet, at)
+            if at + 2 + size > len(packet):
+                return None
+            fields.append(packet[at + 2 : at + 2 + size])
+            at += 2 + size
+        client, topic, _, username = fields
+        named = [None if f is None else f.decode() for f in (client, username, topic)]
+    except (struct.error, UnicodeDecodeError):
+        return None
+    cleaned = packet[: body_at + 7] + struct.pack("!BH", flags | 2, 0) + packet[body_at + 10 :]
+    return Connect(named[0] or "", named[1], named[2], keep_alive_s, cleaned)
+
+
+class Publish(NamedTuple):
+    """A PUBLISH of QoS 0 or 1."""
+
+    topic: str
+    qos: int
+    retain: bool
+    packet: bytes
+    body_at: int  # of the payload, behind the packet id if there is one
+
+    @property
+    def body(self) -> bytes:
+        return self.packet[self.body_at :]
+
+    def acknowledgement(self) -> bytes:
+        """PUBACK; nothing for QoS 0."""
+        return b"\x40\x02" + self.packet[self.body_at - 2 : self.body_at] if self.qos else b""
+
+    def numbered(self, packet_id: int) -> bytes:
+        """The same message for another connection: sent for the first time there, and not a retained one."""
+        head = bytes([PUBLISH | self.qos << 1])
+        if not self.qos:
+            return head + self.packet[1:]
+        number = packet_id.to_bytes(2, "big")
+        return head + self.packet[1 : self.body_at - 2] + number + self.packet[self.body_at :]
+
+
+def read_publish(packet: bytes) -> Publish | None:
+    """None of QoS 2, and of what is malformed."""
+    flags, at = packet[0], _body_at(packet)
+    qos = flags >> 1 & 3
+    if flags & 0xF0 != PUBLISH or qos > 1 or len(packet) < at + 2:
+        return None
+    topic_end = at + 2 + int.from_bytes(packet[at : at + 2], "big")
+    body_at = topic_end + 2 * qos
+    if len(packet) < body_at or (qos and packet[topic_end:body_at] == b"\0\0"):
+        return None
+    try:
+        topic = packet[at + 2 : topic_end].decode()
+    except UnicodeDecodeError:
+        return None
+    return Publish(topic, qos, bool(flags & 1), packet, body_at)
+
+
+def _body_at(packet: bytes) -> int:
+    """Where the header ends; 0 of a packet whose length is malformed."""
+    return next((i + 1 for i in range(1, min(5, len(packet))) if not packet[i] & 0x80), 0)
