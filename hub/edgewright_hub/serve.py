@@ -47,6 +47,7 @@ from .registry.edges import Edges
 from .registry.registry import Registry
 from .registry.repository import RESIGN_EVERY, Repository
 from .rollouts.conductor import Conductor
+from .rollouts.desired_documents import retained
 from .storage import control, telemetry
 from .storage.control import open_control
 from .storage.places import move, places
@@ -161,7 +162,7 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
             port=broker.port,
             context=authority.client_context(),
             known=Known(Fleets(control_engine).of, Edges(control_engine, registry.blobs).of),
-            desired=lambda: _desired(control_engine),
+            desired=partial(retained, control_engine),
             noted=noted,
             ack_s=config.ack_s,
         )
@@ -248,13 +249,6 @@ class Fleets:
             self._known = {row.id: row.fleet for row in rows}
             self._read_s = time.monotonic()
         return self._known.get(device, DEFAULT_FLEET)
-
-
-def _desired(engine: sa.Engine) -> list[tuple[str, bytes]]:
-    table = control.desired.c
-    with engine.connect() as connection:
-        rows = connection.execute(sa.select(table.device, table.document)).all()
-    return [(row.device, msgspec.json.encode(row.document, order="deterministic")) for row in rows]
 
 
 def _expel(broker: EmbeddedBroker, engine: sa.Engine, loop: asyncio.AbstractEventLoop) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import multiprocessing
 import os
 import socket
 import ssl
@@ -14,7 +15,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -121,6 +124,10 @@ class Mosquitto:
         self._process.terminate()
         self._process.wait(5)
 
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait(5)
+
     close = stop
 
 
@@ -183,6 +190,17 @@ def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Places:
     return chosen(tmp_path / "stores", asked=request.param == "postgresql")
 
 
+@pytest.fixture(scope="session")
+def processes() -> Any:
+    """Of children that a test kills; what they import is imported once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sim.writer", "sim.deaths"])
+    with pytest.MonkeyPatch.context() as patch:  # which the server needs to find them
+        patch.setenv("PYTHONPATH", str(Path(wire.__file__).parents[1]))
+        forkserver.ensure_running()
+    return context
+
+
 @pytest.fixture
 def telemetry_engine(tmp_path: Path) -> Iterator[sa.Engine]:
     engine = open_telemetry(chosen(tmp_path).telemetry)
@@ -241,6 +259,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, packages: dict[str, Package])
     tmp_path = tmp_path_factory.mktemp("hub")
     owner, place = tmp_path / "owner", tmp_path / "data"
     init_keys(owner, now=datetime.now(UTC))
+    chosen(place)
     command = [sys.executable, "-c", "from edgewright.main import main; main()", "hub", "serve", "--data", str(place)]
     ports = ["--https", "127.0.0.1:0", "--page", "127.0.0.1:0", "--mqtt", "127.0.0.1:0", "--tick-s", "0.1"]
     hub = subprocess.Popen([*command, *ports, "--trust", str(owner / "hub")], stdout=subprocess.PIPE, text=True)

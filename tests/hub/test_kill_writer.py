@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import time
 from collections import Counter
@@ -21,13 +20,6 @@ from sim.writer import BATCHES, DEVICES, SIZE, live
 
 KILLS = 4
 pytestmark = pytest.mark.process
-
-
-@pytest.fixture(scope="module")
-def processes() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sim.writer"])
-    return context
 
 
 def test_killed_anywhere_it_counts_every_report_once(stores: Places, processes: Any) -> None:

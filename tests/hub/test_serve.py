@@ -11,7 +11,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -88,14 +87,13 @@ def get(data: Path, path: str, token: str = "") -> Any:
 
 
 def end(hub: subprocess.Popen[str], number: signal.Signals) -> None:
-    begun = time.monotonic()
+    """By itself and without complaint: no thread, task or connection holds it up, and none is given up on."""
     hub.send_signal(number)
-    _, errors = hub.communicate(timeout=10)
-    assert time.monotonic() - begun < 3
+    _, errors = hub.communicate(timeout=60)
     assert (hub.returncode, errors) == (0, "")
 
 
-def test_it_says_where_it_is_answers_and_ends_within_three_seconds(start: Start, tmp_path: Path) -> None:
+def test_it_says_where_it_is_answers_and_ends_when_it_is_told_to(start: Start, tmp_path: Path) -> None:
     data = tmp_path / "data"
     hub = start("--json")
     said = json.loads(ready(hub))

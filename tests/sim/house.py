@@ -33,6 +33,7 @@ from . import postgresql
 
 QUICK = GatePolicy(slow=None, label=Margin(r0=1.2, r1=2.0), error=Margin(r0=1.2, r1=2.0, delta=0.02), soak_windows=2)
 HOUR = 3600_000
+SETTINGS = Config(window_s=30.0, rollout_window_s=5.0)
 
 
 def draw_cells(package: Package, n: int, rng: np.random.Generator, *, shift: bool = False) -> np.ndarray:
@@ -75,13 +76,13 @@ class House:
         self.restart()
 
     def restart(self) -> None:
-        def publish(device: str, kind: str, body: bytes, retain: bool) -> None:
-            assert (kind, retain) == ("desired", True)
-            self.sent.append((device, decode_desired(body)))
-
         self.conductor = Conductor(
-            self.control, self.telemetry, self.registry, publish, Config(window_s=30.0, rollout_window_s=5.0)
+            self.control, self.telemetry, self.registry, lambda *said: self.publish(*said), SETTINGS
         )
+
+    def publish(self, device: str, kind: str, body: bytes, retain: bool) -> None:
+        assert (kind, retain) == ("desired", True)
+        self.sent.append((device, decode_desired(body)))
 
     def publish_package(self, version: str, state: str = "allowed") -> None:
         package = self.packages[version]
