@@ -7,7 +7,8 @@
     dead_letters   30 d (and not more than refusals.LETTERS_KEPT); how often each device was refused stays
 
 Guarantee: a window or event that rollouts, drift or device-hours have not read yet stays, however old it is, so no
-cursor ever misses a row; and since ids are never given twice, no cursor ever takes a new row for an old one. What a
+cursor ever misses a row; and since ids are never given twice, no cursor ever takes a new row for an old one. A window
+that is still to be exported to InfluxDB stays too, for up to 14 days since it arrived (`exports.progress`). What a
 device has reported in all is kept in its own row and does not shrink.
 
 Order: one small transaction after another, oldest rows first, so ingest never waits long (about 25 ms for `BATCH`
@@ -21,6 +22,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from .exports import progress
 from .ingest import device_hours
 from .rollouts.state import ACTIVE
 from .storage import control, telemetry
@@ -47,11 +49,14 @@ def shorten(control_engine: sa.Engine, telemetry_engine: sa.Engine, now_ms: int)
     t = telemetry.cursors.c
     with telemetry_engine.connect() as connection:
         added = connection.execute(sa.select(t.position).where(t.name == device_hours.CURSOR)).scalar() or 0
+        exported = progress.position_of(connection)
     read = {name: min(cursors.get(reader, 0) for reader in readers) for name, readers in READERS.items()}
     since = max(min(now_ms, now_ms if begun is None else begun) - WINDOWS_MS, now_ms - WINDOWS_LONGEST_MS)
     w, e, d = telemetry.windows.c, telemetry.events.c, telemetry.dead_letters.c
     last = min(read["windows"], added)
-    more = _remove(telemetry_engine, telemetry.windows, sa.and_(w.start_ms < since, w.id <= last))
+    out = last if exported is None else min(last, exported)
+    more = _remove(telemetry_engine, telemetry.windows, sa.and_(w.start_ms < since, w.id <= out))
+    more = progress.give_up(telemetry_engine, now_ms, last, BATCH) or more
     old = sa.and_(e.arrived_ms < now_ms - EVENTS_MS, e.id <= read["events"])
     more = _remove(telemetry_engine, telemetry.events, old) or more
     more = _remove(telemetry_engine, telemetry.dead_letters, d.arrived_ms < now_ms - LETTERS_MS) or more
@@ -63,9 +68,12 @@ def shorten(control_engine: sa.Engine, telemetry_engine: sa.Engine, now_ms: int)
 
 
 def _remove(engine: sa.Engine, table: sa.Table, old: sa.ColumnElement[bool]) -> bool:
-    some = sa.select(table.c.id).where(old).limit(BATCH)
-    with engine.begin() as connection:
-        return connection.execute(table.delete().where(table.c.id.in_(some))).rowcount == BATCH
+    with engine.connect() as connection:  # looked for without holding up whoever writes
+        some = connection.execute(sa.select(table.c.id).where(old).limit(BATCH)).scalars().all()
+    if some:
+        with engine.begin() as connection:
+            connection.execute(table.delete().where(table.c.id.in_(some)))
+    return len(some) == BATCH
 
 
 def _remove_buckets(engine: sa.Engine, table: sa.Table, old: sa.ColumnElement[bool]) -> bool:
