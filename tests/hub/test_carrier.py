@@ -29,20 +29,20 @@ def packet(body: bytes, *, head: int = 0x32, topic: str = TOPIC) -> bytes:
     return bytes([head]) + length + rest
 
 
-@pytest.mark.parametrize("size", [0, 1, 300])
-def test_a_publish_is_acknowledged_with_its_own_number_and_carried_with_another(size: int) -> None:
+@pytest.mark.parametrize("size", [0, 1, 103, 104, 105, 106, 300])
+def test_a_publish_is_acknowledged_with_its_number_and_carried_without(size: int) -> None:
     publish = read_publish(packet(bytes(size), head=0x3B))  # QoS 1, sent again, retained
     assert publish is not None
     assert (publish.topic, publish.qos, publish.retain, publish.body) == (TOPIC, 1, True, bytes(size))
     assert publish.acknowledgement() == b"\x40\x02\x00\x07"
-    assert publish.numbered(0x8001) == packet(bytes(size)).replace(b"report\x00\x07", b"report\x80\x01")
+    assert publish.unnumbered() == packet(bytes(size), head=0x30)
 
 
-def test_a_publish_of_quality_0_has_no_number() -> None:
+def test_a_publish_of_quality_0_is_not_acknowledged() -> None:
     publish = read_publish(packet(b"abc", head=0x31))
     assert publish is not None
-    assert (publish.qos, publish.body, publish.acknowledgement()) == (0, b"abc", b"")
-    assert publish.numbered(9) == packet(b"abc", head=0x30)
+    assert (publish.qos, publish.retain, publish.body, publish.acknowledgement()) == (0, True, b"abc", b"")
+    assert publish.unnumbered() == packet(b"abc", head=0x30)
 
 
 @pytest.mark.parametrize(
@@ -135,22 +135,3 @@ def test_a_hub_that_is_behind_gets_nothing_more_until_it_has_read(
     assert [hub.sent.count(letter) for letter in (100 * b"a", b"bb", b"cc", 100 * b"d")] == [1, 0, 0, 1]
     assert device.sent == 4 * b"\x40\x02\x00\x07"
     assert len(caplog.records) == 1
-
-
-def test_the_packet_numbers_of_carried_messages_are_never_those_of_amqtt(monkeypatch: pytest.MonkeyPatch) -> None:
-    hub, session = Line(), object()
-    broker = SimpleNamespace(sessions={HUB_NAME: (session, None)}, subscriptions={topics.ALL_UP: [(session, 1)]})
-    monkeypatch.setattr(module, "GATHER_BYTES", 1)
-
-    async def run() -> list[int]:
-        carrier = Carrier(broker, {HUB_NAME: hub})  # type: ignore[dict-item]
-        carrier._next_id = 0xFFFE
-        for _ in range(4):
-            await carrier.took("cam", packet(b""), Line())  # type: ignore[arg-type]
-        numbers = [int.from_bytes(one[-2:], "big") for one in hub.sent.split(packet(b"")[:-2])[1:]]
-        for number in numbers:
-            assert await carrier.took(HUB_NAME, b"\x40\x02" + number.to_bytes(2, "big"), hub)  # type: ignore[arg-type]
-        assert not await carrier.took(HUB_NAME, b"\x40\x02\x00\x01", hub)  # type: ignore[arg-type]
-        return numbers
-
-    assert asyncio.run(run()) == [0xFFFE, 0xFFFF, 0x8000, 0x8001]

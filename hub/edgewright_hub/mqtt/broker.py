@@ -187,6 +187,7 @@ class EmbeddedBroker:
         """Serve one connection until it ends: of our own port, or of `websocket`."""
         peer: ssl.SSLObject | None = writer.get_extra_info("ssl_object")
         name = common_name(peer) or ""
+        packets: Packets | None = None
         try:
             why_not = await asyncio.to_thread(self._outdated, name, public_key_sha256(peer))
             packets = await self._admit(name, why_not, reader, writer)
@@ -200,6 +201,8 @@ class EmbeddedBroker:
         except Exception:
             _LOG.exception("a connection failed")
         finally:
+            if packets is not None:
+                packets.close()
             if self._writers.get(name) is writer:
                 del self._writers[name]
             writer.close()
@@ -244,9 +247,12 @@ class Packets(ReaderAdapter):  # type: ignore[misc]  # amqtt is not typed
         self._too_large = too_large
         self._reader = reader
         self._writer = writer
-        self._idle_s = idle_s
         self._packet = first
         self._at = 0
+        self._loop = asyncio.get_running_loop()
+        self._idle_s = idle_s
+        self._heard_s = self._loop.time()
+        self._watch = self._loop.call_later(idle_s, self._look)
 
     async def read(self, n: int = -1) -> bytes:
         if n != 0 and self._at == len(self._packet):
@@ -261,16 +267,27 @@ class Packets(ReaderAdapter):  # type: ignore[misc]  # amqtt is not typed
 
     async def _next(self) -> bytes:
         try:
-            async with asyncio.timeout(self._idle_s):
-                packet = await read_packet(self._reader, PACKET_BYTES)
+            packet = await read_packet(self._reader, PACKET_BYTES)
             if packet is None:
                 self._too_large()
-        except (asyncio.IncompleteReadError, TimeoutError, OSError):
+        except (asyncio.IncompleteReadError, OSError):
             packet = None
         if packet is None:
             self._writer.transport.abort()
             raise ConnectionResetError
+        self._heard_s = self._loop.time()
         return packet
+
+    def _look(self) -> None:
+        """A timer that looks when it must, instead of one for each packet."""
+        rest_s = self._heard_s + self._idle_s - self._loop.time()
+        if rest_s > 0:
+            self._watch = self._loop.call_later(rest_s, self._look)
+        else:
+            self._writer.transport.abort()
+
+    def close(self) -> None:
+        self._watch.cancel()
 
     def feed_eof(self) -> None:
         self._reader.feed_eof()

@@ -66,6 +66,7 @@ class Publish(NamedTuple):
     qos: int
     retain: bool
     packet: bytes
+    topic_at: int  # of its length
     body_at: int  # of the payload, behind the packet id if there is one
 
     @property
@@ -76,13 +77,11 @@ class Publish(NamedTuple):
         """PUBACK; nothing for QoS 0."""
         return b"\x40\x02" + self.packet[self.body_at - 2 : self.body_at] if self.qos else b""
 
-    def numbered(self, packet_id: int) -> bytes:
-        """The same message for another connection: sent for the first time there, and not a retained one."""
-        head = bytes([PUBLISH | self.qos << 1])
-        if not self.qos:
-            return head + self.packet[1:]
-        number = packet_id.to_bytes(2, "big")
-        return head + self.packet[1 : self.body_at - 2] + number + self.packet[self.body_at :]
+    def unnumbered(self) -> bytes:
+        """The same message at QoS 0, which is sent for the first time and not a retained one."""
+        topic_end = self.body_at - 2 * self.qos
+        rest = self.packet[self.topic_at : topic_end] + self.packet[self.body_at :]
+        return bytes([PUBLISH]) + _length(len(rest)) + rest
 
 
 def read_publish(packet: bytes) -> Publish | None:
@@ -99,7 +98,16 @@ def read_publish(packet: bytes) -> Publish | None:
         topic = packet[at + 2 : topic_end].decode()
     except UnicodeDecodeError:
         return None
-    return Publish(topic, qos, bool(flags & 1), packet, body_at)
+    return Publish(topic, qos, bool(flags & 1), packet, at, body_at)
+
+
+def _length(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
 
 
 def _body_at(packet: bytes) -> int:
