@@ -56,6 +56,11 @@ def hub() -> None:
               help="Seconds that an acknowledgement may wait for others.")  # fmt: skip
 @click.option("--window-s", type=click.FloatRange(0.5, 86400), default=300.0, show_default=True,
               help="Seconds of one report of a device; a rollout may ask for shorter ones.")  # fmt: skip
+@click.option("--influx", metavar="URL",
+              help="Write every window to this InfluxDB, too; its token is EDGEWRIGHT_INFLUX_TOKEN.")  # fmt: skip
+@click.option("--influx-org", default="edgewright", show_default=True, help="Its organisation.")
+@click.option("--influx-bucket", default="edgewright", show_default=True, help="Its bucket.")
+@click.option("--influx-token-file", type=click.Path(path_type=Path, dir_okay=False), help="A file with its token.")
 @_JSON
 def serve(
     data: Path,
@@ -71,9 +76,14 @@ def serve(
     require_approval: bool,
     ack_interval_s: float,
     window_s: float,
+    influx: str | None,
+    influx_org: str,
+    influx_bucket: str,
+    influx_token_file: Path | None,
     as_json: bool,
 ) -> None:
     """Run the hub until it is stopped (Ctrl-C). Port 0 takes a free one; DATA/hub.json says which."""
+    from edgewright_hub.exports.destination import Destination
     from edgewright_hub.serve import Config, run
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -91,6 +101,7 @@ def serve(
         require_approval=require_approval,
         ack_s=ack_interval_s,
         window_s=window_s,
+        influx=Destination(influx, influx_org, influx_bucket, influx_token_file) if influx else None,
     )
 
     def ready(running: Running) -> None:

@@ -35,6 +35,7 @@ from edgewright_contracts.errors import RequestError, Unavailable
 from . import retention
 from .alerts import webhooks
 from .chores import Chore, chores
+from .exports.destination import Destination, open_sink
 from .fleet import enrolment, orders, tokens
 from .fleet.ca import open_authority
 from .ingest import device_hours
@@ -65,6 +66,7 @@ CONNECT_S: Final = 10.0
 DEFAULT_FLEET: Final = "default"  # of a device that this hub does not know, for instance after it was restored
 FLEETS_S: Final = 5.0
 RETIRED_S: Final = 2.0
+SINK_S: Final = 1.0  # that the end waits for the sink
 _LOG = logging.getLogger(__name__)
 
 
@@ -83,6 +85,7 @@ class Config:
     tick_s: float = 1.0
     ack_s: float = ACK_S
     window_s: float = 300.0  # of the devices' reports, while no rollout asks for shorter ones
+    influx: Destination | None = None  # where every window goes, too
 
 
 class Running(msgspec.Struct, frozen=True, kw_only=True):
@@ -178,6 +181,8 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
 
         wanted = desired.Config(window_s=config.window_s)
         conductor = Conductor(control_engine, telemetry_engine, registry, consumer.publish, wanted)
+        stores = (control_engine, telemetry_engine)
+        sink = open_sink(config.influx, *stores, config.data, conductor.roster.read, _now_ms)
         name = config.names[0] if config.names else reachable(config.https.host)
         url = f"https://{Address(name, https.getsockname()[1])}"
         told = (config.names[0] if config.names and config.broker is None else broker.host, broker.port)
@@ -201,6 +206,10 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
         sender.start()
         stack.callback(sender.stop)
         vitals.keep("the sender of webhooks", sender.is_alive)
+        if sink is not None:
+            sink.start()
+            stack.push_async_callback(asyncio.to_thread, sink.stop, SINK_S)
+            vitals.keep("the sink of InfluxDB", sink.is_alive)
         turns: tuple[Chore, ...] = (
             ("signing the registry", RESIGN_EVERY.total_seconds(), lambda: _resign(registry)),
             ("the tick", config.tick_s, lambda: conductor.tick(_now_ms())),
