@@ -52,7 +52,7 @@ from .rollouts.desired_documents import retained
 from .storage import control, telemetry
 from .storage.control import open_control
 from .storage.places import move, places
-from .storage.store import held, outside
+from .storage.store import Hold, held, outside
 from .storage.telemetry import open_telemetry
 from .vitals import Vitals
 from .web import websocket
@@ -65,6 +65,7 @@ from .web.samples import Samples
 CONNECT_S: Final = 10.0
 DEFAULT_FLEET: Final = "default"  # of a device that this hub does not know, for instance after it was restored
 FLEETS_S: Final = 5.0
+HOLD_S: Final = 2.0
 RETIRED_S: Final = 2.0
 SINK_S: Final = 1.0  # that the end waits for the sink
 _LOG = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
         stored = move(config.data, config.database) if config.database else places(config.data)
         control_engine = open_control(stored.control)
         stack.callback(control_engine.dispose)
-        stack.enter_context(held(control_engine))
+        hold = stack.enter_context(held(control_engine))
         telemetry_engine = open_telemetry(stored.telemetry)
         stack.callback(telemetry_engine.dispose)
         vitals = Vitals(
@@ -140,6 +141,7 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
                 "telemetry.db": (telemetry_engine, sa.select(telemetry.spools).limit(1)),
             }
         )
+        vitals.keep("its hold of the database, which another hub has now,", lambda: not hold.lost)
         registry = Registry(
             config.data / "repo", config.data / "keys", control_engine, require_approval=config.require_approval
         )
@@ -212,6 +214,7 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
             vitals.keep("the sink of InfluxDB", sink.is_alive)
         turns: tuple[Chore, ...] = (
             ("signing the registry", RESIGN_EVERY.total_seconds(), lambda: _resign(registry)),
+            ("holding the database", HOLD_S, partial(_hold, hold, consumer)),
             ("the tick", config.tick_s, lambda: conductor.tick(_now_ms())),
             ("drift", config.tick_s, lambda: conductor.drift.tick(_now_ms())),
             ("sending orders", orders.EVERY_S, lambda: conductor.orders.tick(_now_ms())),
@@ -258,6 +261,11 @@ class Fleets:
             self._known = {row.id: row.fleet for row in rows}
             self._read_s = time.monotonic()
         return self._known.get(device, DEFAULT_FLEET)
+
+
+def _hold(hold: Hold, consumer: Consumer) -> None:
+    if hold.look():
+        consumer.send_desired()
 
 
 def _expel(broker: EmbeddedBroker, engine: sa.Engine, loop: asyncio.AbstractEventLoop) -> None:

@@ -23,8 +23,11 @@ import sqlalchemy as sa
 
 from edgewright_contracts.errors import Unavailable
 
+from .storage.store import away
+
 LOOK_S: Final = 0.5
 LATE_S: Final = 60.0
+AWAY_S: Final = 5.0  # between two turns, at most, while a database is away: what runs hourly need not wait an hour
 PAUSE_S: Final = 0.02  # between the turns of a task that has more to do, so that others get at the databases
 _LOG = logging.getLogger(__name__)
 
@@ -105,16 +108,17 @@ class Vitals:
 
 async def _turns(beat: Beat, act: Callable[[], Any]) -> None:
     while True:
-        more = False
+        more, rest_s = False, beat.every_s
         try:
             more = await asyncio.to_thread(act) is True
             beat.failed = False
-        except sa.exc.OperationalError as error:  # a full disk, a lock: not ours, and may last
-            if not beat.failed:
-                _LOG.error("%s: a database fails (%s); tried again every %g s", beat.name, error.orig, beat.every_s)
-            beat.failed = True
-        except Exception:
-            _LOG.exception("%s failed; it is tried again in %g s", beat.name, beat.every_s)
+        except Exception as error:
+            if away(error):  # a full disk, a lock, a server that restarts: not ours, and over soon or not
+                rest_s = min(rest_s, AWAY_S)
+                if not beat.failed:
+                    _LOG.error("%s: a database fails (%s); tried again every %g s", beat.name, error, rest_s)
+            else:
+                _LOG.exception("%s failed; it is tried again in %g s", beat.name, rest_s)
             beat.failed = True
         beat.ended_s = time.monotonic()
-        await asyncio.sleep(PAUSE_S if more else beat.every_s)
+        await asyncio.sleep(PAUSE_S if more else rest_s)

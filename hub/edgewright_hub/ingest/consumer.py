@@ -154,6 +154,10 @@ class Consumer:
                 self._revisions[device] = rev
             self._client.publish(topics.topic(device, kind), body, qos=topics.RULES[kind].qos, retain=retain)
 
+    def send_desired(self) -> None:
+        """All documents, again: one may have been written and not sent."""
+        self._republish.set()
+
     # Paho's thread.
 
     def _on_connect(self, client: mqtt.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:

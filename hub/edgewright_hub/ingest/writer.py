@@ -16,7 +16,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from ..storage import telemetry
-from ..storage.store import fill, upsert
+from ..storage.store import away, fill, upsert
 from .counting import Spool
 from .ingest import WINDOW, Answer, Device, Known, Ledger, keys
 from .messages import Batch, Message, read
@@ -37,14 +37,14 @@ _LOG = logging.getLogger(__name__)
 
 
 def commit(engine: sa.Engine, messages: Sequence[Message], known: Known | Callable[[str], str]) -> list[Answer]:
-    """Count the messages, in their order, in one transaction; `known` may be `Known.cohort_of` alone. Raises
-    sqlalchemy's OperationalError, nothing else."""
+    """Count the messages, in their order, in one transaction; `known` may be `Known.cohort_of` alone. Raises what
+    sqlalchemy does when a database is `away`, nothing else."""
     known = known if isinstance(known, Known) else Known(known)
     try:
         return _commit(engine, read(messages), known)
-    except sa.exc.OperationalError:
-        raise
     except Exception as error:
+        if away(error):
+            raise
         if len(messages) == 1:
             _LOG.exception("a message on %s broke its transaction", messages[0].topic[:120])
             return _commit(engine, _broken(messages[0], error), known)

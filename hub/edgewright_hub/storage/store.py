@@ -50,9 +50,8 @@ def open_engine(place: Path | str, *, schema: Schema, synchronous: Literal["NORM
     are schemas of one. Raises RequestError for another URL."""
     if not isinstance(place, Path):
         url = server_url(place)
-        # NORMAL is asynchronous there: a crash may lose the last commits, never a part of one.
-        commit = "on" if synchronous == "FULL" else "off"
-        options = f"-c search_path={schema} -c synchronous_commit={commit} -c lock_timeout=10000"
+        # Asynchronous commits would be lost with a server that crashes, although devices were told that they are kept.
+        options = f"-c search_path={schema} -c synchronous_commit=on -c lock_timeout=10000"
         settings = {"options": options, "application_name": f"edgewright hub {schema}", "connect_timeout": 10}
         return sa.create_engine(url, pool_pre_ping=True, connect_args=settings)
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -127,21 +126,59 @@ def outside(engine: sa.Engine) -> Iterator[None]:
         ) from None
 
 
+def away(error: BaseException) -> bool:
+    """Whether the database could not be reached, or not in time: what failed was not done and may be repeated."""
+    if isinstance(error, sa.exc.DBAPIError):
+        return isinstance(error, sa.exc.OperationalError) or error.connection_invalidated
+    return isinstance(error, sa.exc.TimeoutError)
+
+
+class Hold:
+    """One hub for a database: on a server as long as the session lives that took the lock, which ends when the server
+    restarts; `look` then takes it again. Files are held by the lock of their directory."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._session: sa.Connection | None = None
+        self.lost = False  # another hub took it meanwhile
+
+    def look(self) -> bool:
+        """True when it was taken anew: what was being written when the server went may be written or not. Raises
+        OperationalError while the server is away."""
+        if self._engine.dialect.name != "postgresql":
+            return False
+        if self._session is not None:
+            try:
+                self._session.execute(sa.select(1))
+            except sa.exc.DBAPIError:
+                self.release()
+            else:
+                return False
+        session = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        self._session = session
+        if not session.execute(sa.select(sa.func.pg_try_advisory_lock(_HUB))).scalar_one():
+            self.lost = True
+        return True
+
+    def release(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            session.invalidate()  # the lock is the session's: given back to the pool, it would stay
+            session.close()
+
+
 @contextlib.contextmanager
-def held(engine: sa.Engine) -> Iterator[None]:
-    """One hub for a database: on a server as long as this lasts (files are held by the lock of their directory). Raises
-    Unavailable when another has it."""
-    if engine.dialect.name != "postgresql":
-        yield
-        return
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        if not connection.execute(sa.select(sa.func.pg_try_advisory_lock(_HUB))).scalar_one():
+def held(engine: sa.Engine) -> Iterator[Hold]:
+    """Hold the database. Raises Unavailable when another hub has it."""
+    hold = Hold(engine)
+    try:
+        hold.look()
+        if hold.lost:
             place = engine.url.render_as_string(hide_password=True)
             raise Unavailable(f"another hub keeps {place}: stop that one, or name another database with --database")
-        try:
-            yield
-        finally:
-            connection.invalidate()  # the lock is the session's: given back to the pool, it would stay
+        yield hold
+    finally:
+        hold.release()
 
 
 def revisions(schema: Schema) -> tuple[str, ...]:

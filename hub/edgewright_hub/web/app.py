@@ -8,10 +8,12 @@ site cannot read it through the operator's browser under a name of its own.
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import JSONResponse, Response
@@ -24,10 +26,12 @@ from ..accuracy.imports import FILE_BYTES as LABELS_BYTES
 from ..registry.registry import TARGETS_BYTES, Conflict
 from ..registry.repository import BLOB_BYTES
 from ..rollouts.records import NotFound
+from ..storage.store import away
 from . import accuracy, alerting, api, devices, drift, packages, pages, renewal, rollouts, samples, sampling, websocket
 from .api import Hub
 
 BODY_BYTES: Final = 256 * 1024
+RETRY: Final = {"Retry-After": "5"}
 RECORD_BYTES: Final = 2048
 _LIMITS: Final = (
     ("/api/v1/blobs/", BLOB_BYTES),
@@ -43,6 +47,9 @@ _STATUS: Final[tuple[tuple[type[EdgewrightError], int], ...]] = (
     (RequestError, 400),
     (EdgewrightError, 503),
 )
+
+
+_LOG = logging.getLogger(__name__)
 
 
 def device_app(hub: Hub, mqtt: websocket.Connected | None = None) -> FastAPI:
@@ -85,6 +92,7 @@ def _app(hub: Hub) -> FastAPI:
     app.add_exception_handler(EdgewrightError, _expected)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(SQLAlchemyError, _database)
     app.add_exception_handler(Exception, _unexpected)
     app.add_middleware(Bounded)
     return app
@@ -107,6 +115,13 @@ async def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     said = [f"{'.'.join(str(p) for p in one['loc'][1:]) or one['loc'][0]}: {one['msg']}" for one in error.errors()[:5]]
     return _error(400, "; ".join(said))
+
+
+async def _database(_: Request, error: Exception) -> Response:
+    if not away(error):
+        _LOG.error("a request failed", exc_info=error)
+        return await _unexpected(_, error)
+    return _error(503, "the hub's database cannot be reached at present; try again in a few seconds", RETRY)
 
 
 async def _unexpected(_: Request, error: Exception) -> Response:
