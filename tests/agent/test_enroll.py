@@ -90,8 +90,11 @@ def test_an_enrolled_home_is_enrolled_again_only_when_asked_and_keeps_its_key_an
 def test_a_device_that_must_wait_for_a_yes_says_so_and_comes_in_by_the_same_key(hub, tmp_path):
     asked = {"hub": hub.url, "token": hub.token(kind="queue"), "device": "patient-1"}
     for _ in range(2):
-        with pytest.raises(Waiting, match=r"patient-1 waits for a yes of the hub's operator\. Run this again"):
+        with pytest.raises(Waiting, match=r"patient-1 waits for a yes of the hub's operator\. Run this again") as said:
             enroll(RealDisk(), tmp_path, **asked)
+    with hub.control.connect() as connection:
+        (seen,) = queue.waiting(connection)
+    assert str(said.value).endswith(f"begins with {seen['key_sha256'][:16]}")
     key = (tmp_path / "identity" / "device.key").read_bytes()
     with hub.control.begin() as connection:
         queue.decide(connection, ["patient-1"], accept=True, who="op", now_ms=0)

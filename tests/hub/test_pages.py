@@ -13,12 +13,16 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from edgewright_contracts.package import Package
+from edgewright_hub.fleet import inventory
 from edgewright_hub.ingest.writer import commit
+from edgewright_hub.registry import stages
 from edgewright_hub.registry.registry import Registry
+from edgewright_hub.rollouts.configuration import Asked
 from edgewright_hub.rollouts.progress import unpacked
 from edgewright_hub.storage import control, telemetry
 from edgewright_hub.web import pages
 from edgewright_hub.web.api import Hub
+from edgewright_hub.web.views import alarms, wording
 from sim import wire
 from sim.house import House
 
@@ -129,8 +133,8 @@ def _alarm(subject: str, part: str, *, since_ms: int = 1, name: str = "mean") ->
 
 
 def test_drift_is_told_by_device_with_its_parts_from_the_input_on() -> None:
-    alarms = [_alarm("pi-1", "output"), _alarm("pi-0", "input"), _alarm("pi-1", "input", since_ms=9)]
-    told = pages._drift([*alarms, _alarm("pi-2", "output", since_ms=5)], "subject")
+    raised = [_alarm("pi-1", "output"), _alarm("pi-0", "input"), _alarm("pi-1", "input", since_ms=9)]
+    told = alarms.grouped([*raised, _alarm("pi-2", "output", since_ms=5)], "subject")
     assert [(d["subject"], [s["part"] for s in d["streams"]], d["since_ms"]) for d in told] == [
         ("pi-2", ["output"], 5),
         ("pi-0", ["input"], 1),
@@ -188,8 +192,102 @@ def test_the_mark_changes_with_every_report_and_every_decision(house: House) -> 
     assert pages._mark(hub) == marks[-1]
 
 
+def test_what_waits_for_a_person_stands_first_and_leads_on(house: House) -> None:
+    house.publish_package("1.0.0")
+    house.publish_package("2.0.0")
+    waiting = {"device": "oslo-9", "token": "0", "fleet": "lab", "state": "waiting", "key_sha256": "ab" * 32}
+    with house.control.begin() as connection:
+        mine = control.packages.update().where(control.packages.c.version == "2.0.0")
+        connection.execute(mine.values(stage="candidate"))
+        connection.execute(control.expected.insert().values(**waiting, since_ms=house.now))
+    html = pages.render(_hub(house), house.now)
+    assert html.index("1 device waits for a yes: oslo-9") < html.index("<h2>Rollouts")
+    assert "1 candidate is not approved: digits 2.0.0" in html
+    fleet = _text(pages.render_fleet(_hub(house), house.now))
+    assert re.search(r"oslo-9 lab 0 s ago abababababababab edgewright fleet accept oslo-9", fleet)
+    assert "edgewright registry approve digits 2.0.0" in _text(pages.render_registry(_hub(house), house.now))
+
+
+def test_the_registry_says_where_each_version_stands_and_who_decided_so(house: House) -> None:
+    house.publish_package("1.0.0")
+    house.enrol("pi-0", "pi-1")
+    house.start("1.0.0", stages=("100%",))
+    house.tick()
+    house.window("pi-0", "1.0.0")
+    house.publish_package("2.0.0", state="withdrawn")
+    with house.control.begin() as connection:
+        why = {"reason": "<b>too</b> slow", "who": "ann", "now_ms": house.now}
+        stages.decide(connection, "digits", "1.0.0", "deprecate", **why)
+    html = pages.render_registry(_hub(house), house.now)
+    text = _text(html)
+    assert re.search(r"2\.0\.0 \w+ withdrawn 0 0 ", text)
+    assert re.search(r"1\.0\.0 \w+ deprecated 1 2 0 s ago the first deprecate by ann, 0 s ago : &lt;b", text)
+    assert "<b>too" not in html
+    assert f"{house.conductor.rollouts()[0]['id']} running" in text
+
+
+def test_holds_cohorts_settings_and_requests_stand_on_the_page_of_the_fleet(house: House) -> None:
+    house.enrol("pi-0", "pi-1")
+    empty = _text(pages.render_fleet(_hub(house), house.now))
+    for said in ("Nobody waits", "No device is held", "None has a name", "All is as the hub has it"):
+        assert said in empty
+    with house.control.begin() as connection:
+        who = {"who": "kari", "now_ms": house.now}
+        inventory.hold(connection, ["pi-1"], held=True, reason="the belt is rebuilt", **who)
+        inventory.name_cohort(connection, "line-3", "fleet=lab", **who)
+    settings = {"window_s": 120}
+    house.conductor.configure(Asked(fleet="lab", settings=settings, reason="slow link"), who="kari", now_ms=house.now)
+    _away(house, "pi-0")
+    house.conductor.orders.place("pi-0", "collect", who="kari", now_ms=house.now)
+    text = _text(pages.render_fleet(_hub(house), house.now))
+    assert "pi-1 the belt is rebuilt kari 0 s ago edgewright fleet release pi-1" in text
+    assert re.search(r"line-3 fleet=lab 2 kari", text)
+    assert re.search(r"lab fleet, version 1 window_s=120 kari, 0 s ago : slow link", text)
+    assert "pi-0 its own report kari 0 s ago asked" in text
+    assert re.search(r"pi-1 lab held", _text(pages.render(_hub(house), house.now)))
+
+
+def _away(house: House, device: str) -> None:
+    with house.telemetry.begin() as connection:
+        mine = telemetry.devices.update().where(telemetry.devices.c.device == device)
+        connection.execute(mine.values(online=False))
+
+
+def test_the_page_of_a_device_sets_what_it_shall_run_against_what_it_runs(house: House) -> None:
+    house.publish_package("1.0.0")
+    house.enrol("pi-0")
+    house.start("1.0.0", stages=("100%",))
+    house.tick()
+    text = _text(pages.render_device(_hub(house), "pi-0", house.now))
+    assert "digits 1.0.0 nothing not yet r1-" in text
+    house.event("pi-0", "1.0.0", "selftest", "blocked", failure="model", reason="<i>3 of 32 rows</i> differ")
+    house.window("pi-0", "1.0.0")
+    with house.control.begin() as connection:
+        inventory.hold(connection, ["pi-0"], held=True, reason="look at it", who="kari", now_ms=house.now)
+    html = pages.render_device(_hub(house), "pi-0", house.now)
+    text = _text(html)
+    assert "digits 1.0.0 1.0.0 as told" in text
+    assert "Held by kari, 0 s ago : look at it" in text
+    assert "<i>3 of" not in html
+    assert "selftest to blocked" in text
+
+
+def test_every_page_answers_and_one_of_a_device_that_there_is_not_says_so(house: House) -> None:
+    app = FastAPI()
+    app.state.hub = _hub(house)
+    app.include_router(pages.router)
+    client = TestClient(app)
+    for path in ("/", "/fleet", "/registry"):
+        answer = client.get(path)
+        assert answer.status_code == 200
+        assert f'<a href="{path}" aria-current="page">' in answer.text
+    answer = client.get("/devices/nobody")
+    assert answer.status_code == 404
+    assert "no device is called" in answer.text
+
+
 @pytest.mark.parametrize(
     ("then", "said"), [(None, "never"), (0, "1 d ago"), (86_395_000, "5 s ago"), (86_000_000, "6 min ago")]
 )
 def test_times_are_told_as_people_say_them(then: int | None, said: str) -> None:
-    assert pages._ago(then, 86_400_000) == said
+    assert wording.ago(then, 86_400_000) == said

@@ -177,7 +177,9 @@ def test_no_page_answer_or_tick_walks_through_all_windows_or_events(house: House
     listen = (house.telemetry, "before_cursor_execute", lambda _c, _u, sql, values, *_: asked.append((sql, values)))
     sa.event.listen(*listen)
     hub = _hub(house)
-    pages.view(hub, house.now)
+    for page in (pages.render, pages.render_fleet, pages.render_registry):
+        page(hub, house.now)
+    pages.render_device(hub, "pi-0", house.now)
     pages._mark(hub)
     TestClient(page_app(hub), base_url="http://127.0.0.1").get("/api/v1/devices")
     house.live(["pi-0", "pi-1"], 3)

@@ -167,11 +167,19 @@ class _Exchange:
         url = self._base + "/api/v1/enroll"
         data = request(self._pool(context), "POST", url, ANSWER_BYTES, json.dumps(body).encode())
         if b'"waiting"' in data[:16]:
-            raise Waiting(f"{device} waits for a yes of the hub's operator. Run this again later, or add --wait")
+            raise Waiting(
+                f"{device} waits for a yes of the hub's operator. Run this again later, or add --wait. "
+                f"Its key, as the operator sees it, begins with {_seen(key)}"
+            )
         return decode(Answer, data, name="the hub's answer", limit=ANSWER_BYTES, wire="json")
 
     def _pool(self, context: ssl.SSLContext) -> urllib3.PoolManager:
         return tls.through(self._way.proxy, ssl_context=context)
+
+
+def _seen(key: ec.EllipticCurvePrivateKey) -> str:
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return hashlib.sha256(key.public_key().public_bytes(serialization.Encoding.DER, form)).hexdigest()[:16]
 
 
 def _who(home: Path, named: str | None, pattern: str, *, again: bool) -> str:
