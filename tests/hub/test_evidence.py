@@ -145,7 +145,7 @@ def test_silence_of_most_of_the_fleet_is_the_hub_s() -> None:
 
 def test_the_period_before_gives_rates_of_runs_and_none_of_devices_that_fail() -> None:
     rows = [_window("d0", OLD, start_ms=300_000 * i) for i in range(24)]
-    (member,), processes = before(SPEC.gate.metrics, {"d0": OLD}, {"d0": rows})
+    (member,), processes = before(SPEC.gate.metrics, {"d0": OLD}, [("d0", rows)])
     trials = dict(zip(SPEC.gate.metrics, member.pre_trials, strict=True))
     assert (trials["error"], trials["label"], trials["pick_ok"], trials["failure"], trials["missing"]) == (
         1440, 120, 240, 0, 0,
@@ -160,5 +160,5 @@ class _Holds:
 
 def test_a_device_whose_outcomes_are_told_counts_as_labelled() -> None:
     rows = [_window("d0", OLD, labels_n=0), _window("d1", OLD, labels_n=0, outcomes={})]
-    joined, _ = before(SPEC.gate.metrics, {"d0": OLD, "d1": OLD}, {row.device: [row] for row in rows})
+    joined, _ = before(SPEC.gate.metrics, {"d0": OLD, "d1": OLD}, [(row.device, [row]) for row in rows])
     assert Members.of(joined).labelled.tolist() == [True, False]

@@ -16,12 +16,13 @@ import sqlalchemy as sa
 
 from edgewright_contracts.desired import Desired
 from edgewright_contracts.errors import Refused, RequestError
-from edgewright_contracts.manifest import Manifest
 
 from ..fleet import roster
 from ..fleet.selectors import Device, parse
 from ..storage import control
+from .abilities import Abilities
 from .desired_documents import MODELS, current, room, told
+from .gates import GatePolicy
 from .progress import unpacked
 from .rollout import cooling
 from .specification import RolloutSpec, is_selector, stored
@@ -51,6 +52,7 @@ class Proposal:
     package: Package
     previous: dict[str, str | None]  # what each device has now that would be given it
     already: tuple[str, ...]  # devices that have it
+    unable: dict[str, str]  # why devices cannot run it, of which that is known: they take no part
     number: int  # of all rollouts, this one counted
 
 
@@ -59,6 +61,7 @@ def propose(
     spec: RolloutSpec,
     fleet: Mapping[str, Device],
     documents: Mapping[str, Desired],
+    abilities: Abilities,
     *,
     now_ms: int,
     force: bool = False,
@@ -66,10 +69,11 @@ def propose(
     """`force`: devices that rest from the model are given it all the same. Nothing is written.
 
     Raises RequestError for an unknown package, fleet or device; Refused for a withdrawn or blocked package, for no
-    device to give it to, for another rollout of the same model on these devices, and for devices that rest after one.
+    device to give it to, for another rollout of the same model on these devices, for devices that rest after one, and
+    for a package that none of them can run.
     """
     package = named(spec, packages(connection))
-    spec = msgspec.structs.replace(spec, digest=package.digest, version=package.version)
+    spec = msgspec.structs.replace(spec, digest=package.digest, version=package.version, gate=comparing(spec))
     if spec.bandwidth_bytes_s is not None and not spec.release_bytes:
         spec = msgspec.structs.replace(spec, release_bytes=release_bytes(connection, package))
     rows = connection.execute(sa.select(control.rollouts).order_by(control.rollouts.c.created_ms)).all()
@@ -84,7 +88,24 @@ def propose(
     refuse_full(spec, previous, documents)
     if not previous:
         raise Refused(f"all {len(had)} devices already have {package.name} {package.version}")
-    return Proposal(spec, package, previous, tuple(d for d in had if d not in previous), len(rows) + 1)
+    abilities.read(connection, {spec.digest, *filter(None, previous.values())})
+    unable = {device: why for device in previous if (why := abilities.why_not(device, spec.digest))}
+    if len(unable) == len(previous):
+        said = "; ".join(sorted(set(unable.values()))[:3])
+        raise Refused(f"none of the {len(previous)} devices can run {package.name} {package.version}: {said}")
+    already = tuple(d for d in had if d not in previous)
+    able = {device: digest for device, digest in previous.items() if device not in unable}
+    return Proposal(spec, package, able, already, unable, len(rows) + 1)
+
+
+def comparing(spec: RolloutSpec) -> GatePolicy:
+    """The gate of the spec; the outcome of its experiment is counted and judged as labels are if nobody said how."""
+    gate, outcome = spec.gate, spec.experiment.outcome if spec.experiment else ""
+    if not outcome or outcome in gate.metrics:
+        return gate
+    margin = gate.label or GatePolicy().label
+    assert margin is not None
+    return msgspec.structs.replace(gate, outcomes={**gate.outcomes, outcome: margin})
 
 
 def packages(connection: sa.Connection) -> list[Package]:
@@ -190,35 +211,6 @@ def release_bytes(connection: sa.Connection, package: Package) -> int:
         sizes[path.split("/")[1] if path.startswith("variants/") else ""] += file["size"]
     shared = sizes.pop("", 0)
     return shared + max(sizes.values(), default=0)
-
-
-def manifests(connection: sa.Connection, model: str) -> dict[str, Manifest]:
-    """Of every version of the model, by digest."""
-    p = control.packages.c
-    rows = connection.execute(sa.select(p.digest, p.manifest).where(p.name == model))
-    return {row.digest: msgspec.convert(row.manifest, Manifest) for row in rows}
-
-
-def unable(manifest: Manifest, births: Mapping[str, Mapping[str, Any]], devices: Iterable[str]) -> list[str]:
-    """Devices of which what they said of themselves rules out every variant; of the silent nothing is known."""
-    found = []
-    for device in devices:
-        birth = births.get(device)
-        if birth and not manifest.ranked(str(birth["hardware"]["arch"]), tuple(birth["runtimes"])):
-            found.append(device)
-    return found
-
-
-def refuse_unable(proposal: Proposal, manifest: Manifest, births: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise Refused when no device can run any variant of it."""
-    if len(unable(manifest, births, proposal.previous)) == len(proposal.previous):
-        has = sorted(
-            {f"{b['hardware']['arch']}/{r}" for d in proposal.previous for b in [births[d]] for r in b["runtimes"]}
-        )
-        raise Refused(
-            f"none of the {len(proposal.previous)} devices can run {proposal.package.name} {proposal.package.version}: "
-            f"it has variants for {', '.join(manifest.ranking)}, they have {', '.join(has) or 'no runtime'}"
-        )
 
 
 def refuse_empty(

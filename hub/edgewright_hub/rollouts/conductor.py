@@ -20,18 +20,17 @@ import dataclasses
 import hashlib
 import logging
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
 import sqlalchemy as sa
 
-from edgewright_contracts import delta
 from edgewright_contracts.desired import Config, Desired
-from edgewright_contracts.errors import ContractError
 
-from ..alerts import alerts
 from ..drift.fleet_drift import FleetDrift
 from ..fleet.orders import Orders, Publish
 from ..fleet.roster import Roster
@@ -40,12 +39,17 @@ from ..registry import stages
 from ..registry.registry import Registry
 from ..storage import control
 from ..storage.store import upsert
-from . import admission, configuration, desired_documents, evidence, hours, plan, revocation, rollout
+from . import admission, configuration, desired_documents, evidence, hours, notices, plan, revocation, rollout
+from .abilities import Abilities
 from .configuration import Configurations
-from .desired_documents import Changes, Documents, current, newcomers
+from .desired_documents import Changes, Documents, current
+from .downloads import expected
 from .experiment import Answer
 from .gates import Ledger, SequentialGate
+from .members import Members
 from .progress import unpacked
+from .promoted import Promoted, newcomers, promoted
+from .prospects import Prospects
 from .readings import BATCH, Readings
 from .records import columns, describe, find, note
 from .specification import RolloutSpec, stored
@@ -79,7 +83,10 @@ class Conductor:
         self.roster = Roster(telemetry_engine)
         self.orders = Orders(control_engine, telemetry_engine, publish)
         self._lock = threading.Lock()
-        self._repository = registry.folder
+        self._abilities = Abilities(telemetry_engine)
+        self._prospects = Prospects(
+            control_engine, self._readings, self.roster, self._documents, self._abilities, registry.folder
+        )
         self.drift = FleetDrift(control_engine, telemetry_engine, registry.blobs)
 
     def tick(self, now_ms: int) -> bool:
@@ -96,16 +103,14 @@ class Conductor:
 
         Raises, before anything moves, RequestError for values that cannot be stored, and as `admission.propose`.
         """
-        spec = _storable(spec)
+        seen = self._prospects.look(spec, now_ms, force=force)
         with self._lock, self._control.begin() as connection:
-            fleet, documents = self.roster.read(connection), self._documents.read(connection)
-            proposal = admission.propose(connection, spec, fleet, documents, now_ms=now_ms, force=force)
-            spec = proposal.spec
-            births = self._readings.births()
-            admission.refuse_unable(proposal, admission.manifests(connection, spec.model)[spec.digest], births)
+            fleet, proposal = self._prospects.propose(connection, seen.proposal.spec, now_ms, force=force)
+            spec, joined, processes = proposal.spec, seen.joined, seen.processes
+            if proposal.previous != seen.proposal.previous:  # something else moved meanwhile
+                joined, processes = self._readings.before(spec, fleet, proposal.previous, now_ms)
             mark = hashlib.sha256(f"{now_ms}{spec.digest}".encode()).hexdigest()[:4]
             state = RolloutState(id=f"r{proposal.number}-{mark}", author=who)
-            joined, processes = self._readings.before(spec, fleet, proposal.previous, now_ms)
             state = rollout.enrol(msgspec.structs.replace(state, ledger=Ledger(processes)), joined)
             state, _ = rollout.command(state, spec, "start", f"started by {who}", now_ms)
             values = {"id": state.id, "name": spec.model, "spec": msgspec.to_builtins(spec), "created_ms": now_ms}
@@ -116,28 +121,7 @@ class Conductor:
 
     def plan(self, spec: RolloutSpec, *, now_ms: int, force: bool = False) -> dict[str, Any]:
         """What it would do: `plan.plan`. Nothing moves; what `create_rollout` would refuse is refused here too."""
-        spec = _storable(spec)
-        with self._lock, self._control.connect() as connection:
-            fleet, documents = self.roster.read(connection), self._documents.read(connection)
-            proposal = admission.propose(connection, spec, fleet, documents, now_ms=now_ms, force=force)
-            manifests, births = admission.manifests(connection, spec.model), self._readings.births()
-            admission.refuse_unable(proposal, manifests[proposal.spec.digest], births)
-        joined, processes = self._readings.before(proposal.spec, fleet, proposal.previous, now_ms)
-        new = manifests[proposal.spec.digest]
-        downloads = {
-            had: plan.download(manifests.get(had or ""), new, self._patches) for had in {m.previous for m in joined}
-        }
-        unable = admission.unable(new, births, proposal.previous)
-        return plan.plan(
-            proposal,
-            fleet,
-            joined,
-            processes,
-            reported_s=self._readings.reported_s(proposal.previous, now_ms),
-            downloads={m.device: downloads[m.previous] for m in joined},
-            left_out=plan.excluded(proposal, fleet, self._readings.heard(), unable, now_ms),
-            now_ms=now_ms,
-        )
+        return self._prospects.plan(self._prospects.look(spec, now_ms, force=force), now_ms)
 
     def command(self, rollout_id: str, event: Verb, *, who: str, now_ms: int, reason: str = "") -> None:
         """Pause, resume, abort or revert; the last two send devices back to what they had: every one that was given
@@ -188,11 +172,13 @@ class Conductor:
                 row = find(connection, rollout_id)
                 spec, fleet = stored(row.spec), self.roster.read(connection)
                 documents = self._documents.read(connection)
-                state, asked = decide(unpacked(row.progress), spec, documents)
+                before = unpacked(row.progress)
+                state, asked = decide(before, spec, documents)
                 wishes = hours.timed(asked.expand(state.members, spec), spec, fleet, documents, now_ms)
                 changes = self._changes(connection, documents, {}, fleet)
                 _write(connection, {state.id: columns(state, now_ms)}, [(w, state.id, spec) for w in wishes], changes)
                 note(connection, now_ms, who, f"rollout {what}", f"{rollout_id}: {reason}" if reason else rollout_id)
+                notices.moved(connection, before, state, spec, now_ms)
             self._send(changes.bodies)
 
     def revoke(self, name: str, version: str, *, reason: str, who: str, now_ms: int) -> list[str]:
@@ -203,8 +189,8 @@ class Conductor:
                 package = stages.decide(connection, name, version, "revoke", reason=reason, who=who, now_ms=now_ms)
                 fleet, documents = self.roster.read(connection), self._documents.read(connection)
                 rows = connection.execute(sa.select(control.rollouts).order_by(control.rollouts.c.created_ms)).all()
-                promoted, gone = desired_documents.promoted(connection), admission.withdrawn(connection).keys()
-                wishes = revocation.taken_back(name, package.digest, fleet, documents, rows, promoted, gone)
+                done, gone = self._promoted(connection), admission.withdrawn(connection).keys()
+                wishes = revocation.taken_back(name, package.digest, fleet, documents, rows, done, gone)
                 changes = self._changes(connection, documents, {}, fleet)
                 _write(connection, {}, [(wish, "", None) for wish in wishes], changes)
             self._send(changes.bodies)
@@ -213,7 +199,7 @@ class Conductor:
     def needed(self, connection: sa.Connection, *, since_ms: int) -> dict[str, str]:
         """Why rollouts need packages: `revocation.needed`."""
         rows = connection.execute(sa.select(control.rollouts)).all()
-        return revocation.needed(rows, desired_documents.promoted(connection), since_ms=since_ms)
+        return revocation.needed(rows, promoted(connection), since_ms=since_ms)
 
     def configure(self, asked: configuration.Asked, *, who: str, now_ms: int) -> list[dict[str, Any]]:
         """Keep settings of devices; their documents follow at the next tick. Answers as `configuration`.
@@ -247,15 +233,18 @@ class Conductor:
         """One of them, with its devices. Raises RequestError for an unknown id."""
         with self._control.connect() as connection:
             row = find(connection, rollout_id)
+            spec, state = stored(row.spec), unpacked(row.progress)
+            fleet = self.roster.read(connection)
+            self._abilities.read(connection, {spec.digest})
+        unable = defaultdict[str, list[str]](list)
+        for device in admission.chosen(spec, fleet) if state.state in ACTIVE else ():
+            if why := self._abilities.why_not(device, spec.digest):
+                unable[f"cannot run it: {why}"].append(device)
         devices = [
             {"device": m.device, "status": m.status, "stage": m.stage, "windows": m.windows, "reason": m.reason}
-            for m in unpacked(row.progress).members.rows()
+            for m in state.members.rows()
         ]
-        return {**describe(row), "devices": devices}
-
-    def _patches(self, old: str, new: str) -> int | None:
-        place = self._repository / delta.path(old, new)
-        return place.stat().st_size if place.is_file() else None
+        return {**describe(row), "devices": devices, "excluded": plan.told(unable)}
 
     # A tick.
 
@@ -263,28 +252,33 @@ class Conductor:
         with self._control.connect() as connection:
             fleet, documents = self.roster.read(connection), self._documents.read(connection)
             cursors, withdrawn = _cursors(connection), admission.withdrawn(connection)
-            where = control.rollouts.c.state.in_(ACTIVE)
-            active = connection.execute(sa.select(control.rollouts).where(where)).all()
-            promoted = desired_documents.promoted(connection)
+            r = control.rollouts.c
+            under_way = sa.select(control.rollouts).where(r.state.in_(ACTIVE)).order_by(r.created_ms, r.id)
+            active = connection.execute(under_way).all()
+            done = self._promoted(connection, active)
             ahead = self._documents.ahead(documents, self._readings.held())
             changes = self._changes(connection, documents, ahead, fleet)
         for device in fleet:
             changes.configure(device)
-        grants: list[Grant] = [(wish, "", None) for wish in newcomers(fleet, documents, promoted)]
+        grants: list[Grant] = [(wish, "", None) for wish in newcomers(fleet, documents, done, now_ms)]
         windows, events = self._readings.arrived(cursors, reading=bool(active))
         stepped: dict[str, dict[str, Any]] = {}
-        sent_back: list[tuple[RolloutState, RolloutSpec]] = []
+        told: list[Callable[[sa.Connection], None]] = []  # what people are to know
         heard = self._readings.heard() if active else {}
         present = frozenset(device for device, one in heard.items() if one.present(now_ms))
         for row in active:
             try:
                 spec, before = stored(row.spec), unpacked(row.progress)
-                joined = self._readings.joined(spec, before, fleet, documents, promoted, now_ms)
+                joined = self._readings.joined(spec, before, fleet, documents, done, self._abilities, now_ms)
                 whole = rollout.enrol(before, joined)
                 seen = evidence.observe(spec, whole, windows, events, present, heard, now_ms)
-                held = np.array([d in fleet and fleet[d].held for d in whole.members.devices], np.bool_)
-                able, gone = hours.open_now(spec, whole.members, fleet, now_ms), withdrawn.get(spec.digest, "")
-                seen = dataclasses.replace(seen, held=held, open=able, withdrawn=gone)
+                seen = dataclasses.replace(
+                    seen,
+                    held=np.array([d in fleet and fleet[d].held for d in whole.members.devices], np.bool_),
+                    open=hours.open_now(spec, whole.members, fleet, now_ms),
+                    withdrawn=withdrawn.get(spec.digest, ""),
+                    **self._known(spec, whole.members),
+                )
                 after, more = rollout.step(whole, spec, seen, SequentialGate(spec.gate), now_ms)
             except sa.exc.SQLAlchemyError:
                 raise
@@ -293,25 +287,39 @@ class Conductor:
                 if row.progress.get("reason") != said:
                     _LOG.exception("rollout %s cannot be judged", row.id)
                     stepped[row.id] = {"progress": {**row.progress, "reason": said}, "updated_ms": now_ms}
+                    told.append(partial(notices.stuck, rollout_id=row.id, said=said, now_ms=now_ms))
                 continue
             grants += [
-                (revocation.redirected(wish, fleet, promoted, withdrawn.keys()), after.id, spec)
+                (revocation.redirected(wish, fleet, done, withdrawn.keys()), after.id, spec)
                 for wish in hours.timed(more.expand(after.members, spec), spec, fleet, documents, now_ms)
             ]
             if after != before:
                 stepped[after.id] = columns(after, now_ms)
-            if after.state == "rolling-back" and before.state != "rolling-back":
-                sent_back.append((after, spec))
+                told.append(partial(notices.moved, before=before, after=after, spec=spec, now_ms=now_ms))
         positions = {"rollout.windows": windows, "rollout.events": events}
         moved = {name: rows[-1].id for name, rows in positions.items() if rows}
         if stepped or moved or grants or changes.bodies:
             with self._control.begin() as connection:
                 _write(connection, stepped, grants, changes)
-                for state, spec in sent_back:
-                    _alert(connection, state, spec, now_ms)
+                for tell in told:
+                    tell(connection)
                 rows = [{"name": name, "position": position} for name, position in moved.items()]
                 upsert(connection, control.cursors, rows, keys=["name"])
         return max(len(windows), len(events)) == BATCH, changes.bodies
+
+    def _promoted(self, connection: sa.Connection, active: Sequence[Any] = ()) -> list[Promoted]:
+        """What newcomers get, as far as they can run it. The packages that rollouts are about are known then too."""
+        found = promoted(connection, lambda device, digest: not self._abilities.why_not(device, digest))
+        about = {digest for row in active for digest in (row.spec["digest"], *row.progress["members"]["digests"])}
+        self._abilities.read(connection, {one.digest for one in found} | about)
+        return found
+
+    def _known(self, spec: RolloutSpec, members: Members) -> dict[str, Any]:
+        """Of each device: whether it cannot run the release, and the bytes that it downloads where they are capped."""
+        unable = np.array([bool(self._abilities.why_not(d, spec.digest)) for d in members.devices], np.bool_)
+        if spec.bandwidth_bytes_s is None:
+            return {"unable": unable}
+        return {"unable": unable, "bytes": expected(members, spec.digest, self._abilities, self._prospects.patch)}
 
     def _changes(
         self,
@@ -345,27 +353,6 @@ def _write(
     for wish, rollout_id, spec in grants:
         changes.grant(wish, rollout_id, spec)
     upsert(connection, control.desired, changes.rows(), keys=["device"])
-
-
-def _alert(connection: sa.Connection, state: RolloutState, spec: RolloutSpec, now_ms: int) -> None:
-    """It stays open until a person closes it. What an experiment takes back is no surprise, and wakes nobody."""
-    alerts.open_alert(
-        connection,
-        f"rollout:{state.id}",
-        severity="ticket" if state.outcome == "taken back" else "page",
-        kind="rollout",
-        subject=state.id,
-        text=f"{spec.model} {spec.version} is sent back from {state.exposed} devices: {state.reason}",
-        now_ms=now_ms,
-    )
-
-
-def _storable(spec: RolloutSpec) -> RolloutSpec:
-    """msgspec checks ranges only when it reads: what is stored must be one that can be read."""
-    try:
-        return msgspec.convert(msgspec.to_builtins(spec), RolloutSpec)
-    except msgspec.ValidationError as error:
-        raise ContractError("rollout", "a specification that can be stored", str(error)) from None
 
 
 def _cursors(connection: sa.Connection) -> dict[str, int]:

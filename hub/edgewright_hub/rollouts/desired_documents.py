@@ -1,9 +1,9 @@
 """What each device is told to run: the desired documents of hub.db, and how they change.
 
 A document changes in three ways only. A rollout wishes something of a device (`granted`), a device that nobody has
-told anything yet gets what was promoted to its fleet (`newcomers`), and the configuration that is in force for it is
-another one, or it is held or released (`configured`). Models that are not meant stay as they are. A held device is told
-so, and begins nothing: what it is told to run is what it will run once it is released.
+told anything yet gets what was promoted to its fleet (`promoted.newcomers`), and the configuration that is in force for
+it is another one, or it is held or released (`configured`). Models that are not meant stay as they are. A held device
+is told so, and begins nothing: what it is told to run is what it will run once it is released.
 Writing is the conductor's, in the transaction that holds the rollouts' states; revisions rise strictly.
 
 No device can do harm to another's document. What cannot be sent is not stored (`Changes`); a row that cannot be read
@@ -13,8 +13,8 @@ counts as an empty document of the same revision; and a revision that no hub can
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Mapping, Set
+from typing import Any, Final
 
 import msgspec
 import sqlalchemy as sa
@@ -23,7 +23,6 @@ from edgewright_contracts.codec import MAX_COUNT
 from edgewright_contracts.desired import Config, Desired, DesiredModel, Probation, encode
 from edgewright_contracts.errors import ContractError
 
-from ..fleet.selectors import Device, Selector, parse
 from ..storage import control
 from .specification import RolloutSpec
 from .wishes import Wish
@@ -190,54 +189,6 @@ def configured(document: Desired, config: Config) -> Desired:
     if any(model.rollout for model in document.models):
         config = msgspec.structs.replace(config, rollout_window_s=document.config.rollout_window_s)
     return msgspec.structs.replace(document, config=config)
-
-
-class Promoted(NamedTuple):
-    """A release that a rollout has brought out to all that it meant."""
-
-    fleet: str  # "": all of them
-    selector: Selector | None
-    model: str
-    digest: str
-
-    def means(self, device: Device) -> bool:
-        return self.fleet in ("", device.fleet) and (self.selector is None or self.selector.means(device))
-
-
-def promoted(connection: sa.Connection) -> list[Promoted]:
-    """The newest first, without those that named single devices, and without packages that nobody may run any more."""
-    r, p = control.rollouts.c, control.packages.c
-    query = sa.select(r.spec).where(r.state == "done").order_by(r.updated_ms.desc())
-    gone = set(connection.execute(sa.select(p.digest).where((p.state != "allowed") | (p.stage == "revoked"))).scalars())
-    found: dict[Promoted, None] = {}
-    for (spec,) in connection.execute(query):
-        if not spec["devices"] and spec["digest"] not in gone:
-            text = spec.get("selector", "")
-            found[Promoted(spec["fleet"], parse(text) if text else None, spec["model"], spec["digest"])] = None
-    return list(found)
-
-
-def promoted_for(promoted: Iterable[Promoted], device: Device, model: str) -> str | None:
-    return next((one.digest for one in promoted if one.model == model and one.means(device)), None)
-
-
-def newcomers(
-    devices: Mapping[str, Device], documents: Mapping[str, Desired], promoted: Sequence[Promoted]
-) -> list[Wish]:
-    """Devices that nobody has told anything yet get what their fleet runs, as far as their documents hold it, and
-    unless they are held."""
-    models = sorted({one.model for one in promoted})
-    wishes = []
-    for name, device in devices.items():
-        mine = [
-            Wish(name, model, digest, trial=False)
-            for model in models
-            if not device.held
-            and not told(documents.get(name), model)
-            and (digest := promoted_for(promoted, device, model))
-        ]
-        wishes += mine[: room(documents.get(name))] if mine else mine
-    return wishes
 
 
 def room(document: Desired | None) -> int:

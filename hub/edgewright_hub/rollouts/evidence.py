@@ -13,7 +13,7 @@ likely to have it as any other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
@@ -139,17 +139,17 @@ def observe(
 
 
 def before(
-    metrics: Sequence[Metric], previous: Mapping[str, str | None], windows: Mapping[str, Sequence[Row]]
+    metrics: Sequence[Metric], previous: Mapping[str, str | None], windows: Iterable[tuple[str, Sequence[Row]]]
 ) -> tuple[tuple[Member, ...], tuple[Process, ...]]:
     """Members with what they counted with their `previous` digests, and processes with the dispersion of it.
 
-    Of devices that fail or fall silent nothing is known before: the first is what counts, and that was another time.
+    `windows`: of each device of `previous` in turn; they are let go of one device after the other. Of devices that fail
+    or fall silent nothing is known before: the first is what counts, and that was another time.
     """
     members, tables, numbers, slots = [], [np.zeros((0, 2, len(metrics)))], [], []
     once = [metrics.index(metric) for metric in ONCE]
     stride = max(1, len(previous) // ENOUGH)
-    for number, (device, digest) in enumerate(previous.items()):
-        rows = windows.get(device, ())
+    for number, (device, rows) in enumerate(windows):
         slow_cell = _slow_cell(rows)
         table = tabulate(rows, np.full(len(rows), -1 if slow_cell is None else slow_cell), metrics)
         table[:, :, once] = 0.0
@@ -159,7 +159,7 @@ def before(
             slots += [row.start_ms // SLOT_MS for row in rows]
         trials, events = table.sum(0).tolist()
         members.append(
-            Member(device=device, previous=digest, pre_trials=trials, pre_events=events, slow_cell=slow_cell)
+            Member(device=device, previous=previous[device], pre_trials=trials, pre_events=events, slow_cell=slow_cell)
         )
     every = np.concatenate(tables)
     at = np.array(numbers, np.intp), np.array(slots, np.intp)

@@ -4,8 +4,8 @@
     again        devices that rest are asked again when their back-off is over, before any new one
     concurrency  at most so many devices are asked and have neither committed nor failed
     bandwidth    a bucket of `BURST_S` seconds' worth of bytes (or one release), filled at the rate; who is asked takes
-                 `release_bytes` from it. So in any T seconds at most rate * (T + BURST_S) bytes, or one release more
-                 than rate * T, are asked for.
+                 from it what it will download, or `release_bytes` where that is not known. So in any T seconds at most
+                 rate * (T + BURST_S) bytes, or one release more than rate * T, are asked for.
 
 Devices that a later stage's selector means wait for that stage, except behind the last.
 """

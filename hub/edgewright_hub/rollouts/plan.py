@@ -13,16 +13,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
-
-import msgspec
-
-from edgewright_contracts.manifest import FileRef, Manifest
 
 from ..fleet.selectors import Device
 from . import schedule
 from .admission import Proposal
+from .downloads import Download
 from .evidence import Heard
 from .members import Member, Members
 from .outlook import Outlook, outlook, usual
@@ -32,49 +29,27 @@ from .specification import RolloutSpec, is_selector, stage_size
 NAMES: Final = 20  # of devices, of one stage or one reason
 
 
-class Download(msgspec.Struct, frozen=True):
-    """Bytes that one device with the largest variant downloads: all files, and with patches for what it has."""
-
-    full: int
-    delta: int
-
-
-def download(old: Manifest | None, new: Manifest, patch: Callable[[str, str], int | None]) -> Download:
-    """`patch`: bytes of the one from a file to another, by their hashes; None: there is none."""
-    full, least = defaultdict[str, int](int), defaultdict[str, int](int)
-    had: Mapping[str, FileRef] = old.files if old else {}
-    for path, file in new.files.items():
-        variant = path.split("/")[1] if path.startswith("variants/") else ""
-        before = had.get(path)
-        full[variant] += file.size
-        if before is None:
-            least[variant] += file.size
-        elif before.sha256 != file.sha256:
-            small = patch(before.sha256, file.sha256)
-            least[variant] += file.size if small is None else small
-    largest = max((name for name in full if name), key=full.__getitem__, default="")
-    shared = (full[""], least[""]) if largest else (0, 0)
-    return Download(full[largest] + shared[0], least[largest] + shared[1])
-
-
 def excluded(
-    proposal: Proposal, fleet: Mapping[str, Device], heard: Mapping[str, Heard], unable: Iterable[str], now_ms: int
+    proposal: Proposal, fleet: Mapping[str, Device], heard: Mapping[str, Heard], now_ms: int
 ) -> dict[str, list[str]]:
     """Devices that get it not at all or only later, by the reason."""
     spec, found = proposal.spec, defaultdict[str, list[str]](list)
     found["it has this version already"] = list(proposal.already)
-    cannot = frozenset(unable)
+    for name, why in proposal.unable.items():
+        found[f"cannot run it: {why}"].append(name)
     for name in proposal.previous:
         device = fleet[name]
-        if name in cannot:
-            found["it cannot run any variant, by what it said of itself"].append(name)
-        elif device.held:
+        if device.held:
             found["held by an operator; later, by the same gates"].append(name)
         elif name not in heard or not heard[name].present(now_ms):
             found["silent; later, by the same gates"].append(name)
         elif not schedule.opens(spec.windows, device.tz, now_ms):
             found["outside its maintenance windows; later, in them"].append(name)
     return {why: names for why, names in found.items() if names}
+
+
+def told(left_out: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    return [{"why": why, "n": len(names), "devices": list(names[:NAMES])} for why, names in left_out.items()]
 
 
 def exposed(spec: RolloutSpec, groups: Sequence[int | None]) -> list[int]:
@@ -106,10 +81,10 @@ def plan(
     reached = exposed(spec, groups)
     windows = max(1.0, reported_s / spec.window_s)
     known = usual(Counts(members.pre[0], members.pre[1]), processes, windows, spec.gate)
-    told = outlook(spec.gate, known, reached, len(joined), pre_windows=windows)
+    ahead = outlook(spec.gate, known, reached, len(joined), pre_windows=windows)
     full = sum(one.full for one in downloads.values())
     waits = _longest_wait(spec, {fleet[member.device].tz for member in joined}, now_ms)
-    stages, total = _stages(spec, told, reached, joined, full / max(1, len(joined)), waits)
+    stages, total = _stages(spec, ahead, reached, joined, full / max(1, len(joined)), waits)
     return {
         "model": spec.model,
         "version": spec.version,
@@ -117,11 +92,11 @@ def plan(
         "devices": len(joined),
         "stages": stages,
         "bytes": {"full": full, "delta": sum(one.delta for one in downloads.values())},
-        "expected_s": None if told.windows is None else told.windows * spec.window_s,
+        "expected_s": None if ahead.windows is None else ahead.windows * spec.window_s,
         "longest_s": total,
         "rates": {metric: one.rate for metric, one in known.items()},
         "approvals": spec.approvals,
-        "excluded": [{"why": why, "n": len(names), "devices": names[:NAMES]} for why, names in left_out.items()],
+        "excluded": told(left_out),
     }
 
 

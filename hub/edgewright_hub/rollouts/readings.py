@@ -1,13 +1,13 @@
 """What a tick of rollouts reads of telemetry.db: what arrived behind the cursors, who was heard when, and the past of
 devices that a rollout takes in. Nothing is written.
 
-Cost: for each device that joins, its windows of `PRE_MS`.
+Cost: for each device that joins, its windows of `PRE_MS`, of so many devices at once that they take some megabytes.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -18,14 +18,17 @@ from edgewright_contracts.desired import Desired
 from ..fleet.selectors import Device
 from ..storage import telemetry
 from . import admission, evidence
-from .desired_documents import Promoted, current, promoted_for
+from .abilities import Abilities
+from .desired_documents import current
 from .members import Member
 from .processes import Process
+from .promoted import Promoted, promoted_for
 from .specification import RolloutSpec
 from .state import GOING_BACK, RolloutState
 
 PRE_MS: Final = 24 * 3600_000  # how far back the period before a rollout reaches
 BATCH: Final = 5_000  # windows or events read in one tick
+TOGETHER: Final = 50  # devices whose past is read in one SELECT
 
 
 class Readings:
@@ -67,24 +70,22 @@ class Readings:
         fleet: Mapping[str, Device],
         documents: Mapping[str, Desired],
         promoted: Sequence[Promoted],
+        abilities: Abilities,
         now_ms: int,
     ) -> tuple[Member, ...]:
-        """Devices that were enrolled after the rollout began."""
+        """Devices that were enrolled after the rollout began, or can run its release only now."""
         if state.state in GOING_BACK or spec.devices:
             return ()
         known = set(state.members.devices)
         had = {d: current(documents.get(d), spec.model) for d in admission.chosen(spec, fleet) if d not in known}
         for device in had:
             had[device] = had[device] or promoted_for(promoted, fleet[device], spec.model)
-        new = {device: digest for device, digest in had.items() if digest != spec.digest}
+        new = {
+            device: digest
+            for device, digest in had.items()
+            if digest != spec.digest and not abilities.why_not(device, spec.digest)
+        }
         return self.before(spec, fleet, new, now_ms)[0] if new else ()
-
-    def births(self) -> dict[str, Any]:
-        """What devices said of themselves when they came."""
-        d = telemetry.devices.c
-        with self._engine.connect() as connection:
-            rows = connection.execute(sa.select(d.device, d.birth).where(d.birth.is_not(None)))
-            return {row.device: row.birth for row in rows}
 
     def reported_s(self, previous: Mapping[str, str | None], now_ms: int) -> float:
         """Seconds that each of the devices that reported anything did in the period before, in the mean."""
@@ -100,16 +101,24 @@ class Readings:
         self, spec: RolloutSpec, fleet: Mapping[str, Device], previous: Mapping[str, str | None], now_ms: int
     ) -> tuple[tuple[Member, ...], tuple[Process, ...]]:
         """Members with what they counted in the 24 hours before."""
-        w = telemetry.windows.c
-        digests = sorted({digest[:16] for digest in previous.values() if digest})
-        rows: dict[str, list[Any]] = defaultdict(list)
-        if digests:
-            columns = tuple(w[name] for name in evidence.COLUMNS)
-            where = (w.start_ms >= now_ms - PRE_MS, w.digest.in_(digests), w.phase != "shadow")
-            with self._engine.connect() as connection:
-                for row in connection.execute(sa.select(*columns).where(*where)):
-                    if row.digest == (previous.get(row.device) or "")[:16]:
-                        rows[row.device].append(row)
-        members, processes = evidence.before(spec.gate.metrics, previous, rows)
+        members, processes = evidence.before(spec.gate.metrics, previous, self._past(previous, now_ms))
         groups = admission.groups(spec, [fleet[m.device] for m in members])
         return tuple(msgspec.structs.replace(m, group=g) for m, g in zip(members, groups, strict=True)), processes
+
+    def _past(self, previous: Mapping[str, str | None], now_ms: int) -> Iterator[tuple[str, Sequence[Any]]]:
+        """The windows of each device in the 24 hours before, with what it ran then."""
+        w = telemetry.windows.c
+        columns = tuple(w[name] for name in evidence.COLUMNS)
+        devices = list(previous)
+        for at in range(0, len(devices), TOGETHER):
+            some = devices[at : at + TOGETHER]
+            digests = sorted({digest[:16] for device in some if (digest := previous[device])})
+            where = (w.device.in_(some), w.digest.in_(digests), w.start_ms >= now_ms - PRE_MS, w.phase != "shadow")
+            rows: dict[str, list[Any]] = defaultdict(list)
+            if digests:
+                with self._engine.connect() as connection:
+                    for row in connection.execute(sa.select(*columns).where(*where).order_by(w.id)):
+                        if row.digest == (previous[row.device] or "")[:16]:
+                            rows[row.device].append(row)
+            for device in some:
+                yield device, rows.pop(device, ())

@@ -15,8 +15,9 @@ import msgspec
 from edgewright_contracts.desired import Desired
 
 from ..fleet.selectors import Device
-from .desired_documents import Promoted, current, promoted_for
+from .desired_documents import current
 from .progress import unpacked
+from .promoted import Promoted, promoted_for
 from .state import ACTIVE
 from .wishes import Wish
 

@@ -10,7 +10,8 @@ counts; judgement; transition; wishes.
 Who counts. A device is *silent* when it is offline or its next report is overdue. Silent devices that were not given
 the release are passed over and come in when they speak again, under the same gates; so do those that an operator holds
 and those outside their maintenance windows, even if they were asked already and do not run the release yet (they are
-*put off*, and are not late). A device that falls silent after it was asked and before it runs the release leaves the
+*put off*, and are not late). Devices that say they cannot run the release are passed over like these, and do not get it
+in the end. A device that falls silent after it was asked and before it runs the release leaves the
 denominator; if it has not answered within `device_timeout_s`, its wish is withdrawn and it is *late*: it gets the
 release after the end of the rollout. A device that falls silent *while running the release* stays in the denominator,
 so silence can never promote.
@@ -48,7 +49,7 @@ from .experiment import Answer, Conclusion
 from .gates import Evidence, Gate, Judgement
 from .hearing import hear
 from .members import CODE, Bools, Indices, Member, Members, Numbers, Said, happened
-from .processes import Counts
+from .processes import Counts, Floats
 from .specification import RolloutSpec
 from .state import ACTIVE, GOING_BACK, Command, Event, Outcome, RolloutState, move
 from .wishes import KINDS, NOTHING, Wishes, all_of, together
@@ -67,6 +68,8 @@ class Observation:
     lost: Bools | None = None  # fell silent for the first time
     open: Bools | None = None  # within their maintenance windows; None: all are
     held: Bools | None = None  # by the operator: nothing is to change there
+    unable: Bools | None = None  # to run the release, by what they said of themselves
+    bytes: Floats | None = None  # that each downloads of the release; None: `release_bytes`
     withdrawn: str = ""  # why nobody may run the release any more
 
 
@@ -155,6 +158,7 @@ def step(
     if state.state in GOING_BACK:
         return _undone(state, spec, now_ms), NOTHING
     here = seen.present if seen.held is None else seen.present & ~seen.held
+    here = here if seen.unable is None else here & ~seen.unable
     able = here if seen.open is None else here & seen.open
     state = msgspec.structs.replace(state, members=_put_off(state.members, spec, seen, now_ms))
     off = all_of("back", given & ~state.members.given)
@@ -162,7 +166,7 @@ def step(
     if state.state == "done":
         return state, judged  # which tells every device something
     if state.state == "running":
-        state, asked = _ask(state, spec, here, able, now_ms)
+        state, asked = _ask(state, spec, here, able, seen.bytes, now_ms)
         return state, together(off, judged, asked)
     return _undone(state, spec, now_ms), together(off, judged)
 
@@ -181,7 +185,8 @@ def _heard(members: Members, spec: RolloutSpec, seen: Observation, now_ms: int) 
 
 def _put_off(members: Members, spec: RolloutSpec, seen: Observation, now_ms: int) -> Members:
     """Devices that do not run the release yet, and shall not for now or not at all."""
-    for off, reason in ((seen.held, "held by an operator"), (None if seen.open is None else ~seen.open, "closed")):
+    closed = None if seen.open is None else ~seen.open
+    for off, reason in ((seen.unable, "cannot run it"), (seen.held, "held by an operator"), (closed, "closed")):
         if off is not None and (off := off & members.has("asked", "resting")).any():
             places = np.flatnonzero(off)
             members = happened(members, places, "put off", [reason] * places.size)
@@ -258,7 +263,8 @@ def _judge(
     # Those that failed stay with what they had; told so, that the rollout's short windows end for them too.
     state = msgspec.structs.replace(move(state, "finish", judgement.reason, now_ms), outcome="promoted")
     failed = members.has("failed")
-    return state, together(all_of("keep", ~failed), all_of("back", failed))
+    keep = ~failed if seen.unable is None else ~failed & ~(seen.unable & members.has("waiting"))
+    return state, together(all_of("keep", keep), all_of("back", failed))
 
 
 def _harmed(state: RolloutState, judgement: Judgement, now_ms: int) -> tuple[RolloutState, Wishes]:
@@ -287,28 +293,30 @@ def _withdrawn(state: RolloutState, reason: str, now_ms: int) -> tuple[RolloutSt
     return after, all_of("back", state.members.given)
 
 
-def _ask(state: RolloutState, spec: RolloutSpec, here: Bools, able: Bools, now_ms: int) -> tuple[RolloutState, Wishes]:
+def _ask(
+    state: RolloutState, spec: RolloutSpec, here: Bools, able: Bools, costs: Floats | None, now_ms: int
+) -> tuple[RolloutState, Wishes]:
     members = state.members
     again = exposure.again(members, able, now_ms)
     first = exposure.first_time(members, spec, state.stage, here, able)
     if not first.size and not again.size:
         return state, NOTHING
-    most = exposure.room(members, spec)
     bucket = exposure.filled(spec, state.bucket, now_ms - state.asked_ms)
+    asked = np.concatenate((again, first))[: exposure.room(members, spec)]
     if bucket is not None:
-        most = min(most, int(bucket // spec.release_bytes))
-    again = again[:most]
-    first = first[: most - again.size]
-    asked = np.concatenate((again, first))
+        taken = np.cumsum(np.full(asked.size, float(spec.release_bytes)) if costs is None else costs[asked])
+        asked = asked[: int(np.searchsorted(taken, bucket, side="right"))]
+        bucket -= float(taken[asked.size - 1]) if asked.size else 0.0
     if not asked.size:
         return state, NOTHING
+    again, first = asked[: again.size], asked[again.size :]
     members = happened(members, asked, "ask")
     stage, asked_ms = members.stage.copy(), members.asked_ms.copy()
     stage[first], asked_ms[asked] = state.stage, now_ms
     state = msgspec.structs.replace(
         state,
         members=replace(members, stage=stage, asked_ms=asked_ms),
-        bucket=None if bucket is None else bucket - asked.size * spec.release_bytes,
+        bucket=bucket,
         asked_ms=now_ms,
     )
     codes = np.where(np.arange(asked.size) < again.size, KINDS.index("again"), KINDS.index("give"))
@@ -325,10 +333,15 @@ def _undone(state: RolloutState, spec: RolloutSpec, now_ms: int) -> RolloutState
     """The state, ended if it goes back and nobody is waited for."""
     if state.state not in GOING_BACK:
         return state
-    away = _not_back(state.members)
-    if away.size and now_ms - state.since_ms <= 1000 * spec.device_timeout_s:
+    gone = _not_back(state.members)
+    if gone.size and now_ms - state.since_ms <= 1000 * spec.device_timeout_s:
         return state
-    return move(state, "undone", state.reason + _unseen(state.members, away), now_ms)
+    return move(state, "undone", state.reason + _unseen(state.members, gone), now_ms)
+
+
+def away(state: RolloutState) -> int:
+    """How many devices ran the release and were not seen on what they had before."""
+    return int(_not_back(state.members).size)
 
 
 def _not_back(members: Members) -> Indices:
@@ -336,9 +349,9 @@ def _not_back(members: Members) -> Indices:
     return np.flatnonzero(members.has("active", "committed") & ~members.back & (members.previous >= 0))
 
 
-def _unseen(members: Members, away: Indices) -> str:
-    if not away.size:
+def _unseen(members: Members, gone: Indices) -> str:
+    if not gone.size:
         return ""
-    named = ", ".join(members.devices[i] for i in away[:5].tolist())
-    more = f" and {away.size - 5} more" if away.size > 5 else ""
+    named = ", ".join(members.devices[i] for i in gone[:5].tolist())
+    more = f" and {gone.size - 5} more" if gone.size > 5 else ""
     return f"; told to go back and not seen there yet: {named}{more}"

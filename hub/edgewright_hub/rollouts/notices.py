@@ -1,0 +1,88 @@
+"""Alerts about rollouts: they open and close in the transaction of what they are about, and the audit says why.
+
+    rollout:ID         the release is sent back: a page, or a ticket where an experiment or a revocation takes it back
+    rollout:ID:judge   it cannot be judged, so it stands still: a ticket
+
+The first is over when a later release of the model was promoted to the same devices, since what was wrong has been put
+right; a ticket of it already when all devices are back. The second is over when the rollout is judged again, or ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from ..alerts import alerts
+from ..storage import control
+from .progress import unpacked
+from .records import note
+from .rollout import away
+from .specification import RolloutSpec, stored
+from .state import ACTIVE, RolloutState
+
+QUIET: Final = ("taken back", "withdrawn")  # somebody wanted it so
+
+
+def moved(connection: sa.Connection, before: RolloutState, after: RolloutState, spec: RolloutSpec, now_ms: int) -> None:
+    """What people are told, or no longer told, of a step or a command."""
+    if after.state == "rolling-back" and before.state != "rolling-back":
+        _sent_back(connection, after, spec, now_ms)
+    if after.state == "rolled-back" and before.state != "rolled-back" and after.outcome in QUIET and not away(after):
+        _close(connection, f"rollout:{after.id}", "all devices are back", now_ms)
+    if after.state == "done" and before.state != "done":
+        _superseded(connection, after, spec, now_ms)
+    judged(connection, after.id, "it has ended" if after.state not in ACTIVE else "it is judged again", now_ms)
+
+
+def stuck(connection: sa.Connection, rollout_id: str, said: str, now_ms: int) -> None:
+    alerts.open_alert(
+        connection,
+        f"rollout:{rollout_id}:judge",
+        severity="ticket",
+        kind="rollout",
+        subject=rollout_id,
+        text=f"rollout {rollout_id} stands still: {said}",
+        now_ms=now_ms,
+    )
+
+
+def judged(connection: sa.Connection, rollout_id: str, why: str, now_ms: int) -> None:
+    _close(connection, f"rollout:{rollout_id}:judge", why, now_ms)
+
+
+def _sent_back(connection: sa.Connection, state: RolloutState, spec: RolloutSpec, now_ms: int) -> None:
+    alerts.open_alert(
+        connection,
+        f"rollout:{state.id}",
+        severity="ticket" if state.outcome in QUIET else "page",
+        kind="rollout",
+        subject=state.id,
+        text=f"{spec.model} {spec.version} is sent back from {state.exposed} devices: {state.reason}",
+        now_ms=now_ms,
+    )
+
+
+def _superseded(connection: sa.Connection, state: RolloutState, spec: RolloutSpec, now_ms: int) -> None:
+    """Close what is open about earlier releases of the model that these devices were given."""
+    reached = frozenset(state.members.devices)
+    for row in _open(connection, spec.model):
+        earlier = unpacked(row.progress)
+        had = [d for d, given in zip(earlier.members.devices, earlier.members.given.tolist(), strict=True) if given]
+        if row.id != state.id and row.state not in ACTIVE and reached.issuperset(had):
+            version = stored(row.spec).version
+            why = f"{spec.version} was promoted to all that were given {version} (rollout {state.id})"
+            _close(connection, f"rollout:{row.id}", why, now_ms)
+
+
+def _open(connection: sa.Connection, model: str) -> Iterable[sa.Row[Any]]:
+    """Rollouts of the model with an open alert."""
+    a, r = control.alerts.c, control.rollouts.c
+    query = sa.select(control.rollouts).join(control.alerts, a.subject == r.id)
+    return connection.execute(query.where(a.kind == "rollout", a.open_key.is_not(None), r.name == model)).all()
+
+
+def _close(connection: sa.Connection, key: str, why: str, now_ms: int) -> None:
+    if alerts.close_alert(connection, key, now_ms=now_ms):
+        note(connection, now_ms, "hub", "alert close", f"{key}: {why}")

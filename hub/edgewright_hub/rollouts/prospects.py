@@ -1,0 +1,103 @@
+"""What a rollout would meet if it began now: what `create` and `plan` look at before anything moves.
+
+To read the past of the devices takes longest, and nobody else waits for it: the conductor's lock is not held here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from edgewright_contracts import delta
+from edgewright_contracts.errors import ContractError
+
+from ..fleet.roster import Roster
+from ..fleet.selectors import Device
+from . import admission, plan
+from .abilities import Abilities
+from .admission import Proposal
+from .desired_documents import Documents
+from .downloads import download
+from .members import Member
+from .processes import Process
+from .readings import Readings
+from .specification import RolloutSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    fleet: Mapping[str, Device]
+    proposal: Proposal
+    joined: tuple[Member, ...]
+    processes: tuple[Process, ...]
+
+
+class Prospects:
+    def __init__(
+        self,
+        control_engine: sa.Engine,
+        readings: Readings,
+        roster: Roster,
+        documents: Documents,
+        abilities: Abilities,
+        repository: Path,
+    ) -> None:
+        self._control, self._readings, self._roster = control_engine, readings, roster
+        self._documents, self._abilities, self._repository = documents, abilities, repository
+
+    def look(self, spec: RolloutSpec, now_ms: int, *, force: bool) -> Prospect:
+        """Raises RequestError for values that cannot be stored, and as `admission.propose`."""
+        spec = _storable(spec)
+        with self._control.connect() as connection:
+            fleet, proposal = self.propose(connection, spec, now_ms, force=force)
+        return Prospect(fleet, proposal, *self._readings.before(proposal.spec, fleet, proposal.previous, now_ms))
+
+    def propose(
+        self, connection: sa.Connection, spec: RolloutSpec, now_ms: int, *, force: bool
+    ) -> tuple[Mapping[str, Device], Proposal]:
+        fleet, documents = self._roster.read(connection), self._documents.read(connection)
+        return fleet, admission.propose(connection, spec, fleet, documents, self._abilities, now_ms=now_ms, force=force)
+
+    def plan(self, seen: Prospect, now_ms: int) -> dict[str, Any]:
+        """As people read it: `plan.plan`."""
+        proposal = seen.proposal
+        digest = proposal.spec.digest
+        new = self._abilities.manifest(digest)
+        assert new is not None, "it was proposed"
+        downloads = {
+            member.device: download(
+                self._abilities.manifest(member.previous),
+                new,
+                self.patch,
+                self._abilities.variant(member.device, digest),
+            )
+            for member in seen.joined
+        }
+        return plan.plan(
+            proposal,
+            seen.fleet,
+            seen.joined,
+            seen.processes,
+            reported_s=self._readings.reported_s(proposal.previous, now_ms),
+            downloads=downloads,
+            left_out=plan.excluded(proposal, seen.fleet, self._readings.heard(), now_ms),
+            now_ms=now_ms,
+        )
+
+    def patch(self, old: str, new: str) -> int | None:
+        """Bytes of the patch from a file to another, by their hashes; None: there is none."""
+        place = self._repository / delta.path(old, new)
+        return place.stat().st_size if place.is_file() else None
+
+
+def _storable(spec: RolloutSpec) -> RolloutSpec:
+    """msgspec checks ranges only when it reads: what is stored must be one that can be read."""
+    try:
+        return msgspec.convert(msgspec.to_builtins(spec), RolloutSpec)
+    except msgspec.ValidationError as error:
+        raise ContractError("rollout", "a specification that can be stored", str(error)) from None
