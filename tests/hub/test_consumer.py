@@ -86,6 +86,23 @@ def test_what_is_acknowledged_is_committed(broker: Any, hub: Hub, context_of: Co
         assert hub.total(name) == 40
 
 
+def test_a_birth_does_not_wait_until_a_batch_is_full(
+    broker: Any, hub: Hub, context_of: Contexts, new_device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import edgewright_hub.ingest.consumer as module
+
+    monkeypatch.setattr(module, "BATCH_S", 60.0)
+    monkeypatch.setattr(module, "STEP_S", 60.0)
+    monkeypatch.setattr(module, "LULL_S", 0.3)
+    name = new_device()
+    with WireClient(broker.port, context_of(name), name) as device:
+        device.subscribe(topics.all_down(name))
+        for seq in (1, 2, 3):
+            device.up(name, "report", wire.report_bytes(seq))
+        device.up(name, "birth", wire.birth_bytes(name, next_seq=4))
+        assert decode_ack(device.next("ack")).high_water == 3
+
+
 def test_a_rewound_spool_is_told_to_begin_a_new_one(
     broker: Any, hub: Hub, context_of: Contexts, new_device: Any
 ) -> None:

@@ -1,9 +1,10 @@
 """The hub on MQTT: what devices publish goes to the writer; acks, commands and desired documents go out.
 
 Threads: paho's reads the socket and puts into a bounded queue (a full queue stops the socket, so memory stays bounded);
-one writer thread commits a batch when nothing more comes, when it has `BATCH` messages or after half a second, then
-acknowledges to the broker, then to the devices. A birth is acknowledged at once; all else when half of what a device
-may have in flight waits for it, or after `ack_s`: what is acknowledged is only what a device need not keep any longer.
+one writer thread commits a batch when nothing more comes, when it has `BATCH` messages or a birth, or after a second,
+then acknowledges to the broker, then to the devices. A birth is acknowledged at once; all else when half of what a
+device may have in flight waits for it, or after `ack_s`: what is acknowledged is only what a device need not keep any
+longer.
 
 If the database fails, the batch waits and is tried again for ever, unacknowledged. If the broker is gone, paho
 reconnects for ever (1 to 30 s apart); after each connection all desired documents are published again, because a
@@ -41,10 +42,12 @@ from .turns import Turns
 from .writer import commit, tell
 
 BATCH: Final = 500
-BATCH_S: Final = 0.5
+BATCH_S: Final = 1.0
 LULL_S: Final = 0.02
-STEP_S: Final = 0.1
+STEP_S: Final = 0.2  # more than a session rests, so that a steady flow is not taken for its end
+IDLE_S: Final = 0.5  # between two looks at what else is due
 QUEUE: Final = 2000
+_BIRTH: Final = "/up/birth"
 KEEP_ALIVE_S: Final = 30
 COLLECT: Final = (20_000, 20, 20)  # objects of each generation before the collector looks at them
 COMMAND_LIFE_MS: Final = 3600_000
@@ -57,6 +60,14 @@ class _Arrived(NamedTuple):
     mid: int
     qos: int
     connection: int  # a packet id means nothing in another connection
+
+
+class Flow(NamedTuple):
+    """What was counted since the hub started."""
+
+    batches: int = 0
+    messages: int = 0
+    seconds: float = 0.0  # of the transactions
 
 
 class _Revision(msgspec.Struct):
@@ -95,6 +106,7 @@ class Consumer:
         self._publishing = threading.Lock()
         self._revisions: dict[str, int] = {}  # of the newest desired document that went out, by device
         self._stopping = threading.Event()
+        self._hurry = threading.Event()  # a device was born, and waits; or we are stopping
         self._connections = 0
         self._republish = threading.Event()
         self.ready = threading.Event()  # connected and subscribed, at least once
@@ -113,6 +125,7 @@ class Consumer:
         self._client.on_message = self._on_message
         self._writer = threading.Thread(target=self._write, name="ingest", daemon=True)
         self._failing = False  # a database, since it was last tried
+        self.flow = Flow()
         self.threads: dict[str, threading.Thread] = {}  # none of them ends before `stop`
 
     def start(self) -> None:
@@ -126,6 +139,7 @@ class Consumer:
     def stop(self) -> None:
         """Ends after the batch in hand; what is not acknowledged comes again. At most about 2 s."""
         self._stopping.set()
+        self._hurry.set()
         self._writer.join(2.0)
         self._client.disconnect()
         self._client.loop_stop()
@@ -136,6 +150,11 @@ class Consumer:
         if self._failing:
             return "a database cannot be written or read by ingest, which tries again"
         return "" if self.connected else "the broker is not connected"
+
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """Messages that came and are not counted yet; how many may be, before the socket is not read."""
+        return self._queue.qsize(), QUEUE
 
     @property
     def connected(self) -> bool:
@@ -192,7 +211,9 @@ class Consumer:
         while not self._stopping.is_set():
             with contextlib.suppress(queue.Full):
                 self._queue.put(arrived, timeout=0.5)
-                return
+                break
+        if topic.endswith(_BIRTH):
+            self._hurry.set()
 
     # The writer's thread.
 
@@ -220,20 +241,22 @@ class Consumer:
                 _LOG.exception("the writer failed; going on")
 
     def _gather(self) -> list[_Arrived]:
-        """What has come, once nothing more comes (for `LULL_S` at first, then for `STEP_S`), it is enough, or it has
-        waited for `BATCH_S`.
+        """What has come, once nothing more comes (for `LULL_S` at first, then for `STEP_S`), it is enough or urgent, or
+        it has waited for `BATCH_S`.
 
-        It sleeps instead of waiting for each message: being woken costs as much as reading one.
+        It sleeps instead of waiting for each message: being woken costs as much as reading one. And the larger a batch
+        is the less each message of it costs: 130 µs of 83, 100 µs of 167, 76 µs of 333.
         """
         try:
-            batch = [self._queue.get(timeout=BATCH_S)]
+            batch = [self._queue.get(timeout=IDLE_S)]
         except queue.Empty:
             return []
         end, seen = time.monotonic() + BATCH_S, 0
         self._stopping.wait(LULL_S)
-        while seen < self._queue.qsize() < BATCH - 1 and time.monotonic() < end:
+        while seen < self._queue.qsize() < BATCH - 1 and time.monotonic() < end and not self._hurry.is_set():
             seen = self._queue.qsize()
-            self._stopping.wait(STEP_S)
+            self._hurry.wait(STEP_S)
+        self._hurry.clear()
         with contextlib.suppress(queue.Empty):
             while len(batch) < BATCH:
                 batch.append(self._queue.get_nowait())
@@ -241,6 +264,7 @@ class Consumer:
 
     def _count(self, batch: list[_Arrived]) -> None:
         while True:
+            began = time.monotonic()
             try:
                 answers = commit(self._engine, [a.message for a in batch], self._known)
                 break
@@ -249,6 +273,8 @@ class Consumer:
                 _LOG.error("telemetry.db refuses %d messages, trying again: %s", len(batch), error)
                 if self._stopping.wait(RETRY_S):
                     return
+        batches, messages, seconds = self.flow
+        self.flow = Flow(batches + 1, messages + len(batch), seconds + time.monotonic() - began)
         self._client.ack_all([a.mid for a in batch if a.connection == self._connections and a.qos == 1])
         self._turns.add(answers, time.monotonic())
 
