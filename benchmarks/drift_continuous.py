@@ -55,7 +55,7 @@ def believing(kind: str, devices: int, seed: int) -> tuple[float, float]:
     """Share of streams that alarm when each window is tested against training as if its rows were independent: by a
     detector at A, and by p < .01 in any window."""
     drawn, log_r = streams(kind, devices, seed), detectors.fresh(devices)
-    reference = np.tile(watch(drawn, 0, log_need=0).group.training, (devices, 1))
+    reference = np.tile(watch(drawn, 0, log_need=0).group.baselines.training, (devices, 1))
     detected, naive = np.zeros(devices, bool), np.zeros(devices, bool)
     for _ in range(WINDOWS // 4):
         cells = drawn.draw()
@@ -129,7 +129,7 @@ def delay_counts(devices: int, seed: int) -> dict[str, float]:
 
 def _tilt_of(shift: float, seed: int) -> float:
     """The tilt of one channel with which a window's score is `shift` in the mean, against what is exactly known."""
-    reference = np.tile(watch(streams("independent", 1, seed), 0, log_need=0).group.training * 50, (2000, 1))
+    reference = np.tile(watch(streams("independent", 1, seed), 0, log_need=0).group.baselines.training * 50, (2000, 1))
     low, high = 0.0, 3.0
     for _ in range(12):
         tilt = np.zeros(CHANNELS)

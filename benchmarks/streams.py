@@ -94,7 +94,7 @@ def watch(
     alarm is also set, so that it learns no more."""
     reference = np.maximum(np.rint(_NULL / _NULL.sum() * REFERENCE_ROWS), 1)
     group = Group(policy, HUB, [reference] * CHANNELS)
-    at = np.array([group.enter(f"d{i}", "fleet") for i in range(drawn.devices)])
+    at = np.array([group.baselines.enter(f"d{i}", "fleet") for i in range(drawn.devices)])
     first, z = np.full(drawn.devices, np.inf), np.zeros((windows, drawn.devices))
     length = np.full(drawn.devices, WINDOW_MS)
     for window in range(windows):

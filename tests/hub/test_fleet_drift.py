@@ -16,6 +16,7 @@ from edgewright_contracts.errors import RequestError
 from edgewright_contracts.package import Package
 from edgewright_hub.drift import days
 from edgewright_hub.drift.budget import Budget
+from edgewright_hub.drift.fleet_drift import describe
 from edgewright_hub.ingest.ingest import Known
 from edgewright_hub.ingest.writer import commit
 from edgewright_hub.storage import control
@@ -142,6 +143,7 @@ def test_a_device_that_moved_before_its_baseline_was_complete_has_moved(house: H
 
 def test_an_alarm_ends_after_three_quiet_days(learned: House) -> None:
     house = learned
+    _live(house, ["pi-0"], 7, step=4 * HOUR)
     _live(house, ["pi-0"], 4, moved=["pi-0"], step=4 * HOUR)
     assert ("pi-0", "input") in _alarms(house)
     _live(house, ["pi-0"], 14, step=4 * HOUR)
@@ -198,7 +200,7 @@ def test_acknowledging_a_fleet_acknowledges_its_devices_and_no_others(learned: H
     house.enrol("far", fleet="field")
     _live(house, ["far"], 14)
     house.restart()
-    _live(house, ["pi-0", "pi-1", "pi-2", "far"], 4, moved=["pi-0", "pi-1", "far"])
+    _live(house, ["pi-0", "pi-1", "pi-2", "far"], 9, moved=["pi-0", "pi-1", "far"])
     mine, others = {("lab", "input"), ("pi-0", "input"), ("pi-1", "input")}, {("field", "input"), ("far", "input")}
     assert _alarms(house) == mine | others
     assert house.conductor.drift.acknowledge("lab", who="ann", now_ms=house.now) == 3
@@ -307,6 +309,7 @@ def _alerts(house: House) -> dict[str, str]:
 
 def test_a_cohort_pages_once_and_its_devices_are_listed(learned: House) -> None:
     house = learned
+    _live(house, EIGHT, 7, step=4 * HOUR)
     _live(house, EIGHT, 4, moved=EIGHT[:2])
     assert _alerts(house) == {"lab": "page", "pi-0": "ticket", "pi-1": "ticket"}
     with house.control.connect() as connection:
@@ -314,6 +317,51 @@ def test_a_cohort_pages_once_and_its_devices_are_listed(learned: House) -> None:
     assert str(text).startswith("2 devices of lab, digits: input shift, unfelt; moved: input (input.")
     house.conductor.drift.acknowledge("lab", who="ann", now_ms=house.now)
     assert _alerts(house) == {}
+
+
+def test_an_alarm_of_the_first_day_wakes_nobody_and_ends_with_it(learned: House) -> None:
+    """It may be the evening: lamps come on everywhere at once."""
+    house = learned
+    _live(house, EIGHT, 8, moved=EIGHT)
+    assert set(_alerts(house).values()) == {"ticket"}
+    house.restart()
+    _live(house, EIGHT, 7, moved=EIGHT, step=4 * HOUR)
+    assert _alerts(house) == {}, "a whole day is known"
+    for _ in range(2):
+        _live(house, EIGHT, 4)
+        _live(house, EIGHT, 4, moved=EIGHT)
+    assert _alerts(house) == {}, "the next evening is none"
+
+
+def test_a_named_cohort_that_drifts_is_told_and_accepted_by_its_name(learned: House) -> None:
+    house = learned
+    with house.control.begin() as connection:
+        row = {"name": "door", "selector": "id=pi-0;id=pi-1", "at_ms": 1, "who": "ann"}
+        connection.execute(control.cohorts.insert().values(**row))
+    house.now += HOUR
+    _live(house, EIGHT, 7, step=4 * HOUR)
+    _live(house, EIGHT, 5, moved=EIGHT[:2])
+    door = _verdicts(house, subject="door", part="input")
+    assert [(v["scope"], v["verdict"], v["devices"]) for v in door] == [("cohort", "alarm", EIGHT[:2])]
+    assert house.conductor.drift.accept("door", who="ann", reason="new lamps", now_ms=house.now)["accepted"] == 2
+    _live(house, EIGHT, 6, moved=EIGHT[:2])
+    assert _alarms(house) == set()
+
+
+def test_what_was_read_since_it_was_last_stored_is_read_again_after_a_crash(learned: House) -> None:
+    house = learned
+    _verdicts(house)
+    _live(house, EIGHT, 3, step=60_000)
+    blocks = {v["blocks"] for v in _kept(house)}
+    assert blocks == {15}, "the first tick after the start writes; then there is nothing to tell"
+    house.restart()
+    house.conductor.drift.tick(house.now)
+    assert {v["blocks"] for v in _verdicts(house, scope="device")} == {17}
+
+
+def _kept(house: House) -> list[dict[str, Any]]:
+    with house.control.connect() as connection:
+        return [describe(row._mapping) for row in connection.execute(sa.select(control.drift)) if row.scope == "device"]
 
 
 def test_the_last_day_of_a_cohort_is_told_from_the_rollups(learned: House) -> None:

@@ -63,21 +63,25 @@ class Dispersion:
             np.zeros((baselines, scales, 4)),
         )
 
+    def copy(self) -> Dispersion:
+        return Dispersion(*(one.copy() for one in self._sums()))
+
     def pack(self) -> bytes:
         return b"".join(one.astype("<f8").tobytes() for one in self._sums())
 
-    def unpack(self, data: bytes) -> None:
-        """Of other channels or another release: nothing changes, and the fleet learns anew."""
+    def unpack(self, data: bytes) -> bool:
+        """False, and nothing changed, when they are of other channels or another release: the fleet learns anew."""
         if len(data) != 8 * sum(one.size for one in self._sums()):
-            return
+            return False
         at = 0
         for one in self._sums():
             one[:] = np.frombuffer(data, "<f8", one.size, at).reshape(one.shape)
             at += 8 * one.size
+        return True
 
     def _sums(self) -> tuple[Floats, ...]:
-        trend = self.trend, self.trend_square
-        return (self.blocks, self.free, self.x2, self.ratio, self.square, *trend, self.runs, self.pairs)
+        return (self.blocks, self.free, self.x2, self.ratio, self.square, self.trend, self.trend_square, self.runs,
+                self.pairs)  # fmt: skip
 
     def add(self, baseline: int, scale: int, found: Pearson, chosen: npt.NDArray[np.bool_], share: Floats) -> None:
         """The blocks that are `chosen`; `found`: of all their channels, one block after another; `share`: by which
@@ -117,7 +121,13 @@ class Dispersion:
         mean, spread = self._trend(baseline, scale)
         t_f = np.maximum(1.0, mean * share[:, None]).ravel()
         t_v = 2 * t_f**2 * np.tile(spread, blocks)
-        return p_values(found, c_f, found.variance * c_f**2 * v_share, thin, t_f, t_v).reshape(blocks, -1)
+        variance, known = found.variance * c_f**2 * v_share, self.certainty(baseline, scale)
+        return p_values(found, c_f, variance, thin, t_f, t_v, known).reshape(blocks, -1)
+
+    def certainty(self, baseline: int, scale: int) -> float:
+        """How many independent blocks the sums are worth: fewer than there are, when each is like the one before."""
+        rho = float(self.rho(baseline, scale, np.zeros((1, 4)))[0])
+        return float(max(self.blocks[baseline, scale] * (1 - rho) / (1 + rho), 1.0))
 
     def c_f(self, baseline: int, scale: int) -> Floats:
         """float64[channels], at least 1."""

@@ -11,7 +11,10 @@ What happens to a window, in this order:
   3  its z-score, without what the blocks before explain, moves the detector of that scale;
   4  when all detectors of the stream are at rest, what came since they last were enters the device's baseline. So a
      block waits until what followed has cleared it; a device in alarm, or on its way to one, teaches nothing; and after
-     `learn_ms` a baseline is fixed, so that a slow drift meets what was normal in the beginning.
+     `learn_ms` a baseline is fixed, so that a slow drift meets what was normal in the beginning;
+  5  when a device's baseline spans a whole day, all that came so far is normal, alarms or not, and it begins anew:
+     until then nobody can tell a shift from the evening. So for the fleet's first day all blocks are measured apart
+     (`first_day`), the strange ones too, and that is the dispersion from then on.
 
 Successive blocks against a baseline that grows by them are independent contrasts, so a baseline need not be 20 times as
 large as a block before it is used; what it holds of a long block that is being tested is taken off first.
@@ -27,14 +30,14 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from . import detectors, effects, measures
+from . import detectors, measures
+from .baselines import Baselines
 from .detectors import MONTH_MS, SCALES_MS
 from .dispersion import ENOUGH, LIMIT, RUN, Dispersion, cautious, shares
 from .measures import Floats, Pearson
 from .moves import Channels, Moved, moved
-from .streams import ALIKE, BASELINES, CLEARING, EVIDENCE, KNOWN, OWN, SCALES, SKEWED, Bools, Index, Ints, Streams
+from .streams import BASELINES, CLEARING, EVIDENCE, KNOWN, OWN, SCALES, Bools, Index, Ints, Streams
 
-LEFT: Final = 0.01  # p-value from which a device without a baseline has moved, and has not just always differed
 REST: Final = float(np.log(3))  # a detector whose log R is below this has seen nothing that stayed
 FAR: Final = 4.0  # z-score from which a block by itself is no example of what is normal
 SUSPECT: Final = 0.0  # log e above which a stream's blocks say nothing about what is normal
@@ -62,40 +65,10 @@ class Group:
         self.channels = channels
         self.streams = Streams(len(channels.widths), max(channels.widths))
         shape = (self.streams.channels, self.streams.cells)
-        self.training = np.zeros(shape) if training is None else measures.pad(training)
+        reference = np.zeros(shape) if training is None else measures.pad(training)
+        self.baselines = Baselines(self.streams, reference, blocks=policy.own_blocks, rows=policy.own_rows)
         self.dispersion = Dispersion.empty(len(BASELINES), SCALES, shape[0])
-        self.cohorts: list[str] = []
-        self._cohort_at: list[int] = []  # of each device, into `cohorts`
-        self._pool = np.zeros((0, *shape))  # sums of the own baselines of each cohort
-        self._pool_blocks = np.zeros(0, np.int64)
-
-    def enter(self, device: str, cohort: str) -> int:
-        """The row of a device that belongs to that cohort now."""
-        if cohort not in self.cohorts:
-            self.cohorts.append(cohort)
-            self._pool = np.concatenate((self._pool, np.zeros((1, *self._pool.shape[1:]))))
-            self._pool_blocks = np.append(self._pool_blocks, 0)
-        at, cohort_at = self.streams.row(device), self.cohorts.index(cohort)
-        if at == len(self._cohort_at):
-            self._cohort_at.append(cohort_at)
-        elif self._cohort_at[at] != cohort_at:
-            self._cohort_at[at] = cohort_at
-            self.pool()
-        return at
-
-    def cohort(self, at: int) -> str:
-        return self.cohorts[self._cohort_at[at]]
-
-    def cohort_at(self) -> Index:
-        """Of each device, into `cohorts`."""
-        return np.asarray(self._cohort_at, np.intp)
-
-    def pool(self) -> None:
-        """Sum the own baselines of each cohort anew: after a device moved, or a baseline was replaced."""
-        self._pool[:], self._pool_blocks[:] = 0, 0
-        used = len(self._cohort_at)
-        np.add.at(self._pool, self.cohort_at(), self.streams.counts[:used, OWN])
-        np.add.at(self._pool_blocks, self.cohort_at(), self.streams.own_blocks[:used])
+        self.first_day: Dispersion | None = Dispersion.empty(len(BASELINES), SCALES, shape[0])
 
     # A window.
 
@@ -122,25 +95,9 @@ class Group:
 
     # A block.
 
-    def ready(self, at: Index) -> Bools:
-        """Whether the own baselines of these are large enough to be tested against."""
-        s, policy = self.streams, self.policy
-        return np.asarray((s.own_blocks[at] >= policy.own_blocks) & (s.n[at, OWN] >= policy.own_rows))
-
-    def baseline(self, at: Index) -> tuple[npt.NDArray[np.int8], Floats]:
-        """What these devices are compared with: (into BASELINES, counts float64[m, channels, cells])."""
-        s, policy = self.streams, self.policy
-        own = self.ready(at) | s.accepted[at]
-        mine = self.cohort_at()[at]
-        cohort = (self._pool_blocks[mine] >= policy.own_blocks) & (self._pool[mine, 0].sum(1) >= policy.own_rows)
-        which = np.where(own, 0, np.where(cohort, 1, 2)).astype(np.int8)
-        wide = which[:, None, None]
-        pooled = np.where(wide == 1, self._pool[mine], self.training)
-        return which, np.where(wide == 0, s.counts[at, OWN].astype(np.float64), pooled)
-
     def _test(self, at: Index, scale: int, block: Floats) -> None:
         s = self.streams
-        which, reference = self.baseline(at)
+        which, reference = self.baselines.nearest(at)
         if scale == 0:
             other = at[which != s.against[at]]  # how blocks follow each other is learned against each baseline anew
             for name in ("before", "pairs", "run", "runs"):
@@ -150,27 +107,33 @@ class Group:
             held = self._admitted(at, scale, block)
             reference = np.where((which < 2)[:, None, None], np.maximum(reference - held, 0), reference)
         sound = ~(s.alarm[at] | (self.log_e(at) > SUSPECT))
-        learning = sound & (which != 0) & (s.own_blocks[at] > 0)
+        past = (which != 0) & (s.own_blocks[at] > 0)
+        learning = past & sound if self.first_day is None else past
         if learning.any():  # how blocks differ from their own device's is known before they may be judged by that
             own = s.counts[at[learning], OWN].astype(np.float64)
             if scale:
                 own = np.maximum(own - held[learning], 0)
-            found = _pearson(block[learning], own, self.channels)
-            counted = own.sum((1, 2)) > 0
-            if self.dispersion.blocks[0, scale] >= ENOUGH:
-                judged = self.dispersion.p_values(0, scale, found, cautious(s.ratios[at[learning]], scale))
-                counted &= detectors.score(measures.simes_rows(judged)) < FAR
-            self.dispersion.add(0, scale, found, counted, shares(s.ratios[at[learning]], scale))
-            self._share(at[learning][counted], scale, found, counted)
-        ready = self.ready(at)
+            self._learn(at[learning], scale, pearson(block[learning], own, self.channels), sound[learning])
+        ready = self.baselines.ready(at)
         for baseline in range(len(BASELINES)):
             these = (which == baseline) & ready if baseline == 0 else which == baseline
-            found = _pearson(block[these], reference[these], self.channels)
-            held_apart = (found.n > 0) & (found.N > 0)  # not so of a baseline that has nothing but this block
-            counted = held_apart.reshape(-1, s.channels).any(1)
+            found = pearson(block[these], reference[these], self.channels)
+            counted = _held_apart(found, s.channels)  # not so of a baseline that has nothing but this block
             if counted.any():
                 keep = np.repeat(counted, s.channels)
                 self._judge(at[these][counted], baseline, scale, found.of(keep), sound[these][counted])
+
+    def _learn(self, at: Index, scale: int, found: Pearson, sound: Bools) -> None:
+        """From blocks beside the own baselines of their devices, which may not be judged by them yet."""
+        s, counted = self.streams, _held_apart(found, self.streams.channels)
+        if self.first_day is not None:
+            self.first_day.add(0, scale, found, counted, np.ones(at.size))
+        counted &= sound
+        if self.dispersion.blocks[0, scale] >= ENOUGH:
+            judged = self.dispersion.p_values(0, scale, found, cautious(s.ratios[at], scale))
+            counted &= detectors.score(measures.simes_rows(judged)) < FAR
+        self.dispersion.add(0, scale, found, counted, shares(s.ratios[at], scale))
+        self._share(at[counted], scale, found, counted)
 
     def _judge(self, at: Index, baseline: int, scale: int, found: Pearson, sound: Bools) -> None:
         s, spread = self.streams, self.dispersion
@@ -194,6 +157,9 @@ class Group:
             s.pairs[at[follows]] += pairs
         if baseline == 0:
             self._share(at[sound], scale, found, sound)
+        if self.first_day is not None:
+            self.first_day.add(baseline, scale, found, np.ones(at.size, np.bool_), np.ones(at.size))
+            self.first_day.add_pairs(baseline, scale, z[before != 0], before[before != 0])
         s.before[at, scale] = z
 
     def _run(self, at: Index, baseline: int, white: Floats, sound: Bools) -> None:
@@ -220,20 +186,28 @@ class Group:
         s = self.streams
         s.blocks[at] += 1
         s.young[at] &= (s.n[at, OWN] == 0) | (now_ms - s.start_ms[at, OWN] < self.policy.learn_ms)
+        whole = self.baselines.complete(at, now_ms)
         rest = (detectors.level(s.log_r[at]) < REST).all(1) & ~s.alarm[at]
-        cleared = at[rest & (s.waiting[at] > 0)]
-        into = cleared[s.young[cleared]]
-        s.add(into, OWN, s.counts[into, EVIDENCE], s.n[into, EVIDENCE], s.start_ms[into, EVIDENCE])
-        s.own_blocks[into] += s.waiting[into]
-        pools = self.cohort_at()[into]
-        np.add.at(self._pool, pools, s.counts[into, EVIDENCE])
-        np.add.at(self._pool_blocks, pools, s.waiting[into])
+        cleared = at[(rest | whole) & (s.waiting[at] > 0)]
+        self.baselines.grow(cleared[s.young[cleared]])
         s.empty(cleared, EVIDENCE)
         s.waiting[cleared] = 0
+        if whole.any():
+            self._know_the_day(at[whole])
         s.add(at, EVIDENCE, block, s.n[at, 0], s.start_ms[at, 0])
         s.waiting[at] += 1
         alarm = s.alarm[at]
         self._clear(at[alarm], block[alarm], now_ms[alarm])
+
+    def _know_the_day(self, at: Index) -> None:
+        """Their baselines have every hour of a day from here on: what was an alarm may have been the evening."""
+        s = self.streams
+        s.day[at] = True
+        s.forget_alarm(at)
+        if self.first_day is not None:
+            self.first_day.runs[:] = self.dispersion.runs
+            self.dispersion, self.first_day = self.first_day, None
+            s.ratios[:], s.pairs[:] = 0, 0  # they were beside another dispersion
 
     def _clear(self, at: Index, block: Floats, now_ms: Ints) -> None:
         """An alarm ends when `clear_times` merged days in a row are like the baseline again."""
@@ -249,12 +223,12 @@ class Group:
     def _row_p(self, at: Index, row: int) -> Floats:
         """p-values of the channels of merged counts against the baseline, float64[m, channels]; with the dispersion of
         the longest scale that is known, which is the largest."""
-        which, reference = self.baseline(at)
+        which, reference = self.baselines.nearest(at)
         out = np.ones((at.size, self.streams.channels))
         for baseline in range(len(BASELINES)):
             these = which == baseline
             if these.any():
-                found = _pearson(self.streams.counts[at[these], row], reference[these], self.channels)
+                found = pearson(self.streams.counts[at[these], row], reference[these], self.channels)
                 scale = max((one for one in range(SCALES) if self.dispersion.enough(baseline, one)), default=0)
                 share = cautious(self.streams.ratios[at[these]], scale)
                 out[these] = self.dispersion.p_values(baseline, scale, found, share)
@@ -273,69 +247,47 @@ class Group:
     def moved(self, at: int) -> tuple[Moved, ...]:
         """The channels that moved in the evidence of a stream against its baseline."""
         one = np.array([at])
-        which, reference = self.baseline(one)
+        which, reference = self.baselines.nearest(one)
         p = self._row_p(one, EVIDENCE)[0]
         c_f = self.dispersion.c_f(int(which[0]), 0)
         counts = self.streams.counts[at, EVIDENCE].astype(np.float64)
         return moved(self.channels, counts, reference[0], p, c_f, self.policy.q)
 
-    def check_skew(self, at: int, p_need: float) -> None:
-        """Once, when the own baseline may be used: is it what the model was trained for?"""
-        s, one = self.streams, np.array([at])
-        if s.skew[at] or s.accepted[at] or not self.ready(one)[0] or not self.dispersion.blocks[0, 0] >= 6:
-            return
-        far = (effects.js_beyond_chance(self._own(at), self.training, self._own_c_f(at)) >= self.policy.js_floor).any()
-        s.skew[at] = SKEWED if far and measures.simes(self._skew_p(at)) <= p_need else ALIKE
-
-    def left_own(self, at: int) -> bool:
-        """Whether the evidence differs from what the device itself showed before, be that little."""
-        one = np.array([at])
-        own, evidence = self.streams.counts[one, OWN], self.streams.counts[one, EVIDENCE]
-        found = _pearson(evidence, own, self.channels)
-        p = measures.simes_rows(self.dispersion.p_values(0, 0, found, cautious(self.streams.ratios[one], 0)))
-        return bool(p[0] < LEFT)
-
-    def differs(self, at: int) -> None:
-        """It differs from its cohort or from training, and has no past of its own yet to say that it moved: what it
-        showed so far is where its past begins."""
-        s, one = self.streams, np.array([at])
-        s.add(one, OWN, s.counts[one, EVIDENCE], s.n[one, EVIDENCE], s.start_ms[one, EVIDENCE])
-        s.own_blocks[at] += s.waiting[at]
-        s.rest(one)
-        if s.skew[at] != KNOWN:
-            s.skew[at] = SKEWED
-
-    def skewed(self, at: int) -> tuple[Moved, ...]:
-        """The channels in which a device differs from training in all that it calls normal."""
-        return moved(self.channels, self._own(at), self.training, self._skew_p(at), self._own_c_f(at), self.policy.q)
-
-    def _own(self, at: int) -> Floats:
-        return np.asarray(self.streams.counts[at, OWN], np.float64)
-
-    def _own_c_f(self, at: int) -> Floats:
-        share = shares(self.streams.ratios[at : at + 1], 0)[0]
-        return np.asarray(np.maximum(1.0, self.dispersion.c_f(0, 0) * share))
-
-    def _skew_p(self, at: int) -> Floats:
-        share = cautious(self.streams.ratios[at : at + 1], 0)
-        found = measures.pearson(self._own(at), self.training, self.channels.ordered)
-        return np.asarray(self.dispersion.p_values(0, 0, found, share)[0])
-
     def accept(self, at: int) -> None:
-        """What it shows now is normal: its evidence becomes its baseline, which grows anew."""
+        """What it shows now is normal: what it shows since it began to move becomes its baseline, which grows anew."""
         s, one = self.streams, np.array([at])
+        moves = bool(s.alarm[at]) or self.log_e(one)[0] > SUSPECT
         blocks, counts = int(s.waiting[at]), s.counts[one, EVIDENCE].copy()
-        n, start_ms, alarm = s.n[one, EVIDENCE].copy(), s.start_ms[one, EVIDENCE].copy(), bool(s.alarm[at])
-        if alarm:
+        n, start_ms = s.n[one, EVIDENCE].copy(), s.start_ms[one, EVIDENCE].copy()
+        if moves:
             s.empty(one, OWN)
             s.add(one, OWN, counts, n, start_ms)
             s.own_blocks[at] = blocks
-            s.young[at] = True
+            s.young[at], s.day[at] = True, False
         s.rest(one)
         s.accepted[at] = True
         s.skew[at] = KNOWN
+        self.baselines.pool()
+
+    # As bytes.
+
+    def pack_dispersion(self) -> bytes:
+        return b"".join(one.pack() for one in (self.dispersion, self.first_day) if one is not None)
+
+    def unpack_dispersion(self, data: bytes) -> None:
+        """Of other channels or another release: the fleet learns anew."""
+        if self.dispersion.unpack(data):
+            self.first_day = None
+        elif self.first_day is not None and self.dispersion.unpack(data[: len(data) // 2]):
+            self.first_day.unpack(data[len(data) // 2 :])
 
 
-def _pearson(block: npt.NDArray[Any], reference: npt.NDArray[Any], channels: Channels) -> Pearson:
+def pearson(block: npt.NDArray[Any], reference: npt.NDArray[Any], channels: Channels) -> Pearson:
+    """Of all channels of blocks [m, channels, cells], one block after another."""
     blocks, _, cells = block.shape
     return measures.pearson(block.reshape(-1, cells), reference.reshape(-1, cells), np.tile(channels.ordered, blocks))
+
+
+def _held_apart(found: Pearson, channels: int) -> Bools:
+    """bool[blocks]: where there is something on both sides."""
+    return np.asarray(((found.n > 0) & (found.N > 0)).reshape(-1, channels).any(1))

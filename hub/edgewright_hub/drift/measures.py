@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import gammaincc, gammaln
+from scipy.special import fdtrc, gammaincc, gammaln
 
 Floats = npt.NDArray[np.float64]
 
@@ -124,8 +124,10 @@ def p_values(
     thin: npt.ArrayLike = 1.0,
     t_f: npt.ArrayLike = 1.0,
     t_v: npt.ArrayLike = 2.0,
+    blocks: float | None = None,
 ) -> Floats:
-    """What `window_p` gives, from the statistic; `t_f`, `t_v`: measured mean and variance of the squared trend."""
+    """What `window_p` gives, from the statistic; `t_f`, `t_v`: measured mean and variance of the squared trend;
+    `blocks`: how many independent blocks the means were measured on, None if they are known exactly."""
     thin = np.broadcast_to(np.asarray(thin, np.float64), found.n.shape)
     rare, size = np.floor(found.rare / thin), np.maximum(np.floor(found.n / thin), 1.0)
     rare_p = _at_least(rare, size, found.rare_reference + 0.5, found.N - found.rare_reference + 0.5)
@@ -133,11 +135,20 @@ def p_values(
     if c_f is not None and v_f is not None:
         mean = found.free * np.asarray(c_f, np.float64)
         variance = np.broadcast_to(np.asarray(v_f, np.float64), found.n.shape)
-    common_p = np.where(found.tested, gammaincc(mean**2 / variance, found.x2 * mean / variance), 1.0)
+    common_p = np.where(found.tested, _above(found.x2, mean, variance, blocks), 1.0)
     t_f, t_v = np.asarray(t_f, np.float64), np.asarray(t_v, np.float64)
-    trend_p = np.where(found.ordered, gammaincc(t_f**2 / t_v, found.trend * t_f / t_v), 1.0)
+    trend_p = np.where(found.ordered, _above(found.trend, t_f, t_v, blocks), 1.0)
     least = np.minimum(np.minimum(common_p, rare_p), trend_p)
     return np.where((found.n > 0) & (found.N > 0), np.minimum(1.0, np.where(found.ordered, 3, 2) * least), 1.0)
+
+
+def _above(x: Floats, mean: Floats, variance: Floats, blocks: float | None) -> Floats:
+    """P(X >= x) of a gamma variable. Of one whose mean is itself that of `blocks` such variables the ratio to it has an
+    F distribution, with a much longer tail while they are few."""
+    shape = mean**2 / variance
+    if blocks is None:
+        return np.asarray(gammaincc(shape, x * mean / variance))
+    return np.asarray(fdtrc(2 * shape, 2 * shape * blocks, x / mean))
 
 
 def simes(p: npt.ArrayLike) -> float:

@@ -2,7 +2,7 @@
 moved.
 
 What drifted is a page; what always differed (skew) is a ticket, since it can wait for the morning; and so is a device
-whose cohort pages for the same, since that page lists it.
+whose cohort pages for the same, since that page lists it, and what moved before a whole day was known (`watch.pages`).
 """
 
 from __future__ import annotations
@@ -33,12 +33,11 @@ def page(
     key: str,
     alarms: Sequence[Mapping[str, Any]],
     *,
-    drifted: bool,
-    carried: bool,
+    wakes: bool,
     now_ms: int,
 ) -> None:
     """`alarms`: verdicts in alarm of the parts of one device or cohort, as people read them; none closes its alert.
-    `drifted`: not skew alone. `carried`: its cohort pages for it."""
+    `wakes`: it is a page."""
     if not alarms:
         alerts.close_alert(connection, key, now_ms=now_ms)
         return
@@ -52,7 +51,7 @@ def page(
     alerts.open_alert(
         connection,
         key,
-        severity="page" if drifted and not carried else "ticket",
+        severity="page" if wakes else "ticket",
         kind=KIND,
         subject=first["subject"],
         text=f"{whom}, {first['model']}: {', '.join(kinds) or 'drift'}; moved: {'; '.join(parts)}",

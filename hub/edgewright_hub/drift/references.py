@@ -86,7 +86,7 @@ class References:
             return None  # it may be published yet
         if (digest, variant) not in self._known:
             try:
-                self._known[digest, variant] = _reference(_baseline(package.manifest, variant, self._blobs))
+                self._known[digest, variant] = reference_of(_baseline(package.manifest, variant, self._blobs))
             except (ContractError, OSError) as error:
                 _LOG.warning("no drift for %s %s of %s: %s", package.model, variant, digest, error)
                 self._known[digest, variant] = None
@@ -97,7 +97,7 @@ def _baseline(manifest: Manifest, variant: str, blobs: Path) -> Baseline:
     return decode_baseline((blobs / manifest.files[manifest.variant(variant).baseline].sha256).read_bytes())
 
 
-def _reference(baseline: Baseline) -> Reference:
+def reference_of(baseline: Baseline) -> Reference:
     cells = per_channel(baseline.channels, baseline.cells())
     starts = np.cumsum([0, *(c.width for c in baseline.channels)])
     parts: dict[str, Channels] = {}

@@ -50,6 +50,7 @@ _NUMBERS: Final[tuple[tuple[str, tuple[int, ...], Any, float], ...]] = (
     ("ended", (), np.bool_, 0),
     ("accepted", (), np.bool_, 0),
     ("young", (), np.bool_, 1),
+    ("day", (), np.bool_, 0),
     ("against", (), np.int8, len(BASELINES) - 1),
     ("skew", (), np.int8, UNCHECKED),
 )
@@ -79,6 +80,7 @@ class Streams:
     foreign: Ints  # windows under other channels
     accepted: Bools  # somebody said that its own windows are the normal: it is never compared with others
     young: Bools  # its baseline still grows
+    day: Bools  # its baseline knows every hour of the day
     against: npt.NDArray[np.int8]  # into BASELINES: what the last block was tested with
     skew: npt.NDArray[np.int8]
 
@@ -120,13 +122,19 @@ class Streams:
 
     def rest(self, at: Index) -> None:
         """Begin anew: no alarm, no evidence, nothing open. The baseline stays, and what is known of its blocks."""
+        self.forget_alarm(at)
+        self.waiting[at] = 0
+        for row in (*range(SCALES), EVIDENCE):
+            self.empty(at, row)
+
+    def forget_alarm(self, at: Index) -> None:
+        """Detectors begin anew; open blocks and what waits stay."""
         self.log_r[at] = NOTHING
         self.before[at] = 0
         self.run[at] = 0
-        for name in ("alarm", "since_ms", "quiet", "waiting"):
+        for name in ("alarm", "since_ms", "quiet"):
             getattr(self, name)[at] = 0
-        for row in (*range(SCALES), EVIDENCE, CLEARING):
-            self.empty(at, row)
+        self.empty(at, CLEARING)
 
     # As bytes.
 

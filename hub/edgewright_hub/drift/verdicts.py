@@ -40,7 +40,7 @@ def describe(row: Mapping[Any, Any]) -> dict[str, Any]:
 
 def _shown(watch: Watch, key: Key) -> dict[str, Any]:
     verdict = watch.verdict(key)
-    shown: dict[str, Any] = {"channels": [], "kinds": [], "severity": 0, "devices": []}
+    shown: dict[str, Any] = {"channels": [], "kinds": [], "severity": 0, "devices": [], "pages": watch.pages(key)}
     if verdict in TOLD:
         same = [key._replace(part=part) for part in (*PARTS, FEED)]
         known = [k for k in same if watch.known(k)]

@@ -1,8 +1,9 @@
 """All streams of a hub in memory, and what is decided over them: alarms of devices, of cohorts, and skew. Pure.
 
-Guarantee: as long as nothing moves, at most as many alarms a month are expected, over all streams together, as the
-budget allows (`budget`). What a device counted under other channels than its package has, or in a context that its
-package does not declare, is counted apart (`foreign`) and never merged: a device cannot invent streams.
+Guarantee: as long as nothing moves, at most as many pages a month are expected, over all streams together, as the
+budget allows (`budget`). Until a baseline spans a whole day an alarm is no page (`pages`): it may be the evening. What
+a device counted under other channels than its package has, or in a context that its package does not declare, is
+counted apart (`foreign`) and never merged: a device cannot invent streams.
 
 Order: windows → `take` → `decide`; then `verdict`, `moves` and `state` say what people read. A stream whose device went
 on to another digest has ended. Cost: about 0.2 ms a window in calls of hundreds.
@@ -18,7 +19,7 @@ import numpy as np
 
 from edgewright_contracts.errors import RequestError
 
-from . import feed
+from . import feed, skew
 from .budget import Budget
 from .cohorts import SILENT_MS, Cohort, cohort
 from .groups import DriftPolicy, Group
@@ -26,7 +27,7 @@ from .kinds import FEED
 from .measures import Floats
 from .moves import Moved, widest
 from .references import References
-from .streams import EVIDENCE, OWN, SKEWED
+from .streams import EVIDENCE, OWN, SKEWED, Index
 
 Verdict = Literal["ok", "alarm", "skewed", "ended", "learning"]
 TOLD: Final = ("alarm", "skewed")  # verdicts that a person is to hear of
@@ -60,6 +61,8 @@ class Watch:
         self.groups: dict[GroupKey, Group] = {}
         self.cohorts: dict[Key, Cohort] = {}
         self.levels: dict[GroupKey, Floats] = {}  # log e of each stream of a group
+        self.members: Mapping[str, tuple[str, ...]] = {}  # of each device its fleet, and the cohorts that it is in
+        self._rows: dict[GroupKey, tuple[int, dict[str, Index]]] = {}  # of each cohort, as long as so many devices
         self.running: dict[tuple[str, str], str] = {}  # (device, model) → digest of its newest window
         self.budget = Budget()
 
@@ -79,7 +82,15 @@ class Watch:
         group = self.groups[key.group]
         return group, group.streams.index[key.subject]
 
-    def take(self, rows: Sequence[Any], cohorts: Mapping[str, str]) -> set[Key]:
+    def belong(self, members: Mapping[str, tuple[str, ...]]) -> None:
+        """The fleet of each device, first, and the named cohorts that it is in."""
+        if members != self.members:
+            self.members, self._rows = members, {}
+
+    def cohorts_of(self, device: str) -> tuple[str, ...]:
+        return self.members.get(device, ("",))
+
+    def take(self, rows: Sequence[Any]) -> set[Key]:
         """Give the windows to their groups, those of one device in the order of their arrival."""
         touched: set[Key] = set()
         waiting: dict[GroupKey, list[_Window]] = defaultdict(list)
@@ -95,7 +106,7 @@ class Watch:
                 key = GroupKey(row.digest, row.variant, row.context if declared else "", part)
                 group = self.group(key)
                 assert group is not None
-                at = group.enter(row.device, cohorts.get(row.device, ""))
+                at = group.baselines.enter(row.device, self.cohorts_of(row.device)[0])
                 touched.add(Key("device", row.device, *key))
                 if cells is None:
                     group.streams.foreign[at] += 1
@@ -125,12 +136,17 @@ class Watch:
         self.running[device, model] = digest
         return changed
 
-    def tested(self) -> int:
-        return max(1, sum(int((group.streams.tested & ~group.streams.ended).sum()) for group in self.groups.values()))
+    def watched(self) -> int:
+        """Streams that share the budget: also those that are not tested yet, so that nobody's share shrinks later."""
+        counts = ((~group.streams.ended[: len(group.streams.devices)]).sum() for group in self.groups.values())
+        return max(1, int(sum(counts)))
+
+    def watched_cohorts(self) -> int:
+        return max(1, sum(len(self._rows_of(key)) for key in self.groups))
 
     def decide(self, touched: set[Key]) -> set[Key]:
         """Alarms of the streams that heard something, and of their cohorts. The other keys whose verdict changed."""
-        streams = self.tested()
+        streams = self.watched()
         need, p_need = self.budget.device_need(streams), self.budget.skew_p(streams)
         groups: dict[GroupKey, list[int]] = defaultdict(list)
         for key in touched:
@@ -142,18 +158,18 @@ class Watch:
             for one in at[(group.log_e(at) >= need) & ~s.alarm[at] & s.tested[at]].tolist():
                 if not any(m.js_beyond_chance >= self.policy.js_floor for m in group.moved(one)):
                     continue
-                if s.against[one] and not group.left_own(one):
-                    group.differs(one)
+                if s.against[one] and not skew.left_own(group, one):
+                    skew.begin_past(group, one)
                 else:
                     s.alarm[one] = True
                     s.since_ms[one] = s.start_ms[one, EVIDENCE]
             if group_key.part != FEED:
                 for one in at.tolist():
-                    group.check_skew(one, p_need)
+                    skew.check(group, one, p_need)
         return self.decide_cohorts(set(groups))
 
     def decide_cohorts(self, groups: set[GroupKey]) -> set[Key]:
-        need = self.budget.cohort_need(len(self.cohorts))
+        need = self.budget.cohort_need(self.watched_cohorts())
         changed: set[Key] = set()
         for group_key in groups:
             group = self.groups[group_key]
@@ -161,16 +177,19 @@ class Watch:
             if not every.size:
                 continue
             levels = self.levels[group_key] = group.log_e(every)
-            skewed, cohort_at = s.skew[every] == SKEWED, group.cohort_at()
-            live = (s.tested[every] | skewed) & ~s.ended[every]
+            skewed = s.skew[every] == SKEWED
+            # Who is compared with others, having no past yet, cannot say that the cohort moved.
+            live = ((s.tested[every] & (s.against[every] == 0)) | skewed) & ~s.ended[every]
             live &= s.heard_ms[every] > s.heard_ms.max() - SILENT_MS
-            for number, name in enumerate(group.cohorts):
-                key, mine = Key("cohort", name, *group_key), every[live & (cohort_at == number)]
+            for name, members in self._rows_of(group_key).items():
+                key, mine = Key("cohort", name, *group_key), members[live[members]]
                 now = None
                 if mine.size:
                     devices = [s.devices[at] for at in mine]
                     since = np.where(skewed & ~s.alarm[every], s.start_ms[every, OWN], s.since_ms[every])
                     now = cohort(devices, levels[mine], s.alarm[mine], skewed[mine], since[mine], need=need)
+                    if now.alarm and not self._far(group, now):
+                        now = now._replace(alarm=False, devices=now.devices if now.skewed else ())
                 if now != self.cohorts.get(key):
                     changed.add(key)
                 if now is None:
@@ -178,6 +197,22 @@ class Watch:
                 else:
                     self.cohorts[key] = now
         return changed
+
+    def _rows_of(self, key: GroupKey) -> dict[str, Index]:
+        """The devices of each cohort, as rows of a group."""
+        devices = self.groups[key].streams.devices
+        if key not in self._rows or self._rows[key][0] != len(devices):
+            found: dict[str, list[int]] = defaultdict(list)
+            for at, device in enumerate(devices):
+                for name in self.cohorts_of(device):
+                    found[name].append(at)
+            self._rows[key] = len(devices), {name: np.array(rows) for name, rows in found.items()}
+        return self._rows[key][1]
+
+    def _far(self, group: Group, one: Cohort) -> bool:
+        """Whether any channel of a device of a cohort in alarm moved far enough to be worth a person's time."""
+        moves = (group.moved(group.streams.index[device]) for device in one.devices[:SHOWN])
+        return any(m.js_beyond_chance >= self.policy.js_floor for several in moves for m in several)
 
     # What people read.
 
@@ -213,7 +248,7 @@ class Watch:
             return ()
         group, at = self.stream(key)
         moves = group.moved(at) if group.streams.n[at, EVIDENCE] else ()
-        return widest([moves, group.skewed(at)]) if group.streams.skew[at] == SKEWED else moves
+        return widest([moves, skew.channels(group, at)]) if group.streams.skew[at] == SKEWED else moves
 
     def since(self, key: Key) -> int:
         if key.scope == "cohort":
@@ -223,23 +258,34 @@ class Watch:
             return int(group.streams.start_ms[at, OWN])
         return int(group.streams.since_ms[at])
 
-    def carried(self, key: Key) -> bool:
-        """Whether the cohort of a device pages for the same stream, and lists it."""
-        if key.scope == "cohort":
+    def pages(self, key: Key) -> bool:
+        """Whether somebody is to be woken for a stream: it drifts, knows a whole day, and no cohort that pages for the
+        same lists its device."""
+        if not self.known(key) or not self.state(key)[0]:
             return False
+        if key.scope == "cohort":
+            streams = self.groups[key.group].streams
+            return any(streams.day[streams.index[device]] for device in self.cohorts[key].devices)
         group, at = self.stream(key)
-        whole = self.cohorts.get(key._replace(scope="cohort", subject=group.cohort(at)))
-        return whole is not None and whole.alarm and key.subject in whole.devices
+        return bool(group.streams.day[at]) and not any(
+            whole.alarm and key.subject in whole.devices and self.pages(cohort_key)
+            for cohort_key, whole in self._wholes(key)
+        )
+
+    def _wholes(self, key: Key) -> list[tuple[Key, Cohort]]:
+        keys = (key._replace(scope="cohort", subject=name) for name in self.cohorts_of(key.subject))
+        return [(one, self.cohorts[one]) for one in keys if one in self.cohorts]
 
     def alarms(self, subject: str) -> set[Key]:
         """The alarms of a device or cohort, and of a cohort's devices. Raises RequestError for none."""
         mine = {k for k in self.cohorts if k.subject == subject and _verdict_of(self.cohorts[k]) in TOLD}
         for group_key, group in self.groups.items():
-            cohort_alarm = Key("cohort", subject, *group_key) in mine
-            for at, device in enumerate(group.streams.devices):
+            cohort_key = Key("cohort", subject, *group_key)
+            listed = self.cohorts[cohort_key].devices if cohort_key in mine else ()
+            beneath = self._rows_of(group_key).get(subject, ()) if cohort_key in mine else ()
+            for device in {subject, *listed, *(group.streams.devices[at] for at in beneath)}:
                 key = Key("device", device, *group_key)
-                beneath = cohort_alarm and group.cohort(at) == subject
-                if (device == subject or beneath) and self.verdict(key) in TOLD:
+                if self.known(key) and (device in listed or self.verdict(key) in TOLD):
                     mine.add(key)
         if not mine:
             raise RequestError(f"{subject!r} has no drift alarm; `edgewright fleet drift` lists them")

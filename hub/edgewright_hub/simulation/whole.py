@@ -5,8 +5,8 @@ then drift, and what the hub wishes goes back to the devices; drift is looked at
 time is calm; then the rollout begins, or the drift. The same seed gives the same run. Cost: about a millisecond for a
 report.
 
-What counts as right: a harmless release reaches everyone and a harmful one does not; nothing is called drift that is
-none; a drift is found; every inference that was reported is counted once.
+What counts as right: a harmless release reaches everyone and a harmful one does not; nobody is paged for a drift that
+is none; a drift is found; every inference that was reported is counted once.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     days: float
     right: bool
     rollout: Rollout | None
-    false_alarms: int  # devices and cohorts that alarmed without drift
+    false_alarms: int  # devices and cohorts that paged without drift
     skewed: int  # that were said to differ from training from the beginning, as some virtual devices do
     drifted: int  # devices whose inputs changed
     found: int  # of them, how many alarmed, or are listed by their cohort's alarm
@@ -102,7 +102,7 @@ class House:
         self.wire = Wire(fleet, inputs, self._old, self._new, fleet.labels(rng), rng)
         self._conductor = Conductor(self._control, self._telemetry, registry, self._publish)
         self._alarms: dict[tuple[str, str], float] = {}  # scope and subject → hours after the start
-        self._false, self._skewed = 0, set[str]()
+        self._false, self._skewed = set[tuple[str, str]](), set[str]()
         self._enrol()
 
     def _publish(self, device: str, kind: Kind, body: bytes, _retain: bool) -> None:
@@ -172,12 +172,13 @@ class House:
             if told["verdict"] == "skewed":
                 self._skewed.add(told["subject"])
                 continue
-            if told["verdict"] != "alarm" or key in self._alarms:
+            if told["verdict"] != "alarm":
                 continue
-            self._alarms[key] = now_s / HOUR_S
             harmless = told["scope"] == "device" and told["subject"] not in drifted
-            if not drifted or harmless or now_s < half:
-                self._false += 1
+            if drifted and not harmless and now_s >= half:
+                self._alarms.setdefault(key, now_s / HOUR_S)
+            elif told["pages"]:
+                self._false.add(key)
 
     def _score(
         self, name: str, days: float, seed: int, half: int, reports: int, rollout: Rollout | None, cpu_s: float
@@ -188,12 +189,12 @@ class House:
         counted = self._counted()
         miscounted = int(np.abs(counted - self.wire.counted).sum())
         found = bool(delays) or cohort is not None
-        right = miscounted == 0 and self._false == 0 and (found or not drifted)
+        right = miscounted == 0 and not self._false and (found or not drifted)
         if rollout is not None and self._scenario.release is not None:
             right &= rollout.full and rollout.state == "done" if self._scenario.release.harmless else not rollout.full
         return Score(
             scenario=name, seed=seed, devices=self._world.devices, days=days, right=right, rollout=rollout,
-            false_alarms=self._false, drifted=len(drifted), found=len(delays), skewed=len(self._skewed),
+            false_alarms=len(self._false), drifted=len(drifted), found=len(delays), skewed=len(self._skewed),
             device_delay_h=round(float(np.median(delays)), 2) if delays else None,
             cohort_delay_h=None if cohort is None or not drifted else round(cohort - half / HOUR_S, 2),
             reports=reports, inferences=int(counted.sum()), miscounted=miscounted, cpu_s=round(cpu_s, 1),
