@@ -56,6 +56,13 @@ def test_a_good_release_reaches_every_device_that_has_a_link() -> None:
     assert outcome.exposed >= 0.9 * SMALL.devices
 
 
+def test_a_device_is_away_after_its_promise_and_silent_after_twice_that() -> None:
+    devices, rng = trial.Devices(_start(World(devices=3, before_s=600.0, lost=1.0))), np.random.default_rng(1)
+    seen = [devices.window(turn, GOOD, rng) for turn in range(6)]
+    assert [bool(one.present.any()) for one in seen] == [True, False, False, False, False, False]
+    assert [one.lost is not None and bool(one.lost.all()) for one in seen] == [False, False, False, True, False, False]
+
+
 def test_devices_that_a_release_silences_are_never_followed_by_everyone() -> None:
     assert not _run(RELEASES["silent-crash"], hours=6).full
 

@@ -35,9 +35,9 @@ from edgewright_contracts.codec import Label
 from edgewright_contracts.errors import RequestError
 
 from .effect import Comparison, Effect, compared, effect
+from .figures import Figure, rates, told
 from .processes import (
     METRICS,
-    Basis,
     Counts,
     Interval,
     Margin,
@@ -50,7 +50,6 @@ from .processes import (
 )
 
 Verdict = Literal["promote", "hold", "rollback"]
-
 
 ONCE: Final = ("failure", "missing")  # a device's first, with the release and without
 ADVISORY: Final = ("confidence",)  # told, and decides nothing
@@ -138,22 +137,6 @@ class Evidence:
     compares: bool = False  # the effect of the release is wanted too
 
 
-class Figure(msgspec.Struct, frozen=True, kw_only=True):
-    """What a person reads of one metric. e-values are logarithms; None: the metric cannot be judged."""
-
-    metric: Metric
-    basis: Basis
-    treated: float | None  # rate
-    control: float | None  # the rate that these devices would have without the release
-    n: int
-    log_bad: float
-    log_ok: float
-    log_own: float | None = None  # against the treated devices' own pre-period
-    blocks: bool  # promotion waits for it
-    need_ok: float = 0.0  # log e that promotion waits for
-    log_lost: float = 0.0  # by which log_ok fell from its best
-
-
 class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict
     reason: str
@@ -206,7 +189,8 @@ class SequentialGate:
             )
         for figure in figures:
             if figure.basis != "none" and figure.log_bad >= self.need_bad and figure.metric not in ADVISORY:
-                return "rollback", f"{_rates(figure)}: evidence {_e(figure.log_bad)}, {_e(self.need_bad)} is enough"
+                against = f"evidence {told(figure.log_bad)}, {told(self.need_bad)} is enough"
+                return "rollback", f"{rates(figure)}: {against}"
         if evidence.expected == 0:
             return "hold", "no device of this stage can be judged yet"
         for what, count in (("committed", evidence.committed), ("reported long enough", evidence.reported)):
@@ -218,21 +202,16 @@ class SequentialGate:
                 f"{policy.soak_windows} times yet"
             )
         for figure in figures:
-            if figure.blocks and figure.log_ok < figure.need_ok:
-                return "hold", (
-                    f"{_rates(figure)}: evidence that it is no worse {_e(figure.log_ok)}, {_e(figure.need_ok)} needed"
-                )
-            if figure.blocks and figure.log_lost >= figure.need_ok:
-                return (
-                    "hold",
-                    f"{_rates(figure)}: evidence that it is no worse shrinks, {_e(figure.log_lost)} times by now",
-                )
-            if figure.blocks and figure.log_own is not None and figure.log_own < figure.need_ok:
-                return "hold", (
-                    f"{_rates(figure)}: evidence that it is no worse than the same devices were before "
-                    f"{_e(figure.log_own)}, {_e(figure.need_ok)} needed"
-                )
-        judged = "; ".join(_rates(f) for f in figures if f.basis != "none" and f.metric not in ONCE)
+            if not figure.blocks:
+                continue
+            about, needed = f"{rates(figure)}: evidence that it is no worse", told(figure.need_ok)
+            if figure.log_ok < figure.need_ok:
+                return "hold", f"{about} {told(figure.log_ok)}, {needed} needed"
+            if figure.log_lost >= figure.need_ok:
+                return "hold", f"{about} shrinks, {told(figure.log_lost)} times by now"
+            if figure.log_own is not None and figure.log_own < figure.need_ok:
+                return "hold", f"{about} than the same devices were before {told(figure.log_own)}, {needed} needed"
+        judged = "; ".join(rates(f) for f in figures if f.basis != "none" and f.metric not in ONCE)
         return (
             "promote",
             f"{evidence.committed} of {evidence.expected} devices committed; {judged or 'nothing counted'}",
@@ -297,29 +276,3 @@ class SequentialGate:
             need_ok=-math.log(beta),
             log_lost=process.log_lost,
         )
-
-
-_NAMES: Final = {
-    "error": "errors",
-    "slow": "slow runs",
-    "label": "wrong labels",
-    "failure": "devices that failed",
-    "missing": "devices that fell silent",
-    "shadow": "disagreements in the shadow",
-    "confidence": "doubt",
-}
-
-
-def _rates(figure: Figure) -> str:
-    name = _NAMES.get(figure.metric, f"misses of {figure.metric}")
-    if figure.treated is None:
-        return f"{name} not seen yet"
-    if figure.metric in ONCE:
-        against = "" if figure.control is None else f", {figure.control * figure.n:.2g} expected"
-        return f"{figure.treated * figure.n:.0f} {name}{against}"
-    against = "" if figure.control is None else f" against {figure.control:.2%}"
-    return f"{name} {figure.treated:.2%}{against} (n = {figure.n:,})"
-
-
-def _e(log_e: float) -> str:
-    return f"{math.exp(min(log_e, 20.0)):.3g}" if log_e < 20 else f"e^{log_e:.0f}"

@@ -15,7 +15,8 @@ from edgewright_contracts.errors import RequestError
 
 from .effect import Effect
 from .experiment import Conclusion
-from .gates import Figure, Ledger
+from .figures import Figure
+from .gates import Ledger
 from .members import Members
 
 State = Literal[
