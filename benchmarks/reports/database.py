@@ -1,68 +1,24 @@
-"""What happens in the databases while a fleet grows and a day passes: no broker, the writer and its readers alone."""
+"""What happens in the databases while a fleet grows and a day passes: no broker, the writer and the chores alone."""
 
 from __future__ import annotations
 
 import resource
-import statistics
 import time
 from pathlib import Path
-from typing import Final
 
-import msgspec
 import numpy as np
 
-from edgewright_contracts import report, topics
+from edgewright_contracts import topics
 from edgewright_contracts.desired import ACK_S
 from edgewright_hub import retention
 from edgewright_hub.ingest import device_hours
 from edgewright_hub.ingest.messages import Message
 from edgewright_hub.ingest.turns import Turns
 from edgewright_hub.ingest.writer import commit
-from edgewright_hub.storage import control, sums
+from edgewright_hub.storage import control
 from edgewright_hub.storage.telemetry import open_telemetry
 
-from .fleet import BODIES, CELLS, CHANNELS, FLEETS, MINUTE_MS, Bodies, Plan, fleets, name
-
-DAY_MS: Final = 86_400_000
-
-
-def drift_query(folder: Path, plan: Plan) -> float:
-    """Milliseconds of reading and testing, median of 9; the hours of 20 fleets in 3 contexts are in the database."""
-    from scipy.stats import chi2
-
-    engine = open_telemetry(folder / "drift.db")
-    now = 1_760_000_000_000
-    bodies = Bodies()
-    known = fleets(plan.devices)
-    rng = np.random.default_rng(1)
-    for hour in range(30):  # each fleet reports in each hour and context: what 10,000 devices add to is as much
-        at = now - (30 - hour) * 3600_000
-        some = []
-        for fleet in range(FLEETS):
-            for turn, context in enumerate(("", "night", "rain")):
-                window = msgspec.structs.replace(bodies._windows[int(rng.integers(BODIES))], wall_start_ms=at)
-                window = msgspec.structs.replace(window, context=context)
-                one = report.Report(spool_id=f"{fleet:016x}", seq=3 * hour + turn + 1, window=window)
-                some.append(Message(topics.topic(name(fleet), "report"), msgspec.msgpack.encode(one), at + 61_000))
-        commit(engine, some, known)
-    expected = np.full((CHANNELS, CELLS), 1 / CELLS)
-    took = []
-    for _ in range(9):
-        begun = time.perf_counter()
-        with engine.connect() as connection:
-            found = sums.of_span(connection, now - DAY_MS, now)
-        for one in found.values():
-            assert one.cells is not None
-            counts = one.cells.reshape(CHANNELS, CELLS)
-            share = np.maximum(counts / counts.sum(1, keepdims=True), 1e-4)
-            psi = ((share - expected) * np.log(share / expected)).sum(1)
-            wanted = counts.sum(1, keepdims=True) * expected
-            p = chi2.sf(((counts - wanted) ** 2 / wanted).sum(1), CELLS - 1)
-            assert psi.size == p.size == CHANNELS
-        took.append((time.perf_counter() - begun) * 1000)
-    assert len(found) == 3 * FLEETS
-    engine.dispose()
-    return statistics.median(took)
+from .fleet import MINUTE_MS, Bodies, Plan, fleets, name
 
 
 def day(folder: Path, plan: Plan) -> dict[str, float]:

@@ -15,8 +15,8 @@ from edgewright_contracts.binning import pack, pack_grid, unpack_grid
 from edgewright_contracts.report import Hits
 from edgewright_hub.ingest import device_hours
 from edgewright_hub.ingest.writer import commit
-from edgewright_hub.storage import store, sums, telemetry
-from edgewright_hub.storage.histograms import latency_bytes, latency_of
+from edgewright_hub.storage import store, telemetry
+from edgewright_hub.storage.histograms import cells_of, latency_bytes, latency_of
 from edgewright_hub.storage.places import Places
 from edgewright_hub.storage.telemetry import open_telemetry
 from sim import wire
@@ -85,21 +85,6 @@ def test_contexts_and_phases_have_hours_of_their_own(engine: sa.Engine) -> None:
     }
 
 
-def test_the_sums_of_a_cohort_over_a_day_are_those_of_its_windows(engine: sa.Engine) -> None:
-    for seq in range(1, 30):
-        counts: dict[str, Any] = {"cells": pack([seq, 1]), "latency_total": pack_grid(grid(seq)), "n": seq}
-        take(engine, seq, T0 + seq * HOUR, n_monitored=0, **counts)
-    with engine.connect() as connection:
-        found = sums.of_span(connection, T0 + 3 * HOUR, T0 + 27 * HOUR)
-    ((stratum, one),) = found.items()
-    assert (stratum.cohort, stratum.edge_hash) == ("lab", wire.EDGES)
-    assert one.counted["windows"] == 24
-    assert one.counted["n"] == sum(range(3, 27))
-    assert one.cells is not None
-    assert one.cells.tolist() == [sum(range(3, 27)), 24]
-    assert one.latency.tolist() == grid(*range(3, 27)).tolist()
-
-
 @pytest.mark.parametrize("cells", [(), (0,), (400,), (3, 3, 200)])
 def test_latencies_come_back_from_their_bytes(cells: tuple[int, ...]) -> None:
     assert latency_of(latency_bytes(grid(*cells))).tolist() == grid(*cells).tolist()
@@ -123,10 +108,11 @@ def test_rows_of_an_earlier_release_are_kept_and_read(tmp_path: Path) -> None:
     engine.dispose()
     engine = open_telemetry(tmp_path / "telemetry.db")
     with engine.connect() as connection:
-        (one,) = sums.of_span(connection, T0, T0 + 1).values()
+        (one,) = connection.execute(sa.select(telemetry.rollups)).all()
         (window,) = connection.execute(sa.select(telemetry.windows)).all()
-    assert one.cells is not None
-    assert one.cells.tolist() == [1, 300]
-    assert one.latency[5] == 2
+    cells = cells_of(one.cells)
+    assert cells is not None
+    assert cells.tolist() == [1, 300]
+    assert latency_of(one.latency_total)[5] == 2
     assert (window.outcomes, window.shadow_n, window.confidence, window.latency_run) == ({}, 0, b"", b"")
     engine.dispose()
