@@ -57,8 +57,14 @@ class Built:
 
     @cached_property
     def assembled(self) -> Assembled:
+        return self._at(self.declared.temperature)
+
+    def _at(self, heat: float) -> Assembled:
         bench = self.bench
-        return assemble(bench.recipe, bench.data, self.net, temperature=self.declared.temperature, seed=bench.seed)
+        return bench.once(
+            f"{self.learned.step} at {heat}",
+            lambda: assemble(bench.recipe, bench.data, self.net, temperature=heat, seed=bench.seed),
+        )
 
     @cached_property
     def declared(self) -> Declared:
@@ -73,7 +79,7 @@ class Built:
             rows = bench.data.validation
             logits, _ = answers(self.net, bench.front, rows.inputs[bench.recipe.input.name])
             heat = temperature(logits, rows.labels, bench.recipe.task)
-            made = assemble(bench.recipe, bench.data, self.net, temperature=heat, seed=bench.seed)
+            made = self._at(heat)
             (part / _META).write_bytes(msgspec.json.encode(Declared(heat, made.outputs, made.features)))
 
         return bench.store.get(step, make)

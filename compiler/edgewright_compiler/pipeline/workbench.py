@@ -14,7 +14,7 @@ import platform
 from collections.abc import Callable, Iterable
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from zlib import crc32
 
 import numpy as np
@@ -29,6 +29,8 @@ from ..recipe import Recipe
 from ..rows import Array, Data
 from ..training.train import bfloat16_here
 from .steps import Store
+
+T = TypeVar("T")
 
 _HERE: Final = Path(__file__).parent.parent
 _RUNTIME: Final = Path(edgewright_runtime.__file__).parent
@@ -71,6 +73,15 @@ class Workbench:
         self.seed = seed
         self.store = store
         self.say = say
+        self._last: tuple[str, Any] = ("", None)
+
+    def once(self, what: str, make: Callable[[], T]) -> T:
+        """As `make` gives it, or as the last call did with an equal `what`: several parts of a compilation ask for the
+        graph of one net, one after another, and it costs a pass over thousands of rows."""
+        if self._last[0] != what:
+            self._last = (what, make())
+        found: T = self._last[1]
+        return found
 
     @cached_property
     def data(self) -> Data:
