@@ -207,18 +207,40 @@ def doctor(data: Path, as_json: bool) -> int:
 @_DATA
 @click.option("--listen", default="127.0.0.1:8883", show_default=True, help="HOST:PORT of mosquitto.")
 @click.option("--websocket-port", type=click.IntRange(1, 65535), help="Speak MQTT over WebSocket there, too.")
+@click.option("--monitor-port", type=click.IntRange(1, 65535),
+              help="Tell one user with a password, on this machine, how the broker fares ($SYS).")  # fmt: skip
+@click.option("--name", "names", multiple=True, help="Name or address by which devices and the hub reach it.")
 @click.option("--user", help="The user that mosquitto becomes when root starts it.")
 @_JSON
 def broker_config(
-    directory: Path, data: Path, listen: str, websocket_port: int | None, user: str | None, as_json: bool
+    directory: Path,
+    data: Path,
+    listen: str,
+    websocket_port: int | None,
+    monitor_port: int | None,
+    names: tuple[str, ...],
+    user: str | None,
+    as_json: bool,
 ) -> None:
-    """Write mosquitto.conf, its ACL and its certificate into DIRECTORY, for `hub serve --broker`."""
+    """Write all that mosquitto needs into DIRECTORY, for `hub serve --broker`. Again, after devices were retired or
+    enrolled with new keys, or within 60 days of its certificate's end; then send mosquitto SIGHUP."""
     from edgewright_hub.fleet.ca import open_authority
+    from edgewright_hub.fleet.revoked import NOBODY, revoked
     from edgewright_hub.mqtt.mosquitto import write_configuration
+    from edgewright_hub.storage.control import open_control
+    from edgewright_hub.storage.places import NAME, places
 
     address = _address(listen, "--listen")
     now = datetime.now(UTC)
+    if address.host in {"0.0.0.0", "::"} and not names:  # noqa: S104 - compared
+        raise RequestError(f"--listen {address} is all interfaces: add --name HOST, by which devices reach the broker")
     authority = open_authority(data / "ca", now=now)
+    gone = NOBODY
+    if (data / "hub.db").exists() or (data / NAME).exists():
+        engine = open_control(places(data).control)
+        with engine.connect() as connection:
+            gone = revoked(connection)
+        engine.dispose()
     conf = write_configuration(
         authority,
         directory,
@@ -227,11 +249,17 @@ def broker_config(
         user=user,
         now=now,
         websocket_port=websocket_port,
+        monitor_port=monitor_port,
+        names=names,
+        revoked=gone,
     )
-    web = f" --websocket {replace(address, port=websocket_port)}" if websocket_port else ""
-    use = f"edgewright hub serve --broker mqtts://{address}{web}"
-    text = f"wrote {conf}\nstart it:  mosquitto -c {conf}\nuse it:    {use}"
-    _say({"configuration": str(conf), "broker": f"mqtts://{address}"}, text, as_json)
+    told = replace(address, host=names[0]) if names else address
+    web = f" --websocket {replace(told, port=websocket_port)}" if websocket_port else ""
+    use = f"edgewright hub serve --broker mqtts://{told}{web}"
+    text = f"wrote {conf}: {len(gone.devices)} devices retired, {len(gone.serials)} certificates revoked\n"
+    text += f"start it:  mosquitto -c {conf}\nif it runs: kill -HUP its process\nuse it:    {use}"
+    answer = {"configuration": str(conf), "broker": f"mqtts://{told}"}
+    _say({**answer, "retired": list(gone.devices), "revoked": len(gone.serials)}, text, as_json)
 
 
 @hub.command()

@@ -107,10 +107,11 @@ class WireClient:
     def __init__(
         self,
         port: int,
-        context: ssl.SSLContext,
+        context: ssl.SSLContext | None,  # None: without TLS
         client_id: str,
         *,
         username: str | None = None,
+        password: str | None = None,
         clean: bool = True,
         will: tuple[str, bytes] | None = None,
         keep_alive_s: int = 60,
@@ -121,9 +122,10 @@ class WireClient:
         self.connected: bool | None = None
         self._answered = threading.Event()
         self.mqtt = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=clean)
-        self.mqtt.tls_set_context(context)
+        if context is not None:
+            self.mqtt.tls_set_context(context)
         if username is not None:
-            self.mqtt.username_pw_set(username)
+            self.mqtt.username_pw_set(username, password)
         if will:
             self.mqtt.will_set(will[0], will[1], qos=1, retain=True)
         self.mqtt.on_connect = self._on_connect

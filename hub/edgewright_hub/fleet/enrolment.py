@@ -19,7 +19,7 @@ from edgewright_contracts.errors import Refused, RequestError
 from ..storage import control
 from ..storage.store import upsert
 from . import queue, tokens
-from .ca import Authority
+from .ca import Authority, Signed
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +67,7 @@ def enrol(engine: sa.Engine, authority: Authority, request: Request, *, now_ms: 
             row["attributes"] = listed.attributes
             connection.execute(control.expected.delete().where(control.expected.c.device == request.device))
         upsert(connection, devices, [row], keys=["id"])
+        _issued(connection, signed, request.device, now_ms)
         connection.execute(
             control.audit.insert().values(
                 at_ms=now_ms,
@@ -89,12 +90,18 @@ def renew(engine: sa.Engine, authority: Authority, device: str, csr: str, *, key
     devices = control.devices
     with engine.begin() as connection:
         connection.execute(devices.update().where(devices.c.id == device).values(serial=signed.serial))
+        _issued(connection, signed, device, now_ms)
         connection.execute(
             control.audit.insert().values(
                 at_ms=now_ms, who=device, what="renew", detail=f"certificate {signed.serial}", subject=device
             )
         )
     return signed.certificate
+
+
+def _issued(connection: sa.Connection, signed: Signed, device: str, now_ms: int) -> None:
+    row = {"serial": signed.serial, "device": device, "key_sha256": signed.key_sha256, "at_ms": now_ms}
+    connection.execute(control.certificates.insert().values(**row))
 
 
 def retire(engine: sa.Engine, device: str, *, who: str, now_ms: int) -> None:

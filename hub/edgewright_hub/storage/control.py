@@ -30,6 +30,17 @@ devices: Final = Table(
     Column("held", Boolean, nullable=False, server_default=sa.false()),  # nothing is to change on it
 )
 
+# Every one that was signed for a device; hub.db of an earlier release knew only the newest.
+certificates: Final = Table(
+    "certificates",
+    metadata,
+    Column("serial", String(40), primary_key=True),  # hexadecimal
+    Column("device", String(63), nullable=False),
+    Column("key_sha256", String(64), nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Index(None, "device"),
+)
+
 # Devices that may enrol, or ask to, before they did: of a list of serial numbers, or those that wait for a yes.
 expected: Final = Table(
     "expected",
