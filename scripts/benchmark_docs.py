@@ -1,7 +1,7 @@
-"""Writes docs/benchmarks.md from benchmarks/results/*.json, so that no figure there was typed by hand.
+"""Writes docs/benchmarks.md and docs/growth.svg from benchmarks/results/*.json, so that no figure was typed by hand.
 
-    python scripts/benchmark_docs.py            write it
-    python scripts/benchmark_docs.py --check    exit 1 when it is not what the results say
+    python scripts/benchmark_docs.py            write them
+    python scripts/benchmark_docs.py --check    exit 1 when they are not what the results say
 
 Of a result, `machine`, `commit` and `date` become the line under the heading. A map of maps becomes one table, with a
 row for each inner map and a column for each of its keys; what is nested deeper becomes several such tables. Plain
@@ -15,8 +15,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from growth_plot import svg
+
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
+PLOT = ROOT / "docs" / "growth.svg"
 HEAD = """# Benchmarks
 
 Made by `python scripts/benchmark_docs.py` from `benchmarks/results/`. Every file there names machine, commit and date.
@@ -34,6 +37,8 @@ def page() -> str:
         if about:
             parts.append("; ".join(f"{key}: {shown(value)}" for key, value in about.items()) + "\n")
         parts += tables("", result)
+        if path.stem == "ingest":
+            parts.append(f"![What a report costs the hub as a fleet grows]({PLOT.name})\n")
     return "\n".join(parts)
 
 
@@ -80,8 +85,14 @@ def shown(value: Any) -> str:
     return str(value)
 
 
+def plot() -> str:
+    return svg(json.loads((ROOT / "benchmarks" / "results" / "ingest.json").read_text())["growth"])
+
+
 if __name__ == "__main__":
+    files = {PAGE: page(), PLOT: plot()}
     if "--check" in sys.argv:
-        wrong = not PAGE.exists() or PAGE.read_text() != page()
-        sys.exit("docs/benchmarks.md is not what the results say: run scripts/benchmark_docs.py" if wrong else 0)
-    PAGE.write_text(page())
+        wrong = [f"docs/{path.name}" for path, text in files.items() if not path.exists() or path.read_text() != text]
+        sys.exit(f"{', '.join(wrong)}: not what the results say: run scripts/benchmark_docs.py" if wrong else 0)
+    for path, text in files.items():
+        path.write_text(text)
