@@ -1,16 +1,20 @@
-"""What docs/drift.md says about questions that no formula settles, by simulation with the hub's own streams.
+"""What docs/drift.md says about questions that no formula settles: virtual fleets, watched by the hub's own code.
 
-    python benchmarks/drift_questions.py [--json] [QUESTION ...]
+    python benchmarks/drift_questions.py [--quick] [--json] [QUESTION ...]
 
-gradual    the tilt of one channel grows by so much a day, on all devices, after three days; found within 14 days, and
-           how large it was then: as it is, with a baseline fixed after three days, and with one that learns at once
-rhythm     all channels swing over the day: false alarms in a week, and the delay of a shift after the fifth day
-subset     one device in twenty moves: how many of those are reported, how many others, and whether the cohort is
+small      calm fleets of 1 to 300 devices: are there more false pages than the budget allows? `too_many`: the chance
+           of as many or more if it is kept (Poisson), from .01 on it holds
+rhythm     all devices see day and night, as a slow swing or as lamps that are switched: false pages; and how soon a
+           shift of all devices is paged after four such days
+gradual    inputs of all devices move by so much more each day, after three days: how far they had come at the page
+silent     half of the devices say nothing for a day: false pages when they come back, and how soon a shift of the
+           others is paged meanwhile
+subset     one device in fifteen moves: how many of those alarm, how many of the others, and does the cohort page
 clearing   an alarm is raised and the shift stays, or goes: is the alarm still there after ten days?
-small      autocorrelated fleets of 1, 4 and 16 devices: false alarms in 1,000 windows
 
-A tilt of .1 is a Jensen-Shannon distance of .02, .3 of .06, 1 of .19. All but `small` and `subset` (200 heterogeneous)
-on 40 independent streams.
+Fleets as in `watched_fleets`, whoever is woken acknowledges at once; `clearing`: 20 independent streams. A tilt of .1
+is a Jensen-Shannon distance of .02, .3 of .06, 1 of .19. The budget is ten false pages a month, ten times the usual
+one, so that too many would show. `--quick`: fewer fleets and days, under a minute; results are not written.
 """
 
 from __future__ import annotations
@@ -18,142 +22,182 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+import watched_fleets
 from provenance import ROOT, provenance
-from streams import CHANNELS, DAY, Floats, need, streams, watch
+from scipy.stats import poisson
+from streams import CHANNELS, DAY, need, streams, watch
+from watched_fleets import Fleet
 
-from edgewright_hub.drift import budget, cohorts, groups
-from edgewright_hub.drift.groups import DriftPolicy
-
-DEVICES: Final = 40
-A: Final = 1e4
+BUDGET: Final = 10.0
+LEARNT: Final = 1.0  # days until pages begin
 PLACE: Final = ROOT / "benchmarks" / "results" / "drift_questions.json"
+Figures = dict[str, dict[str, float | None]]
+
+CALM: Final = {1: 15, 5: 20, 10: 15, 30: 6, 300: 1}  # devices: fleets
+SEEDS: Final = 3
 
 
-def one(tilt: float) -> Floats:
-    out = np.zeros(CHANNELS)
-    out[0] = tilt
-    return out
+def small(quick: bool) -> Figures:
+    found: Figures = {}
+    for devices, fleets in ({5: 4, 10: 2} if quick else CALM).items():
+        days, pages, skewed = 3.0 if quick else 4.0, 0, 0
+        for seed in range(fleets):
+            fleet = Fleet(devices, seed, budget=BUDGET)
+            fleet.live(days)
+            pages, skewed = pages + len(fleet.pages), skewed + len(fleet.skewed)
+        found[f"{devices} devices"] = {
+            "fleets": fleets, **kept(pages, fleets * (days - LEARNT)), "skewed": skewed / (fleets * devices),
+        }  # fmt: skip
+    return found
 
 
-def found(first: Floats, begin: int) -> dict[str, float]:
-    late = first[np.isfinite(first) & (first > begin)] - begin
+def kept(pages: int, fleet_days: float) -> dict[str, float]:
+    allowed = BUDGET * fleet_days / 30
+    return {"pages": pages, "allowed": allowed, "too_many": float(poisson.sf(pages - 1, allowed))}
+
+
+def rhythm(quick: bool) -> Figures:
+    worlds: dict[str, Callable[[float], float]] = {
+        "no rhythm": lambda _: 0.0,
+        "a swing of 1": lambda day: float(np.sin(2 * np.pi * day)),
+        "lamps, a tilt of 1": lambda day: float(day % 1 > 0.5),
+    }
+    begin, found = 4.0, Figures()
+    for world, light in worlds.items():
+        if quick and light(0.75) != 1.0:
+            continue
+        calm, fleets = 0, 1 if quick else SEEDS
+        for seed in range(fleets):
+            fleet = Fleet(5, seed, budget=BUDGET)
+            fleet.live(begin, tilt=light)
+            calm += len(fleet.pages)
+        found[world] = kept(calm, fleets * (begin - LEARNT))  # type: ignore[assignment]
+        for shift in (1.0,) if quick else (0.5, 1.0):
+            hours = []
+            for seed in range(fleets):
+                fleet = Fleet(5, seed, budget=BUDGET)
+                fleet.live(begin, tilt=light)
+                fleet.live(1.0 if quick else 3.0, tilt=lambda day, d=shift, of=light: of(day) + d)
+                hours.append(24 * delay(fleet, begin))
+            found[world][f"hours_to_{shift:g}"] = number(float(np.median(hours)))
+    return found
+
+
+def delay(fleet: Fleet, begin: float) -> float:
+    """Days until the first page after the shift began; inf without one."""
+    return min((page.day - begin for page in fleet.pages if page.day > begin), default=np.inf)
+
+
+def number(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def gradual(quick: bool) -> Figures:
+    begin, found = 3.0, Figures()
+    for a_day in (0.3,) if quick else (0.03, 0.1, 0.3):
+        days = []
+        for seed in range(1 if quick else 2):
+            fleet = Fleet(5, seed, budget=BUDGET)
+            fleet.live(begin)
+            grows = lambda day, a=a_day: a * (day - begin)  # noqa: E731
+            while not fleet.pages and fleet.day < (6 if quick else 15):
+                fleet.live(0.5, tilt=grows)
+            days.append(delay(fleet, begin))
+        typical = float(np.median(days))
+        found[f"{a_day} a day"] = {"days": number(typical), "tilt_then": number(typical * a_day)}
+    return found
+
+
+def silent(quick: bool) -> Figures:
+    devices, begin = 10, 2.0
+    back, hours = 0, []
+    for seed in range(1 if quick else SEEDS):
+        speak = np.arange(devices) % 2 == 0
+        fleet = Fleet(devices, seed, budget=BUDGET)
+        fleet.live(begin)
+        fleet.live(1.0, speaks=lambda _, s=speak: s)
+        fleet.live(0.5 if quick else 1.0)
+        back += len(fleet.pages)
+        fleet = Fleet(devices, seed, budget=BUDGET)
+        fleet.live(begin)
+        fleet.live(0.5, speaks=lambda _, s=speak: s, tilt=lambda _: 0.5)
+        hours.append(24 * delay(fleet, begin))
     return {
-        "early": float((first <= begin).mean()),
-        "found": float(late.size / first.size),
-        "days": float(np.median(late) / DAY) if late.size else float("nan"),
+        "come back": {"pages": back, "fleets": len(hours)},
+        "the others move": {"hours_to_0.5": number(float(np.median(hours))), "fleets": len(hours)},
     }
 
 
-def gradual() -> dict[str, Any]:
-    """By growth a day and by rule of the baseline."""
-    begin, result = 3 * DAY, {}
-    rules = {
-        "as it is": (DriftPolicy(), groups.REST),
-        "fixed after 3 days": (DriftPolicy(learn_ms=3 * 24 * 3600_000), groups.REST),
-        "learns at once": (DriftPolicy(), 1e9),
-    }
-    for a_day in (0.03, 0.2):
-        for name, (policy, rest) in rules.items():
-            groups.REST = rest  # type: ignore[misc]
-            grows = lambda w, a=a_day: one(a * max(0, w - begin) / DAY)  # noqa: E731
-            seen = watch(
-                streams("independent", DEVICES, 5), 17 * DAY, log_need=need(A), tilt=grows, policy=policy, freeze=True
-            )
-            told = found(seen.first, begin)
-            result[f"{a_day} a day, {name}"] = {**told, "tilt_then": told["days"] * a_day}
-    groups.REST = rules["as it is"][1]  # type: ignore[misc]
-    return result
-
-
-def rhythm() -> dict[str, Any]:
-    result, begin = {}, 5 * DAY
-    for swing in (0.0, 0.3):
-        for shift in (0.0, 0.3):
-            tilt: Callable[[int], Floats] = lambda w, s=swing, d=shift: (  # noqa: E731
-                s * np.sin(2 * np.pi * w / DAY) + one(d if w >= begin else 0.0)
-            )
-            seen = watch(streams("independent", DEVICES, 6), 8 * DAY, log_need=need(A), tilt=tilt, freeze=True)
-            spread = seen.group.dispersion
-            result[f"swing {swing}, shift {shift}"] = {
-                **found(seen.first, begin),
-                "c_f": float(spread.c_f(0, 0).mean()),
-                "c_f_24h": float(spread.c_f(0, 3).mean()),
-            }
-    return result
-
-
-def subset() -> dict[str, Any]:
-    result, begin, devices = {}, 2 * DAY, 200
-    allowed = budget.Budget(1.0)
-    for shift in (0.2, 0.3, 0.5):
-        moved = np.arange(devices) % 20 == 0
-        tilts = np.zeros((devices, CHANNELS))
-        tilts[moved, 0] = shift
-        tilt = lambda w, t=tilts: t if w >= begin else 0.0  # noqa: E731
-        log_need = allowed.device_need(devices)
-        seen = watch(streams("heterogeneous", devices, 7), 4 * DAY, log_need=log_need, tilt=tilt)
-        group = seen.group
-        at = np.arange(devices)
-        alarm, since = np.isfinite(seen.first), np.zeros(devices, np.int64)
-        whole = cohorts.cohort(
-            group.streams.devices, group.log_e(at), alarm, alarm & False, since, need=allowed.cohort_need(1)
-        )
-        result[f"shift {shift}"] = {
-            "reported": float(alarm[moved].mean()),
-            "others": float(alarm[~moved].mean()),
-            "days": float(np.median(seen.first[moved & alarm] - begin) / DAY)
-            if (moved & alarm).any()
-            else float("nan"),
-            "cohort_alarm": float(whole.alarm),
-            "listed": len(whole.devices),
-            "listed_falsely": sum(not moved[group.streams.index[d]] for d in whole.devices),
+def subset(quick: bool) -> Figures:
+    devices, begin, found = 30, 2.0, Figures()
+    moved = np.arange(devices) % 15 == 0
+    for shift in (0.5,) if quick else (0.2, 0.3, 0.5):
+        fleet = Fleet(devices, 7, budget=BUDGET)
+        fleet.live(begin)
+        calm = len(fleet.pages)
+        fleet.live(0.5 if quick else 2.0, tilt=lambda _, d=shift: d * moved, ack=False)
+        alarms = {name: group for group in fleet.watch.groups.values() for name in alarmed(group)}
+        mine = {fleet.names[at] for at in np.flatnonzero(moved).tolist()}
+        found[f"tilt {shift}"] = {
+            "found": len(mine & set(alarms)) / len(mine),
+            "others": len(set(alarms) - mine) / (devices - len(mine)),
+            "hours_to_page": number(24 * delay(fleet, begin)),
+            "cohort_pages": sum(page.scope == "cohort" for page in fleet.pages[calm:]),
         }
+    return found
+
+
+def alarmed(group: Any) -> list[str]:
+    s = group.streams
+    return [s.devices[at] for at in np.flatnonzero(s.alarm[: len(s.devices)]).tolist()]
+
+
+def clearing(quick: bool) -> Figures:
+    result, begin, devices = Figures(), 3 * DAY, 20
+    for shift in (0.0,) if quick else (0.0, 0.1, 0.3):
+
+        def tilt(window: int, d: float = shift) -> np.ndarray:
+            out = np.zeros(CHANNELS)
+            out[0] = 0.0 if window < begin else 1.0 if window < begin + DAY // 4 else d
+            return out
+
+        days = 8 if quick else 13
+        seen = watch(streams("independent", devices, 8), days * DAY, log_need=need(1e4), tilt=tilt, freeze=True)
+        result[f"{shift} stays"] = {"still_in_alarm": float(seen.group.streams.alarm[:devices].mean())}
     return result
 
 
-def clearing() -> dict[str, Any]:
-    result, begin = {}, 3 * DAY
-    for shift in (0.0, 0.1, 0.2, 0.3):
-        drawn = streams("independent", DEVICES, 8)
-        tilt = lambda w, d=shift: one(0.0 if w < begin else 1.0 if w < begin + DAY // 4 else d)  # noqa: E731
-        seen = watch(drawn, 13 * DAY, log_need=need(A), tilt=tilt, freeze=True)
-        result[f"shift that stays {shift}"] = {"still_in_alarm": float(seen.group.streams.alarm[:DEVICES].mean())}
-    return result
-
-
-def small() -> dict[str, Any]:
-    result = {}
-    for kind in ("independent", "autocorrelated"):
-        for devices in (1, 4, 16):
-            fleets = max(2, min(10, 30 // devices))
-            firsts = [watch(streams(kind, devices, seed), 1000, log_need=need(A)).first for seed in range(fleets)]
-            result[f"{kind}, {devices}"] = {
-                "streams": fleets * devices,
-                "false_alarm": float(np.isfinite(np.concatenate(firsts)).mean()),
-            }
-    return result
-
-
-QUESTIONS: Final = {f.__name__: f for f in (subset, clearing, rhythm, gradual, small)}
+QUESTIONS: Final[dict[str, Callable[[bool], Figures]]] = {
+    one.__name__: one for one in (small, rhythm, gradual, silent, subset, clearing)
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help=", ".join(QUESTIONS))
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer fleets and days, under a minute; nothing is written"
+    )
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     options = parser.parse_args()
-    result = json.loads(PLACE.read_text()) if PLACE.exists() else {}
+    began = time.process_time()
+    result: dict[str, Any] = json.loads(PLACE.read_text()) if PLACE.exists() and not options.quick else {}
     for name in options.questions or QUESTIONS:
-        result[name] = QUESTIONS[name]()
+        result[name] = QUESTIONS[name](options.quick)
         for case, figures in result[name].items():
-            print(f"{name}: {case}: " + ", ".join(f"{k} {v:.3g}" for k, v in figures.items()), flush=True)
-        PLACE.write_text(json.dumps({**result, **provenance()}, indent=1) + "\n")
+            told = ", ".join(f"{k} {'-' if v is None else format(v, '.3g')}" for k, v in figures.items())
+            print(f"{name}: {case}: {told}", flush=True)
+        if not options.quick:
+            world = {"window_s": watched_fleets.WINDOW_S, "rows": watched_fleets.ROWS, "budget": BUDGET}
+            PLACE.write_text(json.dumps({**result, "world": world, **provenance()}, indent=1) + "\n")
+    result["cpu_s"] = round(time.process_time() - began, 1)
     if options.json:
         print(json.dumps(result))
 
