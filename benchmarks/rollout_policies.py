@@ -38,6 +38,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -141,14 +142,16 @@ def played(job: Job) -> Kept:
     return Kept(job.key, time.process_time() - began, found)
 
 
-def all_played(todo: list[Job], keep: Path | None) -> dict[str, Kept]:
-    """By key. What `keep` holds is not played again, and what is played is added to it at once."""
+def all_played(
+    todo: list[Job], keep: Path | None, each: Callable[[Callable[[Job], Kept], list[Job]], Iterable[Kept]]
+) -> dict[str, Kept]:
+    """By key. What `keep` holds is not played again, and what is played is added to it at once. `each`: a `map`."""
     wanted = {job.key: job for job in todo}
     lines = keep.read_bytes().splitlines() if keep and keep.exists() else []
     done = {one.key: one for one in (msgspec.json.decode(line, type=Kept) for line in lines) if one.key in wanted}
     began, before = time.monotonic(), len(done)
-    with ProcessPoolExecutor() as pool, (keep or Path(os.devnull)).open("ab") as file:
-        for kept in pool.map(played, [job for key, job in wanted.items() if key not in done]):
+    with (keep or Path(os.devnull)).open("ab") as file:
+        for kept in each(played, [job for key, job in wanted.items() if key not in done]):
             done[kept.key] = kept
             file.write(msgspec.json.encode(kept) + b"\n")
             file.flush()
@@ -258,7 +261,8 @@ def main() -> None:
     size = QUICK if arguments.quick else FULL
     began = time.process_time()
     todo = {devices: jobs(size, devices) for devices in size.runs}
-    done = all_played([job for some in todo.values() for job in some], arguments.keep)
+    with ProcessPoolExecutor() as pool:
+        done = all_played([job for some in todo.values() for job in some], arguments.keep, pool.map)
     result: dict[str, Any] = {}
     for devices in size.runs:
         world, seed = World(devices=devices), devices

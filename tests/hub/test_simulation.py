@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 import rollout_peers
+import rollout_policies
 
 from edgewright.main import run as command
 from edgewright_hub.rollouts.gates import GatePolicy
@@ -88,6 +89,16 @@ def test_policies_of_others_see_what_they_look_at() -> None:
     assert full("hawkBit-like", "good") == full("hawkBit-like", "many-errors") == 1.0
     assert full("thresholds", "many-errors") == full("peek z", "many-errors") == 0.0
     assert full("peek z", "good") < 0.2 < 0.6 < full("fixed DiD", "good")
+
+
+def test_an_interrupted_benchmark_goes_on_where_it_ended(tmp_path: Path) -> None:
+    jobs = [rollout_policies.Job(World(devices=60, error=0.0, before_s=3600.0), 5, number) for number in range(3)]
+    keep = tmp_path / "runs"
+    first = rollout_policies.all_played(jobs[:2], keep, map)
+    every = rollout_policies.all_played(jobs, keep, map)
+    assert [every[job.key] for job in jobs[:2]] == [first[job.key] for job in jobs[:2]]
+    assert len(keep.read_bytes().splitlines()) == len(every) == 3
+    assert rollout_policies.ours(jobs, every)["bad"].full == 0.0
 
 
 def _whole(place: Path) -> Score:
