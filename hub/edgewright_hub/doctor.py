@@ -21,10 +21,11 @@ from tuf.api.exceptions import RepositoryError
 from edgewright_contracts.errors import EdgewrightError
 from edgewright_contracts.manifest import decode_manifest
 
+from .exports import progress
 from .ingest.refusals import since
 from .registry import endings
 from .registry.repository import Repository
-from .storage import telemetry
+from .storage import control, telemetry
 from .storage.places import places
 from .storage.store import Schema, open_to_read
 
@@ -42,7 +43,18 @@ class Finding(NamedTuple):
 def examine(data: Path, *, now: datetime) -> list[Finding]:
     """All findings, in a fixed order; a check that cannot be made is a finding too."""
     out: list[Finding] = []
-    for check in (_process, _databases, _certificates, _metadata, _signatures, _blobs, _refusals, _spools, _disk):
+    for check in (
+        _process,
+        _databases,
+        _certificates,
+        _metadata,
+        _signatures,
+        _blobs,
+        _refusals,
+        _spools,
+        _export,
+        _disk,
+    ):
         try:
             out += check(data, now)
         except (OSError, ValueError, sa.exc.SQLAlchemyError, EdgewrightError, RepositoryError) as error:
@@ -157,6 +169,23 @@ def _spools(data: Path, _now: datetime) -> Iterator[Finding]:
         number, devices = connection.execute(lost).one()
     said = f"{number} reports of {devices} devices were counted by a hub that is gone, and are in no sum of this one"
     yield Finding("reports", not number, said if number else "none is missing")
+
+
+def _export(data: Path, now: datetime) -> Iterator[Finding]:
+    """How far InfluxDB is behind, if windows go there."""
+    with _reading(data, "telemetry") as connection:
+        found = progress.progress(connection)
+    if found is None:
+        return
+    a = control.alerts.c
+    about = a.open_key.in_((progress.ALERT, progress.ALERT_REFUSED))
+    with _reading(data, "control") as connection:
+        told = connection.execute(sa.select(a.text).where(about).order_by(a.id)).scalars().all()
+    late_ms = int(now.timestamp() * 1000) - found.since_ms if found.since_ms is not None else 0
+    said = f"{found.pending} windows wait for InfluxDB, for {max(0, late_ms) // 60_000} minutes"
+    if found.lost:
+        told = [*told, f"{found.lost} windows waited for too long and are not there"]
+    yield Finding("export", not told and late_ms < progress.LATE_MS, "; ".join((said, *told)))
 
 
 def _disk(data: Path, _now: datetime) -> Iterator[Finding]:

@@ -199,6 +199,8 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
             "websocket": (name, https.getsockname()[1]) if over_web else config.websocket and astuple(config.websocket),
             "ails": vitals.reasons,
             "samples": Samples(config.data / "samples"),
+            "consumer": consumer,
+            "sink": sink,
         }
         device_web = web(device_app(Hub(**common, open_to_read=False), over_web), https, config.data / "ca", stop)
         page_web = web(page_app(Hub(**common, open_to_read=True)), page, None, stop)

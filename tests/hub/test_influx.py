@@ -124,7 +124,7 @@ def test_a_server_that_is_away_is_asked_again_more_and_more_rarely_for_ever(hous
     assert (position(house), one.told.failures) == (0, 10)
     assert "refused" in one.told.said
     assert open_alerts(house) == []
-    house.now += sink.LATE_MS
+    house.now += progress.LATE_MS
     one.attempt()
     assert open_alerts(house) == [(progress.ALERT, "ticket")]
     house.now += progress.KEPT_MS // 2
@@ -402,7 +402,7 @@ def test_retention_keeps_what_is_not_exported_for_two_weeks_and_then_says_what_w
     assert shorten(house) == 10, "what was exported goes after a day"
     server.answers.append(Answer(503))
     one.attempt()
-    house.now += sink.LATE_MS
+    house.now += progress.LATE_MS
     report(house, 5)
     server.answers.append(Answer(503))
     one.attempt()

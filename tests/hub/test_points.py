@@ -26,10 +26,10 @@ COUNTED = {
 def window(**changes: Any) -> Any:
     base = {
         "id": 1, "device": "pi-1", "spool_id": "00000000000000aa", "seq": 7, "arrived_ms": NOW,
-        "start_ms": NOW - 60_000, "placed": "wall", "mono_start_ms": 0, "mono_end_ms": 60_500, "cohort": "lab", "digest": "d" * 16,
-        "variant": "onnx-fp32", "context": "", "phase": "normal", "rollout": "", "n": 10, "n_monitored": 9, "errors": 1,
-        "rejected": 2, "repeated": 3, "labels_n": 4, "labels_wrong": 1, "shadow_n": 5, "shadow_agree": 4,
-        "latency_total": b"", "outcomes": {}, "body": b"",
+        "start_ms": NOW - 60_000, "placed": "wall", "mono_start_ms": 0, "mono_end_ms": 60_500, "cohort": "lab",
+        "digest": "d" * 16, "variant": "onnx-fp32", "context": "", "phase": "normal", "rollout": "", "n": 10,
+        "n_monitored": 9, "errors": 1, "rejected": 2, "repeated": 3, "labels_n": 4, "labels_wrong": 1, "shadow_n": 5,
+        "shadow_agree": 4, "latency_total": b"", "outcomes": {}, "body": b"",
     }  # fmt: skip
     return SimpleNamespace(**(base | changes))
 

@@ -19,6 +19,7 @@ LOST: Final = "influx.lost"  # windows that retention removed before they were e
 SUBJECT: Final = "influx"  # of alerts
 ALERT: Final = "export:influx"
 ALERT_REFUSED: Final = "export:influx:refused"
+LATE_MS: Final = 10 * 60_000  # an outage that lasts so long is told to people
 KEPT_MS: Final = 14 * 86_400_000  # since arrival, of windows that are not exported: about 10 GB for 1,000 devices
 
 

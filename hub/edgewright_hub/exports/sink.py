@@ -35,7 +35,6 @@ EVERY_S: Final = 5.0
 FIRST_PAUSE_S: Final = 1.0
 LONGEST_PAUSE_S: Final = 60.0
 LONGEST_ASKED_S: Final = 3600.0
-LATE_MS: Final = 10 * 60_000  # before an outage is an alert
 KIND: Final = "export"
 _LOG = logging.getLogger(__name__)
 
@@ -136,7 +135,7 @@ class Sink(threading.Thread):
             _LOG.warning("InfluxDB does not take points, trying again: %s", said)
         self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s or FIRST_PAUSE_S)
         self.told = self.told._replace(failures=self.told.failures + 1, said=said)
-        if isinstance(error, Misled) or now_ms - self._since_ms >= LATE_MS:
+        if isinstance(error, Misled) or now_ms - self._since_ms >= progress.LATE_MS:
             try:
                 self._tell_failed(said, now_ms)
             except sa.exc.SQLAlchemyError as failed:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
@@ -28,12 +28,16 @@ from ..fleet.attributes import shown
 from ..fleet.ca import Authority
 from ..fleet.roster import attributes_of
 from ..fleet.selectors import parse
+from ..ingest.consumer import Consumer
 from ..registry.registry import TARGETS_BYTES, Registry
 from ..rollouts.conductor import Conductor
 from ..rollouts.configuration import Asked
 from ..storage import control, telemetry
 from .samples import Samples
 from .websocket import PATH
+
+if TYPE_CHECKING:
+    from ..exports.sink import Sink
 
 PAGE: Final = 500  # rows of one answer
 SPEC_BYTES: Final = 64 * KIB
@@ -54,6 +58,8 @@ class Hub:
     open_to_read: bool  # whoever reaches this listener may read: it is on loopback
     websocket: tuple[str, int] | None = None  # where devices reach MQTT over WebSocket; None: nowhere
     samples: Samples | None = None  # where sampled inputs lie; None: nowhere
+    consumer: Consumer | None = None  # how fast reports come
+    sink: Sink | None = None  # of InfluxDB
 
 
 class Caller(NamedTuple):

@@ -27,7 +27,21 @@ from ..registry.registry import TARGETS_BYTES, Conflict
 from ..registry.repository import BLOB_BYTES
 from ..rollouts.records import NotFound
 from ..storage.store import away
-from . import accuracy, alerting, api, devices, drift, packages, pages, renewal, rollouts, samples, sampling, websocket
+from . import (
+    accuracy,
+    alerting,
+    api,
+    devices,
+    drift,
+    metrics,
+    packages,
+    pages,
+    renewal,
+    rollouts,
+    samples,
+    sampling,
+    websocket,
+)
 from .api import Hub
 
 BODY_BYTES: Final = 256 * 1024
@@ -64,7 +78,7 @@ def device_app(hub: Hub, mqtt: websocket.Connected | None = None) -> FastAPI:
     app.include_router(drift.router)
     app.include_router(devices.router)
     app.include_router(packages.router)
-    for one in (accuracy, alerting, rollouts, sampling):
+    for one in (accuracy, alerting, metrics, rollouts, sampling):
         app.include_router(one.router)
     app.mount("/repo", RepositoryFiles(directory=hub.registry.folder))
     return app
@@ -76,7 +90,7 @@ def page_app(hub: Hub) -> FastAPI:
     app.include_router(drift.router)
     app.include_router(devices.router)
     app.include_router(packages.router)
-    for one in (accuracy, alerting, rollouts, sampling):
+    for one in (accuracy, alerting, metrics, rollouts, sampling):
         app.include_router(one.router)
     app.include_router(pages.router)
     app.mount("/static", pages.static)
