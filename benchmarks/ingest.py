@@ -26,23 +26,19 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from provenance import provenance  # noqa: E402
-from reports.database import day, growth  # noqa: E402
-from reports.drift import drift_query  # noqa: E402
-from reports.fleet import FULL, QUICK  # noqa: E402
-from reports.hub import embedded, hub  # noqa: E402
-from reports.price import embedded_share, ratio, share  # noqa: E402
+from reports.fleet import FULL, QUICK, Plan  # noqa: E402
+from reports.price import RATE, embedded_share, ratio, share  # noqa: E402
 from reports.processes import in_own_process  # noqa: E402
 from reports.traffic import noop, pump  # noqa: E402
-
-from edgewright_hub.ingest.consumer import settle  # noqa: E402
 
 
 def main() -> None:
@@ -86,25 +82,30 @@ def main() -> None:
 
 
 def part(kind: str, place: str, *more: str) -> None:
+    """One process of the measurement. Each loads what it needs: most of the time of short ones is loading."""
     folder = Path(place)
-    if kind in {"day", "growth"}:
-        settle()
     match kind:
         case "pump":
             port, reports, devices, rate, packed = more
             pump(folder, [int(port)], int(reports), int(devices), float(rate), packed == "1")
         case "devices":
             port, reports, connections = map(int, more)
-            pump(folder, [port] * connections, reports, connections, 10_000 / 60, packed=False)
+            pump(folder, [port] * connections, reports, connections, RATE, packed=False)
         case "noop":
             noop(folder, int(more[0]), int(more[1]))
-        case "hub":
-            hub(folder, Path(more[0]), *map(int, more[1:]))
-        case "embedded":
-            embedded(folder, Path(more[0]), *map(int, more[1:]))
+        case "hub" | "embedded":
+            from reports import hub
+
+            serve = hub.hub if kind == "hub" else hub.embedded
+            serve(folder, Path(more[0]), *map(int, more[1:]))
         case _:
-            measure = {"drift": drift_query, "day": day, "growth": growth}[kind]
-            print(json.dumps(measure(folder, QUICK if more[0] == "1" else FULL)))
+            print(json.dumps(_measure(kind)(folder, QUICK if more[0] == "1" else FULL)))
+
+
+def _measure(kind: str) -> Callable[[Path, Plan], Any]:
+    from reports import database, drift
+
+    return {"drift": drift.drift_query, "day": database.day, "growth": database.growth}[kind]
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from edgewright_contracts import topics
 from edgewright_contracts.desired import ACK_S
 from edgewright_hub import retention
 from edgewright_hub.ingest import device_hours
+from edgewright_hub.ingest.consumer import settle
 from edgewright_hub.ingest.messages import Message
 from edgewright_hub.ingest.turns import Turns
 from edgewright_hub.ingest.writer import commit
@@ -22,7 +23,8 @@ from .fleet import MINUTE_MS, Bodies, Plan, fleets, name
 
 
 def day(folder: Path, plan: Plan) -> dict[str, float]:
-    """24 hours of one report in 5 minutes each, with all that the hub does with them meanwhile."""
+    """Some reports of each device in an hour, for 26 hours, with all that the hub does with them meanwhile."""
+    settle()
     control_engine = control.open_control(folder / "day-hub.db")
     engine = open_telemetry(folder / "day.db")
     with control_engine.begin() as connection:  # drift and rollouts have read everything
@@ -30,8 +32,8 @@ def day(folder: Path, plan: Plan) -> dict[str, float]:
             connection.execute(control.cursors.insert().values(name=reader, position=2**62))
     known, bodies, turns = fleets(plan.day_devices), Bodies(), Turns(ACK_S)
     begin, rss = 1_760_000_000_000, []
-    for step in range(26 * 12):
-        at = begin + step * 5 * MINUTE_MS
+    for step in range(26 * plan.day_reports):
+        at = begin + step * 60 // plan.day_reports * MINUTE_MS
         for start in range(0, plan.day_devices, 200):
             some = [
                 Message(topics.topic(name(i), "report"), bodies.of(i, step + 1, at - MINUTE_MS), at)
@@ -39,7 +41,7 @@ def day(folder: Path, plan: Plan) -> dict[str, float]:
             ]
             turns.add(commit(engine, some, known), at / 1000)
         turns.due(at / 1000)
-        if step % 12 == 11:
+        if (step + 1) % plan.day_reports == 0:
             while device_hours.tick(engine):
                 pass
             while retention.shorten(control_engine, engine, at):
@@ -53,6 +55,7 @@ def day(folder: Path, plan: Plan) -> dict[str, float]:
 
 def growth(folder: Path, plan: Plan) -> dict[str, dict[str, float]]:
     """Of the writer alone: the second report of each of so many devices, in batches of 200."""
+    settle()
     out = {}
     for devices in plan.growth:
         engine = open_telemetry(folder / f"growth-{devices}.db")

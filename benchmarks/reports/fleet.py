@@ -27,11 +27,12 @@ class Plan(msgspec.Struct, frozen=True):
     paced_s: float
     connections: int  # to the embedded broker
     day_devices: int
+    day_reports: int  # of each of them in an hour
     growth: tuple[int, ...]
 
 
-FULL: Final = Plan(10_000, 16_000, 3, 40.0, 200, 300, (1_000, 3_000, 10_000, 30_000, 100_000))
-QUICK: Final = Plan(1_000, 3_000, 1, 4.0, 20, 20, (1_000, 3_000))
+FULL: Final = Plan(10_000, 16_000, 3, 40.0, 200, 300, 12, (1_000, 3_000, 10_000, 30_000, 100_000))
+QUICK: Final = Plan(1_000, 3_000, 1, 4.0, 20, 20, 4, (1_000, 3_000))
 
 
 class Bodies:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import sys
 import threading
 import time
@@ -20,7 +21,6 @@ from edgewright_hub.ingest.consumer import Consumer, settle
 from edgewright_hub.ingest.refusals import Noted
 from edgewright_hub.mqtt.broker import EmbeddedBroker
 from edgewright_hub.storage.telemetry import open_telemetry
-from edgewright_hub.web.listeners import Address, listen
 
 from .fleet import fleets
 from .traffic import WARM, tls
@@ -75,7 +75,7 @@ def embedded(folder: Path, database: Path, reports: int, devices: int) -> None:
 @contextmanager
 def running_broker(authority: Authority) -> Iterator[int]:
     """The embedded broker, in a loop and a thread of its own."""
-    listener = listen(Address("127.0.0.1", 0), "--mqtt")
+    listener = socket.create_server(("127.0.0.1", 0))
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()

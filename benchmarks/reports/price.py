@@ -10,6 +10,7 @@ from typing import Final
 from .fleet import Plan
 from .processes import Child, mosquitto
 
+RATE: Final = 10_000 / 60  # reports a second
 EACH: Final = 16  # reports of each device where the price of one is measured
 
 
@@ -23,13 +24,9 @@ def ratio(folder: Path, plan: Plan, *, packed: bool, rounds: int) -> dict[str, f
             devices = plan.reports // EACH  # so that devices are acknowledged meanwhile, as often as they are
             for kind in ("noop", "hub"):
                 more = ("hub", folder, database, port, plan.reports, devices)
-                consumer = Child(*(("noop", folder, port, plan.reports) if kind == "noop" else more))
-                source = Child("pump", folder, port, plan.reports, devices, 0, int(packed))
-                source.go()
-                us = json.loads(consumer.wait())["us"]
+                consumer = ("noop", folder, port, plan.reports) if kind == "noop" else more
+                us = _spent_us(consumer, ("pump", folder, port, plan.reports, devices, 0, int(packed)))
                 (nobodys if kind == "noop" else ours).append(us)
-                source.end()
-                consumer.end()
             print(f"packed {packed}: ours {ours[-1]:.1f} µs, nothing {nobodys[-1]:.1f} µs", flush=True)
     our, nothing = statistics.median(ours), statistics.median(nobodys)
     return {"ours_us": our, "nothing_us": nothing, "ratio": our / nothing}
@@ -37,27 +34,39 @@ def ratio(folder: Path, plan: Plan, *, packed: bool, rounds: int) -> dict[str, f
 
 def share(folder: Path, plan: Plan, *, ours: bool) -> float:
     """Of a core, at 10,000 reports a minute, with mosquitto: ours, or of the callback that does nothing."""
-    reports = int(plan.paced_s * 10_000 / 60)
+    reports = int(plan.paced_s * RATE)
     with mosquitto(folder) as port:
         more = ("hub", folder, folder / "share.db", port, reports, plan.devices)
-        consumer = Child(*(more if ours else ("noop", folder, port, reports)))
-        source = Child("pump", folder, port, reports, plan.devices, 10_000 / 60, 0)
-        source.go()
-        found = json.loads(consumer.wait())
-        source.end()
-        consumer.end()
-    return float(found["us"]) * 10_000 / 60 / 1e6
+        consumer = more if ours else ("noop", folder, port, reports)
+        return _share(_spent_us(consumer, ("pump", folder, port, reports, plan.devices, RATE, 0)))
 
 
 def embedded_share(folder: Path, plan: Plan) -> float:
     """Of a core, with the embedded broker in the process of the consumer."""
-    reports = int(plan.paced_s * 10_000 / 60)
+    reports = int(plan.paced_s * RATE)
     both = Child("embedded", folder, folder / "embedded.db", reports, plan.devices)
-    port = json.loads(both.wait())["port"]
+    port = json.loads(both.wait("{"))["port"]
     source = Child("devices", folder, port, reports, plan.connections)
+    source.wait("ready")
     both.go()
     source.go()
-    found = json.loads(both.wait())
+    us = json.loads(both.wait("{"))["us"]
     source.end()
     both.end()
-    return float(found["us"]) * 10_000 / 60 / 1e6
+    return _share(us)
+
+
+def _spent_us(consumer: tuple[object, ...], source: tuple[object, ...]) -> float:
+    """By the one process for each report that the other one sends."""
+    to, of = Child(*consumer), Child(*source)
+    to.wait("ready")
+    of.wait("ready")
+    of.go()
+    us = json.loads(to.wait("{"))["us"]
+    of.end()
+    to.end()
+    return float(us)
+
+
+def _share(us: float) -> float:
+    return us * RATE / 1e6

@@ -24,12 +24,13 @@ SCRIPT: Final = Path(__file__).resolve().parents[1] / "ingest.py"
 
 
 class Child:
+    """Starts at once, so that several start side by side; `wait("ready")` before it is used."""
+
     def __init__(self, *arguments: object) -> None:
         command = [sys.executable, str(SCRIPT), "--part", *map(str, arguments)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.wait("ready")
 
-    def wait(self, word: str = "{") -> str:
+    def wait(self, word: str) -> str:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith(word):
