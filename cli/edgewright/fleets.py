@@ -40,7 +40,7 @@ for more in (quality.accuracy, quality.labels, quality.retrain):
 @inventory.SELECT
 @with_hub
 def devices(client: HubClient, select: str, as_json: bool) -> None:
-    """Every enrolled device: what it runs, and when it was last seen."""
+    """Every device, retired ones too: what it runs, and when it was last seen."""
     rows = client.get(f"/api/v1/devices?{urlencode({'select': select})}")
     if as_json:
         click.echo(json.dumps({"devices": rows}))
@@ -48,10 +48,12 @@ def devices(client: HubClient, select: str, as_json: bool) -> None:
     table = Table("device", "fleet", "state", "runs", "last seen", box=None, header_style="dim")
     for row in rows:
         state = "[green]online[/]" if row["online"] else "[red]offline[/]"
-        state += ", held" if row["held"] else ""
+        state = "[dim]retired[/]" if row["state"] == "retired" else state + (", held" if row["held"] else "")
         runs = f"{row['running']['digest'][:12]} {row['running']['variant']}" if row["running"] else "nothing"
         table.add_row(escape(row["device"]), escape(row["fleet"]), state, escape(runs), ago(row["last_seen_ms"]))
-    print_table(table, f"{sum(row['online'] for row in rows)} of {len(rows)} online")
+    retired = sum(row["state"] == "retired" for row in rows)
+    online = sum(row["online"] and row["state"] != "retired" for row in rows)
+    print_table(table, f"{online} of {len(rows) - retired} online{f', {retired} retired' if retired else ''}")
 
 
 fleet.add_command(drift)
@@ -72,7 +74,8 @@ fleet.add_command(retire, "decommission")
 
 @fleet.command()
 @click.argument("names", metavar="[DEVICE]...", nargs=-1)
-@click.option("--fleet", "fleet_name", default="", help="A whole fleet instead of devices; neither: all devices.")
+@click.option("--fleet", "fleet_name", default="", callback=inventory.named,
+              help="A whole fleet instead of devices; neither: all devices.")  # fmt: skip
 @inventory.SELECT
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Set it there; more than once for more keys.")
 @click.option("--reset", is_flag=True, help="Forget what was set there before.")
@@ -143,6 +146,6 @@ def _tell_config(found: dict[str, Any]) -> None:
 
 
 def _whom(one: dict[str, Any]) -> str:
-    if one["scope"] == "device":
+    if one["scope"] in ("device", "selector"):
         return str(one["subject"])
     return f"fleet {one['subject']}" if one["scope"] == "fleet" else "all"

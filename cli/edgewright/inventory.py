@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -15,7 +16,16 @@ from edgewright_contracts.errors import RequestError
 from .hub_client import HubClient, with_hub
 from .tables import ago, print_table
 
-SELECT = click.option("--select", "-s", "select", default="", metavar="SELECTOR",
+
+def named(ctx: click.Context, option: click.Parameter, value: Any) -> Any:
+    """Whoever names devices by an empty word, as a script does whose variable is not set, does not mean all of them."""
+    words = value if isinstance(value, tuple) else (value,)
+    if ctx.get_parameter_source(str(option.name)) != ParameterSource.DEFAULT and not all(map(str.strip, words)):
+        raise RequestError(f"{option.opts[0]} is empty, and would mean every device; leave it out if that is meant")
+    return value
+
+
+SELECT = click.option("--select", "-s", "select", default="", metavar="SELECTOR", callback=named,
                       help="Devices that this means, as site=berlin,hw=pi5*,!held.")  # fmt: skip
 SHOWN = 20  # entries of a history
 
@@ -102,6 +112,8 @@ def show(client: HubClient, device: str, as_json: bool) -> None:
     console.print(escape(", ".join(said)), highlight=False)
     if found["desired_rev"] != found["reported_rev"]:
         told = f"its document is revision {found['desired_rev']}, at its last birth it held {found['reported_rev']}"
+        if found["desired_rev"] is None:
+            told = "it was told nothing yet"
         console.print(told, style="dim", highlight=False)
     table = Table("model", "shall run", "said it runs", "", box=None, header_style="dim")
     for one in found["models"]:

@@ -13,6 +13,8 @@ import click
 
 from edgewright_contracts.errors import RequestError
 
+from .inventory import named
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -27,9 +29,10 @@ def specified(command: F) -> F:
     @click.argument("model")
     @click.option("--version", default="", help="Version to roll out.")
     @click.option("--digest", default="", help="Or its digest.")
-    @click.option("--fleet", "fleet_name", default="", help="Fleet to give it to; all of them if not named.")
-    @click.option("--device", "names", multiple=True, help="Only these devices.")
-    @click.option("--select", default="", metavar="SELECTOR", help="Only devices that it means, as site=berlin,!held.")
+    @click.option("--fleet", "fleet_name", default="", callback=named, help="Fleet to give it to; none: all of them.")
+    @click.option("--device", "names", multiple=True, callback=named, help="Only these devices.")
+    @click.option("--select", default="", metavar="SELECTOR", callback=named,
+                  help="Only devices that it means, as site=berlin,!held.")  # fmt: skip
     @click.option("--stages", default=_STAGES, show_default=True, help="Devices reached by each stage, in all.")
     @click.option("--stage", "stage", multiple=True, help="Instead, one by one: a count, a share or a selector.")
     @click.option("--gate", type=_FILE, help="JSON file of gate margins, where they differ from the defaults.")
@@ -73,11 +76,12 @@ def specification(**asked: Any) -> dict[str, Any]:
         "stages": [_count(one) for one in stages],
         "window_s": asked["window_s"],
         "device_timeout_s": asked["timeout_s"],
-        "selector": asked["select"],
         "windows": asked["during"],
         "approvals": asked["approvals"],
         "cooldown_s": seconds("--cooldown", asked["cooldown"]),
     }
+    if asked["select"]:
+        spec["selector"] = asked["select"]
     gate = _json_file(asked["gate"]) if asked["gate"] is not None else {}
     if asked["outcome_gate"]:
         gate["outcomes"] = {**gate.get("outcomes", {}), **dict(map(_margin, asked["outcome_gate"]))}

@@ -248,6 +248,7 @@ def test_a_rollout_of_what_is_not_there_is_a_wrong_request(client: TestClient, h
     wrong(ask(fleet="moon"), "no enrolled device is in a fleet 'moon'")
     wrong(ask(stages=["x"]), "1, 25%, 100%, or selectors, as site=berlin; got x")
     wrong(ask(gate={"alhpa": 0.1}), "alhpa")
+    wrong(ask(selector=""), "rollout.selector: expected whom it means, or no such field for all devices")
     assert ask().status_code == 201
 
 

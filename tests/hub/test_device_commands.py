@@ -38,6 +38,9 @@ def test_devices_are_described_held_and_shown_with_who_did_what(
     ]
     assert edgewright("fleet", "release", "pi-0", "--json")[1] == '{"devices": ["pi-0"], "changed": 1}\n'
     assert "west" in edgewright("fleet", "cohort")[1]
+    said = edgewright("fleet", "config", "-s", "cohort=west", "--set", "window_s=120")[1]
+    assert "window_s  120  cohort=west" in said
+    assert edgewright("fleet", "config", "-s", "cohort=west", "--reset")[0] == 0
     assert edgewright("fleet", "cohort", "west", "--remove")[:2] == (0, "there is no cohort west any more\n")
 
 
@@ -55,6 +58,9 @@ def test_devices_are_described_held_and_shown_with_who_did_what(
         (("cohort", "A", "-s", "held"), 2, "cohort: expected a name of a-z"),
         (("cohort", "a", "--remove"), 2, "no cohort is called 'a'"),
         (("show", "pi-77"), 2, "no device is called 'pi-77'"),
+        (("hold", "-s", "", "--reason", "x"), 2, "--select is empty, and would mean every device"),
+        (("config", "-s", " ", "--set", "window_s=3"), 2, "--select is empty"),
+        (("config", "--fleet", "", "--set", "window_s=3"), 2, "--fleet is empty"),
     ],
 )
 def test_what_cannot_be_done_to_devices_is_refused_with_the_way_out(

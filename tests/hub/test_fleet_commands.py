@@ -42,6 +42,9 @@ def test_wrong_requests_say_why_and_exit_with_two(edgewright: Callable[..., tupl
     for option, value in (("--stages", "one,100%"), ("--fleet", "moon"), ("--gate", '{"alhpa": 0.1}')):
         code, _, err = edgewright("rollout", "create", "digits", "--version", "1.0.0", option, value)
         assert (code, value.strip("{}").split(":")[0].strip('"').split(",")[0] in err) == (2, True), err
+    for option in ("--select", "--fleet", "--device"):  # as a script does whose variable is not set
+        code, _, err = edgewright("rollout", "create", "digits", "--version", "1.0.0", option, "")
+        assert (code, f"{option} is empty, and would mean every device" in err) == (2, True)
     code, _, err = edgewright("rollout", "status", "r99")
     assert code == 2
     assert "r99" in err

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from edgewright_contracts.codec import decode
+from edgewright_contracts.errors import ContractError
 
 from ..rollouts.conductor import Verb
 from ..rollouts.experiment import Answer
@@ -88,5 +90,9 @@ def act_on_rollout(
 
 
 async def _spec(request: Request) -> RolloutSpec:
+    """A selector that is there and empty is refused: it would mean every device, and nobody asks for that so."""
     body = await body_of(request, SPEC_BYTES)
-    return decode(RolloutSpec, body, name="rollout", limit=SPEC_BYTES, wire="json")
+    spec = decode(RolloutSpec, body, name="rollout", limit=SPEC_BYTES, wire="json")
+    if not spec.selector.strip() and "selector" in msgspec.json.decode(body):
+        raise ContractError("rollout.selector", "whom it means, or no such field for all devices", "an empty one")
+    return spec
