@@ -17,9 +17,11 @@ from edgewright_models.digits.recipe import FIRST
 def test_a_hardly_trained_version_still_holds_the_variants_of_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"v1": replace(FIRST, epochs=2, tune_epochs=1), "v2": replace(FIRST, version="1.1.0")}
+    fewer = replace(FIRST, reference_rows=2_000)
+    settings = {"v1": replace(fewer, epochs=2, tune_epochs=1), "v2": replace(fewer, version="1.1.0")}
     monkeypatch.setattr(builder, "SETTINGS", settings)
     monkeypatch.setattr(builder, "MAX_DROP", 60.0)  # after two epochs
+    monkeypatch.setattr("edgewright_compiler.graph.graph.FIT_ROWS", 1024)
     builder.build(tmp_path, seed=1)
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert (

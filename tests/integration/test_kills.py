@@ -27,8 +27,7 @@ SPEC = {
 
 @pytest.mark.process
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [7, 11, 12])
-@pytest.mark.parametrize("broker", ["embedded", "mosquitto"])
+@pytest.mark.parametrize(("broker", "seed"), [("embedded", 7), ("mosquitto", 11), ("embedded", 12)])
 def test_kills_lose_only_what_the_next_birth_declares(broker: str, seed: int, make_fleet: Callable[[str], Any]) -> None:
     fleet = make_fleet(broker)
     fleet.enrol(list(DEVICES))

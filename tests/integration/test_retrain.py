@@ -133,7 +133,9 @@ def test_drift_leads_to_a_candidate_that_waits_for_approval(example: ModuleType,
             data=place, keys=owner, work=tmp_path / "work", labels=tmp_path / "labels.csv", device="x86-gateway",
             seed=0, formats=("onnx",),
         )  # fmt: skip
-        example.retrain(heard[0], options, replace(example.digits.QUICK, distil=False, reference_rows=500))
+        example.retrain(
+            heard[0], options, replace(example.digits.QUICK, distil=False, student=(16, 16, 16, 24), reference_rows=500)
+        )
         with house.control.connect() as connection:
             rows = connection.execute(control.packages.select().where(control.packages.c.version == "1.0.1")).all()
         assert [(one.name, one.stage, one.state) for one in rows] == [("digits", "candidate", "allowed")]
