@@ -22,7 +22,9 @@ def test_the_page_of_benchmarks_was_made_from_the_results():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/agent.md", "docs/arm64.md", "docs/quality.md", "docs/rollouts.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/agent.md", "docs/arm64.md", "docs/operations.md", "docs/quality.md", "docs/rollouts.md"]
+)
 def test_commands_of_the_pages_and_their_options_exist(page):
     text = (ROOT / page).read_text().replace("\\\n", " ")
     blocks = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
