@@ -1,28 +1,19 @@
-"""The shell around `rollout.step`: reads what was reported, steps every rollout, writes and publishes what is desired.
+"""The shell around `rollout.step`: ticks and the commands of people exclude one another, and devices are told of both.
 
 Guarantee: one transaction of hub.db holds the new state of every rollout, the new desired documents and the positions
-up to which telemetry.db was read. A hub that dies before it repeats the tick, one that dies after has done it; the
-documents are published after the commit, and all of them again at every connection (`consumer`), so a device may get
-one twice but never misses one. Revisions of a device's document rise strictly.
+up to which telemetry.db was read (`rounds`). A hub that dies before it repeats the tick, one that dies after has done
+it; the documents are published after the commit, and all of them again at every connection (`consumer`), so a device
+may get one twice but never misses one. Revisions of a device's document rise strictly.
 
-Order in a tick: new devices get what is promoted; then events, then windows, both in the order of their arrival; then
-documents follow the configuration that operators set.
-`tick` and the commands of people exclude one another; both may be called from any thread. Cost of an idle tick: six
-small SELECTs, about 10 µs for each device. `drift` has ticks of its own, so that neither can hold up the other.
-
-A rollout whose step fails says so in its reason and stands still, without what was reported meanwhile; the others go
-on. Only a database that fails stops a tick, which is then repeated whole.
+All may be called from any thread. `drift` has ticks of its own, so that neither can hold up the other.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import logging
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -34,34 +25,28 @@ from edgewright_contracts.desired import Config, Desired
 from ..drift.fleet_drift import FleetDrift
 from ..fleet.orders import Orders, Publish
 from ..fleet.roster import Roster
-from ..fleet.selectors import Device
 from ..registry import stages
 from ..registry.registry import Registry
 from ..storage import control
-from ..storage.store import upsert
-from . import admission, configuration, desired_documents, evidence, hours, notices, plan, revocation, rollout
+from . import admission, configuration, hours, notices, plan, revocation, rollout
 from .abilities import Abilities
 from .configuration import Configurations
-from .desired_documents import Changes, Documents, current
-from .downloads import expected
+from .desired_documents import Documents, current
 from .experiment import Answer
-from .gates import Ledger, SequentialGate
-from .members import Members
+from .gates import Ledger
 from .progress import unpacked
-from .promoted import Promoted, newcomers, promoted
+from .promoted import promoted
 from .prospects import Prospects
-from .readings import BATCH, Readings
+from .readings import Readings
 from .records import columns, describe, find, note
+from .rounds import Rounds, write
 from .specification import RolloutSpec, stored
 from .state import ACTIVE, RolloutState
-from .wishes import NOTHING, Wish, Wishes
+from .wishes import NOTHING, Wishes
 
 Verb = Literal["pause", "resume", "abort", "revert"]  # what a person may do to a rollout
 
-_LOG = logging.getLogger(__name__)
-
 Decided = tuple[RolloutState, Wishes]
-Grant = tuple[Wish, str, RolloutSpec | None]  # a wish, the rollout that has it ("": none), and its specification
 
 
 class Conductor:
@@ -87,12 +72,21 @@ class Conductor:
         self._prospects = Prospects(
             control_engine, self._readings, self.roster, self._documents, self._abilities, registry.folder
         )
+        self._rounds = Rounds(
+            control_engine,
+            self._readings,
+            self.roster,
+            self._documents,
+            self._configurations,
+            self._abilities,
+            self._prospects.patch,
+        )
         self.drift = FleetDrift(control_engine, telemetry_engine, registry.blobs)
 
     def tick(self, now_ms: int) -> bool:
         """Everything that is due. True when there was more to read than one tick takes: call it again soon."""
         with self._lock:
-            more, changed = self._rollouts(now_ms)
+            more, changed = self._rounds.go(now_ms)
             self._send(changed)  # inside the lock: an older document must not be published after a newer one
         return more
 
@@ -175,8 +169,8 @@ class Conductor:
                 before = unpacked(row.progress)
                 state, asked = decide(before, spec, documents)
                 wishes = hours.timed(asked.expand(state.members, spec), spec, fleet, documents, now_ms)
-                changes = self._changes(connection, documents, {}, fleet)
-                _write(connection, {state.id: columns(state, now_ms)}, [(w, state.id, spec) for w in wishes], changes)
+                changes = self._rounds.changes(connection, documents, {}, fleet)
+                write(connection, {state.id: columns(state, now_ms)}, [(w, state.id, spec) for w in wishes], changes)
                 note(connection, now_ms, who, f"rollout {what}", f"{rollout_id}: {reason}" if reason else rollout_id)
                 notices.moved(connection, before, state, spec, now_ms)
             self._send(changes.bodies)
@@ -189,10 +183,10 @@ class Conductor:
                 package = stages.decide(connection, name, version, "revoke", reason=reason, who=who, now_ms=now_ms)
                 fleet, documents = self.roster.read(connection), self._documents.read(connection)
                 rows = connection.execute(sa.select(control.rollouts).order_by(control.rollouts.c.created_ms)).all()
-                done, gone = self._promoted(connection), admission.withdrawn(connection).keys()
+                done, gone = self._rounds.promoted(connection), admission.withdrawn(connection).keys()
                 wishes = revocation.taken_back(name, package.digest, fleet, documents, rows, done, gone)
-                changes = self._changes(connection, documents, {}, fleet)
-                _write(connection, {}, [(wish, "", None) for wish in wishes], changes)
+                changes = self._rounds.changes(connection, documents, {}, fleet)
+                write(connection, {}, [(wish, "", None) for wish in wishes], changes)
             self._send(changes.bodies)
         return [wish.device for wish in wishes]
 
@@ -246,114 +240,6 @@ class Conductor:
         ]
         return {**describe(row), "devices": devices, "excluded": plan.told(unable)}
 
-    # A tick.
-
-    def _rollouts(self, now_ms: int) -> tuple[bool, Mapping[str, bytes]]:
-        with self._control.connect() as connection:
-            fleet, documents = self.roster.read(connection), self._documents.read(connection)
-            cursors, withdrawn = _cursors(connection), admission.withdrawn(connection)
-            r = control.rollouts.c
-            under_way = sa.select(control.rollouts).where(r.state.in_(ACTIVE)).order_by(r.created_ms, r.id)
-            active = connection.execute(under_way).all()
-            done = self._promoted(connection, active)
-            ahead = self._documents.ahead(documents, self._readings.held())
-            changes = self._changes(connection, documents, ahead, fleet)
-        for device in fleet:
-            changes.configure(device)
-        grants: list[Grant] = [(wish, "", None) for wish in newcomers(fleet, documents, done, now_ms)]
-        windows, events = self._readings.arrived(cursors, reading=bool(active))
-        stepped: dict[str, dict[str, Any]] = {}
-        told: list[Callable[[sa.Connection], None]] = []  # what people are to know
-        heard = self._readings.heard() if active else {}
-        present = frozenset(device for device, one in heard.items() if one.present(now_ms))
-        for row in active:
-            try:
-                spec, before = stored(row.spec), unpacked(row.progress)
-                joined = self._readings.joined(spec, before, fleet, documents, done, self._abilities, now_ms)
-                whole = rollout.enrol(before, joined)
-                seen = evidence.observe(spec, whole, windows, events, present, heard, now_ms)
-                seen = dataclasses.replace(
-                    seen,
-                    held=np.array([d in fleet and fleet[d].held for d in whole.members.devices], np.bool_),
-                    open=hours.open_now(spec, whole.members, fleet, now_ms),
-                    withdrawn=withdrawn.get(spec.digest, ""),
-                    **self._known(spec, whole.members),
-                )
-                after, more = rollout.step(whole, spec, seen, SequentialGate(spec.gate), now_ms)
-            except sa.exc.SQLAlchemyError:
-                raise
-            except Exception as error:
-                said = f"this rollout cannot be judged ({type(error).__name__}: {error}); the hub's log says more"
-                if row.progress.get("reason") != said:
-                    _LOG.exception("rollout %s cannot be judged", row.id)
-                    stepped[row.id] = {"progress": {**row.progress, "reason": said}, "updated_ms": now_ms}
-                    told.append(partial(notices.stuck, rollout_id=row.id, said=said, now_ms=now_ms))
-                continue
-            grants += [
-                (revocation.redirected(wish, fleet, done, withdrawn.keys()), after.id, spec)
-                for wish in hours.timed(more.expand(after.members, spec), spec, fleet, documents, now_ms)
-            ]
-            if after != before:
-                stepped[after.id] = columns(after, now_ms)
-                told.append(partial(notices.moved, before=before, after=after, spec=spec, now_ms=now_ms))
-        positions = {"rollout.windows": windows, "rollout.events": events}
-        moved = {name: rows[-1].id for name, rows in positions.items() if rows}
-        if stepped or moved or grants or changes.bodies:
-            with self._control.begin() as connection:
-                _write(connection, stepped, grants, changes)
-                for tell in told:
-                    tell(connection)
-                rows = [{"name": name, "position": position} for name, position in moved.items()]
-                upsert(connection, control.cursors, rows, keys=["name"])
-        return max(len(windows), len(events)) == BATCH, changes.bodies
-
-    def _promoted(self, connection: sa.Connection, active: Sequence[Any] = ()) -> list[Promoted]:
-        """What newcomers get, as far as they can run it. The packages that rollouts are about are known then too."""
-        found = promoted(connection, lambda device, digest: not self._abilities.why_not(device, digest))
-        about = {digest for row in active for digest in (row.spec["digest"], *row.progress["members"]["digests"])}
-        self._abilities.read(connection, {one.digest for one in found} | about)
-        return found
-
-    def _known(self, spec: RolloutSpec, members: Members) -> dict[str, Any]:
-        """Of each device: whether it cannot run the release, and the bytes that it downloads where they are capped."""
-        unable = np.array([bool(self._abilities.why_not(d, spec.digest)) for d in members.devices], np.bool_)
-        if spec.bandwidth_bytes_s is None:
-            return {"unable": unable}
-        return {"unable": unable, "bytes": expected(members, spec.digest, self._abilities, self._prospects.patch)}
-
-    def _changes(
-        self,
-        connection: sa.Connection,
-        documents: Mapping[str, Desired],
-        ahead: Mapping[str, int],
-        fleet: Mapping[str, Device],
-    ) -> Changes:
-        self._configurations.read(connection, len(documents))
-        return Changes(
-            documents,
-            ahead,
-            lambda device: self._configurations.of(fleet.get(device) or Device(device)),
-            held={device.id for device in fleet.values() if device.held},
-            floor=desired_documents.floor(connection),
-        )
-
     def _send(self, bodies: Mapping[str, bytes]) -> None:
         for device, body in bodies.items():
             self._publish(device, "desired", body, True)
-
-
-def _write(
-    connection: sa.Connection,
-    stepped: Mapping[str, Mapping[str, Any]],  # columns of control.rollouts, by id
-    grants: Iterable[Grant],
-    changes: Changes,
-) -> None:
-    for rollout_id, values in stepped.items():
-        connection.execute(control.rollouts.update().where(control.rollouts.c.id == rollout_id).values(**values))
-    for wish, rollout_id, spec in grants:
-        changes.grant(wish, rollout_id, spec)
-    upsert(connection, control.desired, changes.rows(), keys=["device"])
-
-
-def _cursors(connection: sa.Connection) -> dict[str, int]:
-    return {row.name: row.position for row in connection.execute(sa.select(control.cursors))}

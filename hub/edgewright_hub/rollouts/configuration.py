@@ -82,12 +82,13 @@ class Configurations:
         self._read: tuple[Latest, int] = ({}, 0)
         self._known: dict[tuple[str, str, tuple[Subject, ...]], Config] = {}
         self._sampled: Mapping[str, Samples] = {}
+        self.changed = 0  # how often what is in force has
 
     def read(self, connection: sa.Connection, devices: int) -> None:
-        found = (latest(connection), devices)
-        if found != self._read:
-            self._read, self._known = found, {}
-        self._sampled = sampling.wanted(connection)
+        found, sampled = (latest(connection), devices), sampling.wanted(connection)
+        if found != self._read or sampled != self._sampled:
+            self._read, self._known, self._sampled = found, {}, sampled
+            self.changed += 1
 
     def of(self, device: Device) -> Config:
         """Settings that this release does not accept any more are logged, and the hub's own configuration stands."""
