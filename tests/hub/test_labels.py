@@ -16,9 +16,11 @@ from edgewright_contracts.baseline import decode_baseline
 from edgewright_contracts.binning import pack
 from edgewright_contracts.errors import Refused, RequestError
 from edgewright_contracts.package import Package
+from edgewright_hub import retention
 from edgewright_hub.accuracy import doubt, imports, labels, reader
 from edgewright_hub.accuracy.packages import Packages
 from edgewright_hub.alerts import alerts
+from edgewright_hub.ingest import device_hours
 from edgewright_hub.registry.registry import Registry
 from edgewright_hub.storage import control, telemetry
 from edgewright_hub.storage.histograms import cells_bytes
@@ -164,6 +166,13 @@ def test_a_table_is_counted_once_and_reaches_gates_and_accuracy_like_labels_of_d
         assert set(connection.execute(sa.select(control.label_counts.c.source)).scalars()) == {"import"}
     (imported,) = imports.listed(house.control)
     assert (imported["name"], imported["who"], imported["counted"]) == ("qa.csv", "ann", 42)
+    house.now += 26 * HOUR
+    device_hours.tick(house.telemetry)
+    retention.shorten(house.control, house.telemetry, house.now)
+    with house.telemetry.connect() as connection:
+        assert connection.execute(sa.select(sa.func.count(telemetry.windows.c.id))).scalar() == 0
+    by_version = {s["version"]: s for s in read(house)["models"][0]["slices"]}
+    assert (by_version["1.0.0"]["labelled"]["n"], by_version["2.0.0"]["outcomes"]["pick_ok"]["n"]) == (2, 40)
 
 
 def test_a_time_says_which_package_answered_and_a_doubtful_hour_is_refused(house: House) -> None:
