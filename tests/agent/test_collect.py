@@ -25,7 +25,7 @@ def installed(world):
     package = world.package("v1")
     with world.agent() as agent:
         world.want(package)
-        assert agent.model("digits").wait(20)
+        assert agent.model("digits").wait(60)
         agent.model("digits").predict({"image": packages.draw(1, seed=5)[0][0]})
         yield world, agent
 

@@ -39,7 +39,7 @@ def fed(world):
     x, _ = packages.draw(1, seed=5)
     with world.agent() as agent:
         world.want(package)
-        assert agent.model("digits").wait(20)
+        assert agent.model("digits").wait(60)
         agent.model("digits").predict({"image": x[0]})
         assert world.hub.wait(lambda: world.hub.trace("dev-1")[-1] == "idle" and len(world.hub.trace("dev-1")) == 9)
         server = service.serving(agent, listening.listen(listening.Port("127.0.0.1", 0)))
@@ -54,7 +54,7 @@ def call(url, body=None, **headers):
     headers = {"Content-Type": "application/json", **headers}
     request = urllib.request.Request(url, None if body is None else json.dumps(body).encode(), headers)
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         with error:
@@ -114,7 +114,7 @@ def test_a_disk_that_became_read_only_keeps_nobody_from_answering_or_from_lookin
     package = world.package("v1")
     with world.agent() as agent:
         world.want(package)
-        assert agent.model("digits").wait(20)
+        assert agent.model("digits").wait(60)
     home, whole = world.home("dev-1"), os.open
 
     def read_only(path, flags, *mode, **more):
@@ -137,7 +137,7 @@ def test_whoever_looks_at_a_home_with_a_damaged_file_sees_which_it_is(world, cap
     package = world.package("v1")
     with world.agent() as agent:
         world.want(package)
-        assert agent.model("digits").wait(20)
+        assert agent.model("digits").wait(60)
         agent.model("digits").predict({"image": packages.draw(1, seed=5)[0][0]})
         assert world.hub.wait(lambda: world.hub.trace("dev-1")[-1] == "idle")
     home = world.home("dev-1")
@@ -154,7 +154,7 @@ def test_whoever_looks_at_a_home_with_a_damaged_file_sees_which_it_is(world, cap
     assert run(["agent", "status", "--home", str(home)]) == 0
     assert "remove the file and enrol again under the same id" in capsys.readouterr().out
     with Agent(home, runtimes=["onnxruntime"]) as agent:  # it answers; nobody else is trusted instead
-        assert agent.model("digits").wait(10)
+        assert agent.model("digits").wait(60)
         assert agent._sideloads._enrolled
     assert run(["agent", "renew", "--home", str(home)]) == 2
     (home / "models").rename(home / "none")
@@ -244,7 +244,7 @@ def test_a_disk_that_is_full_at_the_start_does_not_keep_the_model_from_answering
     x, _ = packages.draw(1, seed=5)
     with world.agent() as agent:
         world.want(package)
-        assert agent.model("digits").wait(20)
+        assert agent.model("digits").wait(60)
         agent.model("digits").predict({"image": x[0]})
         assert world.hub.wait(lambda: world.hub.trace("dev-1")[-1] == "idle" and len(world.hub.trace("dev-1")) == 9)
     before = world.hub.n("dev-1")
@@ -400,7 +400,7 @@ def test_sigterm_ends_the_daemon_cleanly_and_a_kill_is_declared(world):
     package = world.package("v1")
     with world.agent() as agent:
         world.want(package)
-        assert agent.model("digits").wait(20)
+        assert agent.model("digits").wait(60)
     home = world.home("dev-1")
     for name in ("device.key", "device.crt", "ca.pem"):
         (home / "identity" / name).write_bytes(CREDENTIALS[name])
@@ -415,7 +415,7 @@ def test_sigterm_ends_the_daemon_cleanly_and_a_kill_is_declared(world):
         process.send_signal(ending)
         process.stderr.read()
         process.stderr.close()
-        assert process.wait(20) == (0 if ending is signal.SIGTERM else -signal.SIGKILL)
+        assert process.wait(60) == (0 if ending is signal.SIGTERM else -signal.SIGKILL)
         assert not status.alive(home)
         with world.agent():
             assert world.hub.wait(lambda: len(world.hub.births["dev-1"]) >= 2)
@@ -430,7 +430,7 @@ def test_a_package_whose_process_is_killed_three_times_in_probation_is_rolled_ba
     x, _ = packages.draw(1, seed=5)
     with world.agent() as agent:
         world.want(good)
-        assert agent.model("digits").wait(20)
+        assert agent.model("digits").wait(60)
         while len(world.hub.trace("dev-1")) < 9:
             agent.model("digits").predict({"image": x[0]})
             agent._wake.wait(0.05)
@@ -447,7 +447,7 @@ def test_a_package_whose_process_is_killed_three_times_in_probation_is_rolled_ba
         process.kill()
         process.stderr.read()
         process.stderr.close()
-        process.wait(20)
+        process.wait(60)
     with world.agent() as agent:
         assert world.hub.wait(lambda: world.hub.trace("dev-1")[-2:] == ["rollback", "blocked"])
         assert agent.model("digits").active.digest == good.digest

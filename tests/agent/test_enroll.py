@@ -201,7 +201,7 @@ def test_an_identity_that_rotted_is_a_link_that_is_down_and_keeps_no_model_from_
     homes.install(home / "models", package)
     (home / "identity" / name).write_bytes(b"\xff")
     with Agent(home, runtimes=["onnxruntime"]) as agent:
-        assert agent.model("digits").wait(10)
+        assert agent.model("digits").wait(60)
         agent.model("digits").predict({"image": packages.draw(1, seed=5)[0][0]})
         hub.until(lambda: "enroll --again" in agent.live().link.trouble)
         assert agent.dead() == []
@@ -240,7 +240,7 @@ def test_everything_goes_through_a_proxy_that_asks_a_password_and_lets_only_the_
         transport = MqttTransport(who, "b" * 16, uniform=lambda: 0.0)
         try:
             transport.start(heard)
-            assert heard.online.wait(20)
+            assert heard.online.wait(60)
             assert transport.condition().way.startswith("wss://")
         finally:
             transport.stop()
@@ -254,10 +254,10 @@ def test_mqtt_goes_over_websocket_with_the_devices_certificate_and_a_retired_dev
     transport = MqttTransport(identity.load(home), "b" * 16, uniform=lambda: 0.0)
     try:
         transport.start(heard)
-        assert heard.online.wait(20)
+        assert heard.online.wait(60)
         assert transport.condition().way == f"wss://127.0.0.1:{hub.port}/mqtt"
         assert transport.publish("birth", wire.birth_bytes("web-1"))
-        assert heard.message.wait(20)
+        assert heard.message.wait(60)
         assert heard.messages[0][0] == "ack"
         large = wire.report_bytes(1, cells=pack(np.full(MAX_CELLS, MAX_COUNT)))  # 34 kB, in several reads
         assert transport.publish("report", large)
@@ -281,7 +281,7 @@ def test_where_the_brokers_own_port_is_blocked_a_device_finds_the_websocket_by_i
         transport = MqttTransport(identity.load(home), "b" * 16)
         try:
             transport.start(heard)
-            assert heard.online.wait(20)
+            assert heard.online.wait(60)
             assert transport.condition().way.startswith("wss://")
         finally:
             transport.stop()

@@ -100,7 +100,7 @@ def test_a_bug_in_a_thread_reaches_the_hub_and_the_thread_goes_on(world, monkeyp
         world.want(package)
         assert world.hub.wait(lambda: any(e.before == thread for e in world.hub.events["dev-1"]))
         world.want(package)
-        assert agent.model("digits").wait(20)
+        assert agent.model("digits").wait(60)
     (told,) = [e for e in world.hub.events["dev-1"] if e.before == thread]
     assert told.reason == "unforeseen: RuntimeError: a bug"
     assert "RuntimeError" in told.log
@@ -120,7 +120,7 @@ def test_a_package_for_a_later_agent_is_refused_once_and_nothing_is_blocked(worl
         assert world.hub.wait(lambda: world.hub.trace("dev-1") == ["idle", "fetch", "idle", "fetch", "idle"])
         assert world.hub.events["dev-1"][-1].rollout == "r2"
         world.want(good)
-        assert agent.model("digits").wait(20)
+        assert agent.model("digits").wait(60)
     assert not any(e.after == "blocked" for e in world.hub.events["dev-1"])
 
 
@@ -174,7 +174,7 @@ def test_bit_rot_in_the_slot_is_the_disks_and_the_package_is_fetched_again(world
         assert told.failure == "disk"
         assert "sha256" in told.reason
         world.want(package)
-        assert agent.model("digits").wait(20)
+        assert agent.model("digits").wait(60)
     assert not any(e.after == "blocked" for e in world.hub.events["dev-1"])
 
 
@@ -242,7 +242,7 @@ def test_a_device_without_a_clock_installs_and_answers(world):
     package = world.package("v1")
     with world.agent(clock=NoClock()) as agent:
         world.want(package)
-        assert agent.model("digits").wait(20)
+        assert agent.model("digits").wait(60)
         agent.model("digits").predict({"image": packages.draw(1, seed=1)[0][0]})
         assert world.hub.wait(lambda: "probation" in world.hub.trace("dev-1"))
     assert {e.wall_ms for e in world.hub.events["dev-1"]} == {None}

@@ -39,7 +39,7 @@ def routes(tmp_path_factory):
         with world.agent() as agent:
             world.want(package)
             model, image = agent.model("digits"), packages.draw(1, seed=1)[0][0]
-            assert model.wait(20)
+            assert model.wait(60)
             while agent._installer.states()["digits"].record.state is not State.IDLE:
                 model.predict({"image": image})  # until its trial is over: what is refused ends none
             yield Routes(agent, version="0")

@@ -57,7 +57,7 @@ def test_it_is_refused_without_blame_until_the_application_names_what_makes_the_
         assert "the application's preprocessing: image: sample 0: expected" in last().reason
         assert agent.model("digits").active is None
         agent.model("digits", transform=doubled)
-        assert agent.model("digits").wait(20)
+        assert agent.model("digits").wait(60)
         assert agent.model("digits").predict({"image": doubled(halves())[0]}).digest == package.digest
         agent.model("digits", transform=shifted)  # the application was updated, and not for the better
         assert world.hub.wait(lambda: last().reason.startswith("2.0.0 answers, but the application's preprocessing:"))

@@ -61,8 +61,8 @@ def served(tmp_path_factory):
             )
             config = Config(window_s=0.5, rollout_window_s=0.5)
             world.hub.want("dev-1", Desired(rev=1, config=config, models=models))
-            assert agent.model("digits").wait(20)
-            assert agent.model("words").wait(20)
+            assert agent.model("digits").wait(60)
+            assert agent.model("words").wait(60)
             with running(agent) as server:
                 yield world, agent, server.url.removeprefix("http://").removesuffix("/v2")
 
@@ -220,7 +220,7 @@ def test_triton_hears_of_models_and_outputs_that_are_not_there(client):
 
 
 def ask(address, body, path=INFER, method="POST", **headers):
-    link = http.client.HTTPConnection(address, timeout=10)
+    link = http.client.HTTPConnection(address, timeout=60)
     data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
     try:
         link.request(method, path, data, {k.replace("_", "-"): v for k, v in headers.items()})
@@ -379,7 +379,7 @@ def test_connections_beyond_the_bound_are_told_so(served):
     thread = threading.Thread(target=server.run)
     thread.start()
     address = server.url.removeprefix("http://").removesuffix("/v2")
-    first = http.client.HTTPConnection(address, timeout=5)
+    first = http.client.HTTPConnection(address, timeout=60)
     first.request("GET", "/v2/health/live")
     assert first.getresponse().read()
     assert raw(address).startswith(b"HTTP/1.1 503 ")
@@ -400,7 +400,7 @@ def test_a_unix_socket_is_for_its_group_and_replaces_what_a_killed_agent_left(se
         with running(served[1], path) as server:
             assert server.url == f"unix:{path}"
             assert path.stat().st_mode & 0o777 == 0o660
-            link = Unix(str(path), timeout=5)
+            link = Unix(str(path), timeout=60)
             link.request("POST", INFER, json.dumps(tensor()), {"Host": "whatever"})
             assert link.getresponse().status == 200
             link.close()
@@ -430,7 +430,7 @@ def test_the_other_loopback_is_served_too(served):
         with running(served[1], listening.Port("::1", 0)) as server:
             port = int(server.url.removesuffix("/v2").rpartition(":")[2])
             for host in ("[::1]", "localhost"):
-                link = http.client.HTTPConnection("::1", port, timeout=5)
+                link = http.client.HTTPConnection("::1", port, timeout=60)
                 link.request("GET", "/v2/models/digits", headers={"Host": host})
                 assert link.getresponse().status == 200
                 link.close()

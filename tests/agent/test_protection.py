@@ -24,7 +24,7 @@ def test_the_hub_hears_of_a_breaker_and_the_application_gets_its_fallback(world)
     with world.agent() as agent:
         world.want(package)
         model = agent.model("digits")
-        assert model.wait(20)
+        assert model.wait(60)
         model.active.run = Broken().run
         for _ in range(FAILURES):
             with pytest.raises(InferenceFailed):

@@ -204,7 +204,7 @@ def test_an_agent_samples_when_both_have_said_so_and_tells_the_hub_what_it_count
         config = Config(window_s=0.5, rollout_window_s=0.5, samples=Samples(per_day=1))
         models = (DesiredModel(name="digits", digest=package.digest),)
         world.hub.want("dev-1", Desired(rev=1, config=config, models=models))
-        assert agent.model("digits").wait(20)
+        assert agent.model("digits").wait(60)
         agent.redact(lambda model, inputs: {"mean": inputs["image"].mean(keepdims=True)})
         agent._errands.turn()
         x, _ = packages.draw(3, seed=5)

@@ -189,7 +189,7 @@ def test_a_running_agent_takes_a_package_up_and_a_later_wish_of_the_hub_wins(wor
     home = str(world.home("dev-1"))
     with world.agent() as agent:
         world.want(v1)
-        assert agent.model("digits").wait(20)
+        assert agent.model("digits").wait(60)
         agent.model("digits").predict({"image": packages.draw(1, seed=5)[0][0]})
         assert world.hub.wait(lambda: world.hub.trace("dev-1")[-1:] == ["idle"])
         world.repository.down = True  # so the last verified list must do

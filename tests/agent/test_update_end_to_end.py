@@ -153,7 +153,7 @@ def test_a_restarted_agent_answers_with_what_it_had_before_any_hub(world):
     world.repository.down = True
     with world.agent() as again:
         x, labels = packages.draw(1, seed=5)
-        assert again.model("digits").wait(10)
+        assert again.model("digits").wait(60)
         p = again.model("digits").predict({"image": x[0]})
         assert int(p.outputs["probabilities"].argmax()) == labels[0]
         assert p.digest == package.digest
@@ -259,7 +259,7 @@ def test_a_damaged_slot_falls_back_to_the_other_and_with_a_damaged_state_it_stil
     (models / "b" / "variants" / "onnx-fp32" / "model.onnx").write_bytes(b"rotten")
     world.repository.down = True
     with world.agent() as agent:
-        assert agent.model("digits").wait(10)
+        assert agent.model("digits").wait(60)
         assert agent.model("digits").active.digest == first.digest
     (models / "state.json").write_bytes(b"rotten")
     world.repository.down = False

@@ -53,7 +53,7 @@ def mosquitto(tmp_path):
             threading.Event().wait(0.01)
     yield authority, *ports
     process.terminate()
-    process.wait(10)
+    process.wait(60)
 
 
 def device(authority, home, name, hub: Hub) -> identity.Identity:
@@ -97,14 +97,14 @@ def test_a_device_is_who_its_certificate_says_over_websocket_too_and_through_a_p
             operator.subscribe(topics.ALL_UP)
             try:
                 link.start(heard)
-                assert heard.online.wait(20)
+                assert heard.online.wait(60)
                 assert link.condition().way == f"wss://127.0.0.1:{web}/mqtt"
                 assert birth.decode_status(operator.next("status")).online
                 large = bytes(range(256)) * 200
                 assert link.publish("report", large)
                 assert operator.next("report") == large
                 operator.publish(topics.topic("cam-1", "command"), large)
-                assert heard.message.wait(20)
+                assert heard.message.wait(60)
                 assert heard.last == ("command", large)
             finally:
                 link.stop()

@@ -102,7 +102,7 @@ def _answers(port: int) -> bool:
         return one.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _until(true: object, seconds: float = 30) -> None:
+def _until(true: object, seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     assert callable(true)
     while not true():

@@ -115,7 +115,7 @@ def test_two_processes_make_a_step_once(tmp_path: Path) -> None:
     child.stdin.write("go\n")
     child.stdin.flush()
     made = Store(tmp_path, ticking()).get(step, writing("parent"))
-    assert child.wait(30) == 0
+    assert child.wait(60) == 0
     child.stdin.close()
     child.stdout.close()
     assert (made / "result").read_text() == "child"

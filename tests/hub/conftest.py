@@ -88,7 +88,7 @@ class Amqtt:
         self._run(self._broker.stop())
 
     def _run(self, work: object) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(10)  # type: ignore[arg-type]
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(60)  # type: ignore[arg-type]
 
     def close(self) -> None:
         self.stop()
@@ -122,11 +122,11 @@ class Mosquitto:
 
     def stop(self) -> None:
         self._process.terminate()
-        self._process.wait(5)
+        self._process.wait(60)
 
     def kill(self) -> None:
         self._process.kill()
-        self._process.wait(5)
+        self._process.wait(60)
 
     close = stop
 
@@ -142,7 +142,7 @@ def answers(port: int) -> bool:
         return one.connect_ex(("127.0.0.1", port)) == 0
 
 
-def wait_for(done: Callable[[], object], what: str, seconds: float = 10.0) -> None:
+def wait_for(done: Callable[[], object], what: str, seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < end, f"waited {seconds} s for {what}"
@@ -271,7 +271,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, packages: dict[str, Package])
     house.enrol("pi-0", "pi-1", "pi-2")
     yield place
     hub.terminate()
-    hub.communicate(timeout=10)
+    hub.communicate(timeout=60)
     house.control.dispose()
     house.telemetry.dispose()
 

@@ -42,7 +42,7 @@ def fence(sender: WireClient, device: str, receiver: WireClient) -> None:
     sender.publish(f"ew/1/{device}/up/event", b"fence")
     body = b""
     while body != b"fence":
-        _, body = receiver.received.get(timeout=10)
+        _, body = receiver.received.get(timeout=60)
         assert body != b"forged"
 
 
@@ -68,11 +68,11 @@ def test_a_device_cannot_publish_as_another(
             device.publish(topic, b"forged", retain=True)
         fence(device, a, hub)  # nothing forged came before it
         hub.publish(topics.topic(b, "ack"), b"last")
-        assert other.received.get(timeout=10) == (topics.topic(b, "ack"), b"last")
+        assert other.received.get(timeout=60) == (topics.topic(b, "ack"), b"last")
     with WireClient(broker.port, context_of(b), b) as other:  # nor was anything kept
         other.subscribe(topics.all_down(b))
         hub.publish(topics.topic(b, "ack"), b"last")
-        assert other.received.get(timeout=10)[1] == b"last"
+        assert other.received.get(timeout=60)[1] == b"last"
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_device_cannot_read_what_is_for_another(
         hub.publish(topics.topic(a, "ack"), b"mine")
         heard = []
         while not heard or heard[-1][1] != b"mine":
-            heard.append(device.received.get(timeout=10))
+            heard.append(device.received.get(timeout=60))
         assert {topic.split("/")[2] for topic, _ in heard} == {a}
 
 
@@ -105,7 +105,7 @@ def test_a_device_that_connects_again_is_not_sent_what_others_subscribed_to(
             with WireClient(broker.port, context_of(a), a, clean=False) as device:
                 device.subscribe(topics.all_down(a))
                 hub.publish(topics.topic(a, "ack"), b"mine")
-                assert device.received.get(timeout=10) == (topics.topic(a, "ack"), b"mine")
+                assert device.received.get(timeout=60) == (topics.topic(a, "ack"), b"mine")
 
 
 def test_nobody_connects_without_a_certificate_of_this_hub(
@@ -180,7 +180,7 @@ def test_a_will_for_another_device_is_never_published(
         with WireClient(broker.port, context_of(a), a) as device:
             fence(device, a, hub)
         hub.publish(topics.topic(b, "ack"), b"last")
-        assert victim.received.get(timeout=10)[1] == b"last"
+        assert victim.received.get(timeout=60)[1] == b"last"
 
 
 def test_a_second_connection_of_a_device_ends_the_first(broker: Any, context_of: Contexts, new_device: Any) -> None:
@@ -188,7 +188,7 @@ def test_a_second_connection_of_a_device_ends_the_first(broker: Any, context_of:
     first = WireClient(broker.port, context_of(name), name)
     first.mqtt.reconnect_delay_set(60, 60)
     with WireClient(broker.port, context_of(name), name) as second:
-        assert first.gone.wait(10)
+        assert first.gone.wait(60)
         assert second.mqtt.is_connected()
     first.close()
 
@@ -201,7 +201,7 @@ def test_a_packet_that_is_too_large_ends_the_connection(
         device.mqtt.reconnect_delay_set(60, 60)
         device.mqtt.publish(topics.topic(name, "report"), b"x" * 200_000, qos=0)
         if broker.__class__.__name__ == "Amqtt":
-            assert device.gone.wait(10)
+            assert device.gone.wait(60)
         else:  # mosquitto drops the message and keeps the connection
             fence(device, name, hub)
 
@@ -250,7 +250,7 @@ def test_garbage_before_or_after_the_first_packet_disturbs_nobody(
     a, b = new_device(), new_device()
     with WireClient(broker.port, context_of(b), b) as other:
         for attempt in range(6):
-            raw = socket.create_connection(("127.0.0.1", broker.port), timeout=10)
+            raw = socket.create_connection(("127.0.0.1", broker.port), timeout=60)
             with context_of(a).wrap_socket(raw, server_hostname="localhost") as sock:
                 if attempt % 2:
                     body = _field(b"MQTT") + b"\x04\x02" + struct.pack("!H", 30) + _field(a.encode())

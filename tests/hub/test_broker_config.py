@@ -90,7 +90,7 @@ class Broker:
 
     def end(self) -> None:
         self._process.terminate()
-        self._process.wait(5)
+        self._process.wait(60)
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_the_monitor_sees_how_the_broker_fares_and_nothing_of_the_fleet(
             assert monitor.connected
             for topic in ("$SYS/broker/version", "#"):
                 monitor.subscribe(topic)
-            assert monitor.received.get(timeout=10)[0] == "$SYS/broker/version"
+            assert monitor.received.get(timeout=60)[0] == "$SYS/broker/version"
             one.up("dev-1", "report", b"counts")
             monitor.publish(f"ew/1/{MONITOR}/up/report", b"forged")
             with pytest.raises(queue.Empty):

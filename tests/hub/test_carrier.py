@@ -79,7 +79,7 @@ def test_all_messages_of_all_devices_reach_the_hub_once_and_in_order(
             for name, device in zip(names, (first, second), strict=True):
                 kind = ("report", "event", "status")[i % 3]
                 device.mqtt.publish(f"ew/1/{name}/up/{kind}", b"%d" % i + bytes(i), qos=1, retain=kind == "status")
-        heard = [hub.received.get(timeout=10) for _ in range(2 * each)]
+        heard = [hub.received.get(timeout=60) for _ in range(2 * each)]
         for name in names:
             numbers = [int(body.rstrip(b"\0")) for topic, body in heard if f"/{name}/" in topic]
             assert numbers == list(range(each))

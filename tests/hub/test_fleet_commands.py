@@ -18,7 +18,7 @@ def test_a_rollout_is_started_watched_paused_and_aborted(edgewright: Callable[..
     code, out, _ = edgewright("rollout", "create", "digits", "--version", "1.0.0", "--stages", "1,100%", "--json")
     created = json.loads(out)
     assert (code, created["state"], created["version"]) == (0, "running", "1.0.0")
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while not (seen := json.loads(edgewright("rollout", "status", created["id"], "--json")[1]))["devices_exposed"]:
         assert time.monotonic() < until
     assert [d["status"] for d in seen["devices"]].count("asked") == 1

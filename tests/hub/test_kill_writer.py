@@ -39,7 +39,7 @@ def test_killed_anywhere_it_counts_every_report_once(stores: Places, processes: 
             while time.perf_counter() < end:  # into the middle of the next one
                 pass
             child.kill()
-        child.join(20)
+        child.join(60)
         ear.close()
     numbers = range(BATCHES * SIZE)
     n = Counter({f"cam-{device}": sum(i + 1 for i in numbers if i % DEVICES == device) for device in range(DEVICES)})

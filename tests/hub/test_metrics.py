@@ -114,7 +114,7 @@ def test_labels_and_numbers_are_written_as_prometheus_reads_them(tmp_path: Path,
     victoria = Victoria(tmp_path, unused_port)
     try:
         request = urllib.request.Request(f"{victoria.url}/api/v1/import/prometheus", text.encode(), method="POST")
-        urllib.request.urlopen(request, timeout=10).close()
+        urllib.request.urlopen(request, timeout=60).close()
         taken = {
             (name, tags): list(values.values()) for (name, tags), values in victoria.export('{__name__!="z"}').items()
         }
@@ -228,7 +228,7 @@ def test_a_running_hub_exports_tells_how_far_it_is_and_ends_while_influxdb_keeps
         running = json.loads(hub.stdout.readline())
 
         def page() -> Samples:
-            with urllib.request.urlopen(f"{running['page']}metrics", timeout=10) as answer:
+            with urllib.request.urlopen(f"{running['page']}metrics", timeout=60) as answer:
                 return read(answer.read().decode())
 
         until(lambda: influx.points, "the first point")
@@ -242,12 +242,12 @@ def test_a_running_hub_exports_tells_how_far_it_is_and_ends_while_influxdb_keeps
         assert dict(build)["database"] == "sqlite"
         context = ssl.create_default_context(cafile=str(data / "ca.pem"))
         with pytest.raises(urllib.error.HTTPError, match="401"):
-            urllib.request.urlopen(f"{running['https']}/metrics", context=context, timeout=10)
+            urllib.request.urlopen(f"{running['https']}/metrics", context=context, timeout=60)
         influx.held.clear()
         report(2)
         until(lambda: len(influx.asked) > 1, "the second request")
         hub.send_signal(signal.SIGTERM)
-        assert hub.wait(10) == 0
+        assert hub.wait(60) == 0
     finally:
         hub.kill()
         hub.communicate()

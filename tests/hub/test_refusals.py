@@ -50,7 +50,7 @@ class Hub:
             desired=list, noted=broker.noted, ack_s=0.05,
         )  # fmt: skip
         self.consumer.start()
-        assert self.consumer.ready.wait(10)
+        assert self.consumer.ready.wait(60)
 
     def refused(self, device: str) -> dict[str, int]:
         with self.engine.connect() as connection:

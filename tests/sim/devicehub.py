@@ -39,7 +39,7 @@ class DeviceHub:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._ready.wait(20)
+        assert self._ready.wait(60)
         self.control = open_engine(self._config.data / "hub.db", schema="control", synchronous="FULL")
         self.telemetry = open_engine(self._config.data / "telemetry.db", schema="telemetry", synchronous="NORMAL")
         self.authority = open_authority(self._config.data / "ca", now=datetime.now(UTC))
@@ -85,7 +85,7 @@ class DeviceHub:
         with self.telemetry.connect() as connection:
             return connection.execute(sa.select(sa.func.count()).where(w.device == device)).scalar_one()
 
-    def until(self, done: Callable[[], object], seconds: float = 20.0) -> None:
+    def until(self, done: Callable[[], object], seconds: float = 60.0) -> None:
         end = time.monotonic() + seconds
         while not done():
             assert time.monotonic() < end

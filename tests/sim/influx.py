@@ -134,7 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(self.influx.csv)
             return
-        self.influx.held.wait(30)
+        self.influx.held.wait(60)
         answer = self.influx.answer(asked)
         if answer.cut:
             self.close_connection = True
@@ -169,7 +169,7 @@ class Victoria:
         }  # fmt: skip
         command = [binary, *(f"-{name}={value}" for name, value in options.items())]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        end = time.monotonic() + 15
+        end = time.monotonic() + 60
         while not self._answers():
             assert time.monotonic() < end, "VictoriaMetrics does not answer"
             assert self._process.poll() is None, "VictoriaMetrics ended"
@@ -177,7 +177,7 @@ class Victoria:
 
     def stop(self) -> None:
         self._process.terminate()
-        self._process.wait(10)
+        self._process.wait(60)
 
     def _answers(self) -> bool:
         try:
@@ -205,5 +205,5 @@ class Victoria:
         return list(json.loads(self._get(f"/api/v1/query?{given}"))["data"]["result"])
 
     def _get(self, path: str) -> str:
-        with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=60) as answer:
             return str(answer.read().decode())

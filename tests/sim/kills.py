@@ -83,7 +83,7 @@ class Victim:
         self._end()
 
     def _end(self) -> None:
-        self.process.wait(30)
+        self.process.wait(60)
         self._reader.join()
         self.process.stdout.close()
 
@@ -119,7 +119,7 @@ def kill(folder: Path, times: int, seed: int = 1) -> Tally:
         )
         consumer.start()
         try:
-            assert consumer.ready.wait(10)
+            assert consumer.ready.wait(60)
             return _kill(home, consumer, engine, made, times, rng)
         finally:
             consumer.stop()
@@ -210,7 +210,7 @@ class _Mosquitto:
 
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
-        self._process.wait(5)
+        self._process.wait(60)
 
     def _answers(self) -> bool:
         with socket.socket() as one:

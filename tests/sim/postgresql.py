@@ -59,7 +59,7 @@ class Server:
             [*self._as, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self.folder
         )
         self._engine = sa.create_engine(self._named("postgres"), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         while True:
             try:
                 self._engine.connect().close()
@@ -90,7 +90,7 @@ class Server:
     def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
         """fast: open transactions are rolled back; immediate: as after a crash of the server."""
         self._process.send_signal({"fast": signal.SIGINT, "immediate": signal.SIGQUIT}[mode])
-        self._process.wait(30)
+        self._process.wait(60)
 
     def close(self) -> None:
         self.stop()

@@ -138,7 +138,7 @@ class WireClient:
             self.connected = False
             return
         self.mqtt.loop_start()
-        assert self._answered.wait(10)
+        assert self._answered.wait(60)
         if not self.connected:
             self.connected = False
 
@@ -148,7 +148,7 @@ class WireClient:
 
     def subscribe(self, topic: str) -> list[int]:
         self.mqtt.subscribe(topic, qos=1)
-        return self.granted.get(timeout=10)
+        return self.granted.get(timeout=60)
 
     def publish(self, topic: str, body: bytes, *, retain: bool = False) -> None:
         self.mqtt.publish(topic, body, qos=1, retain=retain).wait_for_publish(10)
