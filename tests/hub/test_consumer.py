@@ -16,9 +16,9 @@ from edgewright_contracts.desired import decode_ack, decode_command
 from edgewright_hub.fleet.ca import Authority
 from edgewright_hub.ingest.consumer import Consumer
 from edgewright_hub.ingest.counting import Spool, ack
-from edgewright_hub.ingest.ingest import Answer, Known
+from edgewright_hub.ingest.ingest import Known
 from edgewright_hub.ingest.refusals import Noted
-from edgewright_hub.ingest.turns import Turns
+from edgewright_hub.ingest.turns import Answer, Turns
 from edgewright_hub.storage import telemetry
 from sim import wire
 from sim.wire import WireClient

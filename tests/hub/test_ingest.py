@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from edgewright_contracts import topics
 from edgewright_contracts.binning import pack
 from edgewright_contracts.report import Hits
-from edgewright_hub.ingest.ingest import Answer
 from edgewright_hub.ingest.messages import Message
+from edgewright_hub.ingest.turns import Answer
 from edgewright_hub.ingest.writer import commit
 from edgewright_hub.storage import telemetry
 from edgewright_hub.storage.histograms import cells_of

@@ -34,11 +34,11 @@ from edgewright_contracts.codec import Hex64
 from edgewright_contracts.desired import Command, encode, encode_ack
 
 from ..fleet.ca import HUB_NAME
-from .ingest import Answer, Known
+from .ingest import Known
 from .messages import Message
 from .refusals import Noted
 from .session import Session
-from .turns import Turns
+from .turns import Answer, Turns
 from .writer import commit, tell
 
 BATCH: Final = 500

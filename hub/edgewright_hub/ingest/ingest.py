@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from edgewright_contracts import birth, event, report
-from edgewright_contracts.desired import Ack, BirthMark, birth_mark
+from edgewright_contracts.desired import BirthMark, birth_mark
 
 from . import clones
 from .columns import Columns, Unchecked
@@ -26,6 +26,7 @@ from .counting import Spool, ack, count, counted
 from .messages import Item
 from .refusals import LETTER_BYTES, Reason, Tally
 from .rollups import AHEAD_MS, Placed, Rollup, RollupKey, added, keys_of, placed
+from .turns import Answer
 
 Row = dict[str, Any]
 SpoolKey = tuple[str, str]  # device, spool id
@@ -46,24 +47,6 @@ class Known:
 
     cohort_of: Callable[[str], str]
     edges_of: Callable[[str, str], str | None] = lambda _digest, _variant: None  # edge hash of a package's variant
-
-
-class Answer(NamedTuple):
-    """Sent after the commit, when `consumer.Turns` says so: the acknowledgement, or, if `renew`, the command to begin a
-    new spool."""
-
-    device: str
-    spool_id: str
-    ack: Ack
-    at_once: bool  # a birth
-    again: bool  # something came that was counted before: the device has not heard of it
-    renew: bool  # the spool was restored or cloned: an ack would free windows that reuse numbers counted before
-
-    def behind(self, before: Answer | None) -> Answer:
-        """This answer in the place of an older one that was not sent: as urgent as the more urgent of them."""
-        if before is None:
-            return self
-        return self._replace(at_once=self.at_once or before.at_once, again=self.again or before.again)
 
 
 class Keys(NamedTuple):

@@ -11,7 +11,23 @@ from typing import NamedTuple
 
 from edgewright_contracts.desired import ACK_AFTER, ACK_GAP_S, Ack
 
-from .ingest import Answer
+
+class Answer(NamedTuple):
+    """Sent after the commit, when `Turns` says so: the acknowledgement, or, if `renew`, the command to begin a
+    new spool."""
+
+    device: str
+    spool_id: str
+    ack: Ack
+    at_once: bool  # a birth
+    again: bool  # something came that was counted before: the device has not heard of it
+    renew: bool  # the spool was restored or cloned: an ack would free windows that reuse numbers counted before
+
+    def behind(self, before: Answer | None) -> Answer:
+        """This answer in the place of an older one that was not sent: as urgent as the more urgent of them."""
+        if before is None:
+            return self
+        return self._replace(at_once=self.at_once or before.at_once, again=self.again or before.again)
 
 
 class Turns:

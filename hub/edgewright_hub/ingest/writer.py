@@ -18,10 +18,11 @@ import sqlalchemy as sa
 from ..storage import telemetry
 from ..storage.store import away, fill, upsert
 from .counting import Spool
-from .ingest import WINDOW, Answer, Device, Known, Ledger, keys
+from .ingest import WINDOW, Device, Known, Ledger, keys
 from .messages import Batch, Message, read
 from .refusals import LETTERS_EACH, LETTERS_KEPT, Reason, Tally
 from .rollups import ROLLUP_KEY, SUMMED, Rollup, RollupKey
+from .turns import Answer
 
 _CHUNK: Final = 500  # devices in one SELECT
 _ROLLUPS: Final = 50  # rollups in one SELECT: 8 columns of a key each
