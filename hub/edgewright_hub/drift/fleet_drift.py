@@ -76,6 +76,7 @@ class FleetDrift:
             self._load(now_ms)
             self._ticked_ms = now_ms
             rows = self._read()
+            touched: set[Key] = set()
             try:
                 if rows:
                     self._refresh(rows, now_ms)
@@ -83,7 +84,7 @@ class FleetDrift:
                     touched |= self._watch.decide(touched)
                     self._position = rows[-1].id
                     self._unstored |= touched
-                if self._due(now_ms):
+                if self._due(touched, now_ms):
                     self._store(now_ms)
             except Exception:
                 self._position = None  # what is in memory is ahead of hub.db: load again
@@ -264,12 +265,12 @@ class FleetDrift:
         )
         self._members_ms = now_ms
 
-    def _due(self, now_ms: int) -> bool:
+    def _due(self, touched: Iterable[Key], now_ms: int) -> bool:
         if not self._unstored:
             return self._position != self._kept_position
         if abs(now_ms - self._stored_ms) >= STORE_MS:
             return True
-        return any(self._told.get(key) != self._says(key) for key in self._unstored)
+        return any(self._told.get(key) != self._says(key) for key in touched)
 
     def _says(self, key: Key) -> tuple[Verdict, bool]:
         return self._watch.verdict(key), self._watch.pages(key)
