@@ -114,6 +114,9 @@ class Line:
     def write(self, data: bytes) -> None:
         self.sent += data
 
+    async def drain(self) -> None:
+        pass
+
 
 def test_a_hub_that_is_behind_gets_nothing_more_until_it_has_read(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch

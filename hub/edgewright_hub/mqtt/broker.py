@@ -8,7 +8,8 @@ one is sent), a key that is in force for this device, and a will within the devi
 clean one: what must not be lost is acknowledged end to end, and what must be known is retained, so a session that
 outlives its connection gains nothing. A second connection of one client ends the first.
 
-Packets above `PACKET_BYTES` and silence of more than 1.5 keep-alives close the connection. About 250 µs per message.
+What devices publish goes to the hub without amqtt (`carrier`). Packets above `PACKET_BYTES` and silence of more than
+1.5 keep-alives close the connection. A device's message costs about 200 µs, most of it TLS; the hub's, about 1 ms.
 """
 
 from __future__ import annotations
@@ -17,26 +18,25 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Literal
 
-from amqtt.adapters import ReaderAdapter, StreamWriterAdapter
+from amqtt.adapters import StreamWriterAdapter
 from amqtt.broker import Broker
 from amqtt.contexts import Action, ListenerConfig, ListenerType
 from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
 from amqtt.session import Session
 from cryptography import x509
 
-from edgewright_contracts.topics import ROOT, RULES, allowed
+from edgewright_contracts.topics import ROOT, allowed
 
 from ..fleet.ca import HUB_NAME, key_sha256
 from .carrier import Carrier
-from .packets import Connect, read_connect, read_packet
+from .packets import PACKET_BYTES, Connect, Packets, read_connect, read_packet
 
-PACKET_BYTES: Final = max(rule.limit for rule in RULES.values()) + 1024
 CONNECT_BYTES: Final = 4096
 CONNECT_S: Final = 10.0  # for the TLS handshake, and again for the first packet
 DEFAULT_IDLE_S: Final = 3600.0  # of a client that asks for no keep-alive
@@ -227,70 +227,6 @@ class EmbeddedBroker:
             took=partial(self._carrier.took, name),
             too_large=partial(self._refused, name, "size", _TOO_LARGE),
         )
-
-
-class Packets(ReaderAdapter):  # type: ignore[misc]  # amqtt is not typed
-    """Whole packets, bounded in size and in the silence before them; too much of either ends the connection. Amqtt
-    hears of those only that nobody `took` before."""
-
-    def __init__(
-        self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        *,
-        first: bytes,
-        idle_s: float,
-        took: Callable[[bytes, asyncio.StreamWriter], Awaitable[bool]],
-        too_large: Callable[[], None],
-    ) -> None:
-        self._took = took
-        self._too_large = too_large
-        self._reader = reader
-        self._writer = writer
-        self._packet = first
-        self._at = 0
-        self._loop = asyncio.get_running_loop()
-        self._idle_s = idle_s
-        self._heard_s = self._loop.time()
-        self._watch = self._loop.call_later(idle_s, self._look)
-
-    async def read(self, n: int = -1) -> bytes:
-        if n != 0 and self._at == len(self._packet):
-            packet = await self._next()
-            while await self._took(packet, self._writer):
-                packet = await self._next()
-            self._packet, self._at = packet, 0
-        end = len(self._packet) if n < 0 else self._at + n
-        data = self._packet[self._at : end]
-        self._at = min(end, len(self._packet))
-        return data
-
-    async def _next(self) -> bytes:
-        try:
-            packet = await read_packet(self._reader, PACKET_BYTES)
-            if packet is None:
-                self._too_large()
-        except (asyncio.IncompleteReadError, OSError):
-            packet = None
-        if packet is None:
-            self._writer.transport.abort()
-            raise ConnectionResetError
-        self._heard_s = self._loop.time()
-        return packet
-
-    def _look(self) -> None:
-        """A timer that looks when it must, instead of one for each packet."""
-        rest_s = self._heard_s + self._idle_s - self._loop.time()
-        if rest_s > 0:
-            self._watch = self._loop.call_later(rest_s, self._look)
-        else:
-            self._writer.transport.abort()
-
-    def close(self) -> None:
-        self._watch.cancel()
-
-    def feed_eof(self) -> None:
-        self._reader.feed_eof()
 
 
 def _refusal(connect: Connect | None, name: str) -> str | None:

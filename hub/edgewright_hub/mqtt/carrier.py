@@ -52,6 +52,7 @@ class Carrier:
         if publish.retain:
             await self._broker.retain_message(None, publish.topic, publish.body, publish.qos)
         writer.write(publish.acknowledgement())
+        await writer.drain()  # who does not read is not read
         return True
 
     def _gather(self, packet: bytes) -> None:

@@ -7,8 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
+from amqtt.adapters import ReaderAdapter
+
+from edgewright_contracts.topics import RULES
+
+PACKET_BYTES: Final = max(rule.limit for rule in RULES.values()) + 1024
 PUBLISH: Final = 0x30  # the upper half of the first byte
 
 
@@ -25,12 +31,76 @@ async def read_packet(reader: asyncio.StreamReader, limit: int) -> bytes | None:
     return head + await reader.readexactly(size)
 
 
+class Packets(ReaderAdapter):  # type: ignore[misc]  # amqtt is not typed
+    """Whole packets, bounded in size and in the silence before them; too much of either ends the connection. Amqtt
+    hears of those only that nobody `took` before."""
+
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        first: bytes,
+        idle_s: float,
+        took: Callable[[bytes, asyncio.StreamWriter], Awaitable[bool]],
+        too_large: Callable[[], None],
+    ) -> None:
+        self._took = took
+        self._too_large = too_large
+        self._reader = reader
+        self._writer = writer
+        self._packet = first
+        self._at = 0
+        self._loop = asyncio.get_running_loop()
+        self._idle_s = idle_s
+        self._heard_s = self._loop.time()
+        self._watch = self._loop.call_later(idle_s, self._look)
+
+    async def read(self, n: int = -1) -> bytes:
+        if n != 0 and self._at == len(self._packet):
+            packet = await self._next()
+            while await self._took(packet, self._writer):
+                packet = await self._next()
+            self._packet, self._at = packet, 0
+        end = len(self._packet) if n < 0 else self._at + n
+        data = self._packet[self._at : end]
+        self._at = min(end, len(self._packet))
+        return data
+
+    async def _next(self) -> bytes:
+        try:
+            packet = await read_packet(self._reader, PACKET_BYTES)
+            if packet is None:
+                self._too_large()
+        except (asyncio.IncompleteReadError, OSError):
+            packet = None
+        if packet is None:
+            self._writer.transport.abort()
+            raise ConnectionResetError
+        self._heard_s = self._loop.time()
+        return packet
+
+    def _look(self) -> None:
+        """A timer that looks when it must, instead of one for each packet."""
+        rest_s = self._heard_s + self._idle_s - self._loop.time()
+        if rest_s > 0:
+            self._watch = self._loop.call_later(rest_s, self._look)
+        else:
+            self._writer.transport.abort()
+
+    def close(self) -> None:
+        self._watch.cancel()
+
+    def feed_eof(self) -> None:
+        self._reader.feed_eof()
+
+
 class Connect(NamedTuple):
     client: str
     username: str | None
     will_topic: str | None
     keep_alive_s: int
-    cleaned: bytes  # the packet, asking for a clean session and no keep-alive (which `broker.Packets` watches)
+    cleaned: bytes  # the packet, asking for a clean session and no keep-alive (which `Packets` watches)
 
 
 def read_connect(packet: bytes) -> Connect | None:
