@@ -40,8 +40,8 @@ LEARNT: Final = 1.0  # days until pages begin
 PLACE: Final = ROOT / "benchmarks" / "results" / "drift_questions.json"
 Figures = dict[str, dict[str, float | None]]
 
-CALM: Final = {1: 15, 5: 20, 10: 15, 30: 6, 300: 1}  # devices: fleets
-SEEDS: Final = 3
+CALM: Final = {1: 8, 5: 8, 10: 5, 30: 2, 300: 1}  # devices: fleets
+SEEDS: Final = 2
 
 
 def small(quick: bool) -> Figures:
@@ -73,20 +73,16 @@ def rhythm(quick: bool) -> Figures:
     for world, light in worlds.items():
         if quick and light(0.75) != 1.0:
             continue
-        calm, fleets = 0, 1 if quick else SEEDS
+        pages, hours, fleets = 0, [], 1 if quick else SEEDS
         for seed in range(fleets):
             fleet = Fleet(5, seed, budget=BUDGET)
             fleet.live(begin, tilt=light)
-            calm += len(fleet.pages)
-        found[world] = kept(calm, fleets * (begin - LEARNT))  # type: ignore[assignment]
-        for shift in (1.0,) if quick else (0.5, 1.0):
-            hours = []
-            for seed in range(fleets):
-                fleet = Fleet(5, seed, budget=BUDGET)
-                fleet.live(begin, tilt=light)
-                fleet.live(1.0 if quick else 3.0, tilt=lambda day, d=shift, of=light: of(day) + d)
-                hours.append(24 * delay(fleet, begin))
-            found[world][f"hours_to_{shift:g}"] = number(float(np.median(hours)))
+            pages += len(fleet.pages)
+            while fleet.day < begin + 3 and not np.isfinite(delay(fleet, begin)):
+                fleet.live(0.25, tilt=lambda day, of=light: of(day) + 1)
+            hours.append(24 * delay(fleet, begin))
+        shifted = {"hours_to_1": number(float(np.median(hours)))}
+        found[world] = {"fleets": fleets, **kept(pages, fleets * (begin - LEARNT)), **shifted}
     return found
 
 
@@ -103,7 +99,7 @@ def gradual(quick: bool) -> Figures:
     begin, found = 3.0, Figures()
     for a_day in (0.3,) if quick else (0.03, 0.1, 0.3):
         days = []
-        for seed in range(1 if quick else 2):
+        for seed in range(1 if quick else SEEDS):
             fleet = Fleet(5, seed, budget=BUDGET)
             fleet.live(begin)
             grows = lambda day, a=a_day: a * (day - begin)  # noqa: E731
@@ -138,11 +134,11 @@ def silent(quick: bool) -> Figures:
 def subset(quick: bool) -> Figures:
     devices, begin, found = 30, 2.0, Figures()
     moved = np.arange(devices) % 15 == 0
-    for shift in (0.5,) if quick else (0.2, 0.3, 0.5):
+    for shift in (0.5,) if quick else (0.3, 0.5):
         fleet = Fleet(devices, 7, budget=BUDGET)
         fleet.live(begin)
         calm = len(fleet.pages)
-        fleet.live(0.5 if quick else 2.0, tilt=lambda _, d=shift: d * moved, ack=False)
+        fleet.live(0.5 if quick else 1.0, tilt=lambda _, d=shift: d * moved, ack=False)
         alarms = {name: group for group in fleet.watch.groups.values() for name in alarmed(group)}
         mine = {fleet.names[at] for at in np.flatnonzero(moved).tolist()}
         found[f"tilt {shift}"] = {
@@ -161,7 +157,7 @@ def alarmed(group: Any) -> list[str]:
 
 def clearing(quick: bool) -> Figures:
     result, begin, devices = Figures(), 3 * DAY, 20
-    for shift in (0.0,) if quick else (0.0, 0.1, 0.3):
+    for shift in (0.0,) if quick else (0.0, 0.3):
 
         def tilt(window: int, d: float = shift) -> np.ndarray:
             out = np.zeros(CHANNELS)
@@ -175,7 +171,7 @@ def clearing(quick: bool) -> Figures:
 
 
 QUESTIONS: Final[dict[str, Callable[[bool], Figures]]] = {
-    one.__name__: one for one in (small, rhythm, gradual, silent, subset, clearing)
+    one.__name__: one for one in (rhythm, gradual, silent, subset, clearing, small)
 }
 
 
