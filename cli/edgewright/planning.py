@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -35,9 +36,13 @@ def print_plan(plan: dict[str, Any]) -> None:
     console.print(f"a good release takes {expected}; {lasting(plan['longest_s'])} at the longest", highlight=False)
     if plan["approvals"]:
         console.print(f"begins when {plan['approvals']} other persons have approved it", highlight=False)
-    for one in plan["excluded"]:
+    print_left_out(console, plan["excluded"])
+
+
+def print_left_out(console: Console, excluded: Sequence[dict[str, Any]]) -> None:
+    for one in excluded:
         named = ", ".join(one["devices"][:3]) + (" …" if one["n"] > 3 else "")
-        console.print(f"without {one['n']} ({escape(named)}): {one['why']}", highlight=False)
+        console.print(f"without {one['n']} ({escape(named)}): {escape(one['why'])}", highlight=False)
 
 
 def lasting(seconds: float | None) -> str:

@@ -14,7 +14,7 @@ from rich.table import Table
 from edgewright_contracts.errors import RequestError
 
 from .hub_client import HubClient, with_hub
-from .planning import print_plan
+from .planning import print_left_out, print_plan
 from .rollout_options import specified
 from .tables import print_table, toned
 
@@ -152,4 +152,5 @@ def _tell(state: dict[str, Any], as_json: bool) -> int:
     for member in state.get("devices", ()):
         if member["status"] == "failed":
             console.print(f"[red]{escape(member['device'])} failed[/]: {escape(member['reason'])}", highlight=False)
+    print_left_out(console, state.get("excluded", ()))
     return 0

@@ -233,7 +233,16 @@ def _says(house: House, *devices: str, **birth: Any) -> None:
 
 def test_what_none_of_the_devices_can_run_is_refused_before_anything_moves(house: House) -> None:
     _says(house, *FOUR, hardware={"arch": "riscv64"}, runtimes={"tvm": "0.1"})
-    with pytest.raises(Refused, match=r"none of the 4 devices can run digits 1\.0\.0: it has riscv64/tvm, there are var"):
+    with pytest.raises(
+        Refused, match=r"none of the 4 devices can run digits 1\.0\.0: it has riscv64/tvm, there are var"
+    ):
         house.start("1.0.0")
     _says(house, "pi-0")
     assert house.start("1.0.0"), "one can"
+
+
+def test_status_says_which_devices_are_left_out_and_why(ask: Ask, house: House) -> None:
+    _says(house, "pi-3", runtimes={"tvm": "0.1"})
+    name = house.start("1.0.0")
+    said = " ".join(ask("status", name)[1].split())
+    assert "without 1 (pi-3): cannot run it: it has aarch64/tvm, there are variants for */onnxruntime" in said
