@@ -125,6 +125,8 @@ def _verb(verb: str, text: str) -> None:
         if verb == "revoke":
             back = done["sent_back"]
             click.echo(f"{len(back)} devices are sent back{': ' if back else ''}{', '.join(back[:5])}")
+            for rollout in done["rollouts"]:
+                click.echo(f"rollout {rollout} takes it back from its own devices now")
         if verb == "revoke" and done["signed"]:
             click.echo("Its owner still signs it: have the owner publish a list without it, so that no device takes it")
         return None

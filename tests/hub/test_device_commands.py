@@ -82,9 +82,14 @@ def test_packages_are_listed_compared_and_moved_between_stages(edgewright: Calla
     assert (code, "1.0.0 → 2.0.0" in out) == (0, True)
     assert all(len(line) <= 80 for line in out.splitlines())
     assert json.loads(edgewright("registry", "diff", "digits", "1.0.0", "2.0.0", "--json")[1])["old"] == "1.0.0"
-    code, out, _ = edgewright("registry", "revoke", "digits", "1.0.0", "--reason", "it sees ghosts", "--json")
-    done = json.loads(out)
-    assert (code, done["standing"], done["sent_back"], done["signed"]) == (0, "revoked", [], True)
+    edgewright("registry", "approve", "digits", "1.0.0", "--reason", "it does not")
+    under_way = json.loads(edgewright("rollout", "create", "digits", "--version", "1.0.0", "--json")[1])["id"]
+    code, out, _ = edgewright("registry", "revoke", "digits", "1.0.0", "--reason", "it sees ghosts")
+    assert (code, out.splitlines()[:3]) == (0, [
+        "digits 1.0.0 is revoked",
+        "0 devices are sent back",
+        f"rollout {under_way} takes it back from its own devices now",
+    ])  # fmt: skip
     code, _, err = edgewright("registry", "approve", "digits", "1.0.0", "--reason", "no")
     assert (code, "is revoked and cannot approve; possible now: nothing" in err) == (2, True)
     code, out, _ = edgewright("hub", "gc", "--dry-run", "--json")

@@ -260,6 +260,10 @@ def test_the_page_of_a_device_sets_what_it_shall_run_against_what_it_runs(house:
     house.tick()
     text = _text(pages.render_device(_hub(house), "pi-0", house.now))
     assert "digits 1.0.0 nothing not yet r1-" in text
+    house.conductor.command(house.conductor.rollouts()[0]["id"], "abort", who="kari", now_ms=house.now)
+    assert "digits nothing nothing as told" in _text(pages.render_device(_hub(house), "pi-0", house.now))
+    house.start("1.0.0", stages=("100%",), force=True)
+    house.tick()
     house.event("pi-0", "1.0.0", "selftest", "blocked", failure="model", reason="<i>3 of 32 rows</i> differ")
     house.window("pi-0", "1.0.0")
     with house.control.begin() as connection:

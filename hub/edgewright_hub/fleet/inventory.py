@@ -178,7 +178,7 @@ def _models(desired: Any, birth: Any, said: Any, versions: Mapping[str, str]) ->
                 "rollout": shall.get("rollout", ""),
                 "reported": has.get("digest"),
                 "reported_version": has.get("version"),
-                "agrees": runs or (digest is not None and has.get("digest") == digest),
+                "agrees": runs or has.get("digest") == digest,
             }
         )
     return found

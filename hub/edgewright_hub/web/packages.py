@@ -12,12 +12,15 @@ import time
 from typing import Any
 
 import msgspec
+import sqlalchemy as sa
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from edgewright_contracts.manifest import Manifest
 
 from ..registry import garbage, lineage, stages
+from ..rollouts.state import ACTIVE
+from ..storage import control
 from .api import Operator, Reader, hub_of, now_ms
 
 router = APIRouter()
@@ -35,7 +38,8 @@ class Collection(BaseModel):
 def decide(
     request: Request, name: str, version: str, verb: stages.Verb, body: Decision, caller: Operator
 ) -> dict[str, Any]:
-    """`sent_back`: devices that are told to run something else from now on."""
+    """`sent_back`: devices that are told to run something else from now on. `rollouts`: those under way with it, which
+    take it back from theirs within seconds."""
     hub, back = hub_of(request), list[str]()
     more: dict[str, Any] = {"reason": body.reason, "who": caller.name, "now_ms": now_ms()}
     if verb == "revoke":
@@ -45,8 +49,11 @@ def decide(
             stages.decide(connection, name, version, verb, **more)
     with hub.control.connect() as connection:
         row = stages.package(connection, name, version)
+        r = control.rollouts.c
+        mine = sa.select(r.id).where(r.state.in_(ACTIVE), r.name == name, r.spec["digest"].as_string() == row.digest)
+        under_way = list(connection.execute(mine.order_by(r.created_ms)).scalars()) if verb == "revoke" else []
     found = {"name": name, "version": version, "digest": row.digest, "standing": stages.standing(row)}
-    return {**found, "signed": row.state == "allowed", "sent_back": back}
+    return {**found, "signed": row.state == "allowed", "sent_back": back, "rollouts": under_way}
 
 
 @router.get("/api/v1/packages/{name}/lineage")
