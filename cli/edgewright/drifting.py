@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import quote
 
 import click
 from rich.markup import escape
@@ -26,9 +27,12 @@ def drift() -> None:
 
 @drift.command()
 @click.option("--all", "everything", is_flag=True, help="Also what has not moved.")
+@click.option("--by", metavar="KEY", help="How many devices drift at each site, cohort, hw, profile or tag.NAME.")
 @with_hub
-def show(client: HubClient, everything: bool, as_json: bool) -> int:
+def show(client: HubClient, everything: bool, by: str | None, as_json: bool) -> int:
     """Which devices and fleets drifted, since when, in what and how. Exits with 1 while there is an alarm."""
+    if by:
+        return _divided(client, by, as_json)
     rows, budget = client.get("/api/v1/drift"), client.get("/api/v1/drift/budget")
     alarms = [row for row in rows if row["verdict"] == "alarm"]
     told = rows if everything else [row for row in rows if row["verdict"] in ("alarm", "skewed")]
@@ -46,6 +50,21 @@ def show(client: HubClient, everything: bool, as_json: bool) -> int:
     watched = sum(row["scope"] == "device" and row["verdict"] in ("ok", "alarm", "skewed") for row in rows)
     allowed = f"at most {budget['false_pages_a_month']:g} false pages a month are expected"
     print_table(table, f"{len(alarms)} alarms; {watched} streams of devices are watched; {allowed}")
+    return 1 if alarms else 0
+
+
+def _divided(client: HubClient, key: str, as_json: bool) -> int:
+    rows = client.get(f"/api/v1/drift/by/{quote(key, safe='')}")
+    alarms = sum(row["alarm"] for row in rows)
+    if as_json:
+        click.echo(json.dumps({"by": key, "rows": rows}))
+        return 1 if alarms else 0
+    table = Table(escape(key), "devices", "drift", "skewed", "learning", "what", box=None, header_style="dim")
+    for row in rows:
+        numbers = (f"{row[name]:,}" for name in ("devices", "alarm", "skewed", "learning"))
+        what = ": ".join(one for one in (", ".join(row["parts"]), ", ".join(row["kinds"])) if one)
+        table.add_row(escape(row[key] or "–"), *numbers, escape(what or "–"))
+    print_table(table, f"devices by {key}, {alarms} in alarm; once for each value that a device has")
     return 1 if alarms else 0
 
 

@@ -62,6 +62,10 @@ def test_devices_and_drift_are_listed(edgewright: Callable[..., tuple[int, str, 
     told = json.loads(out)
     assert (code, told["alarms"], told["drift"], told["budget"]["false_pages_a_month"]) == (0, 0, [], 1.0)
     assert "0 alarms; 0 streams of devices are watched; at most 1 false pages" in edgewright("fleet", "drift")[1]
+    assert json.loads(edgewright("fleet", "drift", "--by", "site", "--json")[1]) == {"by": "site", "rows": []}
+    for key in ("colour", "site=berlin", "!site", "site,hw"):
+        code, _, err = edgewright("fleet", "drift", "--by", key)
+        assert (code, "expected one" in err) == (2, True), err
 
 
 def test_a_budget_of_false_pages_is_set_and_nothing_is_accepted_without_an_alarm(

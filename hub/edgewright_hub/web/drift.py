@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from ..drift import days
+from ..drift.divided import divided
 from .api import Operator, Reader, hub_of, now_ms
 
 router = APIRouter()
@@ -25,6 +26,15 @@ class BudgetBody(Decision):
 def drift(request: Request, _: Reader) -> list[dict[str, Any]]:
     """Verdicts on every stream, alarms first."""
     return hub_of(request).conductor.drift.verdicts()
+
+
+@router.get("/api/v1/drift/by/{key}")
+def by(request: Request, _: Reader, key: str) -> list[dict[str, Any]]:
+    """The devices' verdicts, counted by a key of selectors: site, hw, cohort, tag.NAME and so on."""
+    hub = hub_of(request)
+    with hub.control.connect() as connection:
+        devices = hub.conductor.roster.read(connection)
+    return divided(hub.conductor.drift.verdicts(), devices, key)
 
 
 @router.get("/api/v1/drift/cohorts")
