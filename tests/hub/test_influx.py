@@ -288,6 +288,25 @@ def test_a_full_file_of_refused_points_holds_the_export_rather_than_losing_one(
     assert (tmp_path / "aside").read_text() == "# one line is too large\nb\n"
 
 
+def test_refused_points_that_cannot_be_kept_hold_the_export(tmp_path: Path) -> None:
+    (tmp_path / "aside").mkdir()
+    with pytest.raises(Misled, match="cannot be kept"):
+        Delivery(Refusing("b"), tmp_path / "aside").give(["a", "b"])
+
+
+def test_a_fault_of_the_hub_itself_is_an_alert_too(
+    house: House, server: sim.Influx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report(house, 1)
+    one = exporting(house, server.url)
+    with monkeypatch.context() as patch:
+        patch.setattr(sink, "lines", lambda *_: 1 / 0)
+        assert one.attempt() == sink.FIRST_PAUSE_S
+    assert ("ZeroDivisionError" in one.told.said, open_alerts(house)) == (True, [(progress.ALERT, "ticket")])
+    one.attempt()
+    assert (counted(server), open_alerts(house)) == ([1], [])
+
+
 def test_a_hub_that_was_killed_before_it_moved_its_cursor_writes_the_same_points_again(
     house: House, server: sim.Influx, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,11 +377,13 @@ def test_a_database_that_fails_stops_nothing_for_good(house: House, server: sim.
 
 
 def test_without_a_destination_nothing_waits_to_be_exported(house: House, server: sim.Influx) -> None:
-    exporting(house, server.url)
-    assert position(house) == 0
+    report(house, 1)
+    server.answers.append(Answer(401))
+    exporting(house, server.url).attempt()
+    assert (position(house), len(open_alerts(house))) == (0, 1)
     stores = (house.control, house.telemetry)
     assert open_sink(None, *stores, house.place, house.conductor.roster.read, lambda: 0) is None
-    assert position(house) is None
+    assert (position(house), open_alerts(house)) == (None, [])
     with house.telemetry.connect() as connection:
         assert progress.progress(connection) is None
 

@@ -67,6 +67,11 @@ def test_usage_is_in_units_and_what_was_not_measured_is_absent() -> None:
     assert "memory_kb" not in lines([window(body=wire.report_bytes(7))], {}, {})[0]
 
 
+def test_a_body_that_this_release_cannot_read_does_not_keep_the_counts_from_going() -> None:
+    (text,) = lines([window(body=b"nonsense")], {}, {})
+    assert parse(text)[2] == {**COUNTED, "seconds": 60.5}
+
+
 def test_named_outcomes_are_points_of_their_own() -> None:
     first, *others = map(parse, lines([window(outcomes={"pick ok": [40, 38], "correct": (20, 19)})], {}, {}))
     assert [(tags[0], dict(tags[1])["outcome"], fields) for tags, _, fields in others] == [

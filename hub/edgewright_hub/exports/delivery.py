@@ -83,11 +83,14 @@ class Delivery:
                 f"{self._aside} is full ({FILE_BYTES // 1024**2} MiB of points that it refused): see what they say, "
                 "give them again with `influx write --file`, and remove the file"
             )
-        descriptor = os.open(self._aside, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
-        with open(descriptor, "a", encoding="utf-8") as stream:  # noqa: PTH123 (of a descriptor)
-            stream.write(text)
-            stream.flush()
-            os.fsync(descriptor)
+        try:
+            descriptor = os.open(self._aside, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+            with open(descriptor, "a", encoding="utf-8") as stream:  # noqa: PTH123 (of a descriptor)
+                stream.write(text)
+                stream.flush()
+                os.fsync(descriptor)
+        except OSError as error:
+            raise Misled(f"points that it refused cannot be kept in {self._aside}: {error.strerror}") from None
 
 
 def _none(refused: Sequence[Refusal]) -> Misled:

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from edgewright_contracts.errors import RequestError
 
+from ..alerts.alerts import close_alert
 from ..fleet.selectors import Device
 from . import progress
 
@@ -61,6 +62,8 @@ def open_sink(
     """A sink that is not started; None, and nothing waits to be exported, when there is no destination."""
     if destination is None:
         progress.end(telemetry_engine)
+        with control_engine.begin() as connection:
+            close_alert(connection, progress.ALERT, now_ms=now_ms())
         return None
     from .influx import Influx  # 0.4 s and 39 MB
     from .sink import Sink

@@ -26,6 +26,7 @@ from influxdb_client.client.write.point import Point
 
 from edgewright_contracts.binning import GRID_CELLS, GRID_EDGES_NS, GRID_GROWTH
 from edgewright_contracts.codec import REPORT_BYTES, decode
+from edgewright_contracts.errors import ContractError
 from edgewright_contracts.packing import plain
 from edgewright_contracts.report import Gauge, Usage
 from edgewright_contracts.unpacking import ragged
@@ -130,9 +131,11 @@ def quantiles_ms(latency: Sequence[bytes], n: Sequence[int]) -> npt.NDArray[np.f
 
 
 def _usage(body: bytes) -> dict[str, int | float]:
-    """Checked when it was counted."""
-    raw = plain(body, name="report", limit=REPORT_BYTES)
-    report = decode(UncheckedReport, raw, name="report", limit=REPORT_BYTES, wire="msgpack")
+    try:
+        raw = plain(body, name="report", limit=REPORT_BYTES)
+        report = decode(UncheckedReport, raw, name="report", limit=REPORT_BYTES, wire="msgpack")
+    except ContractError:  # it was read when it was counted, so by a newer release; the counts shall not wait for it
+        return {}
     usage: Usage = report.window.usage
     fields: dict[str, int | float] = {
         "cpu_ms": usage.cpu_ms,

@@ -89,9 +89,9 @@ class Sink(threading.Thread):
             if not self._end.is_set():  # else the databases are being closed
                 _LOG.error("exporting to InfluxDB: a database fails, trying again: %s", error)
             return EVERY_S
-        except Exception:
+        except Exception as error:
             _LOG.exception("exporting to InfluxDB failed; it is tried again")
-            return LONGEST_PAUSE_S
+            return self._failed(Misled(f"the hub failed ({type(error).__name__}: {error}); its log says more"))
         return 0.0 if more else EVERY_S
 
     def _turn(self) -> bool:
