@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgewright_contracts.baseline import make
-from edgewright_contracts.binning import Cells
+from edgewright_contracts.binning import pack
 from edgewright_hub.drift.budget import Budget
 from edgewright_hub.drift.groups import DriftPolicy
-from edgewright_hub.drift.references import Reference, reference_of
+from edgewright_hub.drift.references import Reference, References, reference_of
 from edgewright_hub.drift.streams import KNOWN, SKEWED
 from edgewright_hub.drift.watch import Key, Watch
 from edgewright_hub.simulation.inputs import CHANNELS, EDGE_HASH, REFERENCE, Inputs
@@ -39,7 +39,7 @@ class Window(NamedTuple):
     """A row of telemetry.windows."""
 
     device: str
-    counted: Cells
+    cells: bytes
     start_ms: int
     mono_end_ms: int
     n: int = ROWS
@@ -54,26 +54,20 @@ class Window(NamedTuple):
     input_age: bytes = b""
 
 
-class Made(NamedTuple):
-    """`References` of one package that is there."""
+class Published(References):
+    """Of one package, which is there."""
 
-    reference: Reference
+    def __init__(self, reference: Reference) -> None:
+        self._reference = reference
 
-    def of(self, _digest: str, _variant: str) -> Made:
-        return self
+    def of(self, digest: str, variant: str) -> Reference:
+        return self._reference
 
-    def model(self, _digest: str) -> str:
+    def model(self, digest: str) -> str:
         return "virtual"
 
-    def declares(self, _digest: str, _context: str) -> bool:
+    def declares(self, digest: str, context: str) -> bool:
         return True
-
-    channels = property(lambda self: self.reference.channels)
-    cells = property(lambda self: self.reference.cells)
-    slices = property(lambda self: self.reference.slices)
-
-    def counts(self, row: Window) -> Cells:
-        return row.counted
 
 
 class Page(NamedTuple):
@@ -89,7 +83,7 @@ class Fleet:
         self.names = [f"d{i:04}" for i in range(devices)]
         self.inputs = Inputs(devices, self.rng)
         training = self.inputs.draw(np.arange(devices), self._rows(devices), np.zeros(devices), self.rng).sum(0)
-        self.watch = Watch(policy, Made(reference_of(make(CHANNELS, training, REFERENCE))))  # type: ignore[arg-type]
+        self.watch = Watch(policy, Published(reference_of(make(CHANNELS, training, REFERENCE))))
         self.watch.budget = Budget(budget)
         self.watch.belong(dict.fromkeys(self.names, (FLEET,)))
         self.pages: list[Page] = []
@@ -114,7 +108,7 @@ class Fleet:
             cells = self.inputs.draw(here, np.full(here.size, ROWS), tilts[here], self.rng)
             start_ms = START_MS + self._steps * WINDOW_S * 1000
             rows = [
-                Window(self.names[at], mine, start_ms, WINDOW_S * 1000)
+                Window(self.names[at], pack(mine), start_ms, WINDOW_S * 1000)
                 for at, mine in zip(here.tolist(), cells, strict=True)
             ]
             self.watch.decide(self.watch.take(rows))
