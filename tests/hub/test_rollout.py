@@ -13,7 +13,8 @@ from edgewright_contracts.codec import decode
 from edgewright_contracts.errors import RequestError
 from edgewright_hub.rollouts import rollout
 from edgewright_hub.rollouts.gates import GatePolicy, SequentialGate
-from edgewright_hub.rollouts.members import STATUSES, Member, Members, News, Said
+from edgewright_hub.rollouts.hearing import News, Said
+from edgewright_hub.rollouts.members import STATUSES, Member, Members
 from edgewright_hub.rollouts.processes import Counts, Margin
 from edgewright_hub.rollouts.progress import packed, unpacked
 from edgewright_hub.rollouts.rollout import Observation

@@ -12,7 +12,8 @@ import pytest
 from edgewright_contracts.errors import Refused, RequestError
 from edgewright_hub.rollouts import exposure, rollout
 from edgewright_hub.rollouts.effect import Effect
-from edgewright_hub.rollouts.members import IS_GIVEN, MEMBERS, NEXT, STATUSES, Member, Members, News
+from edgewright_hub.rollouts.hearing import News
+from edgewright_hub.rollouts.members import IS_GIVEN, MEMBERS, NEXT, STATUSES, Member, Members
 from edgewright_hub.rollouts.progress import packed, unpacked
 from edgewright_hub.rollouts.rollout import Observation
 from edgewright_hub.rollouts.specification import Experiment, Retries, Retry, RolloutSpec

@@ -12,7 +12,8 @@ import numpy as np
 from edgewright_hub.rollouts import rollout
 from edgewright_hub.rollouts.effect import Effect
 from edgewright_hub.rollouts.gates import Evidence, Gate, Judgement
-from edgewright_hub.rollouts.members import Member, News, Said
+from edgewright_hub.rollouts.hearing import News, Said
+from edgewright_hub.rollouts.members import Member
 from edgewright_hub.rollouts.rollout import Observation
 from edgewright_hub.rollouts.specification import RolloutSpec
 from edgewright_hub.rollouts.state import RolloutState

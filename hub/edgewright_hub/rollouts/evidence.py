@@ -26,7 +26,8 @@ from edgewright_contracts.report import CONFIDENCE_BINS
 
 from .dispersion import dispersion
 from .gates import ADVISORY, FIRST_OUTCOME, ONCE
-from .members import Happening, Member, Members, News, Said, widened
+from .hearing import News, Said
+from .members import Happening, Member, Members, widened
 from .processes import METRICS, Counts, Floats, Metric, Process
 from .rollout import Observation
 from .specification import RolloutSpec

@@ -281,37 +281,6 @@ def order(rollout: str, device: str) -> bytes:
     return hashlib.sha256(f"{rollout}\0{device}".encode()).digest()
 
 
-class News(msgspec.Struct, frozen=True):
-    device: str
-    happening: Happening
-    reason: str = ""
-    during: str = ""  # the step of the device's update that it left
-    cause: FailureClass = "link"  # of a `retry`
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """News in columns, in the order of arrival."""
-
-    device: Indices
-    happening: Small  # a place in HAPPENINGS
-    cause: Small  # a place in CAUSES
-    refused: Bools  # left the self-test
-    reasons: Mapping[int, str]  # by place in these columns, of those that have one
-
-    @classmethod
-    def of(cls, news: Sequence[News], columns: Mapping[str, int]) -> Said:
-        """Without news of devices that are not in `columns`."""
-        mine = [one for one in news if one.device in columns]
-        return cls(
-            device=np.array([columns[one.device] for one in mine], np.intp),
-            happening=np.array([HAPPENINGS.index(one.happening) for one in mine], np.int8),
-            cause=np.array([CAUSES.index(one.cause) for one in mine], np.int8),
-            refused=np.array([one.during == "selftest" for one in mine], np.bool_),
-            reasons={place: one.reason for place, one in enumerate(mine) if one.reason},
-        )
-
-
 def happened(members: Members, places: Indices, happening: Happening, reasons: Sequence[str] = ()) -> Members:
     """The members after the hub did this to some of them, for these reasons, if it has any; those that it takes the
     release from have no stage."""

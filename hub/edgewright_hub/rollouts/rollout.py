@@ -47,8 +47,8 @@ from edgewright_contracts.errors import Refused
 from . import experiment, exposure, interval
 from .experiment import Answer, Conclusion
 from .gates import Evidence, Gate, Judgement
-from .hearing import hear
-from .members import CODE, Bools, Indices, Member, Members, Numbers, Said, happened
+from .hearing import Said, hear
+from .members import CODE, Bools, Indices, Member, Members, Numbers, happened
 from .processes import Counts, Floats
 from .specification import RolloutSpec
 from .state import ACTIVE, GOING_BACK, Command, Event, Outcome, RolloutState, move

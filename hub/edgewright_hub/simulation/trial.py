@@ -18,7 +18,8 @@ import numpy as np
 from ..rollouts import rollout
 from ..rollouts.evidence import PATIENCE, UNNOTICED_H
 from ..rollouts.gates import GatePolicy, Ledger, SequentialGate
-from ..rollouts.members import HAPPENINGS, Members, Said
+from ..rollouts.hearing import Said
+from ..rollouts.members import HAPPENINGS, Members
 from ..rollouts.processes import Counts, Process
 from ..rollouts.rollout import Observation
 from ..rollouts.specification import RolloutSpec
