@@ -25,7 +25,7 @@ import sqlalchemy as sa
 from edgewright_agent.delivery.spool import Spool, Terms
 from edgewright_contracts import binning, topics
 from edgewright_contracts.birth import Unclean
-from edgewright_contracts.desired import decode_ack
+from edgewright_contracts.desired import decode_ack, decode_desired
 from edgewright_hub import vitals
 from edgewright_hub.fleet.ca import Authority, open_authority
 from edgewright_hub.ingest.consumer import BATCH, Consumer
@@ -33,7 +33,7 @@ from edgewright_hub.ingest.ingest import Known
 from edgewright_hub.ingest.refusals import Noted
 from edgewright_hub.ingest.turns import Turns
 from edgewright_hub.ingest.writer import commit
-from edgewright_hub.storage import telemetry
+from edgewright_hub.storage import control, telemetry
 from edgewright_hub.storage.control import open_control
 from edgewright_hub.storage.store import away, held
 from edgewright_hub.storage.telemetry import open_telemetry
@@ -301,9 +301,16 @@ def test_postgresql_restarts_under_load_and_the_hub_goes_on_by_itself(
             until(lambda: hub.well, "the hub to go on", 30.0)
         assert hub.process.poll() is None
         until(lambda: (device.work(), not device.waits)[1], "everything to be acknowledged", 30.0)
-        settings = {"settings": {"window_s": 30.0}, "reason": "a test"}
+        server = sa.create_engine(url, poolclass=sa.NullPool)
+        with server.begin() as connection:
+            row = {"id": "pg-1", "fleet": "lab", "enrolled_ms": 1, "serial": "1", "state": "enrolled"}
+            connection.execute(sa.text("SET search_path = control"))
+            connection.execute(control.devices.insert().values(**row))
+        settings = {"settings": {"window_s": 30.0}, "devices": ["pg-1"], "reason": "a test"}
         assert hub.ask("api/v1/config", settings)[0] == 200
-        with sa.create_engine(url, poolclass=sa.NullPool).connect() as connection:  # it holds its database again
+        told = decode_desired(device.client.next("desired", timeout=20))  # the tick of rollouts goes on
+        assert told.config.window_s == 30.0
+        with server.connect() as connection:  # it holds its database again
             assert (
                 connection.execute(sa.text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")).scalar() == 1
             )

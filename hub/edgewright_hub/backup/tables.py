@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from edgewright_contracts.errors import RequestError, Unavailable
 
-from ..storage import control, telemetry
+from ..storage import control, store, telemetry
 from ..storage.control import open_control
 from ..storage.store import Schema, open_to_read, revisions
 from ..storage.telemetry import open_telemetry
@@ -26,7 +26,7 @@ from ..storage.telemetry import open_telemetry
 FILES: Final[dict[Schema, str]] = {"control": "hub.db", "telemetry": "telemetry.db"}
 METADATA: Final[dict[Schema, sa.MetaData]] = {"control": control.metadata, "telemetry": telemetry.metadata}
 OPEN: Final = {"control": open_control, "telemetry": open_telemetry}
-_ROWS: Final = 500
+_ROWS: Final = 1000
 
 
 def snapshot(place: Path | str, schema: Schema, target: Path) -> None:
@@ -91,9 +91,12 @@ def _readable(schema: Schema) -> Iterator[None]:
 def _copy(ours: sa.Connection, theirs: sa.Connection, schema: Schema) -> None:
     for table in METADATA[schema].sorted_tables:
         theirs.execute(table.delete())  # what a migration put there
-        rows = ours.execution_options(stream_results=True, yield_per=_ROWS).execute(sa.select(table))
-        for some in rows.mappings().partitions():
-            theirs.execute(table.insert(), [dict(row) for row in some])
+        # Documents go along as the text that they are; nothing needs to look into them.
+        values = [sa.cast(c, sa.Text).label(c.name) if isinstance(c.type, sa.JSON) else c for c in table.columns]
+        names = tuple(column.name for column in table.columns)
+        rows = ours.execution_options(stream_results=True, yield_per=_ROWS).execute(sa.select(*values))
+        for some in rows.partitions():
+            store.fill(theirs, table, names, [tuple(row) for row in some])
         if table.dialect_options["sqlite"]["autoincrement"]:
             _number(theirs, table, _given(ours, table))
 
