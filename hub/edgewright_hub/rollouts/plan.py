@@ -84,14 +84,15 @@ def plan(
     ahead = outlook(spec.gate, known, reached, len(joined), pre_windows=windows)
     full = sum(one.full for one in downloads.values())
     waits = _longest_wait(spec, {fleet[member.device].tz for member in joined}, now_ms)
-    stages, total = _stages(spec, ahead, reached, joined, full / max(1, len(joined)), waits)
+    least = sum(one.delta for one in downloads.values())
+    stages, total = _stages(spec, ahead, reached, joined, least / max(1, len(joined)), waits)
     return {
         "model": spec.model,
         "version": spec.version,
         "digest": spec.digest,
         "devices": len(joined),
         "stages": stages,
-        "bytes": {"full": full, "delta": sum(one.delta for one in downloads.values())},
+        "bytes": {"full": full, "delta": least},
         "expected_s": None if ahead.windows is None else ahead.windows * spec.window_s,
         "longest_s": total,
         "rates": {metric: one.rate for metric, one in known.items()},
