@@ -10,6 +10,10 @@ import pytest
 
 from edgewright_hub.drift import detectors, effects, measures
 from edgewright_hub.drift.dispersion import Dispersion
+from edgewright_hub.drift.feed import CHANNELS as FEED
+from edgewright_hub.drift.groups import DriftPolicy, Group
+from edgewright_hub.drift.references import References
+from edgewright_hub.drift.watch import GroupKey, Watch
 
 # The reference values took a tail as 1 - cdf, which costs them 1e-12: rational arithmetic gives 1.7430400463579e-4
 # where they say 1.7430400517e-4.
@@ -167,6 +171,30 @@ def test_the_dispersion_of_scenes_is_measured_and_makes_their_windows_calibrated
     assert spread.c_f(0, 0) == pytest.approx(np.full(4, 10 * 1.05), rel=0.15)
     p = measures.simes_rows(spread.p_values(0, 0, found, np.ones(400)))
     assert (p < 0.05).mean() <= 0.075
+
+
+def test_a_dispersion_of_few_blocks_takes_no_first_strange_block_for_proof() -> None:
+    rng, trials = np.random.default_rng(5), 100_000
+    blocks, one = 3 * rng.chisquare(1, (12, trials)), 3 * rng.chisquare(1, trials)
+    mean = blocks.mean(0)
+    known = measures.above(one, mean, 2 * mean**2, None)
+    measured = measures.above(one, mean, 2 * mean**2, 12)
+    assert (measured < 1e-3).mean() == pytest.approx(1e-3, rel=0.3)
+    assert (known < 1e-3).mean() > 3e-3
+    exact = measures.above(one, mean, 2 * mean**2, 1e7)
+    np.testing.assert_allclose(exact, known, rtol=1e-3)
+
+
+def test_a_new_stream_has_its_share_of_the_budget_before_it_is_tested() -> None:
+    watch = Watch(DriftPolicy(), References(Path()))
+    assert (watch.watched(), watch.watched_cohorts()) == (1, 1)
+    group = watch.groups[GroupKey("d", "v", "", "input")] = Group(DriftPolicy(), FEED)
+    watch.belong({"a": ("lab", "door"), "b": ("lab",)})
+    for device in ("a", "b"):
+        group.baselines.enter(device, "lab")
+    assert (watch.watched(), watch.watched_cohorts()) == (2, 2)
+    group.streams.ended[0] = True
+    assert watch.watched() == 1
 
 
 def test_what_dispersion_knows_survives_as_bytes() -> None:

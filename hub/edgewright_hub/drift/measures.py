@@ -135,14 +135,14 @@ def p_values(
     if c_f is not None and v_f is not None:
         mean = found.free * np.asarray(c_f, np.float64)
         variance = np.broadcast_to(np.asarray(v_f, np.float64), found.n.shape)
-    common_p = np.where(found.tested, _above(found.x2, mean, variance, blocks), 1.0)
+    common_p = np.where(found.tested, above(found.x2, mean, variance, blocks), 1.0)
     t_f, t_v = np.asarray(t_f, np.float64), np.asarray(t_v, np.float64)
-    trend_p = np.where(found.ordered, _above(found.trend, t_f, t_v, blocks), 1.0)
+    trend_p = np.where(found.ordered, above(found.trend, t_f, t_v, blocks), 1.0)
     least = np.minimum(np.minimum(common_p, rare_p), trend_p)
     return np.where((found.n > 0) & (found.N > 0), np.minimum(1.0, np.where(found.ordered, 3, 2) * least), 1.0)
 
 
-def _above(x: Floats, mean: Floats, variance: Floats, blocks: float | None) -> Floats:
+def above(x: Floats, mean: Floats, variance: Floats, blocks: float | None) -> Floats:
     """P(X >= x) of a gamma variable. Of one whose mean is itself that of `blocks` such variables the ratio to it has an
     F distribution, with a much longer tail while they are few."""
     shape = mean**2 / variance
