@@ -1,8 +1,8 @@
 """What was exported can be read back by Flux: the queries of docs/metrics.md, and answers as InfluxDB 2 specifies them.
 
 The answers in data/flux are written by hand from the specification, not recorded: no InfluxDB 2 could be had here. So
-this shows that the queries reach a server as they are and that influxdb-client reads such answers into the figures; that
-a server understands the queries is not shown.
+this shows that the queries reach a server as they are and that influxdb-client reads such answers into the figures.
+That a server understands the queries is not shown.
 """
 
 from __future__ import annotations
