@@ -17,6 +17,7 @@ from edgewright_contracts.errors import RequestError
 
 from .groups import ShownByDefault
 from .hub_client import HubClient, with_hub
+from .inventory import SELECT
 from .tables import ago, print_table
 
 
@@ -25,11 +26,15 @@ from .tables import ago, print_table
 @click.option("--fleet", default="", help="Only devices of this fleet.")
 @click.option("--context", help='Only this context; "" is what names none.')
 @click.option("--hours", type=click.IntRange(1, 8760), default=24, show_default=True, help="Of inferences.")
+@SELECT
 @with_hub
-def accuracy(client: HubClient, model: str, fleet: str, context: str | None, hours: int, as_json: bool) -> int:
+def accuracy(
+    client: HubClient, model: str, fleet: str, context: str | None, hours: int, select: str, as_json: bool
+) -> int:
     """Accuracy of each model, version, fleet and context: expected, if what it has learnt still holds, from calibrated
     confidence and the labels of 30 days, with a 95 % interval. Exits with 1 when labels say that it does not hold."""
-    asked = {"model": model, "fleet": fleet, "hours": hours} | ({} if context is None else {"context": context})
+    asked: dict[str, Any] = {"model": model, "fleet": fleet, "hours": hours, "select": select}
+    asked |= {} if context is None else {"context": context}
     told = client.get(f"/api/v1/accuracy?{urlencode(asked)}")
     wrong = any(_holds(one) == "disagrees" for found in told["models"] for one in (found, *found["slices"]))
     if as_json:

@@ -130,6 +130,9 @@ def test_labels_are_imported_and_accuracy_is_shown(
     assert "pick_ok" in out
     assert "95.0% (83.5%" in out
     assert "expected, if what it has learnt still holds" in out
+    assert "pick_ok" in edgewright("accuracy", "--select", "id=pi-0")[1]
+    assert edgewright("accuracy", "--select", "id=pi-1")[1] == "nothing was counted yet\n"
+    assert edgewright("accuracy", "--select", "site=moon")[0] == 1
     told = json.loads(edgewright("accuracy", "--json")[1])
     assert told["models"][0]["outcomes"]["pick_ok"]["hits"] == 38
     table.write_text("device,value\npi-0,1\n")

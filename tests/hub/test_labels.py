@@ -99,6 +99,34 @@ def test_accuracy_is_told_of_models_and_of_each_version_fleet_and_context(house:
     json.dumps(read(house))
 
 
+def test_accuracy_of_chosen_devices_is_that_of_their_reports_and_labels(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = house.packages["1.0.0"]
+    at = next(one.at for one in known(house).known.values() if one.version == "1.0.0")
+    assert at is not None
+    for device, sure in (("pi-0", 0.95), ("pi-1", 0.65)):
+        for age in (0, 30 * HOUR):
+            cells = draw_cells(package, 200, house.rng)
+            cells[at : at + 22] = 0
+            cells[at + int(sure * 20)], cells[at + 21] = 200, round(200 * sure * 4096)
+            labelled = {"labels_n": 10, "outcomes": {"correct": [10, 10]}, "confidence": tenths(t9=(10, 10))}
+            more = labelled if device == "pi-0" and not age else {}
+            house.window(device, "1.0.0", n=200, n_monitored=200, cells=cells, start_ms=house.now - age, **more)
+    (one,) = read(house, devices={"pi-1"})["models"]
+    assert (one["expected"]["n"], one["labelled"]) == (200, None)
+    assert one["expected"]["confidence"] == pytest.approx(0.65, abs=1e-3)
+    (both,) = read(house, devices={"pi-0", "pi-1", "nobody"})["models"]
+    assert (both["expected"]["n"], both["labelled"]["n"], both["slices"][0]["cohort"]) == (400, 10, "lab")
+    assert both["expected"]["confidence"] == pytest.approx(0.80, abs=1e-3)
+    assert read(house, devices=set())["models"] == []
+    with pytest.raises(RequestError, match="kept for 24 hours, got 25; or name a fleet"):
+        read(house, devices={"pi-0"}, hours=25)
+    monkeypatch.setattr(reader, "REPORTS", 1)
+    with pytest.raises(RequestError, match="at most 1 reports"):
+        read(house, devices={"pi-0", "pi-1"})
+
+
 def test_drift_stands_beside_the_accuracy_that_it_makes_doubtful(house: House) -> None:
     roll(house, "1.0.0", "lab", 4000)
     roll(house, "2.0.0", "dock", 4000)

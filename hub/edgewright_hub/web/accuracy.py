@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from ..accuracy import imports, reader, retraining
 from ..accuracy.packages import Packages
+from ..fleet import inventory, roster
 from .api import Operator, Reader, hub_of, now_ms
 
 router = APIRouter()
@@ -23,12 +24,19 @@ def accuracy(
     model: str = "",
     fleet: str = "",
     context: str | None = None,
+    select: str = "",
     hours: Annotated[int, Query(ge=1, le=8760)] = 24,
 ) -> dict[str, Any]:
     """Of each model and each of its slices: expected, if what it has learnt still holds, with its 95 % interval; labels
-    and other outcomes that came, with theirs."""
+    and other outcomes that came, with theirs. `select`: of the devices that it means, at most 24 hours."""
     hub = hub_of(request)
+    devices: frozenset[str] | None = None
+    if select:
+        with hub.control.connect() as connection:
+            fleet_now, cohorts = hub.conductor.roster.read(connection), roster.named(connection)
+        devices = frozenset(inventory.named(inventory.Whom(select=select), fleet_now, cohorts))
     asked: dict[str, Any] = {"model": model, "fleet": fleet, "context": context, "hours": hours, "now_ms": now_ms()}
+    asked["devices"] = devices
     return reader.read(hub.control, hub.telemetry, Packages(hub.control, hub.registry.blobs), **asked)
 
 
