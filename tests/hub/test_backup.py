@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tarfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from edgewright_hub.storage.telemetry import open_telemetry
 from sim import wire
 from sim.disk import SimDisk
 from sim.house import House
-from sim.postgresql import chosen, server
+from sim.postgresql import ASKED, chosen, server
 
 NOW = datetime.now(UTC)
 CHANGED = {"desired", "cursors", "audit", "alerts"}  # by a restore itself
@@ -62,6 +62,14 @@ def lived(place: Path, packages: dict[str, Package], owner: Path, *, asked: bool
     (place / "admin.token").write_text("secret")
     (place / "hub.json").write_text("{}")
     return house
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kinds() -> Iterator[None]:
+    """Which kind of database is used, each test says itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(ASKED, raising=False)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -364,7 +372,11 @@ def test_a_folder_that_holds_something_and_a_file_that_is_there_are_left_alone(a
         backup.make(data, data / "hub.tar", now=NOW)
     assert (tmp_path / "used" / "file").read_text() == "mine"
     (tmp_path / "empty").mkdir()
+    inode = (tmp_path / "empty").stat().st_ino
     assert restore(archive, tmp_path / "empty", now=NOW).targets == 1
+    assert (tmp_path / "empty").stat().st_ino == inode, "it may be a volume of its own"
+    assert not [place.name for place in (tmp_path / "empty").iterdir() if place.name.endswith(".part")]
+    Repository(tmp_path / "empty" / "repo", tmp_path / "empty" / "keys").verify()
 
 
 def telemetry_of(place: Path) -> sa.Engine:

@@ -9,7 +9,8 @@ restored hub for an old one, everything that may only rise jumps:
 
 The owner's list of packages is signed by the owner alone: if one was published after the backup, devices wait until it
 is published here again. Everything is made beside `data` and gets its name in one rename (on a server: before that, in
-schemas that must not be there yet), so a restore that fails leaves nothing.
+schemas that must not be there yet), so a restore that fails leaves nothing. In a folder that is there, which may be a
+volume of its own, it is made and then moved up, the repository last: what a kill leaves in between is no hub.
 """
 
 from __future__ import annotations
@@ -64,21 +65,37 @@ def restore(archive: Path, data: Path, *, now: datetime, database: str | None = 
         older = _refuse_unfit(whole.manifest, now)
         if database:
             _refuse_used(database)
-        part = data.with_name(f".{data.name}.{secrets.token_hex(4)}.part")
+        part = (data if data.exists() else data.parent) / f".{data.name}.{secrets.token_hex(4)}.part"
         try:
-            _refuse_full(data.parent, whole.manifest)
+            _refuse_full(part.parent, whole.manifest)
             part.mkdir(mode=0o700)
             done = _make(whole, part, now, older, data)
             if database:
                 _to_server(database, part)
-            part.replace(data)
-            durable.sync(data.parent)
+            _name(part, data)
         except (OSError, sa.exc.DBAPIError) as error:
             said = error.strerror or error if isinstance(error, OSError) else error.orig
             raise Unavailable(f"the hub cannot be restored to {data}: {said}. Nothing of it is left") from None
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return done
+
+
+def _name(part: Path, data: Path) -> None:
+    if not data.exists():
+        part.replace(data)
+        durable.sync(data.parent)
+        return
+    moved = []
+    try:
+        for place in sorted(part.iterdir(), key=lambda one: one.name == "repo"):
+            moved.append(data / place.name)
+            place.replace(moved[-1])
+    except OSError:
+        for place in moved:
+            shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+        raise
+    durable.sync(data)
 
 
 def _make(whole: Archive, part: Path, now: datetime, older: dict[str, str], data: Path) -> Restored:
