@@ -6,9 +6,9 @@ documents follow the configuration that operators set. All of it is one transact
 A rollout whose step fails says so in its reason and stands still, without what was reported meanwhile; the others go
 on. Only a database that fails stops a round, which is then repeated whole.
 
-A step writes the whole state of its rollout, 60 to 100 bytes a device, which is a twentieth of what it costs the CPU and
-most of what it costs the disk. So a large fleet is stepped less often than each second (`PACE_MS`), but at least ten
-times in a window; who is to go back from a revoked package waits for nothing, and neither do people's commands.
+A step writes the whole state of its rollout, 60 to 100 bytes a device: a twentieth of what it costs the CPU, and most
+of what it costs the disk. So a large fleet is stepped less often than each second (`PACE_MS`), but at least ten times
+in a window; who is to go back from a revoked package waits for nothing, and neither do commands of people.
 Cost: 10 µs for each device; where rollouts are stepped, 10 µs more.
 """
 
