@@ -7,6 +7,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 SERVICES ?= mosquitto postgresql victoria-metrics
 export OMP_NUM_THREADS = 1
+# Otherwise each of the hundreds of processes that tests start would compile what it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install legacy services demo test test-arm64 lint fuzz benchmarks clean
 
