@@ -161,7 +161,7 @@ def history(ours: sa.Connection, theirs: sa.Connection, device: str) -> list[dic
 
 
 def _models(desired: Any, birth: Any, said: Any, versions: Mapping[str, str]) -> list[dict[str, Any]]:
-    """By name: what it shall run, what it said it runs in its last birth, and whether its newest window agrees."""
+    """By name: what it shall run, and what it said it runs: in its newest window, else in its last birth."""
     wanted = {one["name"]: one for one in desired.get("models", ())}
     slots = {one["model"]: one for one in birth.get("slots", ()) if one["state"] in ("active", "probation")}
     newest = said.digest if said is not None else None
@@ -169,7 +169,8 @@ def _models(desired: Any, birth: Any, said: Any, versions: Mapping[str, str]) ->
     for name in sorted({*wanted, *slots}):
         shall, has = wanted.get(name, {}), slots.get(name, {})
         digest = shall.get("digest")
-        runs = newest is not None and digest is not None and newest == digest[:16]
+        if newest is not None and digest is not None and newest == digest[:16]:
+            has = {"digest": digest, "version": versions.get(digest)}
         found.append(
             {
                 "model": name,
@@ -178,7 +179,7 @@ def _models(desired: Any, birth: Any, said: Any, versions: Mapping[str, str]) ->
                 "rollout": shall.get("rollout", ""),
                 "reported": has.get("digest"),
                 "reported_version": has.get("version"),
-                "agrees": runs or has.get("digest") == digest,
+                "agrees": has.get("digest") == digest,
             }
         )
     return found
