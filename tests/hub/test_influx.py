@@ -156,6 +156,9 @@ def test_what_was_not_taken_comes_again_and_is_there_once(house: House, server: 
     assert one.attempt() == sink.EVERY_S
     assert counted(server) == [1, 2, 3, 4, 5, 6, 7]
     assert (position(house), one.told.said) == (7, "")
+    report(house, 1)
+    server.answers.append(answer)
+    assert one.attempt() == sink.FIRST_PAUSE_S, "pauses begin anew"
 
 
 def test_a_server_says_how_long_to_wait(house: House, server: sim.Influx) -> None:
@@ -225,11 +228,12 @@ def test_a_point_that_the_server_never_takes_is_set_aside_with_the_reason_and_th
     assert open_alerts(house) == [(progress.ALERT_REFUSED, "ticket")], "until a person closes it"
 
 
+@pytest.mark.parametrize("number", [3, 200])
 def test_when_every_point_is_refused_nothing_is_set_aside_and_a_person_is_asked_for(
-    house: House, server: sim.Influx
+    house: House, server: sim.Influx, number: int
 ) -> None:
     server.unfit = lambda _: "field type conflict"
-    report(house, 200)
+    report(house, number)
     one = exporting(house, server.url)
     assert one.attempt() == sink.FIRST_PAUSE_S
     assert len(server.asked) < 100
@@ -237,7 +241,7 @@ def test_when_every_point_is_refused_nothing_is_set_aside_and_a_person_is_asked_
     assert not (house.place / "influx-refused.lp").exists()
     server.unfit = lambda _: ""
     one.attempt()
-    assert (counted(server), open_alerts(house)) == (list(range(1, 201)), [])
+    assert (counted(server), open_alerts(house)) == (list(range(1, number + 1)), [])
 
 
 def test_what_is_older_than_the_bucket_keeps_holds_nothing_up(house: House, server: sim.Influx) -> None:

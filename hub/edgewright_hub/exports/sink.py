@@ -84,7 +84,7 @@ class Sink(threading.Thread):
         try:
             more = self._turn()
         except Failure as error:
-            return self._failed(error)
+            return 0.0 if self._end.is_set() else self._failed(error)
         except sa.exc.SQLAlchemyError as error:
             if not self._end.is_set():  # else the databases are being closed
                 _LOG.error("exporting to InfluxDB: a database fails, trying again: %s", error)
