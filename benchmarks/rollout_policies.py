@@ -26,9 +26,9 @@ swing by 30 % over the day and all together from window to window; each device f
 *_full: share of the runs in which everyone was given the release, whatever came then; *_back: share taken back, before
 or after that; *_exposed_share: mean share of the devices that were given it.
 
-Full, about 20 minutes of CPU: 1000 runs with 1,000 devices (200 of releases other than good, err15 and acc2) and 100 with
-10,000, of quiet fleets 100 and 10; `--quick`: 16, 3, 4 and 1. The others run 500 times, or 200. The same seeds give
-the same figures.
+Full, about 20 minutes of CPU: 1000 runs with 1,000 devices (200 of releases other than good, err15 and acc2) and 100
+with 10,000, of quiet fleets 100 and 10; `--quick`: 16, 3, 4 and 1. The others run 500 times, or 200. The same seeds
+give the same figures.
 """
 
 from __future__ import annotations
