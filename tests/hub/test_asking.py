@@ -191,7 +191,7 @@ def test_age_asks_for_training_until_a_newer_package_is_published(client: TestCl
 def _sample() -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
-        archive.writestr("about.json", json.dumps({"model": "digits"}))
+        archive.writestr(zipfile.ZipInfo("about.json"), json.dumps({"model": "digits"}))  # of 1980: the same bytes
     return out.getvalue()
 
 
