@@ -12,9 +12,10 @@ silent     half of the devices say nothing for a day: false pages when they come
 subset     one device in fifteen moves: how many of those alarm, how many of the others, and does the cohort page
 clearing   an alarm is raised and the shift stays, or goes: is the alarm still there after ten days?
 
-Fleets as in `watched_fleets`, whoever is woken acknowledges at once; `clearing`: 20 independent streams. A tilt of .1
-is a Jensen-Shannon distance of .02, .3 of .06, 1 of .19. The budget is ten false pages a month, ten times the usual
-one, so that too many would show. `--quick`: fewer fleets and days, under a minute; results are not written.
+Fleets as in `watched_fleets`, whoever is woken acknowledges at once: a tilt of .1 standard deviations is a
+Jensen-Shannon distance of .05, .3 of .14, 1 of .4. `clearing`: 20 independent `streams`, where .3 is .06 and 1 is .19.
+The budget is ten false pages a month, ten times the usual one, so that too many would show. `--quick`: fewer fleets and
+days, under a minute; results are not written.
 """
 
 from __future__ import annotations

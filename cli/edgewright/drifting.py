@@ -44,7 +44,7 @@ def show(client: HubClient, everything: bool, by: str | None, as_json: bool) -> 
         moved = ", ".join(f"{c['name']} (JS {c['js']:.2f})" for c in row["channels"][:3])
         more = f" and {len(row['channels']) - 3} more" if len(row["channels"]) > 3 else ""
         what = ": ".join(one for one in (", ".join(row["kinds"]), moved + more) if one) or "–"
-        who = f"fleet {row['subject']} ({len(row['devices'])})" if row["scope"] == "cohort" else row["subject"]
+        who = f"cohort {row['subject']} ({len(row['devices'])})" if row["scope"] == "cohort" else row["subject"]
         since = ago(row["since_ms"]) if row["since_ms"] else "–"
         table.add_row(escape(who), row["part"], toned(row["verdict"]), since, f"{row['n']:,}", escape(what))
     watched = sum(row["scope"] == "device" and row["verdict"] in ("ok", "alarm", "skewed") for row in rows)
