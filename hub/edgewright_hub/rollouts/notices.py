@@ -18,7 +18,7 @@ from ..alerts import alerts
 from ..storage import control
 from .progress import unpacked
 from .records import note
-from .rollout import away
+from .retreat import away
 from .specification import RolloutSpec, stored
 from .state import ACTIVE, RolloutState
 

@@ -18,10 +18,7 @@ so silence can never promote.
 
 A stage that gives the release to nobody new, as happens in small fleets, is judged on the devices of those before it.
 
-When it is rolled back. Every device that ran the release was seen running what it had before; or `device_timeout_s`
-has passed, and then the reason names those that were not. They go back when they speak again: their document says so.
-A rollout that is done can be reverted at any later time, in the same way: to what is still in the other slot, and
-without waiting for maintenance windows.
+When it goes back: `retreat`.
 
 When it is done. Behind the last stage there is nobody whom more evidence could spare, so its end takes no proof that
 the release is no worse, but time: it waits until *every* device of the last stage that is present has reported its
@@ -44,14 +41,14 @@ import numpy as np
 
 from edgewright_contracts.errors import Refused
 
-from . import experiment, exposure, interval
+from . import experiment, exposure, interval, retreat
 from .experiment import Answer, Conclusion
 from .gates import Evidence, Gate, Judgement
 from .hearing import Said, hear
-from .members import CODE, Bools, Indices, Member, Members, Numbers, happened
+from .members import CODE, Bools, Member, Members, Numbers, happened
 from .processes import Counts, Floats
 from .specification import RolloutSpec
-from .state import ACTIVE, GOING_BACK, Command, Event, Outcome, RolloutState, move
+from .state import ACTIVE, GOING_BACK, Command, RolloutState, move
 from .wishes import KINDS, NOTHING, Wishes, all_of, together
 
 
@@ -150,13 +147,13 @@ def step(
     if state.state not in ACTIVE:
         return state, NOTHING
     if seen.withdrawn and state.state not in GOING_BACK:
-        return _withdrawn(state, seen.withdrawn, now_ms)
+        return retreat.withdrawn(state, seen.withdrawn, now_ms)
     if state.state in ("draft", "unapproved"):
         return state, NOTHING
     given = state.members.given
     state = msgspec.structs.replace(state, members=_heard(state.members, spec, seen, now_ms))
     if state.state in GOING_BACK:
-        return _undone(state, spec, now_ms), NOTHING
+        return retreat.undone(state, spec, now_ms), NOTHING
     here = seen.present if seen.held is None else seen.present & ~seen.held
     here = here if seen.unable is None else here & ~seen.unable
     able = here if seen.open is None else here & seen.open
@@ -168,7 +165,7 @@ def step(
     if state.state == "running":
         state, asked = _ask(state, spec, here, able, seen.bytes, now_ms)
         return state, together(off, judged, asked)
-    return _undone(state, spec, now_ms), together(off, judged)
+    return retreat.undone(state, spec, now_ms), together(off, judged)
 
 
 def _heard(members: Members, spec: RolloutSpec, seen: Observation, now_ms: int) -> Members:
@@ -248,7 +245,7 @@ def _judge(
         reason=judgement.reason + troubles,
     )
     if judgement.verdict == "rollback":
-        return _harmed(state, judgement, now_ms)
+        return retreat.harmed(state, judgement, now_ms)
     if state.stage == spec.experiment_stage and state.conclusion is None:
         return _compared(state, spec, judgement, now_ms)
     if judgement.verdict != "promote" or state.state != "running":
@@ -267,17 +264,6 @@ def _judge(
     return state, together(all_of("keep", keep), all_of("back", failed))
 
 
-def _harmed(state: RolloutState, judgement: Judgement, now_ms: int) -> tuple[RolloutState, Wishes]:
-    members = state.members
-    failed = members.has("failed")
-    reasons = {members.reasons.get(members.devices[i], "") for i in np.flatnonzero(failed).tolist()}
-    told = "; ".join(sorted(filter(None, reasons))[:3])
-    refused = failed.any() and bool(members.refused[failed].all()) and not members.windows.any()
-    state = move(state, "harm", judgement.reason + (f": {told}" if told else ""), now_ms)
-    outcome: Outcome = "refused by self-test" if refused else "rolled back"
-    return msgspec.structs.replace(state, outcome=outcome), all_of("back", members.given)
-
-
 def _compared(state: RolloutState, spec: RolloutSpec, judgement: Judgement, now_ms: int) -> tuple[RolloutState, Wishes]:
     """At the share of an experiment, which nothing but its conclusion leads beyond."""
     state = msgspec.structs.replace(state, effects=judgement.effects)
@@ -285,12 +271,6 @@ def _compared(state: RolloutState, spec: RolloutSpec, judgement: Judgement, now_
         return state, NOTHING
     found = experiment.answer(spec.experiment, state.effects, (now_ms - state.since_ms) / 1000)
     return (state, NOTHING) if found is None else conclude(state, spec, *found, now_ms)
-
-
-def _withdrawn(state: RolloutState, reason: str, now_ms: int) -> tuple[RolloutState, Wishes]:
-    event: Event = "abort" if state.state in ("draft", "unapproved") else "harm"
-    after = msgspec.structs.replace(move(state, event, reason, now_ms), outcome="withdrawn")
-    return after, all_of("back", state.members.given)
 
 
 def _ask(
@@ -327,31 +307,3 @@ def _troubles(members: Members, trying: Bools) -> str:
     """What keeps devices of a stage that were asked and try again."""
     names = [members.devices[i] for i in np.flatnonzero(trying)[:3].tolist()]
     return "".join(f"; {name} tries again ({members.reasons.get(name, '')})" for name in names)
-
-
-def _undone(state: RolloutState, spec: RolloutSpec, now_ms: int) -> RolloutState:
-    """The state, ended if it goes back and nobody is waited for."""
-    if state.state not in GOING_BACK:
-        return state
-    gone = _not_back(state.members)
-    if gone.size and now_ms - state.since_ms <= 1000 * spec.device_timeout_s:
-        return state
-    return move(state, "undone", state.reason + _unseen(state.members, gone), now_ms)
-
-
-def away(state: RolloutState) -> int:
-    """How many devices ran the release and were not seen on what they had before."""
-    return int(_not_back(state.members).size)
-
-
-def _not_back(members: Members) -> Indices:
-    """Devices that ran the release and were not seen on their previous one, unless they had nothing before."""
-    return np.flatnonzero(members.has("active", "committed") & ~members.back & (members.previous >= 0))
-
-
-def _unseen(members: Members, gone: Indices) -> str:
-    if not gone.size:
-        return ""
-    named = ", ".join(members.devices[i] for i in gone[:5].tolist())
-    more = f" and {gone.size - 5} more" if gone.size > 5 else ""
-    return f"; told to go back and not seen there yet: {named}{more}"
