@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from edgewright_contracts.codec import MAX_COUNT, decode
 from edgewright_contracts.errors import ContractError, Refused, RequestError
 from edgewright_contracts.package import Package
-from edgewright_hub.rollouts import rollout
+from edgewright_hub.rollouts import rollout, rounds
 from edgewright_hub.rollouts.gates import GatePolicy
 from edgewright_hub.rollouts.records import gate_of
 from edgewright_hub.rollouts.specification import RolloutSpec
@@ -383,3 +383,33 @@ def test_a_tick_of_the_rollouts_does_not_wait_for_drift(lived_in: House, monkeyp
     lived_in.start("2.0.0")
     lived_in.conductor.tick(lived_in.now)
     assert lived_in.conductor.rollouts()[0]["devices_exposed"] == 1
+
+
+def test_a_large_fleet_is_stepped_ten_times_in_a_window_and_nothing_waits_that_must_not(
+    lived_in: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = lived_in
+    monkeypatch.setattr(rounds, "OFTEN", 0)
+    monkeypatch.setattr(rounds, "PACE_MS", 1000.0)
+
+    def stepped(after_ms: int) -> bool:
+        """Whether the tick so much later does."""
+        house.now += after_ms
+        house.report(house.row("pi-0", "1.0.0"))
+        before = _position(house)
+        house.tick()
+        return _position(house) > before
+
+    house.start("2.0.0", stages=("100%",), window_s=5.0)
+    assert stepped(1), "a new one is begun at once"
+    assert [stepped(ms) for ms in (100, 399, 1, 499, 1)] == [False, False, True, False, True]
+    house.conductor.revoke("digits", "2.0.0", reason="wrong", who="ann", now_ms=house.now)
+    assert {house.version(d) for d in EIGHT} == {"2.0.0"}, "its rollout takes it back"
+    assert stepped(1)
+    assert {house.version(d) for d in EIGHT} == {"1.0.0"}
+
+
+def _position(house: House) -> int:
+    c = control.cursors.c
+    with house.control.connect() as connection:
+        return int(connection.execute(sa.select(c.position).where(c.name == "rollout.windows")).scalar_one())
