@@ -47,7 +47,7 @@ class Hub:
 
     def end(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
-        self._process.communicate(timeout=20)
+        self._process.communicate(timeout=60)
 
 
 class Device:

@@ -262,7 +262,7 @@ class Process:
 
     def end(self) -> None:
         self.process.terminate()
-        self.process.communicate(timeout=20)
+        self.process.communicate(timeout=60)
         self._log.close()
 
 

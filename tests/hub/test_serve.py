@@ -218,7 +218,7 @@ def test_a_disk_that_is_full_is_one_message_and_no_half_files(
         "from edgewright.main import main; main()"
     )
     words = ["hub", *command.split(), "--data", str(data), *options.split()]
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=90, check=False)
     assert (done.returncode, done.stdout) == (3, "")
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) == 1
