@@ -228,7 +228,7 @@ def test_a_point_that_the_server_never_takes_is_set_aside_with_the_reason_and_th
     assert open_alerts(house) == [(progress.ALERT_REFUSED, "ticket")], "until a person closes it"
 
 
-@pytest.mark.parametrize("number", [3, 200])
+@pytest.mark.parametrize("number", [3, 60])
 def test_when_every_point_is_refused_nothing_is_set_aside_and_a_person_is_asked_for(
     house: House, server: sim.Influx, number: int
 ) -> None:

@@ -9,7 +9,7 @@ with the window's place in its spool below the millisecond. Windows without a cl
 moment, are also set apart by milliseconds: their start is known no better.
 
 Counts are integers, all else is a float; a field keeps its type for ever. What was not measured is absent, and so are
-empty tags. Cost: 75 µs a window.
+empty tags. Cost: 40 µs a window.
 """
 
 from __future__ import annotations
