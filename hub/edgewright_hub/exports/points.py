@@ -3,10 +3,11 @@
     edgewright_window,device=…,fleet=…,site=…,hardware=…,model=…,version=…,digest=…,variant=…,context=…,phase=…,rollout=…
     edgewright_outcome,(the same),outcome=pick_ok n=40i,hits=38i
 
-Guarantee: the same window always gives the same lines, so writing one twice changes nothing, and two windows never give
-the same series and time, so none is written over another. Therefore the time is the start of the window in nanoseconds,
-with the window's place in its spool below the millisecond. Windows without a clock, of which many may be placed at one
-moment, are also set apart by milliseconds: their start is known no better.
+Guarantee: the same window, of a device that is in the same place, gives the same lines, so writing one twice changes
+nothing; and two windows of a spool never give the same series and time, so none is written over another. Therefore the
+time is the start of the window in nanoseconds, with the window's number and its spool's random id below the
+millisecond. Windows without a clock, of which many may be placed at one moment, are also set apart by milliseconds:
+their start is known no better.
 
 Counts are integers, all else is a float; a field keeps its type for ever. What was not measured is absent, and so are
 empty tags. Cost: 40 µs a window.
