@@ -1,7 +1,8 @@
 """What a tick of rollouts reads of telemetry.db: what arrived behind the cursors, who was heard when, and the past of
 devices that a rollout takes in. Nothing is written.
 
-Cost: for each device that joins, its windows of `PRE_MS`, of so many devices at once that they take some megabytes.
+Cost: for each device that joins, its windows of `PRE_MS`, 25 µs each, of so many devices at once that they take some
+megabytes.
 """
 
 from __future__ import annotations
