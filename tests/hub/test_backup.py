@@ -348,7 +348,7 @@ def test_an_older_schema_is_upgraded_and_said_to_be(tmp_path: Path, owner: Path,
     house.control.dispose()
     before = revisions("control")[1]
     (tmp_path / "data" / "hub.db").unlink()
-    engine = open_engine(tmp_path / "data" / "hub.db", schema="control", synchronous="FULL")
+    engine = open_engine(tmp_path / "data" / "hub.db", schema="control")
     with engine.begin() as connection:
         command.upgrade(_config(connection, control.metadata, "control"), before)
     engine.dispose()

@@ -92,7 +92,7 @@ def test_latencies_come_back_from_their_bytes(cells: tuple[int, ...]) -> None:
 
 def test_rows_of_an_earlier_release_are_kept_and_read(tmp_path: Path) -> None:
     """Its rollups held varints, and its windows knew nothing of shadow and confidence."""
-    engine = store.open_engine(tmp_path / "telemetry.db", schema="telemetry", synchronous="NORMAL")
+    engine = store.open_engine(tmp_path / "telemetry.db", schema="telemetry")
     with engine.begin() as connection:
         command.upgrade(store._config(connection, telemetry.metadata, "telemetry"), "telemetry_0002")
         old = {column["name"]: column["type"] for column in sa.inspect(connection).get_columns("rollups")}

@@ -21,8 +21,8 @@ Moment = Literal["decided", "committed"]  # all decided and nothing written; all
 
 def die(place: Path, stored: Places, moment: Moment, method: str, arguments: Any, named: Any) -> None:
     """What `Conductor.method` does, until the kill."""
-    control = open_engine(stored.control, schema="control", synchronous="FULL")
-    telemetry = open_engine(stored.telemetry, schema="telemetry", synchronous="NORMAL")
+    control = open_engine(stored.control, schema="control")
+    telemetry = open_engine(stored.telemetry, schema="telemetry")
     if moment == "decided":
         sa.event.listen(control, "commit", _kill)
     registry = Registry(place / "repo", place / "keys", control)

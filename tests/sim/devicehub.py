@@ -40,8 +40,8 @@ class DeviceHub:
     def __enter__(self) -> Self:
         self._thread.start()
         assert self._ready.wait(60)
-        self.control = open_engine(self._config.data / "hub.db", schema="control", synchronous="FULL")
-        self.telemetry = open_engine(self._config.data / "telemetry.db", schema="telemetry", synchronous="NORMAL")
+        self.control = open_engine(self._config.data / "hub.db", schema="control")
+        self.telemetry = open_engine(self._config.data / "telemetry.db", schema="telemetry")
         self.authority = open_authority(self._config.data / "ca", now=datetime.now(UTC))
         return self
 

@@ -1,7 +1,7 @@
 """How far the export has come: a cursor over `windows.id`, in telemetry.db itself.
 
-There, because telemetry.db may lose its last commits in a power cut: then windows and cursor go back together, and no
-id that is given again is taken for one that was exported. There is a cursor only while windows are exported; retention
+There, so that windows and cursor are restored together, and no id that is given again is taken for one that was
+exported. There is a cursor only while windows are exported; retention
 keeps what it has not reached.
 """
 

@@ -1,8 +1,7 @@
 """`hub.db`: what was decided and who may decide: devices, tokens, packages, rollouts, settings, desired documents,
 drift, audit.
 
-Times are UTC milliseconds. synchronous=FULL: what was answered to a person or a device survives a power cut. Tokens
-are kept as sha256 of their 32 random bytes; nothing here lets one be used.
+Times are UTC milliseconds. Tokens are kept as sha256 of their 32 random bytes; nothing here lets one be used.
 """
 
 from __future__ import annotations
@@ -314,6 +313,6 @@ audit: Final = Table(
 
 def open_control(place: Path | str) -> sa.Engine:
     """The engine of hub.db (path) or of a server (URL), at the newest schema."""
-    engine = open_engine(place, schema="control", synchronous="FULL")
+    engine = open_engine(place, schema="control")
     migrate(engine, metadata, "control")
     return engine

@@ -3,9 +3,7 @@ shortened by retention; read by everybody.
 
 Times are UTC milliseconds. `digest` of a window and a rollup is the first 16 hex digits of the package digest, as on
 the wire. Packed columns of windows and device_hours: `cells` are varints of all channels (binning.unpack), `latency*`
-sparse grid counts (binning.unpack_grid); those of rollups are as `histograms` says. synchronous=NORMAL: a power cut may
-lose the last commits, and every counted report with them, together with the high-water that says they were counted; so
-the device offers them again and nothing is doubled.
+sparse grid counts (binning.unpack_grid); those of rollups are as `histograms` says.
 """
 
 from __future__ import annotations
@@ -225,6 +223,6 @@ cursors: Final = Table(
 
 def open_telemetry(place: Path | str) -> sa.Engine:
     """The engine of telemetry.db (path) or of a server (URL), at the newest schema."""
-    engine = open_engine(place, schema="telemetry", synchronous="NORMAL")
+    engine = open_engine(place, schema="telemetry")
     migrate(engine, metadata, "telemetry")
     return engine
