@@ -48,7 +48,8 @@ Schema = Literal["telemetry", "control"]
 def open_engine(place: Path | str, *, schema: Schema) -> sa.Engine:
     """An engine on a SQLite file (a path) or on PostgreSQL (a URL, postgresql://user@host/name), where both databases
     are schemas of one. What is committed survives a power cut: devices forget what they were told is kept. A commit of
-    SQLite waits for the disk (about 5 ms); ingest commits once for all that came. Raises RequestError for another URL."""
+    SQLite waits for the disk (about 5 ms); ingest commits once for all that came. Raises RequestError for another
+    URL."""
     if not isinstance(place, Path):
         url = server_url(place)
         options = f"-c search_path={schema} -c synchronous_commit=on -c lock_timeout=10000"
