@@ -9,8 +9,9 @@ windows that are in control, over all devices that count the same channels in th
     t_f   mean of the squared trend, and its variance: devices that differ a little inflate it more than the rest of X²
     rho   correlation of the z-scores of two blocks in a row; of a stream, its own share drawn towards the fleet's
 
-Each is taken somewhat larger than measured, by what the number of blocks leaves open (1 / sqrt of it), and used from
-`ENOUGH` blocks on. Before that nothing is tested with them: the fleet is still learning what is normal.
+Each is taken somewhat larger than measured, by what the number of blocks leaves open (1 / sqrt of it), p-values also
+know how many independent blocks stand behind a mean (`certainty`), and all is used from `ENOUGH` blocks on. Before that
+nothing is tested with them: the fleet is still learning what is normal.
 """
 
 from __future__ import annotations
@@ -62,9 +63,6 @@ class Dispersion:
             np.zeros((baselines, 3)),
             np.zeros((baselines, scales, 4)),
         )
-
-    def copy(self) -> Dispersion:
-        return Dispersion(*(one.copy() for one in self._sums()))
 
     def pack(self) -> bytes:
         return b"".join(one.astype("<f8").tobytes() for one in self._sums())
