@@ -257,11 +257,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer runs; results are not written")
     parser.add_argument("--json", action="store_true", help="last line: one object")
     parser.add_argument("--keep", type=Path, help="a file of runs: begin where a run that was interrupted ended")
-    parser.add_argument("--large", type=int, metavar="RUNS", help="with 10,000 devices, if fewer")
     arguments = parser.parse_args()
     size = QUICK if arguments.quick else FULL
-    if arguments.large:
-        size = size._replace(runs={**size.runs, 10_000: arguments.large})
     began = time.process_time()
     todo = {devices: jobs(size, devices) for devices in size.runs}
     with ProcessPoolExecutor() as pool:
