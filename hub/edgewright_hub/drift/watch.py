@@ -12,7 +12,7 @@ on to another digest has ended. Cost: about 0.2 ms a window in calls of hundreds
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ import numpy as np
 from edgewright_contracts.errors import RequestError
 
 from . import feed, skew
+from .arrivals import Window, turns
 from .budget import Budget
 from .cohorts import SILENT_MS, Cohort, cohort
 from .groups import DriftPolicy, Group
@@ -93,7 +94,7 @@ class Watch:
     def take(self, rows: Sequence[Any]) -> set[Key]:
         """Give the windows to their groups, those of one device in the order of their arrival."""
         touched: set[Key] = set()
-        waiting: dict[GroupKey, list[_Window]] = defaultdict(list)
+        waiting: dict[GroupKey, list[Window]] = defaultdict(list)
         for row in rows:
             reference = self.references.of(row.digest, row.variant)
             if reference is None or row.phase == "shadow":
@@ -112,14 +113,14 @@ class Watch:
                     group.streams.foreign[at] += 1
                 elif part == FEED:
                     if row.n:
-                        waiting[key].append(_Window(at, feed.counts(row), row.n, row.start_ms, length))
+                        waiting[key].append(Window(at, feed.counts(row), row.n, row.start_ms, length))
                 elif row.n_monitored:
                     mine = np.zeros((group.streams.channels, group.streams.cells))
                     for into, where in zip(mine, reference.slices[part], strict=True):
                         into[: where.stop - where.start] = cells[where]
-                    waiting[key].append(_Window(at, mine, row.n_monitored, row.start_ms, length))
+                    waiting[key].append(Window(at, mine, row.n_monitored, row.start_ms, length))
         for key, windows in waiting.items():
-            for turn in _turns(windows):
+            for turn in turns(windows):
                 rows_at, n, start_ms, length_ms = (np.array([w[i] for w in turn]) for i in (0, 2, 3, 4))
                 self.groups[key].take(rows_at, np.stack([w.cells for w in turn]), n, start_ms, length_ms)
         return touched
@@ -290,26 +291,6 @@ class Watch:
         if not mine:
             raise RequestError(f"{subject!r} has no drift alarm; `edgewright fleet drift` lists them")
         return mine
-
-
-class _Window(NamedTuple):
-    at: int
-    cells: Any
-    n: int
-    start_ms: int
-    length_ms: int
-
-
-def _turns(windows: Iterable[_Window]) -> list[list[_Window]]:
-    """The windows in turns: each device at most once in a turn, its windows in their order."""
-    turns: list[list[_Window]] = []
-    seen: dict[int, int] = defaultdict(int)
-    for window in windows:
-        if seen[window.at] == len(turns):
-            turns.append([])
-        turns[seen[window.at]].append(window)
-        seen[window.at] += 1
-    return turns
 
 
 def _verdict_of(one: Cohort) -> Verdict:
