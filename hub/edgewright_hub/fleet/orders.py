@@ -8,13 +8,15 @@
     expired     nothing came in time; an answer that comes later still counts
 
 A device obeys an order once, however often it hears it: its id is the command's. One order of a verb is open for a
-device; asking again joins it. Cost of a turn: an index look-up, and two more for each order that is open.
+device; asking again joins it. Cost of a turn: the events that came since the last one, and a row for each device that
+an order is open for.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
@@ -36,14 +38,17 @@ LONGEST_H: Final = 30 * 24.0
 AGAIN_MS: Final = 600_000
 LATE_MS: Final = 7 * 86_400_000  # so long after its end an answer still counts
 SHOWN: Final = 100
+_CHUNK: Final = 500  # devices in one SELECT
 _OPEN: Final = ("asked", "under way")
 
 
 class Orders:
-    """`publish` may be called from the thread of any caller."""
+    """From any thread; `publish` is called from the caller's."""
 
     def __init__(self, control_engine: sa.Engine, telemetry_engine: sa.Engine, publish: Publish) -> None:
         self._control, self._telemetry, self._publish = control_engine, telemetry_engine, publish
+        self._turn = threading.Lock()
+        self._read: int | None = None  # the last event that was looked at; None: none since this process began
 
     def place(self, device: str, verb: Verb, *, hours: float = HOURS, who: str, now_ms: int) -> dict[str, Any]:
         """The order, which may be open already. Raises RequestError for a device that is not enrolled."""
@@ -68,14 +73,19 @@ class Orders:
     def tick(self, now_ms: int) -> None:
         """Send what may go out, take note of answers, end what is over."""
         o = control.orders
-        with self._control.connect() as connection:
-            watched = sa.select(o).where(o.c.expires_ms > now_ms - LATE_MS, o.c.state.in_((*_OPEN, "expired")))
-            rows = connection.execute(watched).all()
-        for row in rows:
-            after = self._after(row, now_ms)
-            if after:
+        with self._turn:
+            with self._control.connect() as connection:
+                watched = sa.select(o).where(o.c.expires_ms > now_ms - LATE_MS, o.c.state.in_((*_OPEN, "expired")))
+                rows = connection.execute(watched).all()
+            read, said = self._heard(rows)
+            births = self._births([row.device for row in rows if row.state in _OPEN])
+            changed = {row.id: self._after(row, said.get(row.id), births.get(row.device), now_ms) for row in rows}
+            if any(changed.values()):
                 with self._control.begin() as connection:
-                    connection.execute(o.update().where(o.c.id == row.id).values(**after))
+                    for number, after in changed.items():
+                        if after:
+                            connection.execute(o.update().where(o.c.id == number).values(**after))
+            self._read = read
 
     def find(self, device: str, number: str) -> dict[str, Any]:
         """Raises RequestError."""
@@ -96,12 +106,14 @@ class Orders:
 
     def answer(self, device: str, number: str) -> dict[str, Any] | None:
         """What the device said, {at_ms, reason, text}; None while it has not, and when events that old are gone."""
-        row = self._heard(device, number)
+        e = telemetry.events
+        mine = (e.c.device == device, e.c.model == "", e.c.reason.contains(number, autoescape=True))
+        with self._telemetry.connect() as connection:
+            row = connection.execute(sa.select(e).where(*mine).order_by(e.c.id.desc()).limit(1)).first()
         return None if row is None else {"at_ms": row.at_ms, "reason": row.reason, "text": row.log}
 
-    def _after(self, row: sa.Row[Any], now_ms: int) -> dict[str, Any]:
-        """The columns that change; the command goes out on the way."""
-        said = self._heard(row.device, row.id)
+    def _after(self, row: sa.Row[Any], said: Any, birth_ms: int | None, now_ms: int) -> dict[str, Any]:
+        """The columns that change; the command goes out on the way. `birth_ms` None: the device is away."""
         if said is not None:
             state: State = "arrived" if said.reason.startswith("answer") else "failed"
             return {"state": state, "arrived_ms": said.arrived_ms, "said": "" if state == "arrived" else said.reason}
@@ -109,19 +121,35 @@ class Orders:
             return {}
         if now_ms >= row.expires_ms:
             return {"state": "expired"}
-        d = telemetry.devices.c
-        with self._telemetry.connect() as connection:
-            seen = connection.execute(sa.select(d.online, d.birth_ms).where(d.device == row.device)).one_or_none()
-        if seen is None or not seen.online:
+        if birth_ms is None:
             return {}
-        if row.sent_ms is not None and (seen.birth_ms or 0) < row.sent_ms and now_ms - row.sent_ms < AGAIN_MS:
+        if row.sent_ms is not None and birth_ms < row.sent_ms and now_ms - row.sent_ms < AGAIN_MS:
             return {}
         command = Command(id=row.id, verb=row.verb, expires_at=row.expires_ms)
         self._publish(row.device, "command", encode(command), False)
         return {"state": "under way", "sent_ms": now_ms}
 
-    def _heard(self, device: str, number: str) -> sa.Row[Any] | None:
-        e = telemetry.events
-        mine = (e.c.device == device, e.c.model == "", e.c.reason.contains(number, autoescape=True))
+    def _heard(self, orders: Sequence[sa.Row[Any]]) -> tuple[int, dict[str, Any]]:
+        """How far events were read, and the answers among them, by order."""
+        e = telemetry.events.c
         with self._telemetry.connect() as connection:
-            return connection.execute(sa.select(e).where(*mine).order_by(e.c.id.desc()).limit(1)).first()
+            last = connection.execute(sa.select(sa.func.max(e.id))).scalar() or 0
+            if not orders:
+                return last, {}
+            first = min(row.at_ms for row in orders)
+            since = e.arrived_ms >= first if self._read is None else e.id > self._read
+            query = sa.select(e.device, e.reason, e.arrived_ms).where(since, e.id <= last, e.model == "")
+            rows = connection.execute(query.order_by(e.id)).all()
+        asked = {(row.device, row.id): row.id for row in orders}
+        words = ((row, word.rstrip(":")) for row in rows for word in row.reason.split()[:4])
+        return last, {asked[row.device, word]: row for row, word in words if (row.device, word) in asked}
+
+    def _births(self, devices: list[str]) -> dict[str, int]:
+        """When those that are connected came."""
+        d = telemetry.devices.c
+        found: dict[str, int] = {}
+        with self._telemetry.connect() as connection:
+            for some in (devices[at : at + _CHUNK] for at in range(0, len(devices), _CHUNK)):
+                rows = connection.execute(sa.select(d.device, d.birth_ms).where(d.device.in_(some), d.online))
+                found |= {row.device: row.birth_ms or 0 for row in rows}
+        return found
