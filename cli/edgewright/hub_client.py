@@ -18,6 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
+PATIENCE_S: Final = 20.0  # for an answer
 _DATA_HELP: Final = "Data directory of a hub on this machine, instead of the three above."
 
 
@@ -30,14 +31,15 @@ class HubClient:
         if urlsplit(url).scheme != "https" or not urlsplit(url).hostname:
             raise RequestError(f"--hub expects https://HOST[:PORT], got {url!r}: a token never travels in the clear")
         self._url = url.rstrip("/")
-        self._http = urllib3.PoolManager(ca_certs=str(ca) if ca else None, retries=False, timeout=20)
+        self._http = urllib3.PoolManager(ca_certs=str(ca) if ca else None, retries=False)
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     def get(self, path: str) -> Any:
         return self._call("GET", path, None)
 
-    def post(self, path: str, body: object = None) -> Any:
-        return self._call("POST", path, json.dumps(body or {}).encode())
+    def post(self, path: str, body: object = None, *, patience_s: float = PATIENCE_S, late: str = "") -> Any:
+        """`late`: what may have happened, and how to find out, when there is no answer in time."""
+        return self._call("POST", path, json.dumps(body or {}).encode(), patience_s=patience_s, late=late)
 
     def post_bytes(self, path: str, body: bytes) -> Any:
         return self._call("POST", path, body, "application/octet-stream")
@@ -51,16 +53,28 @@ class HubClient:
     def delete(self, path: str) -> Any:
         return self._call("DELETE", path, None)
 
-    def _call(self, method: str, path: str, body: bytes | None, kind: str = "application/json") -> Any:
+    def _call(
+        self, method: str, path: str, body: bytes | None, kind: str = "application/json",
+        *, patience_s: float = PATIENCE_S, late: str = "",
+    ) -> Any:  # fmt: skip
         try:
-            return json.loads(self._bytes(method, path, body, kind))
+            return json.loads(self._bytes(method, path, body, kind, patience_s=patience_s, late=late))
         except ValueError:
             raise Unavailable(f"{method} {path}: expected JSON from {self._url}, got something else") from None
 
-    def _bytes(self, method: str, path: str, body: bytes | None, kind: str) -> bytes:
+    def _bytes(
+        self, method: str, path: str, body: bytes | None, kind: str,
+        *, patience_s: float = PATIENCE_S, late: str = "",
+    ) -> bytes:  # fmt: skip
         headers = {**self._headers, "Content-Type": kind} if body else self._headers
+        timeout = urllib3.Timeout(connect=min(PATIENCE_S, patience_s), read=patience_s)
         try:
-            answer = self._http.request(method, self._url + path, body=body, headers=headers)
+            answer = self._http.request(method, self._url + path, body=body, headers=headers, timeout=timeout)
+        except urllib3.exceptions.ReadTimeoutError:
+            late = late or ("" if method == "GET" else "it may still do what it was told; look before you repeat it")
+            raise Unavailable(
+                f"no answer from the hub at {self._url} within {patience_s:g} s{late and ': '}{late}"
+            ) from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise Unavailable(
                 f"no answer from the hub at {self._url}: {error}; is it running, and is this its CA?"

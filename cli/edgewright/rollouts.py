@@ -19,6 +19,7 @@ from .rollout_options import specified
 from .tables import print_table, toned
 
 POLL_S: Final = 1.0
+PATIENCE_S: Final = 120.0  # while the hub looks at the past of a large fleet
 
 
 @click.group()
@@ -33,7 +34,9 @@ def rollout() -> None:
 @with_hub
 def create(client: HubClient, spec: dict[str, Any], force: bool, wait: bool, as_json: bool) -> int:
     """Give a published version of MODEL to a fleet, stage by stage, as far as the evidence allows."""
-    state = client.post(f"/api/v1/rollouts{'?force=true' if force else ''}", spec)
+    late = "the rollout may still begin; see `edgewright rollout status` before you create it again"
+    path = f"/api/v1/rollouts{'?force=true' if force else ''}"
+    state = client.post(path, spec, patience_s=PATIENCE_S, late=late)
     if not wait:
         return _tell(state, as_json)
     console = Console(stderr=True)
@@ -57,7 +60,8 @@ def create(client: HubClient, spec: dict[str, Any], force: bool, wait: bool, as_
 @with_hub
 def plan(client: HubClient, spec: dict[str, Any], force: bool, as_json: bool) -> int:
     """Who would get what when, and what its gates could see. Nothing moves."""
-    found = client.post(f"/api/v1/rollouts/plan{'?force=true' if force else ''}", spec)
+    path = f"/api/v1/rollouts/plan{'?force=true' if force else ''}"
+    found = client.post(path, spec, patience_s=PATIENCE_S, late="nothing was begun; ask again")
     if as_json:
         click.echo(json.dumps(found))
     else:

@@ -11,7 +11,8 @@ import pytest
 import sqlalchemy as sa
 from alembic import command
 
-from edgewright_contracts.binning import pack, pack_grid, unpack_grid
+from edgewright_contracts.binning import pack, pack_grid, unpack, unpack_grid
+from edgewright_contracts.codec import MAX_COUNT
 from edgewright_contracts.report import Hits
 from edgewright_hub.ingest import device_hours
 from edgewright_hub.ingest.writer import commit
@@ -72,6 +73,36 @@ def test_windows_add_to_the_hour_that_they_begin_in_once_also_late_ones(
     assert hours(engine)[0].windows == 3
 
 
+def test_outcomes_and_labels_by_confidence_add_up_to_the_most_that_a_cell_holds(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(seq: int, n: int, **more: Any) -> None:
+        truth = {"correct": Hits(n, n - 1), **{name: Hits(2, 1) for name in more}}
+        sure = pack([0] * 9 + [n] + [0] * 9 + [n - 1])
+        take(engine, seq, T0 + seq, outcomes=truth, correct_by_confidence=sure)
+
+    monkeypatch.setattr(device_hours, "BATCH", 2)
+    told(1, 200, pick_ok=True)
+    take(engine, 2, T0 + 2)
+    told(3, 100)
+    (one,) = hours(engine)
+    assert one.outcomes == {"correct": [300, 298], "pick_ok": [2, 1]}
+    assert unpack(one.confidence).tolist() == [0] * 9 + [300] + [0] * 9 + [298]
+    take(engine, 1, T0, device="cam-2")
+    told(4, 50, pick_ok=True, drop_ok=True)
+    one, empty = hours(engine)
+    assert one.outcomes == {"correct": [350, 347], "pick_ok": [4, 2], "drop_ok": [2, 1]}
+    assert unpack(one.confidence)[[9, 19]].tolist() == [350, 347]
+    assert (empty.outcomes, empty.confidence) == ({}, b"")
+    for seq in (5, 6):
+        full = {"latency_total": pack_grid(MAX_COUNT * grid(7)), "correct_by_confidence": pack([MAX_COUNT] * 20)}
+        take(engine, seq, T0, n=MAX_COUNT, mono_end_ms=20 * 24 * HOUR, **full)
+    one = max(hours(engine), key=lambda one: one.n)
+    assert one.n == 2 * MAX_COUNT
+    assert unpack_grid(one.latency_total)[7] == MAX_COUNT
+    assert unpack(one.confidence).tolist() == [MAX_COUNT] * 20
+
+
 def test_contexts_and_phases_have_hours_of_their_own(engine: sa.Engine) -> None:
     some: tuple[dict[str, Any], ...] = ({}, {"context": "night"}, {"phase": "shadow"}, {"variant": "onnx-int8"})
     for seq, changes in enumerate(some, 1):
@@ -88,6 +119,25 @@ def test_contexts_and_phases_have_hours_of_their_own(engine: sa.Engine) -> None:
 @pytest.mark.parametrize("cells", [(), (0,), (400,), (3, 3, 200)])
 def test_latencies_come_back_from_their_bytes(cells: tuple[int, ...]) -> None:
     assert latency_of(latency_bytes(grid(*cells))).tolist() == grid(*cells).tolist()
+
+
+def test_hours_of_before_they_held_outcomes_are_added_to(tmp_path: Path) -> None:
+    engine = store.open_engine(tmp_path / "telemetry.db", schema="telemetry")
+    with engine.begin() as connection:
+        command.upgrade(store._config(connection, telemetry.metadata, "telemetry"), "telemetry_0004")
+        key = {"device": "cam-1", "t0_ms": T0, "digest": wire.DIGEST, "variant": "onnx-fp32", "context": "",
+               "phase": "normal", "latency_total": pack_grid(grid(5, 5))}  # fmt: skip
+        row = {**dict.fromkeys(device_hours.SUMMED, 2), **key}
+        connection.execute(sa.text(f"INSERT INTO device_hours ({', '.join(row)}) VALUES (:{', :'.join(row)})"), row)
+    engine.dispose()
+    engine = open_telemetry(tmp_path / "telemetry.db")
+    (one,) = hours(engine)
+    assert (one.n, one.outcomes, one.confidence) == (2, {}, b"")
+    take(engine, 1, T0, outcomes={"correct": Hits(4, 3)}, correct_by_confidence=pack([0] * 9 + [4] + [0] * 9 + [3]))
+    (one,) = hours(engine)
+    assert (one.n, one.outcomes, one.labels_n) == (12, {"correct": [4, 3]}, 6)
+    assert unpack(one.confidence)[[9, 19]].tolist() == [4, 3]
+    engine.dispose()
 
 
 def test_rows_of_an_earlier_release_are_kept_and_read(tmp_path: Path) -> None:

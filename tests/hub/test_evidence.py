@@ -11,7 +11,7 @@ import pytest
 
 from edgewright_contracts.binning import GRID_CELLS, pack_grid
 from edgewright_hub.rollouts import rollout
-from edgewright_hub.rollouts.evidence import Heard, before, observe
+from edgewright_hub.rollouts.evidence import Heard, before, dispersed, observe
 from edgewright_hub.rollouts.gates import GatePolicy
 from edgewright_hub.rollouts.members import Member, Members
 from edgewright_hub.rollouts.processes import Margin
@@ -145,7 +145,8 @@ def test_silence_of_most_of_the_fleet_is_the_hub_s() -> None:
 
 def test_the_period_before_gives_rates_of_runs_and_none_of_devices_that_fail() -> None:
     rows = [_window("d0", OLD, start_ms=300_000 * i) for i in range(24)]
-    (member,), processes = before(SPEC.gate.metrics, {"d0": OLD}, [("d0", rows)])
+    (member,) = before(SPEC.gate.metrics, {"d0": OLD}, [rows])
+    processes = dispersed(SPEC.gate.metrics, [member], [rows])
     trials = dict(zip(SPEC.gate.metrics, member.pre_trials, strict=True))
     assert (trials["error"], trials["label"], trials["pick_ok"], trials["failure"], trials["missing"]) == (
         1440, 120, 240, 0, 0,
@@ -160,5 +161,5 @@ class _Holds:
 
 def test_a_device_whose_outcomes_are_told_counts_as_labelled() -> None:
     rows = [_window("d0", OLD, labels_n=0), _window("d1", OLD, labels_n=0, outcomes={})]
-    joined, _ = before(SPEC.gate.metrics, {"d0": OLD, "d1": OLD}, [(row.device, [row]) for row in rows])
+    joined = before(SPEC.gate.metrics, {"d0": OLD, "d1": OLD}, [[row] for row in rows])
     assert Members.of(joined).labelled.tolist() == [True, False]

@@ -2,18 +2,23 @@
 
 Not at ingest: a fleet that reports once a minute would touch each row sixty times. Guarantee: a window is in its hour
 exactly once, because the cursor moves in the transaction that adds it; late ones are added to their hour like others.
-Retention keeps the windows that are not added yet. Cost: about 20 µs a window.
+Retention keeps the windows that are not added yet. Cells of packed columns stop at 2**40, the most that they can hold.
+Cost: about 20 µs a window.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 import sqlalchemy as sa
 
-from edgewright_contracts.binning import GRID_CELLS, Cells, pack_grid, unpack_grid
-from edgewright_contracts.unpacking import ragged
+from edgewright_contracts.binning import GRID_CELLS, Cells, pack, pack_grid, unpack, unpack_grid
+from edgewright_contracts.codec import MAX_COUNT
+from edgewright_contracts.report import CONFIDENCE_BINS
+from edgewright_contracts.unpacking import Index, ragged
 
 from ..storage import telemetry
 from ..storage.store import fill, upsert
@@ -33,7 +38,9 @@ SUMMED: Final = (
 def tick(engine: sa.Engine) -> bool:
     """Add at most `BATCH` windows. True while there may be more: call it again."""
     w, c = telemetry.windows.c, telemetry.cursors.c
-    columns = (w.id, w.device, w.start_ms, w.digest, w.variant, w.context, w.phase, w.latency_total)
+    columns = (
+        w.id, w.device, w.start_ms, w.digest, w.variant, w.context, w.phase, w.latency_total, w.outcomes, w.confidence,
+    )  # fmt: skip
     with engine.begin() as connection:
         since = connection.execute(sa.select(c.position).where(c.name == CURSOR)).scalar() or 0
         some = sa.select(*columns, *(w[name] for name in SUMMED[1:])).where(w.id > since).order_by(w.id).limit(BATCH)
@@ -44,26 +51,64 @@ def tick(engine: sa.Engine) -> bool:
     return len(rows) == BATCH
 
 
-def _add(connection: sa.Connection, rows: Any) -> None:
+def _add(connection: sa.Connection, rows: Sequence[Any]) -> None:
     number: dict[tuple[Any, ...], int] = {}
-    group = np.empty(len(rows), np.intp)
+    group: Index = np.empty(len(rows), np.intp)
     for i, row in enumerate(rows):
         key = (row.device, row.start_ms - row.start_ms % HOUR_MS, row.digest, row.variant, row.context, row.phase)
         group[i] = number.setdefault(key, len(number))
     sums: Cells = np.zeros((len(number), len(SUMMED)), np.int64)
-    np.add.at(sums, group, np.array([(1, *row[len(KEY) + 2 :]) for row in rows], np.int64))
+    np.add.at(sums, group, np.array([(1, *row[-len(SUMMED) + 1 :]) for row in rows], np.int64))
     grid = grids(ragged([row.latency_total for row in rows]), np.array([row.n for row in rows]))
     flat = group[grid.owner] * GRID_CELLS + grid.cell
     latency = np.bincount(flat, weights=grid.times, minlength=len(number) * GRID_CELLS).astype(np.int64)
     latency = latency.reshape(-1, GRID_CELLS)
+    confidence, outcomes = _confidence(rows, group, len(number)), _outcomes(rows, group, len(number))
     h = telemetry.device_hours.c
     before = sa.select(telemetry.device_hours).where(
         h.device.in_(sorted({key[0] for key in number})), h.t0_ms.in_(sorted({key[1] for key in number}))
     )
     for row in connection.execute(before).mappings():
-        at = number.get(tuple(row[name] for name in KEY))
-        if at is not None:
-            sums[at] += [row[name] for name in SUMMED]
-            latency[at] += unpack_grid(row["latency_total"])
-    changed = [(*key, *sums[at].tolist(), pack_grid(latency[at])) for key, at in sorted(number.items())]
-    fill(connection, telemetry.device_hours, (*KEY, *SUMMED, "latency_total"), changed, keys=KEY)
+        known = number.get(tuple(row[name] for name in KEY))
+        if known is not None:
+            sums[known] += [row[name] for name in SUMMED]
+            latency[known] += unpack_grid(row["latency_total"])
+            _tell(outcomes[known], row["outcomes"])
+            if row["confidence"]:
+                confidence[known] += unpack(row["confidence"])
+    np.minimum(latency, MAX_COUNT, out=latency)
+    np.minimum(confidence, MAX_COUNT, out=confidence)
+    labelled = confidence.sum(axis=1)
+    changed = [
+        (
+            *key, *sums[at].tolist(), pack_grid(latency[at]), msgspec.json.encode(outcomes[at]).decode(),
+            pack(confidence[at]) if labelled[at] else b"",
+        )
+        for key, at in sorted(number.items())
+    ]  # fmt: skip
+    fill(
+        connection, telemetry.device_hours, (*KEY, *SUMMED, "latency_total", "outcomes", "confidence"), changed,
+        keys=KEY,
+    )  # fmt: skip
+
+
+def _confidence(rows: Sequence[Any], group: Index, groups: int) -> Cells:
+    """int64[groups, 20]: n of each tenth, then hits."""
+    out: Cells = np.zeros((groups, 2 * CONFIDENCE_BINS), np.int64)
+    if some := [i for i, row in enumerate(rows) if row.confidence]:
+        bins = ragged([rows[i].confidence for i in some]).values
+        np.add.at(out, group[some], bins.reshape(len(some), -1))
+    return out
+
+
+def _outcomes(rows: Sequence[Any], group: Index, groups: int) -> list[dict[str, tuple[int, int]]]:
+    out: list[dict[str, tuple[int, int]]] = [{} for _ in range(groups)]
+    for at, row in zip(group.tolist(), rows, strict=True):
+        _tell(out[at], row.outcomes)
+    return out
+
+
+def _tell(into: dict[str, tuple[int, int]], outcomes: Mapping[str, Sequence[int]]) -> None:
+    for name, (n, hits) in outcomes.items():
+        before = into.get(name, (0, 0))
+        into[name] = before[0] + n, before[1] + hits

@@ -22,7 +22,6 @@ import numpy as np
 import numpy.typing as npt
 
 from edgewright_contracts.binning import GRID_CELLS
-from edgewright_contracts.codec import MAX_COUNT
 from edgewright_contracts.report import CONFIDENCE_BINS
 from edgewright_contracts.unpacking import ragged
 
@@ -50,6 +49,9 @@ COLUMNS: Final = (  # of telemetry.windows that are read here
     "errors", "labels_n", "labels_wrong", "latency_total", "outcomes", "shadow_n", "shadow_agree", "confidence",
     "placed",
 )  # fmt: skip
+COUNTED: Final = (  # of telemetry.windows and of telemetry.device_hours: what is read of the time before
+    "device", "digest", "n", "errors", "labels_n", "labels_wrong", "latency_total", "confidence",
+)  # fmt: skip
 GRACE_MS: Final = 15_000  # after the announced time of the next report, before a device counts as silent
 PATIENCE: Final = 2.0  # promised times of silence, until it counts: a device has one first, not to be spent on a blip
 SLOT_MS: Final = 300_000  # of `dispersion`
@@ -60,7 +62,7 @@ STEADY: Final = 0.01  # least phi of sums of confidence, which vary less than co
 _SHADOW: Final = len(METRICS) + len(ONCE)
 _DOUBT: Final = 1 - (np.arange(CONFIDENCE_BINS) + 0.5) / CONFIDENCE_BINS
 
-Row = Any  # of telemetry.windows or telemetry.events
+Row = Any  # of telemetry.windows, telemetry.device_hours or telemetry.events
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,32 +145,49 @@ def observe(
 
 
 def before(
-    metrics: Sequence[Metric], previous: Mapping[str, str | None], windows: Iterable[tuple[str, Sequence[Row]]]
-) -> tuple[tuple[Member, ...], tuple[Process, ...]]:
-    """Members with what they counted with their `previous` digests, and processes with the dispersion of it.
+    metrics: Sequence[Metric], previous: Mapping[str, str | None], counted: Iterable[Sequence[Row]]
+) -> tuple[Member, ...]:
+    """Members with what they counted with their `previous` digests.
 
-    `windows`: of each device of `previous` in turn; they are let go of one device after the other. Of devices that fail
-    or fall silent nothing is known before: the first is what counts, and that was another time.
+    `counted`: their hours and windows, each of which counts once, in any order; all of a device are in one part, and
+    parts are let go of one after the other. Of devices that fail or fall silent nothing is known before: the first is
+    what counts, and that was another time.
     """
-    members, tables, numbers, slots = [], [np.zeros((0, 2, len(metrics)))], [], []
-    once = [metrics.index(metric) for metric in ONCE]
-    stride = max(1, len(previous) // ENOUGH)
-    for number, (device, rows) in enumerate(windows):
-        slow_cell = _slow_cell(rows)
-        table = tabulate(rows, np.full(len(rows), -1 if slow_cell is None else slow_cell), metrics)
-        table[:, :, once] = 0.0
-        if number % stride == 0:
-            tables.append(table)
-            numbers += [number] * len(rows)
-            slots += [row.start_ms // SLOT_MS for row in rows]
-        trials, events = table.sum(0).tolist()
-        members.append(
-            Member(device=device, previous=previous[device], pre_trials=trials, pre_events=events, slow_cell=slow_cell)
+    places = {device: place for place, device in enumerate(previous)}
+    pre, slow_cells = np.zeros((len(places), 2, len(metrics))), np.full(len(places), -1, np.intp)
+    for rows in counted:
+        at = np.array([places[row.device] for row in rows], np.intp)
+        runs = _latency(rows)
+        devices, number = np.unique(at, return_inverse=True)
+        slow_cells[devices] = _slow_cells(runs, number, devices.size)
+        np.add.at(pre, at, _counts(rows, runs, slow_cells[at], metrics))
+    return tuple(
+        Member(
+            device=device, previous=digest, pre_trials=tuple(trials), pre_events=tuple(events),
+            slow_cell=None if cell < 0 else cell,
         )
-    every = np.concatenate(tables)
-    at = np.array(numbers, np.intp), np.array(slots, np.intp)
-    return tuple(members), tuple(
-        Process(phi=dispersion(every[:, 1, i], every[:, 0, i], *at, least=STEADY if metric in ADVISORY else 1.0))
+        for (device, digest), (trials, events), cell in zip(
+            previous.items(), pre.tolist(), slow_cells.tolist(), strict=True
+        )
+    )  # fmt: skip
+
+
+def dispersed(
+    metrics: Sequence[Metric], members: Sequence[Member], windows: Iterable[Sequence[Row]]
+) -> tuple[Process, ...]:
+    """Processes with the dispersion of `windows`, each with its `start_ms`, of these members. Some of the members are
+    enough (`ENOUGH`)."""
+    places = {member.device: place for place, member in enumerate(members)}
+    slow_cells = np.array([-1 if m.slow_cell is None else m.slow_cell for m in members], np.intp)
+    tables, devices, slots = [np.zeros((0, 2, len(metrics)))], [np.zeros(0, np.intp)], [np.zeros(0, np.intp)]
+    for rows in windows:
+        at = np.array([places[row.device] for row in rows], np.intp)
+        tables.append(_counts(rows, _latency(rows), slow_cells[at], metrics))
+        devices.append(at)
+        slots.append(np.array([row.start_ms // SLOT_MS for row in rows], np.intp))
+    every, at, slot = np.concatenate(tables), np.concatenate(devices), np.concatenate(slots)
+    return tuple(
+        Process(phi=dispersion(every[:, 1, i], every[:, 0, i], at, slot, least=STEADY if metric in ADVISORY else 1.0))
         for i, metric in enumerate(metrics)
     )
 
@@ -178,30 +197,12 @@ def tabulate(rows: Sequence[Row], slow_cells: npt.NDArray[Any], metrics: Sequenc
 
     Cost: 5 µs a window where there are many.
     """
-    out = np.zeros((len(rows), 2, len(metrics)))
     if not rows:
-        return out
-    counted = [
-        (r.n, r.errors, r.labels_n, r.labels_wrong, r.mono_end_ms - r.mono_start_ms, r.shadow_n, r.shadow_agree)
-        for r in rows
-    ]
-    n, errors, labels, wrong, ms, compared, agreed = np.array(counted, np.float64).T
-    hours = ms / 3600_000
-    zero = np.zeros_like(n)
-    out[:, 0, :_SHADOW] = np.column_stack((n, zero, labels, hours, hours))
-    out[:, 1, :3] = np.column_stack((errors, zero, wrong))
-    if (timed := np.flatnonzero(slow_cells >= 0)).size:
-        runs = _latency([rows[i] for i in timed.tolist()])
-        slow = runs.cell >= slow_cells[timed][runs.owner]
-        out[timed, 0, 1] = np.bincount(runs.owner, runs.times, minlength=timed.size)
-        out[timed, 1, 1] = np.bincount(runs.owner, runs.times * slow, minlength=timed.size)
-    if sure := [i for i, row in enumerate(rows) if row.confidence]:
-        bins = ragged([rows[i].confidence for i in sure]).values.reshape(len(sure), -1)[:, :CONFIDENCE_BINS]
-        out[sure, 0, FIRST_OUTCOME - 1], out[sure, 1, FIRST_OUTCOME - 1] = bins.sum(axis=1), bins @ _DOUBT
-    for i, name in enumerate(metrics):
-        if i >= FIRST_OUTCOME:
-            told = np.array([row.outcomes.get(name, (0, 0)) for row in rows], np.float64)
-            out[:, 0, i], out[:, 1, i] = told[:, 0], told[:, 0] - told[:, 1]
+        return np.zeros((0, 2, len(metrics)))
+    out = _counts(rows, _latency(rows), slow_cells, metrics)
+    told = [(r.mono_end_ms - r.mono_start_ms, r.shadow_n, r.shadow_agree) for r in rows]
+    ms, compared, agreed = np.array(told, np.float64).T
+    out[:, 0, len(METRICS) : _SHADOW] = ms[:, None] / 3600_000
     shadow = np.array([row.phase == "shadow" for row in rows])
     if shadow.any():
         out[shadow] = 0.0
@@ -209,8 +210,35 @@ def tabulate(rows: Sequence[Row], slow_cells: npt.NDArray[Any], metrics: Sequenc
     return out
 
 
+def _counts(rows: Sequence[Row], runs: Grids, slow_cells: npt.NDArray[Any], metrics: Sequence[Metric]) -> Floats:
+    """`tabulate` of what is in windows and in hours alike; `runs`: their latencies."""
+    out = np.zeros((len(rows), 2, len(metrics)))
+    counted = np.array([(r.n, r.errors, r.labels_n, r.labels_wrong) for r in rows], np.float64).reshape(-1, 4)
+    out[:, :, 0], out[:, :, 2] = counted[:, :2], counted[:, 2:]
+    slow = runs.cell >= slow_cells[runs.owner]
+    out[:, 0, 1] = np.bincount(runs.owner, runs.times, minlength=len(rows)) * (slow_cells >= 0)
+    out[:, 1, 1] = np.bincount(runs.owner, runs.times * slow, minlength=len(rows)) * (slow_cells >= 0)
+    if sure := [i for i, row in enumerate(rows) if row.confidence]:
+        bins = ragged([rows[i].confidence for i in sure]).values.reshape(len(sure), -1)[:, :CONFIDENCE_BINS]
+        out[sure, 0, FIRST_OUTCOME - 1], out[sure, 1, FIRST_OUTCOME - 1] = bins.sum(axis=1), bins @ _DOUBT
+    for i, name in enumerate(metrics):
+        if i >= FIRST_OUTCOME:
+            told = np.array([row.outcomes.get(name, (0, 0)) for row in rows], np.float64).reshape(-1, 2)
+            out[:, 0, i], out[:, 1, i] = told[:, 0], told[:, 0] - told[:, 1]
+    return out
+
+
 def _latency(rows: Sequence[Row]) -> Grids:
-    return grids(ragged([row.latency_total for row in rows]), np.full(len(rows), MAX_COUNT))
+    """What was checked when it came; sums of it may be larger than any one."""
+    return grids(ragged([row.latency_total for row in rows]), np.full(len(rows), np.iinfo(np.int64).max))
+
+
+def _slow_cells(runs: Grids, device: npt.NDArray[np.intp], devices: int) -> npt.NDArray[np.intp]:
+    """The cell behind the 95th percentile of each of so many devices, -1 of one without runs; `device` of each row."""
+    cell = device[runs.owner] * GRID_CELLS + runs.cell
+    reached = np.cumsum(np.bincount(cell, runs.times, minlength=devices * GRID_CELLS).reshape(-1, GRID_CELLS), axis=1)
+    total = reached[:, -1:]
+    return np.where(total[:, 0] > 0, np.count_nonzero(reached < 0.95 * total, axis=1) + 1, -1)
 
 
 def _fell_silent(state: RolloutState, heard: Mapping[str, Heard], now_ms: int) -> npt.NDArray[np.bool_]:
@@ -235,14 +263,6 @@ def _fell_silent(state: RolloutState, heard: Mapping[str, Heard], now_ms: int) -
     if 2 * np.count_nonzero(silent) > np.count_nonzero(watched):
         return nobody
     return np.asarray(silent & ~members.lost & (given | (members.since[0] > 0).any(axis=0)))
-
-
-def _slow_cell(rows: Sequence[Row]) -> int | None:
-    runs = _latency(rows)
-    if not runs.times.size:
-        return None
-    reached = np.cumsum(np.bincount(runs.cell, runs.times, minlength=GRID_CELLS))
-    return int(np.searchsorted(reached, 0.95 * reached[-1])) + 1
 
 
 def _news(spec: RolloutSpec, state: RolloutState, row: Row) -> News | None:

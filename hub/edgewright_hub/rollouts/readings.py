@@ -1,15 +1,15 @@
 """What a tick of rollouts reads of telemetry.db: what arrived behind the cursors, who was heard when, and the past of
 devices that a rollout takes in. Nothing is written.
 
-Cost: for each device that joins, its windows of `PRE_MS`, 25 µs each, of so many devices at once that they take some
-megabytes.
+The past of a device is its hours (`ingest.device_hours`) and the windows that are not in them yet: exact, however far
+behind they are. How much windows vary is told by those of some of the devices (`evidence.ENOUGH`): by all of the day,
+or, where these are more than `SAMPLE`, by the newest of them.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 import sqlalchemy as sa
@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from edgewright_contracts.desired import Desired
 
 from ..fleet.selectors import Device
+from ..ingest.device_hours import CURSOR, HOUR_MS
 from ..storage import telemetry
 from . import admission, evidence
 from .abilities import Abilities
@@ -27,9 +28,14 @@ from .promoted import Promoted, promoted_for
 from .specification import RolloutSpec
 from .state import GOING_BACK, RolloutState
 
-PRE_MS: Final = 24 * 3600_000  # how far back the period before a rollout reaches
+PRE_MS: Final = 24 * HOUR_MS  # how far back the period before a rollout reaches, and to the begin of that hour
 BATCH: Final = 5_000  # windows or events read in one tick
 TOGETHER: Final = 50  # devices whose past is read in one SELECT
+SAMPLE: Final = 300_000  # windows that tell how much they vary
+TIMED: Final = 100  # devices that tell how much of the time they report
+
+
+T = TypeVar("T")
 
 
 class Readings:
@@ -86,40 +92,100 @@ class Readings:
             for device, digest in had.items()
             if digest != spec.digest and not abilities.why_not(device, spec.digest)
         }
-        return self.before(spec, fleet, new, now_ms)[0] if new else ()
+        return self._members(spec, fleet, new, now_ms) if new else ()
 
     def reported_s(self, previous: Mapping[str, str | None], now_ms: int) -> float:
-        """Seconds that each of the devices that reported anything did in the period before, in the mean."""
+        """Seconds that each of the devices that reported anything did in the period before, in the mean of `TIMED`."""
         w = telemetry.windows.c
-        digests = sorted({digest[:16] for digest in previous.values() if digest})
+        some = _spread(list(previous), TIMED)
         query = sa.select(w.device, sa.func.sum(w.mono_end_ms - w.mono_start_ms)).group_by(w.device)
-        where = (w.start_ms >= now_ms - PRE_MS, w.digest.in_(digests), w.phase != "shadow")
+        where = (*_ran(w, some, previous), w.start_ms >= now_ms - PRE_MS, w.phase != "shadow")
         with self._engine.connect() as connection:
-            found = [float(ms) / 1000 for device, ms in connection.execute(query.where(*where)) if device in previous]
+            found = [float(ms) / 1000 for _, ms in connection.execute(query.where(*where))]
         return sum(found) / len(found) if found else 0.0
 
     def before(
         self, spec: RolloutSpec, fleet: Mapping[str, Device], previous: Mapping[str, str | None], now_ms: int
     ) -> tuple[tuple[Member, ...], tuple[Process, ...]]:
-        """Members with what they counted in the 24 hours before."""
-        members, processes = evidence.before(spec.gate.metrics, previous, self._past(previous, now_ms))
-        groups = admission.groups(spec, [fleet[m.device] for m in members])
-        return tuple(msgspec.structs.replace(m, group=g) for m, g in zip(members, groups, strict=True)), processes
+        """Members with what they counted in the 24 hours before, and processes with its dispersion."""
+        members = self._members(spec, fleet, previous, now_ms)
+        some = _spread(members, evidence.ENOUGH)
+        windows = self._windows(spec, [member.device for member in some], previous, now_ms)
+        return members, evidence.dispersed(spec.gate.metrics, some, windows)
 
-    def _past(self, previous: Mapping[str, str | None], now_ms: int) -> Iterator[tuple[str, Sequence[Any]]]:
-        """The windows of each device in the 24 hours before, with what it ran then."""
+    def _members(
+        self, spec: RolloutSpec, fleet: Mapping[str, Device], previous: Mapping[str, str | None], now_ms: int
+    ) -> tuple[Member, ...]:
+        members = evidence.before(spec.gate.metrics, previous, self._counted(spec, previous, now_ms))
+        groups = admission.groups(spec, [fleet[m.device] for m in members])
+        return tuple(msgspec.structs.replace(m, group=g) for m, g in zip(members, groups, strict=True))
+
+    def _counted(self, spec: RolloutSpec, previous: Mapping[str, str | None], now_ms: int) -> Iterator[Sequence[Any]]:
+        """Hours of the devices with what they ran, and windows that are in none of them yet. In one SELECT: the cursor
+        may move between two."""
+        h, w, c = telemetry.device_hours.c, telemetry.windows.c, telemetry.cursors.c
+        added = sa.select(c.position).where(c.name == CURSOR).scalar_subquery()
+        since, names = _since(now_ms), _columns(spec)
+        for some in _parts(list(previous)):
+            hours = sa.select(*(h[name] for name in names))
+            hours = hours.where(*_ran(h, some, previous), h.t0_ms >= since, h.phase != "shadow")
+            later = sa.select(*(w[name] for name in names)).where(w.id > sa.func.coalesce(added, 0))
+            later = later.where(*_ran(w, some, previous), w.start_ms >= since, w.phase != "shadow")
+            yield self._mine(hours.union_all(later), previous)
+
+    def _windows(
+        self, spec: RolloutSpec, devices: Sequence[str], previous: Mapping[str, str | None], now_ms: int
+    ) -> Iterator[Sequence[Any]]:
+        """The newest of these devices, with what they ran."""
         w = telemetry.windows.c
-        columns = tuple(w[name] for name in evidence.COLUMNS)
-        devices = list(previous)
-        for at in range(0, len(devices), TOGETHER):
-            some = devices[at : at + TOGETHER]
-            digests = sorted({digest[:16] for device in some if (digest := previous[device])})
-            where = (w.device.in_(some), w.digest.in_(digests), w.start_ms >= now_ms - PRE_MS, w.phase != "shadow")
-            rows: dict[str, list[Any]] = defaultdict(list)
-            if digests:
-                with self._engine.connect() as connection:
-                    for row in connection.execute(sa.select(*columns).where(*where).order_by(w.id)):
-                        if row.digest == (previous[row.device] or "")[:16]:
-                            rows[row.device].append(row)
-            for device in some:
-                yield device, rows.pop(device, ())
+        since = self._newest(devices, previous, now_ms)
+        for some in _parts(devices):
+            query = sa.select(w.start_ms, *(w[name] for name in _columns(spec)))
+            query = query.where(*_ran(w, some, previous), w.start_ms >= since, w.phase != "shadow")
+            yield self._mine(query, previous)
+
+    def _newest(self, devices: Sequence[str], previous: Mapping[str, str | None], now_ms: int) -> int:
+        """From when on these devices have `SAMPLE` windows, if they have so many. From an index alone, without
+        phases: windows of a shadow count too."""
+        w = telemetry.windows.c
+        begin = w.start_ms - w.start_ms % HOUR_MS
+        query = sa.select(begin, sa.func.count()).group_by(begin).order_by(begin.desc())
+        since, left = _since(now_ms), SAMPLE
+        with self._engine.connect() as connection:
+            found = connection.execute(query.where(*_ran(w, devices, previous), w.start_ms >= since)).all()
+        for hour, n in found:
+            if n > left:
+                end = min(hour + HOUR_MS, max(now_ms, hour))
+                return int(end - (end - hour) * left / n)
+            left -= n
+        return since
+
+    def _mine(self, query: Any, previous: Mapping[str, str | None]) -> Sequence[Any]:
+        """Rows with what the device itself ran, not another one."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(query).all()
+        return [row for row in rows if row.digest == (previous[row.device] or "")[:16]]
+
+
+def _since(now_ms: int) -> int:
+    return now_ms - PRE_MS - (now_ms - PRE_MS) % HOUR_MS
+
+
+def _columns(spec: RolloutSpec) -> tuple[str, ...]:
+    """Outcomes are documents, which cost more to read than all the rest: only where a gate is about them."""
+    return (*evidence.COUNTED, "outcomes") if spec.gate.outcomes else evidence.COUNTED
+
+
+def _ran(table: Any, devices: Sequence[str], previous: Mapping[str, str | None]) -> tuple[sa.ColumnElement[bool], ...]:
+    """Of the columns of windows or hours: these devices, with what any of them ran."""
+    digests = sorted({digest[:16] for device in devices if (digest := previous[device])})
+    return table.device.in_(devices), table.digest.in_(digests)
+
+
+def _parts(devices: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (devices[at : at + TOGETHER] for at in range(0, len(devices), TOGETHER))
+
+
+def _spread(some: Sequence[T], most: int) -> Sequence[T]:
+    """So many of them at most, evenly."""
+    return some[:: max(1, -(-len(some) // most))]

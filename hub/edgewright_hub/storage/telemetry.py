@@ -118,6 +118,8 @@ device_hours: Final = Table(
     Column("shadow_n", BigInteger, nullable=False),
     Column("shadow_agree", BigInteger, nullable=False),
     Column("latency_total", LargeBinary, nullable=False),
+    Column("outcomes", Document, nullable=False, server_default="{}"),  # as of windows, and so is `confidence`
+    Column("confidence", LargeBinary, nullable=False),
     Index(None, "t0_ms"),
 )
 
