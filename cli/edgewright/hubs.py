@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shlex
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -292,7 +293,8 @@ def restore(archive: Path, data: Path, database: str | None, as_json: bool) -> N
     older = "".join(f"\nupgraded the schema {name} from {was}" for name, was in done.upgraded.items())
     text = (
         f"restored {done.data} as of {done.made} ({done.host}): {_counted(done.counts)}{older}\n"
-        "see that the hub before it never runs again, then: edgewright hub serve --data {data} --name NAME\n"
+        "see that the hub before it never runs again, then:\n"
+        f"  edgewright hub serve --data {shlex.quote(done.data)} --name NAME\n"
         f"the owner's list is version {done.targets}; publish again what was published since"
     )
     _say(msgspec.to_builtins(done), text, as_json)

@@ -429,6 +429,8 @@ def test_the_commands_say_what_came(archive: Path, tmp_path: Path, capsys: pytes
     assert made["counts"]["devices"] == 3
     assert made["bytes"] == (tmp_path / "b.tar").stat().st_size
     assert run(["hub", "restore", str(tmp_path / "b.tar"), "--data", str(tmp_path / "again")]) == 0
-    assert "3 devices, 1 packages, 1 rollouts" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "3 devices, 1 packages, 1 rollouts" in said
+    assert f"\n  edgewright hub serve --data {tmp_path / 'again'} --name NAME\n" in said
     assert run(["hub", "restore", str(tmp_path / "b.tar"), "--data", str(tmp_path / "again"), "--json"]) == 2
     assert run(["hub", "backup", str(tmp_path / "c.tar"), "--data", str(tmp_path / "none")]) == 2
