@@ -168,7 +168,11 @@ class Conductor:
                 documents = self._documents.read(connection)
                 before = unpacked(row.progress)
                 state, asked = decide(before, spec, documents)
-                wishes = hours.timed(asked.expand(state.members, spec), spec, fleet, documents, now_ms)
+                done, gone = self._rounds.promoted(connection, but=state.id), admission.withdrawn(connection).keys()
+                wishes = [
+                    revocation.redirected(wish, fleet, done, gone)
+                    for wish in hours.timed(asked.expand(state.members, spec), spec, fleet, documents, now_ms)
+                ]
                 changes = self._rounds.changes(connection, documents, {}, fleet)
                 write(connection, {state.id: columns(state, now_ms)}, [(w, state.id, spec) for w in wishes], changes)
                 note(connection, now_ms, who, f"rollout {what}", f"{rollout_id}: {reason}" if reason else rollout_id)

@@ -41,10 +41,13 @@ class Promoted(NamedTuple):
         )
 
 
-def promoted(connection: sa.Connection, able: Callable[[str, str], bool] = lambda *_: True) -> list[Promoted]:
-    """The newest first, without those that named single devices, and without packages that nobody may run any more."""
+def promoted(
+    connection: sa.Connection, able: Callable[[str, str], bool] = lambda *_: True, but: str = ""
+) -> list[Promoted]:
+    """The newest first, without those that named single devices, without the rollout `but`, and without packages that
+    nobody may run any more."""
     r, p = control.rollouts.c, control.packages.c
-    query = sa.select(r.spec).where(r.state == "done").order_by(r.updated_ms.desc(), r.created_ms.desc())
+    query = sa.select(r.spec).where(r.state == "done", r.id != but).order_by(r.updated_ms.desc(), r.created_ms.desc())
     gone = set(connection.execute(sa.select(p.digest).where((p.state != "allowed") | (p.stage == "revoked"))).scalars())
     found: dict[tuple[str, str, str, str], Promoted] = {}
     for (spec,) in connection.execute(query):

@@ -167,9 +167,10 @@ class Rounds:
                 upsert(connection, control.cursors, rows, keys=["name"])
         return changes.bodies
 
-    def promoted(self, connection: sa.Connection, active: Sequence[Any] = ()) -> list[Promoted]:
-        """What newcomers get, as far as they can run it. The packages that rollouts are about are known then too."""
-        found = promoted(connection, lambda device, digest: not self._abilities.why_not(device, digest))
+    def promoted(self, connection: sa.Connection, active: Sequence[Any] = (), but: str = "") -> list[Promoted]:
+        """What newcomers get, as far as they can run it, but for what one rollout promoted. The packages that rollouts
+        are about are known then too."""
+        found = promoted(connection, lambda device, digest: not self._abilities.why_not(device, digest), but)
         about = {digest for row in active for digest in (row.spec["digest"], *_before(row.progress))}
         self._abilities.read(connection, {one.digest for one in found} | about)
         return found
