@@ -53,6 +53,8 @@ def hub() -> None:
               help="Seconds between two looks at rollouts and drift.")  # fmt: skip
 @click.option("--require-approval", is_flag=True,
               help="What is published waits for `registry approve` before it may be rolled out.")  # fmt: skip
+@click.option("--approvals", type=click.IntRange(0, 2), default=0, show_default=True,
+              help="Other persons who must approve each rollout; one may ask for more.")  # fmt: skip
 @click.option("--ack-interval-s", type=click.FloatRange(0, 7200), default=7200.0, show_default=True,
               help="Seconds that an acknowledgement may wait for others.")  # fmt: skip
 @click.option("--window-s", type=click.FloatRange(0.5, 86400), default=300.0, show_default=True,
@@ -75,6 +77,7 @@ def serve(
     names: tuple[str, ...],
     tick_s: float,
     require_approval: bool,
+    approvals: int,
     ack_interval_s: float,
     window_s: float,
     influx: str | None,
@@ -100,6 +103,7 @@ def serve(
         names=names,
         tick_s=tick_s,
         require_approval=require_approval,
+        approvals=approvals,
         ack_s=ack_interval_s,
         window_s=window_s,
         influx=Destination(influx, influx_org, influx_bucket, influx_token_file) if influx else None,

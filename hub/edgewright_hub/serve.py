@@ -82,6 +82,7 @@ class Config:
     broker: Address | None = None  # an external one, instead of the embedded one at `mqtt`
     websocket: Address | None = None  # where that one speaks MQTT over WebSocket; the embedded one does at `https`
     require_approval: bool = False  # what is published waits for an operator before it may be rolled out
+    approvals: int = 0  # persons besides its author who must approve a rollout, at the least
     names: tuple[str, ...] = ()  # by which devices reach this machine; the first is what they are told
     tick_s: float = 1.0
     ack_s: float = ACK_S
@@ -182,7 +183,9 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
             _LOG.warning("no answer from the broker at %s yet; trying on", broker)
 
         wanted = desired.Config(window_s=config.window_s)
-        conductor = Conductor(control_engine, telemetry_engine, registry, consumer.publish, wanted)
+        conductor = Conductor(
+            control_engine, telemetry_engine, registry, consumer.publish, wanted, approvals=config.approvals
+        )
         stores = (control_engine, telemetry_engine)
         sink = open_sink(config.influx, *stores, config.data, conductor.roster.read, _now_ms)
         name = config.names[0] if config.names else reachable(config.https.host)

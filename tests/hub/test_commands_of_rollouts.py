@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
@@ -17,6 +18,7 @@ from edgewright.main import run
 from edgewright_contracts.errors import Refused
 from edgewright_contracts.package import Package
 from edgewright_hub.fleet import tokens
+from edgewright_hub.rollouts.conductor import Conductor
 from edgewright_hub.rollouts.specification import Experiment, RolloutSpec
 from edgewright_hub.storage import control, telemetry
 from edgewright_hub.web import pages, rollouts
@@ -121,7 +123,9 @@ def ask(
         class Pool:
             def __init__(self, **_: Any) -> None: ...
 
-            def request(self, method: str, url: str, *, body: bytes | None, headers: dict[str, str]) -> Answer:
+            def request(
+                self, method: str, url: str, *, body: bytes | None, headers: dict[str, str], **_: Any
+            ) -> Answer:
                 answer = client.request(method, url, content=body, headers=headers)
                 return Answer(answer.status_code, answer.content)
 
@@ -153,6 +157,16 @@ def test_another_person_consents_to_the_digest_before_anything_moves(
     with house.control.connect() as connection:
         noted = connection.execute(sa.select(control.audit.c.who, control.audit.c.what)).all()
     assert noted[-1] == ("ben", "rollout approve")
+
+
+def test_a_hub_that_asks_for_consent_asks_for_it_of_every_rollout(house: House) -> None:
+    house.conductor = Conductor(house.control, house.telemetry, house.registry, house.publish, approvals=1)
+    asked = RolloutSpec(model="digits", version="1.0.0", window_s=5.0)
+    assert house.conductor.plan(asked, now_ms=house.now)["approvals"] == 1
+    more = house.conductor.plan(msgspec.structs.replace(asked, approvals=2), now_ms=house.now)
+    assert more["approvals"] == 2, "one may ask for more"
+    told = house.conductor.rollout(house.start("1.0.0"))
+    assert (told["state"], told["approvals"]["needed"]) == ("unapproved", 1)
 
 
 def test_a_release_that_is_done_is_reverted_for_a_reason_and_shown_so(ask: Ask, house: House, hub: Hub) -> None:

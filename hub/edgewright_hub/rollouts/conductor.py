@@ -59,7 +59,9 @@ class Conductor:
         registry: Registry,
         publish: Publish,
         config: Config = Config(),  # noqa: B008 (frozen)
+        approvals: int = 0,  # that every rollout needs, whatever it asks for
     ) -> None:
+        self._approvals = approvals
         self._control = control_engine
         self._readings = Readings(telemetry_engine)
         self._publish = publish
@@ -97,7 +99,7 @@ class Conductor:
 
         Raises, before anything moves, RequestError for values that cannot be stored, and as `admission.propose`.
         """
-        seen = self._prospects.look(spec, now_ms, force=force)
+        seen = self._prospects.look(self._consented(spec), now_ms, force=force)
         with self._lock, self._control.begin() as connection:
             fleet, proposal = self._prospects.propose(connection, seen.proposal.spec, now_ms, force=force)
             spec, joined, processes = proposal.spec, seen.joined, seen.processes
@@ -115,7 +117,10 @@ class Conductor:
 
     def plan(self, spec: RolloutSpec, *, now_ms: int, force: bool = False) -> dict[str, Any]:
         """What it would do: `plan.plan`. Nothing moves; what `create_rollout` would refuse is refused here too."""
-        return self._prospects.plan(self._prospects.look(spec, now_ms, force=force), now_ms)
+        return self._prospects.plan(self._prospects.look(self._consented(spec), now_ms, force=force), now_ms)
+
+    def _consented(self, spec: RolloutSpec) -> RolloutSpec:
+        return msgspec.structs.replace(spec, approvals=max(spec.approvals, self._approvals))
 
     def command(self, rollout_id: str, event: Verb, *, who: str, now_ms: int, reason: str = "") -> None:
         """Pause, resume, abort or revert; the last two send devices back to what they had: every one that was given
