@@ -263,6 +263,29 @@ def test_what_is_no_table_is_a_wrong_request(house: House) -> None:
             imports.take(house.control, house.telemetry, known(house), data, "t", who="ann", now_ms=house.now)
 
 
+def test_a_table_that_cannot_be_read_is_a_wrong_request_that_names_the_line(house: House) -> None:
+    good = "pi-0,digits,1.0.0,true\r\n"
+    for bad, line in (('pi-0,digits,1.0.0,"true\n' + good * 9, 4), ('"pi-0"x,digits,1.0.0,1\n', 4), ("a" * 200_000, 4)):
+        data = f'device,model,version,value\n"pi-0",digits,1.0.0,"tr\nue"\n{bad}'.encode()
+        with pytest.raises(RequestError, match=rf"^line {line}: expected cells of CSV"):
+            imports.take(house.control, house.telemetry, known(house), data, "t", who="ann", now_ms=house.now)
+    with pytest.raises(RequestError, match="^line 1: expected cells"):
+        imports.take(house.control, house.telemetry, known(house), b'"device,value\n', "t", who="ann", now_ms=house.now)
+    assert imports.listed(house.control) == []
+
+
+def test_a_line_of_json_that_cannot_be_read_keeps_no_other_from_being_counted(house: House) -> None:
+    good = json.dumps({"device": "pi-0", "model": "digits", "version": "1.0.0", "value": True})
+    lists = good[:-1] + ', "context": ' + "[" * 300 + "]" * 300 + "}"
+    data = "\n".join([good, '{"device": ' + "[" * 100_000, good, '{"device": ', "[1]", lists]).encode()
+    told = imports.take(house.control, house.telemetry, known(house), data, "t", who="ann", now_ms=house.now)
+    assert (told.counted, told.refused) == (2, 4)
+    assert told.reasons == [
+        "3 lines, the first is 2: nothing in it can be read: expected cells, or an object of JSON",
+        "1 lines, the first is 6: expected words and numbers, got a list or an object as context",
+    ]
+
+
 class Quiet(Registry):
     """A registry whose signatures last."""
 

@@ -118,7 +118,12 @@ def take(
 
 def understood(fields: Mapping[str, Any], devices: Container[str]) -> Line:
     """Raises ValueError, which says what was expected."""
-    told = {str(key).strip().lower(): str(value).strip() for key, value in fields.items() if value not in (None, "")}
+    given = {str(key).strip().lower(): value for key, value in fields.items() if value not in (None, "")}
+    if not given:
+        raise ValueError("nothing in it can be read: expected cells, or an object of JSON")
+    if odd := [key for key, value in given.items() if isinstance(value, (dict, list))]:
+        raise ValueError(f"expected words and numbers, got a list or an object as {odd[0][:64]}")
+    told = {key: str(value).strip() for key, value in given.items()}
     if not told.get("device"):
         raise ValueError("expected a device")
     if told["device"] not in devices:
@@ -243,7 +248,7 @@ class Ran:
 
 
 def _rows(data: bytes) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Lines of JSON or of CSV, with their numbers."""
+    """Lines of JSON or of CSV, with their numbers. Raises RequestError."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -253,18 +258,29 @@ def _rows(data: bytes) -> Iterator[tuple[int, Mapping[str, Any]]]:
             if line.strip():
                 yield number, _object(line)
         return
-    reader = csv.DictReader(io.StringIO(text))
-    if "device" not in [str(name).strip().lower() for name in reader.fieldnames or ()]:
-        raise RequestError("expected a first line that names the columns, `device` among them; or JSON lines")
-    for fields in reader:
-        fields.pop(None, None)  # cells beyond the header
-        yield reader.line_num, fields
+    number = 1
+    # strict: a quote that is never closed would take every line that follows into one cell, without a word
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        if "device" not in [str(name).strip().lower() for name in reader.fieldnames or ()]:
+            raise RequestError("expected a first line that names the columns, `device` among them; or JSON lines")
+        number = reader.line_num + 1
+        for fields in reader:
+            fields.pop(None, None)  # cells beyond the header
+            yield reader.line_num, fields
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise RequestError(
+            f"line {number}: expected cells of CSV, a quote within quotes doubled and each closed; got {error}. "
+            "Nothing was counted"
+        ) from None
 
 
 def _object(line: str) -> Mapping[str, Any]:
+    """Nothing, where the line is no object of JSON."""
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     return found if isinstance(found, dict) else {}
 
