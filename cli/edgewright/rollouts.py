@@ -14,7 +14,7 @@ from rich.table import Table
 from edgewright_contracts.errors import RequestError
 
 from .hub_client import HubClient, with_hub
-from .planning import print_left_out, print_plan
+from .planning import lasting, print_left_out, print_plan, size
 from .rollout_options import specified
 from .tables import print_table, toned
 
@@ -80,12 +80,12 @@ def status(client: HubClient, rollout_id: str | None, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps({"rollouts": rows}))
         return 0
-    table = Table("rollout", "package", "fleet", "state", "stage", "devices", "why", box=None, header_style="dim")
+    table = Table("rollout", "package", "for", "state", "stage", "devices", "why", box=None, header_style="dim")
     for row in rows:
         package = escape(f"{row['model']} {row['version']}")
         stage, devices = f"{row['stage'] + 1}/{len(row['stages'])}", f"{row['devices_exposed']}/{row['devices_total']}"
         state = toned(row["standing"])
-        table.add_row(row["id"], package, escape(row["fleet"] or "all"), state, stage, devices, escape(row["reason"]))
+        table.add_row(row["id"], package, escape(row["whom"]), state, stage, devices, escape(row["reason"]))
     print_table(table, f"{len(rows)} rollouts")
     return 0
 
@@ -137,6 +137,8 @@ def _tell(state: dict[str, Any], as_json: bool) -> int:
         f"[bold]{s['devices']}[/]" if i == state["stage"] else str(s["devices"]) for i, s in enumerate(state["stages"])
     )
     console.print(f"stages {sizes} of {state['devices_total']} devices; {state['devices_exposed']} were given it")
+    for line in _asked(state):
+        console.print(escape(line), highlight=False)
     console.print(escape(state["reason"]), highlight=False)
     if state["state"] == "unapproved":
         console.print(
@@ -158,3 +160,23 @@ def _tell(state: dict[str, Any], as_json: bool) -> int:
             console.print(f"[red]{escape(member['device'])} failed[/]: {escape(member['reason'])}", highlight=False)
     print_left_out(console, state.get("excluded", ()))
     return 0
+
+
+def _asked(state: dict[str, Any]) -> list[str]:
+    """Whom it is for, and what it keeps to."""
+    asked, caps = state["asked"], []
+    if asked["windows"]:
+        caps.append(f"in {', '.join(asked['windows'])}")
+    if asked["concurrency"] is not None:
+        caps.append(f"at most {asked['concurrency']} at once")
+    if asked["bandwidth_bytes_s"] is not None:
+        caps.append(f"at most {size(asked['bandwidth_bytes_s'])}/s")
+    if asked["cooldown_s"]:
+        caps.append(f"{lasting(asked['cooldown_s'])} of rest after a way back")
+    lines = [f"for {state['whom']}", "; ".join(caps)]
+    if (one := asked["experiment"]) is not None:
+        ends = [f"by {one['outcome']}"] if one["outcome"] else []
+        ends += [f"after {lasting(one['at_most_s'])}"] if one["at_most_s"] is not None else []
+        rule = f"ends {' or '.join(ends)}, else {one['undecided']}" if ends else "ends when somebody concludes it"
+        lines.append(f"an experiment at {one['share']}: {rule}")
+    return [line for line in lines if line]

@@ -209,7 +209,18 @@ def test_every_option_of_create_reaches_the_specification(ask: Ask, house: House
     assert stored["experiment"] == {"share": "75%", "outcome": "pick_ok", "at_most_s": 259200.0, "undecided": "promote"}
     assert stored["retry"]["link"] == {"attempts": 8, "first_s": 120.0}
     assert stored["gate"]["outcomes"]["pick_ok"]["delta"] == 0.02
-    assert json.loads(out)["stages"][0]["devices"] == 1
+    told = json.loads(out)
+    assert told["stages"][0]["devices"] == 1
+    assert (told["whom"], told["asked"]["windows"], told["asked"]["concurrency"]) == ("!held", ["22:00-06:00"], 2)
+    assert told["asked"]["experiment"]["share"] == "75%"
+    shown = ask("status", told["id"])[1]
+    assert max(map(len, shown.splitlines()[:-1])) <= 80, "all but the command to copy"
+    for said in (
+        "for !held", "in 22:00-06:00; at most 2 at once; at most 500.0 kB/s; 2 h of rest",
+        "an experiment at 75%: ends by pick_ok or after 3 d, else promote",
+    ):  # fmt: skip
+        assert said in " ".join(shown.split())
+    assert "!held" in ask("status")[1]
     assert ask("create", "digits", "--version", "1.0.0", "--cooldown", "2 weeks")[0] == 2
 
 

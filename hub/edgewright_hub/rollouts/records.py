@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -14,8 +14,14 @@ from ..storage import control
 from .gates import SequentialGate
 from .members import STATUSES, Members
 from .progress import packed, unpacked
-from .specification import Stage, is_selector, stage_size, stored
+from .specification import RolloutSpec, Stage, is_selector, stage_size, stored
 from .state import ACTIVE, RolloutState
+
+NAMES: Final = 3  # of devices that are told
+ASKED: Final = (
+    "selector", "devices", "windows", "concurrency", "bandwidth_bytes_s", "cooldown_s", "experiment", "window_s",
+    "device_timeout_s",
+)  # fmt: skip
 
 
 class NotFound(RequestError):
@@ -26,6 +32,7 @@ def describe(row: sa.Row[Any]) -> dict[str, Any]:
     """A row of control.rollouts as people read it: JSON values only."""
     spec, state = stored(row.spec), unpacked(row.progress)
     members, reachable = state.members, len(state.members)
+    asked = msgspec.to_builtins(spec)
     counts = np.bincount(members.status, minlength=len(STATUSES)).tolist()
     return {
         "id": row.id,
@@ -33,6 +40,8 @@ def describe(row: sa.Row[Any]) -> dict[str, Any]:
         "version": spec.version,
         "digest": spec.digest,
         "fleet": spec.fleet,
+        "whom": whom(spec),
+        "asked": {name: asked[name] for name in ASKED},
         "state": state.state,
         "outcome": state.outcome,
         "standing": state.state if state.state in ACTIVE else state.outcome or state.state,
@@ -49,6 +58,13 @@ def describe(row: sa.Row[Any]) -> dict[str, Any]:
         "created_ms": row.created_ms,
         "updated_ms": row.updated_ms,
     }
+
+
+def whom(spec: RolloutSpec) -> str:
+    """Whom it means, in words: all conditions hold."""
+    named = ", ".join(spec.devices[:NAMES]) + (f" and {len(spec.devices) - NAMES} more" * (len(spec.devices) > NAMES))
+    parts = (f"fleet {spec.fleet}" if spec.fleet else "", spec.selector, named)
+    return "; ".join(filter(None, parts)) or "all"
 
 
 def _devices(members: Members, place: int, stage: Stage) -> int:
