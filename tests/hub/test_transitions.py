@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from edgewright_contracts.desired import Desired
 from edgewright_contracts.errors import Refused
 from edgewright_contracts.package import Package
-from edgewright_hub.rollouts import rollout
+from edgewright_hub.rollouts import retreat, rollout
 from edgewright_hub.rollouts.desired_documents import retained
 from edgewright_hub.rollouts.specification import Experiment, RolloutSpec
 from edgewright_hub.rollouts.state import TABLE, Event, RolloutState, State
@@ -271,7 +271,8 @@ def calm(tmp_path_factory: pytest.TempPathFactory, grown: House) -> Callable[[st
 
         taken = rollout.move
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(rollout, "move", move)
+            for module in (rollout, retreat):
+                patch.setattr(module, "move", move)
             SCENES[scene][0](fleet)
         return fleet, passed
 
