@@ -47,7 +47,7 @@ from .gates import Evidence, Gate, Judgement
 from .hearing import Said, hear
 from .members import CODE, Bools, Member, Members, Numbers, happened
 from .processes import Counts, Floats
-from .specification import RolloutSpec
+from .specification import LONGEST_S, RolloutSpec
 from .state import ACTIVE, GOING_BACK, Command, RolloutState, move
 from .wishes import KINDS, NOTHING, Wishes, all_of, together
 
@@ -150,6 +150,7 @@ def step(
         return retreat.withdrawn(state, seen.withdrawn, now_ms)
     if state.state in ("draft", "unapproved"):
         return state, NOTHING
+    state = _not_ahead(state, spec, now_ms)
     given = state.members.given
     state = msgspec.structs.replace(state, members=_heard(state.members, spec, seen, now_ms))
     if state.state in GOING_BACK:
@@ -166,6 +167,24 @@ def step(
         state, asked = _ask(state, spec, here, able, seen.bytes, now_ms)
         return state, together(off, judged, asked)
     return retreat.undone(state, spec, now_ms), together(off, judged)
+
+
+def _not_ahead(state: RolloutState, spec: RolloutSpec, now_ms: int) -> RolloutState:
+    """Without times that lie ahead. After the hub's clock was put back, what was written before counts as of now: else
+    nothing would be judged, asked or given up until the clock has caught up."""
+    members = state.members
+    longest_ms = now_ms + int(1000 * max(LONGEST_S, spec.device_timeout_s))
+    if (members.asked_ms > now_ms).any() or (members.due_ms > longest_ms).any():
+        asked_ms, due_ms = np.minimum(members.asked_ms, now_ms), np.minimum(members.due_ms, longest_ms)
+        state = msgspec.structs.replace(state, members=replace(members, asked_ms=asked_ms, due_ms=due_ms))
+    if max(state.since_ms, state.judged_ms, state.asked_ms) <= now_ms:
+        return state
+    return msgspec.structs.replace(
+        state,
+        since_ms=min(state.since_ms, now_ms),
+        judged_ms=min(state.judged_ms, now_ms),
+        asked_ms=min(state.asked_ms, now_ms),
+    )
 
 
 def _heard(members: Members, spec: RolloutSpec, seen: Observation, now_ms: int) -> Members:

@@ -81,6 +81,7 @@ class Rounds:
             query = sa.select(control.rollouts).where(r.state.in_(ACTIVE)).order_by(r.created_ms, r.id)
             active = connection.execute(query).all() if under_way and due else []
             done = self.promoted(connection, active)
+            blocked = admission.blocked(connection, {row.spec["digest"] for row in active if row.state == "running"})
             ahead = self._documents.ahead(documents, self._readings.held())
             changes = self.changes(connection, documents, ahead, fleet)
         self._configure(fleet, documents, changes)
@@ -97,6 +98,9 @@ class Rounds:
                 spec, before = stored(row.spec), unpacked(row.progress)
                 joined = self._readings.joined(spec, before, fleet, documents, done, self._abilities, now_ms)
                 whole = rollout.enrol(before, joined)
+                if whole.state == "running" and (why := blocked.get(spec.digest)):
+                    whole, _ = rollout.command(whole, spec, "pause", f"{spec.version} is blocked: {why}", now_ms)
+                    told.append(partial(notices.blocked, rollout_id=row.id, spec=spec, why=why, now_ms=now_ms))
                 seen = evidence.observe(spec, whole, windows, events, present, heard, now_ms)
                 seen = dataclasses.replace(
                     seen,
@@ -134,7 +138,7 @@ class Rounds:
         last_ms, which = self._stepped
         pace_ms = min([PACE_MS * max(0, devices - OFTEN), *(100 * row.spec["window_s"] for row in under_way)])
         return (
-            now_ms - last_ms >= pace_ms
+            not 0 <= now_ms - last_ms < pace_ms  # the clock may have been put back
             or which != {row.id for row in under_way}
             or any(row.spec["digest"] in withdrawn for row in under_way)
         )
