@@ -16,10 +16,10 @@ from edgewright_contracts.errors import RequestError
 from edgewright_contracts.package import Package
 from edgewright_hub.drift import days
 from edgewright_hub.drift.budget import Budget
-from edgewright_hub.drift.fleet_drift import describe
+from edgewright_hub.drift.fleet_drift import CURSOR, describe
 from edgewright_hub.ingest.ingest import Known
 from edgewright_hub.ingest.writer import commit
-from edgewright_hub.storage import control
+from edgewright_hub.storage import control, telemetry
 from sim import wire
 from sim.house import HOUR, House, draw_cells
 
@@ -217,6 +217,27 @@ def test_a_stream_ends_when_its_device_goes_on_to_another_digest(house: House) -
         house.window("pi-0", version, n=300, n_monitored=300, cells=draw_cells(house.packages[version], 300, rng))
         house.conductor.drift.tick(house.now)
         assert {v["digest"] for v in _verdicts(house, subject="pi-0", verdict="ended")} == ({ended} if ended else set())
+
+
+def test_labels_of_a_version_that_a_device_ran_before_end_no_alarm(learned: House) -> None:
+    house = learned
+    _live(house, EIGHT, 4, moved=["pi-0"])
+    alarms, alerts = _alarms(house), _alerts(house)
+    assert ("pi-0", "input") in alarms
+    house.window("pi-0", "2.0.0", placed="import", n=0, labels_n=20, labels_wrong=1)
+    house.conductor.drift.tick(house.now)
+    assert (_alarms(house), _alerts(house)) == (alarms, alerts)
+    assert {v["digest"] for v in _verdicts(house)} == {house.packages["1.0.0"].digest[:16]}
+    with house.control.connect() as connection:
+        read = connection.execute(
+            sa.select(control.cursors.c.position).where(control.cursors.c.name == CURSOR)
+        ).scalar()
+    assert read == _last_window(house), "it counts as read, so that it can be removed"
+
+
+def _last_window(house: House) -> int:
+    with house.telemetry.connect() as connection:
+        return int(connection.execute(sa.select(sa.func.max(telemetry.windows.c.id))).scalar_one())
 
 
 def test_drift_that_cannot_be_stored_is_counted_once_later(house: House) -> None:

@@ -41,6 +41,7 @@ RANK: Final = {"alarm": 0, "skewed": 1}  # of verdicts, those that people are to
 BATCH: Final = 5_000
 STORE_MS: Final = 5 * 60_000
 MEMBERS_MS: Final = 60_000  # who is in which cohort is asked so often
+IMPORTED: Final = "import"  # of `placed`: a table of labels says nothing of what a device runs now
 FORGET_MS: Final = 30 * 24 * 3600_000  # after this a stream that ended is not kept any more
 
 
@@ -80,7 +81,7 @@ class FleetDrift:
             try:
                 if rows:
                     self._refresh(rows, now_ms)
-                    touched = self._watch.take(rows)
+                    touched = self._watch.take([row for row in rows if row.placed != IMPORTED])
                     touched |= self._watch.decide(touched)
                     self._position = rows[-1].id
                     self._unstored |= touched
@@ -242,7 +243,7 @@ class FleetDrift:
         w = telemetry.windows.c
         columns = (
             w.id, w.device, w.start_ms, w.mono_start_ms, w.mono_end_ms, w.digest, w.variant, w.context, w.edge_hash,
-            w.phase, w.n, w.n_monitored, w.cells, w.repeated, w.input_age,
+            w.phase, w.placed, w.n, w.n_monitored, w.cells, w.repeated, w.input_age,
         )  # fmt: skip
         query = sa.select(*columns).where(w.id > (self._position or 0)).order_by(w.id).limit(BATCH)
         with self._telemetry.connect() as connection:
