@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
+from edgewright_contracts.errors import Refused
 from edgewright_contracts.package import Package
+from edgewright_hub.registry import stages
 from edgewright_hub.rollouts.specification import Experiment
 from edgewright_hub.storage import control
 from sim.house import House
@@ -100,3 +103,75 @@ def test_nobody_sends_a_device_back_to_what_was_revoked_meanwhile(house: House, 
     assert runs(house) == [ONE] * 4, "what was promoted before it"
     house.live(FOUR, 3)
     assert runs(house) == [ONE] * 4
+
+
+def _harmed_at_a(house: House) -> str:
+    """2.0.0 does harm at site a."""
+    name = house.start(TWO, selector="site=a", stages=(1, "100%"))
+    for _ in range(60):
+        house.live(FOUR[:2], 1, wrong=lambda version: 0.9 if version == TWO else 0.05)
+        if house.conductor.rollout(name)["outcome"]:
+            return name
+    raise AssertionError(house.conductor.rollout(name)["reason"])
+
+
+def _deprecated(house: House) -> str:
+    with house.control.begin() as connection:
+        stages.decide(connection, "digits", TWO, "deprecate", reason="slow", who="ann", now_ms=house.now)
+    return r"digits 2\.0\.0 is deprecated: .*\. `edgewright rollout abort r2-.* ends this rollout"
+
+
+def _blocked(house: House) -> str:
+    name = _harmed_at_a(house)
+    return rf"digits 2\.0\.0 is blocked: rollout {name} sent it back \(.*\. `edgewright rollout abort r2-"
+
+
+ONWARD: dict[str, Callable[[House, str], None]] = {
+    "approve": lambda one, name: one.conductor.approve(name, one.packages[TWO].digest, who="bob", now_ms=one.now),
+    "promote": lambda one, name: one.conductor.conclude(name, "promote", who="ann", now_ms=one.now),
+    "resume": lambda one, name: command(one, name, "resume"),
+}
+
+
+@pytest.mark.parametrize("no_longer", [_deprecated, _blocked])
+@pytest.mark.parametrize("verb", ONWARD)
+def test_a_rollout_that_waited_does_not_go_on_with_what_may_not_begin_any_more(
+    house: House, no_longer: Callable[[House], str], verb: str
+) -> None:
+    share = Experiment(share="50%") if verb == "promote" else None
+    ladder = ("50%", "100%") if share else (1, "100%")
+    name = house.start(TWO, selector="site=b", stages=ladder, approvals=int(verb == "approve"), experiment=share)
+    if verb != "approve":
+        house.live(FOUR, 1)
+        command(house, name, "pause")
+    expected = no_longer(house)
+    before = runs(house, ["pi-2", "pi-3"])
+    with pytest.raises(Refused, match=expected):
+        ONWARD[verb](house, name)
+    house.live(FOUR, 3)
+    assert runs(house, ["pi-2", "pi-3"]) == before
+    command(house, name, "abort")
+    assert runs(house, ["pi-2", "pi-3"]) == [ONE] * 2
+
+
+def test_a_rollout_of_what_another_sent_back_is_paused_and_that_is_a_ticket(house: House) -> None:
+    name = house.start(TWO, selector="site=b", stages=(1, "100%"))
+    house.live(FOUR, 1)
+    harmful = _harmed_at_a(house)
+    house.live(FOUR, 1)
+    said = house.conductor.rollout(name)
+    assert (said["state"], said["devices_exposed"]) == ("paused", 1)
+    a, seen = control.alerts.c, control.audit.c
+    mine = sa.select(a.severity, a.text, a.closed_ms).where(a.key == f"rollout:{name}:blocked")
+    with house.control.connect() as connection:
+        ((severity, text, closed),) = connection.execute(mine).all()
+        (noted,) = connection.execute(sa.select(seen.detail).where(seen.who == "hub", seen.what == "rollout pause"))
+    assert (severity, closed) == ("ticket", None)
+    assert f"digits 2.0.0 is blocked: rollout {harmful} sent it back" in text
+    assert f"`edgewright rollout abort {name}` takes it back" in text
+    assert noted.detail.startswith(f"{name}: digits 2.0.0 is blocked")
+    house.live(FOUR, 5)
+    command(house, name, "abort")
+    assert runs(house) == [ONE] * 4
+    with house.control.connect() as connection:
+        assert connection.execute(mine).one().closed_ms == house.now

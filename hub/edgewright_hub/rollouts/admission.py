@@ -7,7 +7,7 @@ is not there, Refused where the answer is "no".
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -77,7 +77,7 @@ def propose(
     if spec.bandwidth_bytes_s is not None and not spec.release_bytes:
         spec = msgspec.structs.replace(spec, release_bytes=release_bytes(connection, package))
     rows = connection.execute(sa.select(control.rollouts).order_by(control.rollouts.c.created_ms)).all()
-    refuse_blocked(package, rows)
+    refuse_blocked(package, connection)
     members = chosen(spec, fleet)
     refuse_empty(spec, members, fleet, roster.named(connection))
     refuse_others(spec, members, fleet, rows)
@@ -161,14 +161,32 @@ def named(spec: RolloutSpec, packages: Sequence[Package]) -> Package:
     return found[0]
 
 
-def refuse_blocked(package: Package, rows: Iterable[sa.Row[Any]]) -> None:
-    for row in rows:
-        if row.progress["outcome"] in BLOCKS and row.spec["digest"] == package.digest:
-            why = row.progress["reason"]
-            raise Refused(
-                f"{package.name} {package.version} is blocked: rollout {row.id} sent it back ({why}). "
-                "Publish a corrected version under a new number"
-            )
+def refuse_onward(connection: sa.Connection, rollout_id: str, spec: RolloutSpec) -> None:
+    """Raise Refused where a rollout that waits may not go on: its package may be given to nobody else any more."""
+    try:
+        package = named(spec, packages(connection))
+        refuse_blocked(package, connection)
+    except Refused as error:
+        raise Refused(f"{error}. `edgewright rollout abort {rollout_id}` ends this rollout") from None
+
+
+def refuse_blocked(package: Package, connection: sa.Connection) -> None:
+    if why := blocked(connection, {package.digest}).get(package.digest):
+        raise Refused(
+            f"{package.name} {package.version} is blocked: {why}. Publish a corrected version under a new number"
+        )
+
+
+def blocked(connection: sa.Connection, digests: Set[str]) -> dict[str, str]:
+    """Why no rollout may give them to anybody else, by digest, of those of which that is so."""
+    r = control.rollouts.c
+    query = sa.select(r.id, r.spec).where(r.state.in_(("rolling-back", "rolled-back")))
+    names = [row.id for row in connection.execute(query) if row.spec["digest"] in digests] if digests else []
+    found = {}
+    for row in connection.execute(sa.select(control.rollouts).where(r.id.in_(names))) if names else ():
+        if row.progress["outcome"] in BLOCKS:
+            found[row.spec["digest"]] = f"rollout {row.id} sent it back ({row.progress['reason']})"
+    return found
 
 
 def refuse_others(

@@ -133,16 +133,18 @@ class Conductor:
             still = [current(documents.get(d), spec.model) == spec.digest for d in state.members.devices]
             return rollout.revert(state, np.array(still, np.bool_), f"reverted by {who}{why}", now_ms)
 
-        self._decide(rollout_id, event, decide, who=who, now_ms=now_ms, reason=reason)
+        onward = event == "resume"
+        self._decide(rollout_id, event, decide, who=who, now_ms=now_ms, reason=reason, onward=onward)
 
     def approve(self, rollout_id: str, digest: str, *, who: str, now_ms: int) -> None:
-        """`who` consents to this digest. Raises RequestError, Refused: `rollout.approve`."""
+        """`who` consents to this digest. Raises RequestError, Refused: `rollout.approve`, `admission.refuse_onward`."""
         self._decide(
             rollout_id,
             "approve",
             lambda state, spec, _: (rollout.approve(state, spec, who, digest, now_ms), NOTHING),
             who=who,
             now_ms=now_ms,
+            onward=True,
         )
 
     def conclude(self, rollout_id: str, answer: Answer, *, who: str, now_ms: int) -> None:
@@ -153,6 +155,7 @@ class Conductor:
             lambda state, spec, _: rollout.conclude(state, spec, answer, f"{answer}: {who} concluded so", now_ms),
             who=who,
             now_ms=now_ms,
+            onward=answer == "promote",
         )
 
     def _decide(
@@ -164,8 +167,10 @@ class Conductor:
         who: str,
         now_ms: int,
         reason: str = "",
+        onward: bool = False,
     ) -> None:
-        """A person's decision, the documents that follow from it, and the note of it: in one transaction."""
+        """A person's decision, the documents that follow from it, and the note of it: in one transaction. `onward`:
+        further devices are given the release after it."""
         with self._lock:
             with self._control.begin() as connection:
                 row = find(connection, rollout_id)
@@ -173,6 +178,8 @@ class Conductor:
                 documents = self._documents.read(connection)
                 before = unpacked(row.progress)
                 state, asked = decide(before, spec, documents)
+                if onward:
+                    admission.refuse_onward(connection, state.id, spec)
                 done, gone = self._rounds.promoted(connection, but=state.id), admission.withdrawn(connection).keys()
                 wishes = [
                     revocation.redirected(wish, fleet, done, gone)

@@ -2,9 +2,11 @@
 
     rollout:ID         the release is sent back: a page, or a ticket where an experiment or a revocation takes it back
     rollout:ID:judge   it cannot be judged, so it stands still: a ticket
+    rollout:ID:blocked another rollout sent its release back, so the hub paused it: a ticket
 
 The first is over when a later release of the model was promoted to the same devices, since what was wrong has been put
-right; a ticket of it already when all devices are back. The second is over when the rollout is judged again, or ends.
+right; a ticket of it already when all devices are back. The second is over when the rollout is judged again, or ends;
+the third when it ends, or goes back.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from .progress import unpacked
 from .records import note
 from .retreat import away
 from .specification import RolloutSpec, stored
-from .state import ACTIVE, RolloutState
+from .state import ACTIVE, GOING_BACK, RolloutState
 
 QUIET: Final = ("taken back", "withdrawn")  # somebody wanted it so
 
@@ -33,6 +35,8 @@ def moved(connection: sa.Connection, before: RolloutState, after: RolloutState, 
         _close(connection, f"rollout:{after.id}", "all devices are back", now_ms)
     if after.state == "done" and before.state != "done":
         _superseded(connection, after, spec, now_ms)
+    if after.state not in ACTIVE or after.state in GOING_BACK:
+        _close(connection, f"rollout:{after.id}:blocked", f"it is {after.state}", now_ms)
     judged(connection, after.id, "it has ended" if after.state not in ACTIVE else "it is judged again", now_ms)
 
 
@@ -44,6 +48,20 @@ def stuck(connection: sa.Connection, rollout_id: str, said: str, now_ms: int) ->
         kind="rollout",
         subject=rollout_id,
         text=f"rollout {rollout_id} stands still: {said}",
+        now_ms=now_ms,
+    )
+
+
+def blocked(connection: sa.Connection, rollout_id: str, spec: RolloutSpec, why: str, now_ms: int) -> None:
+    note(connection, now_ms, "hub", "rollout pause", f"{rollout_id}: {spec.model} {spec.version} is blocked: {why}")
+    alerts.open_alert(
+        connection,
+        f"rollout:{rollout_id}:blocked",
+        severity="ticket",
+        kind="rollout",
+        subject=rollout_id,
+        text=f"rollout {rollout_id} is paused: {spec.model} {spec.version} is blocked: {why}. "
+        f"`edgewright rollout abort {rollout_id}` takes it back",
         now_ms=now_ms,
     )
 
