@@ -215,7 +215,7 @@ def doctor(data: Path, as_json: bool) -> int:
 @click.option("--monitor-port", type=click.IntRange(1, 65535),
               help="Tell one user with a password, on this machine, how the broker fares ($SYS).")  # fmt: skip
 @click.option("--name", "names", multiple=True, help="Name or address by which devices and the hub reach it.")
-@click.option("--user", help="The user that mosquitto becomes when root starts it.")
+@click.option("--user", help="The user that mosquitto becomes when root starts it.  [default for root: mosquitto]")
 @_JSON
 def broker_config(
     directory: Path,
@@ -231,7 +231,7 @@ def broker_config(
     enrolled with new keys, or within 60 days of its certificate's end; then send mosquitto SIGHUP."""
     from edgewright_hub.fleet.ca import open_authority
     from edgewright_hub.fleet.revoked import NOBODY, revoked
-    from edgewright_hub.mqtt.mosquitto import write_configuration
+    from edgewright_hub.mqtt.mosquitto import becomes, write_configuration
     from edgewright_hub.storage.control import open_control
     from edgewright_hub.storage.places import NAME, places
 
@@ -251,7 +251,7 @@ def broker_config(
         directory,
         port=address.port,
         bind=address.host,
-        user=user,
+        user=becomes(user, directory),
         now=now,
         websocket_port=websocket_port,
         monitor_port=monitor_port,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import queue
 import ssl
 import stat
@@ -31,6 +32,7 @@ from sim.postgresql import chosen
 from sim.wire import WireClient
 
 NOW = datetime.now(UTC)
+ROOT = ["--user", "root"] if os.geteuid() == 0 else []
 
 
 class House:
@@ -70,8 +72,7 @@ class Broker:
     def __init__(self, house: House, until: Callable[..., None]) -> None:
         self.folder = house.place / "mosquitto"
         self.port, self.monitor = free_port(), free_port()
-        user = ["--user", "root"] if os.geteuid() == 0 else []
-        self._words = ["hub", "broker-config", str(self.folder), "--data", str(house.place), *user]
+        self._words = ["hub", "broker-config", str(self.folder), "--data", str(house.place), *ROOT]
         self._words += ["--listen", f"127.0.0.1:{self.port}", "--monitor-port", str(self.monitor), "--json"]
         self._until = until
         assert run(self._words) == 0
@@ -186,7 +187,7 @@ def test_a_broker_on_all_interfaces_needs_the_name_that_its_certificate_shall_be
     house: House, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = house.place / "mosquitto"
-    words = ["hub", "broker-config", str(folder), "--data", str(house.place), "--listen", "0.0.0.0:8883"]
+    words = ["hub", "broker-config", str(folder), "--data", str(house.place), "--listen", "0.0.0.0:8883", *ROOT]
     assert run(words) == 2
     assert "--name" in capsys.readouterr().err
     assert run([*words, "--name", "mqtt.example", "--name", "10.1.2.3", "--json"]) == 0
@@ -194,6 +195,28 @@ def test_a_broker_on_all_interfaces_needs_the_name_that_its_certificate_shall_be
     certificate = x509.load_pem_x509_certificate((folder / "server.pem").read_bytes())
     hosts = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert {"mqtt.example", "10.1.2.3"} < {str(one.value) for one in hosts}
+
+
+def test_root_writes_for_the_user_that_mosquitto_becomes_or_is_told_to_name_one(
+    house: House, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    me = pwd.getpwuid(os.geteuid())
+    other = pwd.struct_passwd((*me[:2], 12_345, 12_345, *me[4:]))
+    known = {"mosquitto": me, "else": other}
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "getgrouplist", lambda _, gid: [gid])
+    monkeypatch.setattr(pwd, "getpwnam", lambda name: known[name])
+    folder = house.place / "mosquitto"
+    words = ["hub", "broker-config", str(folder), "--data", str(house.place)]
+    house.place.chmod(0o700)
+    assert run([*words, "--user", "else"]) == 2
+    assert "does not let it in: name another, for instance /etc/" in capsys.readouterr().err
+    assert not folder.exists()
+    assert run(words) == 0
+    assert "user mosquitto" in (folder / "mosquitto.conf").read_text().splitlines()
+    known.clear()
+    assert run(words) == 2
+    assert "--user: expected the user that mosquitto becomes" in capsys.readouterr().err
 
 
 def test_a_list_of_what_is_revoked_lives_as_long_as_the_authority(house: House) -> None:

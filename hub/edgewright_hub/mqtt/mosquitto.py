@@ -17,6 +17,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import pwd
 import secrets
 import shutil
 from collections.abc import Sequence
@@ -25,12 +26,14 @@ from pathlib import Path
 from typing import Final
 
 from edgewright_contracts import durable
+from edgewright_contracts.errors import RequestError
 from edgewright_contracts.topics import ROOT, RULES
 
 from ..fleet.ca import HUB_NAME, Authority
 from ..fleet.revoked import NOBODY, Revoked, revocation_list
 
 MONITOR: Final = "_monitor"  # no device can be called so
+USER: Final = "mosquitto"  # made by the packages of Debian, Fedora and Alpine
 _ROUNDS: Final = 101  # of PBKDF2, as mosquitto_passwd takes: the password is 32 random bytes
 
 
@@ -86,6 +89,31 @@ def configuration(
         "max_queued_bytes 67108864",
     ]
     return "\n".join(lines) + "\n"
+
+
+def becomes(user: str | None, folder: Path) -> str | None:
+    """Whom mosquitto becomes: `user`; if root is to start it and names nobody, the user that its packages make. Raises
+    RequestError where nobody of that name could read what is written to `folder`, which ends mosquitto's start."""
+    if os.geteuid() != 0:
+        return user
+    name = user or USER
+    try:
+        who = pwd.getpwnam(name)
+    except KeyError:
+        raise RequestError(
+            f"--user: expected the user that mosquitto becomes when root starts it, this machine has no {name!r}: "
+            "name one, or install mosquitto first"
+        ) from None
+    groups = os.getgrouplist(name, who.pw_gid)
+    for place in (one for one in folder.absolute().parents if one.exists() and who.pw_uid != 0):
+        about = place.stat()
+        turn = 0o100 if about.st_uid == who.pw_uid else 0o010 if about.st_gid in groups else 0o001
+        if not about.st_mode & turn:
+            raise RequestError(
+                f"{folder}: expected a folder that the user {name} can reach, {place} does not let it in: "
+                "name another, for instance /etc/edgewright-broker; or see --user"
+            )
+    return name
 
 
 def write_configuration(
