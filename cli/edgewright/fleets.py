@@ -47,13 +47,15 @@ def devices(client: HubClient, select: str, as_json: bool) -> None:
         return
     table = Table("device", "fleet", "state", "runs", "last seen", box=None, header_style="dim")
     for row in rows:
-        state = "[green]online[/]" if row["online"] else "[red]offline[/]"
+        state = "[yellow]overdue[/]" if row["overdue"] else "[green]online[/]" if row["online"] else "[red]offline[/]"
         state = "[dim]retired[/]" if row["state"] == "retired" else state + (", held" if row["held"] else "")
         runs = f"{row['running']['digest'][:12]} {row['running']['variant']}" if row["running"] else "nothing"
         table.add_row(escape(row["device"]), escape(row["fleet"]), state, escape(runs), ago(row["last_seen_ms"]))
-    retired = sum(row["state"] == "retired" for row in rows)
-    online = sum(row["online"] and row["state"] != "retired" for row in rows)
-    print_table(table, f"{online} of {len(rows) - retired} online{f', {retired} retired' if retired else ''}")
+    enrolled = [row for row in rows if row["state"] != "retired"]
+    late = sum(row["overdue"] for row in enrolled)
+    said = f"{sum(row['online'] for row in enrolled) - late} of {len(enrolled)} online"
+    said += f", {late} connected and their reports are overdue" if late else ""
+    print_table(table, said + (f", {len(rows) - len(enrolled)} retired" if len(enrolled) < len(rows) else ""))
 
 
 fleet.add_command(drift)

@@ -102,7 +102,8 @@ def show(client: HubClient, device: str, as_json: bool) -> None:
     if as_json:
         return click.echo(json.dumps(found))
     console = Console()
-    state = "held" if found["held"] else "online" if found["online"] else "offline"
+    online = "overdue" if found["overdue"] else "online" if found["online"] else "offline"
+    state = "held" if found["held"] else online
     state = found["state"] if found["state"] != "enrolled" else state
     console.print(f"[bold]{escape(found['device'])}[/]  {state}, last seen {ago(found['last_seen_ms'])}")
     said = [f"fleet {found['fleet']}", *(f"{key}={value}" for key, value in found["attributes"].items())]

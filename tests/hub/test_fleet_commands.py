@@ -8,8 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from edgewright.main import run
+from edgewright_hub.storage import telemetry
+from edgewright_hub.storage.places import places
+from edgewright_hub.storage.telemetry import open_telemetry
 
 pytestmark = pytest.mark.process
 
@@ -66,6 +70,24 @@ def test_devices_and_drift_are_listed(edgewright: Callable[..., tuple[int, str, 
     for key in ("colour", "site=berlin", "!site", "site,hw"):
         code, _, err = edgewright("fleet", "drift", "--by", key)
         assert (code, "expected one" in err) == (2, True), err
+
+
+def test_a_device_whose_reports_do_not_come_is_overdue_and_not_online(
+    edgewright: Callable[..., tuple[int, str, str]], data: Path
+) -> None:
+    engine, d = open_telemetry(places(data).telemetry), telemetry.devices
+    mine = d.update().where(d.c.device == "pi-2")
+    with engine.begin() as connection:
+        before = connection.execute(sa.select(d.c.next_due_ms).where(d.c.device == "pi-2")).scalar_one()
+        connection.execute(mine.values(next_due_ms=1000))
+    rows = json.loads(edgewright("fleet", "devices", "--json")[1])["devices"]
+    assert [(one["online"], one["overdue"]) for one in rows] == [(True, False), (True, False), (True, True)]
+    out = edgewright("fleet", "devices")[1]
+    assert "2 of 3 online, 1 connected and their reports are overdue" in out
+    assert "pi-2  overdue" in edgewright("fleet", "show", "pi-2")[1]
+    with engine.begin() as connection:
+        connection.execute(mine.values(next_due_ms=before))
+    engine.dispose()
 
 
 def test_a_budget_of_false_pages_is_set_and_nothing_is_accepted_without_an_alarm(

@@ -32,6 +32,7 @@ from ..ingest.consumer import Consumer
 from ..registry.registry import TARGETS_BYTES, Registry
 from ..rollouts.conductor import Conductor
 from ..rollouts.configuration import Asked
+from ..rollouts.evidence import Heard
 from ..storage import control, telemetry
 from .samples import Samples
 from .websocket import PATH
@@ -222,7 +223,7 @@ def devices(request: Request, _: Reader, select: str = "") -> list[dict[str, Any
     """Every device, or those enrolled that a selector means: what it last said of itself, what its newest window ran,
     and how much it has reported."""
     hub = hub_of(request)
-    selector = parse(select) if select else None
+    selector, now = parse(select) if select else None, now_ms()
     with hub.telemetry.connect() as connection:
         said = {row.device: row for row in connection.execute(sa.select(telemetry.devices))}
         interrupted: dict[str, list[dict[str, Any]]] = {}
@@ -241,7 +242,7 @@ def devices(request: Request, _: Reader, select: str = "") -> list[dict[str, Any
             "attributes": shown(attributes_of(row.attributes)),
             "cohorts": list(fleet[row.id].cohorts) if row.id in fleet else [],
             "enrolled_ms": row.enrolled_ms,
-            **_said(said.get(row.id)),
+            **_said(said.get(row.id), now),
             "desired": wanted[row.id].document if row.id in wanted else None,
             "interruptions": interrupted.get(row.id, []),
         }
@@ -250,14 +251,20 @@ def devices(request: Request, _: Reader, select: str = "") -> list[dict[str, Any
     ]
 
 
-def _said(row: Any) -> dict[str, Any]:
+def overdue(online: bool, next_due_ms: int | None, now_ms: int) -> bool:
+    """Whether the connection of a device stands and its next report does not come."""
+    return online and not Heard(online=True, last_seen_ms=0, next_due_ms=next_due_ms).present(now_ms)
+
+
+def _said(row: Any, now_ms: int) -> dict[str, Any]:
     """What a device's row of telemetry.db tells; None: it has not said anything yet."""
     if row is None:
         nothing = dict.fromkeys(("last_seen_ms", "next_due_ms", "birth", "running"))
-        return {"online": False, **nothing, "windows": 0, "inferences": 0}
+        return {"online": False, "overdue": False, **nothing, "windows": 0, "inferences": 0}
     running = {name: getattr(row, name) for name in ("device", "digest", "variant", "phase", "rollout")}
     return {
         "online": bool(row.online),
+        "overdue": overdue(bool(row.online), row.next_due_ms, now_ms),
         "last_seen_ms": row.last_seen_ms,
         "next_due_ms": row.next_due_ms,
         "birth": row.birth,

@@ -24,7 +24,7 @@ from ..fleet.inventory import Reason, Whom
 from ..fleet.selectors import SELECTOR_CHARS
 from ..rollouts.state import ACTIVE
 from ..storage import control
-from .api import SPEC_BYTES, Operator, Reader, body_of, hub_of, now_ms
+from .api import SPEC_BYTES, Operator, Reader, body_of, hub_of, now_ms, overdue
 
 LIST_BYTES: Final = 4 * 1024**2
 T = TypeVar("T")
@@ -48,7 +48,8 @@ class Cohort(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 def one_device(request: Request, device: str, _: Reader) -> dict[str, Any]:
     hub = hub_of(request)
     with hub.control.connect() as ours, hub.telemetry.connect() as theirs:
-        return inventory.show(ours, theirs, device, hub.conductor.roster.read(ours).get(device))
+        found = inventory.show(ours, theirs, device, hub.conductor.roster.read(ours).get(device))
+    return {**found, "overdue": overdue(found["online"], found["next_due_ms"], now_ms())}
 
 
 @router.post("/api/v1/fleet/attributes")

@@ -9,9 +9,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from ...fleet import inventory
-from ...rollouts import evidence
 from ...storage import control
-from ..api import Hub
+from ..api import Hub, overdue
 
 
 def one(hub: Hub, device: str) -> dict[str, Any]:
@@ -52,7 +51,7 @@ def lines(
         for row in enrolled
         if row.state == "enrolled"
     ]
-    return sorted(found, key=lambda d: (not d["alarm"], d["online"], d["id"]))
+    return sorted(found, key=lambda d: (not d["alarm"], d["online"] and not d["overdue"], d["id"]))
 
 
 def _line(
@@ -65,14 +64,13 @@ def _line(
     now_ms: int,
 ) -> dict[str, Any]:
     digests = [m["digest"] for m in (wanted or {}).get("models", ()) if m.get("digest")]
-    due = said.next_due_ms if said else None
     running = said.digest if said else None
     return {
         "id": row.id,
         "fleet": row.fleet,
         "held": bool(row.held),
         "online": bool(said and said.online),
-        "overdue": bool(due is not None and now_ms > due + evidence.GRACE_MS),
+        "overdue": bool(said) and overdue(bool(said.online), said.next_due_ms, now_ms),
         "last_seen_ms": said.last_seen_ms if said else None,
         "running": versions.get(running, running) if running else "",
         "variant": said.variant if running else "",

@@ -66,7 +66,7 @@ def view(hub: Hub, now_ms: int) -> dict[str, Any]:
         "condition": reader.CONDITION,
         "devices": rows[:ROWS],
         "devices_total": len(rows),
-        "devices_online": sum(d["online"] for d in rows),
+        "devices_online": sum(d["online"] and not d["overdue"] for d in rows),
         "devices_held": sum(d["held"] for d in rows),
         "inferences": sum(n for n, _ in hour.values()),
         "errors": sum(k for _, k in hour.values()),
