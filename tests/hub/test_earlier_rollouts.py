@@ -175,3 +175,40 @@ def test_a_rollout_of_what_another_sent_back_is_paused_and_that_is_a_ticket(hous
     assert runs(house) == [ONE] * 4
     with house.control.connect() as connection:
         assert connection.execute(mine).one().closed_ms == house.now
+
+
+# Other rollouts of the model.
+
+
+def test_nothing_is_reverted_under_a_later_rollout_on_the_same_devices(house: House) -> None:
+    second = bring(house, TWO)
+    third = house.start(THREE, stages=(2, "100%"))
+    house.live(FOUR, 2)
+    before = runs(house)
+    assert sorted(before) == [TWO] * 2 + [THREE] * 2
+    with pytest.raises(
+        Refused,
+        match=rf"rollout {third} \(digits 3\.0\.0\) is running on 4 of the same devices, and would lead back to "
+        rf"2\.0\.0\. Wait for its end, or `edgewright rollout abort {third}` first",
+    ):
+        command(house, second, "revert")
+    assert runs(house) == before
+    command(house, third, "abort")
+    command(house, second, "revert")
+    assert runs(house) == [ONE] * 4
+
+
+def test_a_revert_does_not_wait_for_a_rollout_on_other_devices(house: House) -> None:
+    first = bring(house, TWO, selector="site=a")
+    house.start(THREE, selector="site=b")
+    command(house, first, "revert")
+    assert runs(house, ["pi-0", "pi-1"]) == [ONE] * 2
+
+
+def test_rollouts_of_other_devices_are_not_in_the_way(house: House) -> None:
+    house.start(TWO, devices=("pi-0",))
+    house.start(THREE, devices=("pi-1",))
+    house.live(FOUR, 1)
+    assert runs(house) == [TWO, THREE, ONE, ONE]
+    with pytest.raises(Refused, match=r"\(digits 2\.0\.0\) is running on 1 of the same devices"):
+        house.start(THREE, devices=("pi-0", "pi-2"))

@@ -7,11 +7,12 @@ is not there, Refused where the answer is "no".
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import msgspec
+import numpy as np
 import sqlalchemy as sa
 
 from edgewright_contracts.desired import Desired
@@ -192,7 +193,20 @@ def blocked(connection: sa.Connection, digests: Set[str]) -> dict[str, str]:
 def refuse_others(
     spec: RolloutSpec, members: Iterable[str], devices: Mapping[str, Device], rows: Iterable[sa.Row[Any]]
 ) -> None:
-    """Raise Refused when another rollout of the model is under way on some of these devices, or in their fleet."""
+    """Raise Refused when another rollout of the model is under way on some of these devices."""
+    for row, shared in overlapping(spec.model, members, devices, rows):
+        raise Refused(
+            f"rollout {row.id} ({spec.model} {stored(row.spec).version}) is {row.state} on {len(shared)} "
+            "of the same devices. Wait for its end, or abort it"
+        )
+
+
+def overlapping(
+    model: str, members: Iterable[str], devices: Mapping[str, Device], rows: Iterable[sa.Row[Any]]
+) -> Iterator[tuple[sa.Row[Any], set[str]]]:
+    """Rollouts of the model under way on some of these devices, with those that they share: whom it means now, and who
+    was given its release, although it may mean them no longer."""
+    mine = set(members)
     for row in rows:
         if row.state in ACTIVE and row.name == spec.model:
             other = stored(row.spec)

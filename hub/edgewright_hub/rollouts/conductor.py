@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 import sqlalchemy as sa
 
-from edgewright_contracts.desired import Config, Desired
+from edgewright_contracts.desired import Config
 
 from ..drift.fleet_drift import FleetDrift
 from ..fleet.orders import Orders, Publish
@@ -28,10 +28,10 @@ from ..fleet.roster import Roster
 from ..registry import stages
 from ..registry.registry import Registry
 from ..storage import control
-from . import admission, configuration, hours, notices, plan, revocation, rollout
+from . import admission, configuration, hours, notices, plan, reversal, revocation, rollout
 from .abilities import Abilities
 from .configuration import Configurations
-from .desired_documents import Documents, current
+from .desired_documents import Documents
 from .experiment import Answer
 from .gates import Ledger
 from .progress import unpacked
@@ -40,6 +40,7 @@ from .prospects import Prospects
 from .readings import Readings
 from .records import columns, describe, find, note
 from .rounds import Rounds, write
+from .reversal import Around
 from .specification import RolloutSpec, stored
 from .state import ACTIVE, RolloutState
 from .wishes import NOTHING, Wishes
@@ -124,14 +125,13 @@ class Conductor:
 
     def command(self, rollout_id: str, event: Verb, *, who: str, now_ms: int, reason: str = "") -> None:
         """Pause, resume, abort or revert; the last two send devices back to what they had: every one that was given
-        the release, or, of a rollout that is done, those that are still told to run it."""
+        the release, or, of a rollout that is done, those that are still told to run it (`reversal`)."""
         why = f": {reason}" if reason else ""
 
-        def decide(state: RolloutState, spec: RolloutSpec, documents: Mapping[str, Desired]) -> Decided:
-            if event != "revert":
-                return rollout.command(state, spec, event, f"{event} by {who}{why}", now_ms)
-            still = [current(documents.get(d), spec.model) == spec.digest for d in state.members.devices]
-            return rollout.revert(state, np.array(still, np.bool_), f"reverted by {who}{why}", now_ms)
+        def decide(state: RolloutState, spec: RolloutSpec, around: Around) -> Decided:
+            if event == "revert":
+                return reversal.revert(state, spec, around, f"reverted by {who}{why}", now_ms)
+            return rollout.command(state, spec, event, f"{event} by {who}{why}", now_ms)
 
         onward = event == "resume"
         self._decide(rollout_id, event, decide, who=who, now_ms=now_ms, reason=reason, onward=onward)
@@ -162,7 +162,7 @@ class Conductor:
         self,
         rollout_id: str,
         what: str,
-        decide: Callable[[RolloutState, RolloutSpec, Mapping[str, Desired]], Decided],
+        decide: Callable[[RolloutState, RolloutSpec, Around], Decided],
         *,
         who: str,
         now_ms: int,
@@ -177,7 +177,10 @@ class Conductor:
                 spec, fleet = stored(row.spec), self.roster.read(connection)
                 documents = self._documents.read(connection)
                 before = unpacked(row.progress)
-                state, asked = decide(before, spec, documents)
+                r = control.rollouts.c
+                others = sa.select(control.rollouts).where(r.name == spec.model, r.id != row.id).order_by(r.created_ms)
+                around = Around(fleet, documents, connection.execute(others).all())
+                state, asked = decide(before, spec, around)
                 if onward:
                     admission.refuse_onward(connection, state.id, spec)
                 done, gone = self._rounds.promoted(connection, but=state.id), admission.withdrawn(connection).keys()
