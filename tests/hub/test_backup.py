@@ -379,6 +379,15 @@ def test_a_folder_that_holds_something_and_a_file_that_is_there_are_left_alone(a
     Repository(tmp_path / "empty" / "repo", tmp_path / "empty" / "keys").verify()
 
 
+def test_a_fresh_volume_takes_a_hub_and_what_fsck_keeps_there_is_none_of_its_files(
+    archive: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "volume" / "lost+found").mkdir(parents=True)
+    assert restore(archive, tmp_path / "volume", now=NOW).targets == 1
+    (tmp_path / "volume" / "lost+found" / "#12").write_bytes(b"of an inode")
+    assert not [name for name in backup.make(tmp_path / "volume", tmp_path / "b.tar", now=NOW).files if "#12" in name]
+
+
 def telemetry_of(place: Path) -> sa.Engine:
     return sa.create_engine(f"sqlite:///{places(place).telemetry}", poolclass=sa.NullPool)
 

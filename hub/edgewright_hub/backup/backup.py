@@ -36,6 +36,7 @@ from . import tables
 from .archive import FORMAT, Manifest, Writer
 
 ANEW: Final = frozenset({"lock", "hub.json", "ca.pem", NAME})  # made by every start, or not to be taken along
+OF_VOLUME: Final = "lost+found"  # of fsck, at the top of a volume; no file of a hub
 ROLES: Final = ("timestamp", "snapshot", "targets", "root")  # each names the next
 
 
@@ -128,7 +129,9 @@ def _files(data: Path) -> Iterator[Path]:
     for place in sorted(data.rglob("*")):
         database = place.parent == data and place.name.startswith(tuple(tables.FILES.values()))
         hidden = place.name.startswith(".") or place.name.endswith(".part")  # what is being written
-        if place.is_file() and not place.is_symlink() and place not in known and not database and not hidden:
+        foreign = place.is_relative_to(data / OF_VOLUME)
+        ours = place.is_file() and not place.is_symlink() and not foreign
+        if ours and place not in known and not database and not hidden:
             yield place
 
 

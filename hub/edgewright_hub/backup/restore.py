@@ -37,7 +37,7 @@ from ..storage.places import move
 from ..storage.store import Schema, open_to_read, revisions, server_url, upsert
 from . import tables
 from .archive import Archive, Manifest, opened
-from .backup import ROLES, counted
+from .backup import OF_VOLUME, ROLES, counted
 
 JUMP: Final = 1000  # revisions of a device's document since a backup; devices take up to 1,000,000 at once
 AHEAD_S: Final = 86_400
@@ -57,7 +57,7 @@ def restore(archive: Path, data: Path, *, now: datetime, database: str | None = 
     """Have the hub of `archive` on `data`, which is absent or empty; its databases on a server, if one is named. Raises
     RequestError, Refused, Unavailable; then nothing is there that was not before."""
     data = data.absolute()
-    if data.exists() and (not data.is_dir() or any(data.iterdir())):
+    if data.exists() and (not data.is_dir() or any(place.name != OF_VOLUME for place in data.iterdir())):
         raise RequestError(f"--data: expected a folder that is absent or empty, {data} is not: name another")
     if not data.parent.is_dir():
         raise RequestError(f"--data: expected {data.parent} to be a folder; make it, or name another")
