@@ -63,13 +63,19 @@ def examine(data: Path, *, now: datetime) -> list[Finding]:
 
 
 def _process(data: Path, _now: datetime) -> Iterator[Finding]:
-    with (data / "lock").open() as lock:
+    rests = Finding("process", well=False, said="the hub does not run: start it with `edgewright hub serve`")
+    try:
+        lock = (data / "lock").open()
+    except FileNotFoundError:  # it never did: this one was restored
+        yield rests
+        return
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield Finding("process", well=True, said="the hub runs")
         else:
-            yield Finding("process", well=False, said="the hub does not run: start it with `edgewright hub serve`")
+            yield rests
 
 
 def _databases(data: Path, _now: datetime) -> Iterator[Finding]:

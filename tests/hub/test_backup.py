@@ -441,5 +441,8 @@ def test_the_commands_say_what_came(archive: Path, tmp_path: Path, capsys: pytes
     said = capsys.readouterr().out
     assert "3 devices, 1 packages, 1 rollouts" in said
     assert f"\n  edgewright hub serve --data {tmp_path / 'again'} --name NAME\n" in said
+    assert run(["hub", "doctor", "--data", str(tmp_path / "again"), "--json"]) == 1
+    found = {one["check"]: one["said"] for one in json.loads(capsys.readouterr().out)["findings"]}
+    assert found["process"] == "the hub does not run: start it with `edgewright hub serve`"
     assert run(["hub", "restore", str(tmp_path / "b.tar"), "--data", str(tmp_path / "again"), "--json"]) == 2
     assert run(["hub", "backup", str(tmp_path / "c.tar"), "--data", str(tmp_path / "none")]) == 2
