@@ -208,14 +208,11 @@ def overlapping(
     was given its release, although it may mean them no longer."""
     mine = set(members)
     for row in rows:
-        if row.state in ACTIVE and row.name == spec.model:
-            other = stored(row.spec)
-            shared = set(members) & set(chosen(other, devices))
-            if shared or (other.fleet, other.selector) == (spec.fleet, spec.selector):
-                raise Refused(
-                    f"rollout {row.id} ({other.model} {other.version}) is {row.state} on {len(shared)} "
-                    "of the same devices. Wait for its end, or abort it"
-                )
+        if row.state in ACTIVE and row.name == model:
+            members = unpacked(row.progress).members
+            given = (members.devices[i] for i in np.flatnonzero(members.given).tolist())
+            if shared := mine & {*chosen(stored(row.spec), devices), *given}:
+                yield row, shared
 
 
 def refuse_cooling(spec: RolloutSpec, members: Iterable[str], rows: Iterable[sa.Row[Any]], now_ms: int) -> None:

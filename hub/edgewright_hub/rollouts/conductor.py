@@ -39,9 +39,9 @@ from .promoted import promoted
 from .prospects import Prospects
 from .readings import Readings
 from .records import columns, describe, find, note
-from .rounds import Rounds, write
 from .reversal import Around
 from .specification import RolloutSpec, stored
+from .rounds import Rounds, write
 from .state import ACTIVE, RolloutState
 from .wishes import NOTHING, Wishes
 
