@@ -97,8 +97,9 @@ def config(
     a selector, those over its fleet's, and those over what is set for all; devices follow once they hear of it."""
     if pairs or reset:
         settings = dict(_setting(pair) for pair in pairs)
-        asked: dict[str, Any] = {"devices": names, "fleet": fleet_name, "select": select, "settings": settings}
-        asked |= {"reset": reset, "reason": reason}
+        whom = {"devices": names, "fleet": fleet_name, "select": select}
+        asked = {key: value for key, value in whom.items() if value}
+        asked |= {"settings": settings, "reset": reset, "reason": reason}
         found = client.post("/api/v1/config", asked)
     elif reason:
         raise RequestError("--reason belongs to a change: add --set KEY=VALUE or --reset")

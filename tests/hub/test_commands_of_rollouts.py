@@ -181,6 +181,17 @@ def test_a_release_that_is_done_is_reverted_for_a_reason_and_shown_so(ask: Ask, 
     assert "reverted" in ask("status", name)[1]
 
 
+@pytest.mark.parametrize("whom", [{"select": " "}, {"fleet": ""}, {"devices": []}])
+def test_settings_for_an_empty_name_are_refused_and_not_for_every_device(
+    hub: Hub, house: House, whom: dict[str, Any]
+) -> None:
+    token = tokens.grant(house.control, role="operator", name="ann")
+    with TestClient(device_app(hub), base_url="https://hub") as client:
+        body = {"settings": {"window_s": 20.0}, **whom}
+        answer = client.post("/api/v1/config", json=body, headers={"authorization": f"Bearer {token}"})
+    assert (answer.status_code, "or no such field for all devices" in answer.text) == (400, True)
+
+
 def test_a_person_ends_an_experiment(ask: Ask, house: House) -> None:
     name = house.start("1.0.0", stages=("100%",), experiment=Experiment(share="50%"))
     house.live(FOUR, 2)

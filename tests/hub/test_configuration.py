@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from edgewright_contracts.desired import Config, Desired, DesiredModel
-from edgewright_contracts.errors import ContractError, RequestError
+from edgewright_contracts.errors import ContractError, Refused, RequestError
 from edgewright_contracts.package import Package
 from edgewright_hub.rollouts.configuration import KEYS, Asked, Value
 from edgewright_hub.rollouts.desired_documents import configured
@@ -235,3 +236,19 @@ def test_a_selectors_settings_lie_between_those_of_fleets_and_of_devices_and_fol
 def test_a_selector_that_cannot_be_followed_sets_nothing(house: House, asked: dict[str, str], said: str) -> None:
     with pytest.raises(RequestError, match=said):
         house.conductor.configure(Asked(**asked, settings={"window_s": 20.0}), who="op", now_ms=house.now)
+
+
+def test_a_selector_that_means_nobody_sets_nothing_and_what_it_set_before_can_be_forgotten(house: House) -> None:
+    def ask(**asked: Any) -> list[dict[str, Any]]:
+        return house.conductor.configure(Asked(select="site=mars", **asked), who="op", now_ms=house.now)
+
+    with pytest.raises(Refused, match="site=mars means no enrolled device"):
+        ask(settings={"window_s": 20.0})
+    d = control.devices
+    for site in ("mars", ""):
+        with house.control.begin() as connection:
+            connection.execute(d.update().where(d.c.id == "lab-0").values(attributes={"site": site} if site else {}))
+        if site:
+            ask(settings={"window_s": 20.0})
+    (shown,) = ask(reset=True)
+    assert shown["settings"] == []

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 
 from edgewright_contracts.codec import Name, decode
 from edgewright_contracts.desired import DESIRED_BYTES, Config, Samples
-from edgewright_contracts.errors import ContractError, RequestError
+from edgewright_contracts.errors import ContractError, Refused, RequestError
 
 from ..fleet import roster
 from ..fleet.roster import named
@@ -131,8 +131,9 @@ def put(
 ) -> None:
     """Keep what is asked, for the scopes that it changes.
 
-    Raises RequestError for devices, fleets and keys that there are not, and for nothing asked; ContractError for a
-    value out of its range on any device. Nothing is kept then.
+    Raises RequestError for devices, fleets and keys that there are not, and for nothing asked; Refused for a selector
+    that means nobody, unless it is only forgotten; ContractError for a value out of its range on any device. Nothing
+    is kept then.
     """
     if not asked.settings and not asked.reset:
         raise RequestError("nothing to change: name settings as key=value (--set), or ask for --reset")
@@ -144,6 +145,10 @@ def put(
     entries = dict(latest(connection))
     changed = {}
     for subject in subjects(asked.fleet, asked.devices, asked.select, devices, named(connection)):
+        if subject.scope == "selector" and asked.settings and not roster.meant(parse(subject.name), devices.values()):
+            raise Refused(
+                f"the selector {subject.name} means no enrolled device; `edgewright fleet devices` lists them"
+            )
         before = entries[subject].settings if subject in entries else {}
         after = _merged({} if asked.reset else before, asked.settings)
         if after != before:
@@ -152,9 +157,6 @@ def put(
     entries |= {subject: Entry(version + 1, settings) for subject, settings in changed.items()}
     newcomers = [Device("", fleet=fleet) for fleet in {"", *(one.fleet for one in devices.values())}]
     met = [_applying(entries, device) for device in (*newcomers, *devices.values())]
-    for subject in changed:
-        if subject.scope == "selector" and not any(subject in one for one in met):
-            met.append({one: entries[one] for one in (Subject("all", ""), subject) if one in entries})
     for applying in {tuple(one): one for one in met}.values():
         resolved(base, applying)
     for subject, settings in changed.items():

@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
 
+import msgspec
 import sqlalchemy as sa
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from edgewright_contracts.codec import KIB, decode
+from edgewright_contracts.errors import ContractError
 
 from ..fleet import enrolment, tokens
 from ..fleet.attributes import shown
@@ -304,7 +306,12 @@ def config(
 
 @router.post("/api/v1/config")
 async def set_config(request: Request, caller: Operator) -> list[dict[str, Any]]:
-    """The body is a `configuration.Asked`; answers with what is in force then."""
+    """The body is a `configuration.Asked`; answers with what is in force then. Whom it names must not be empty: that
+    would mean every device, and nobody asks for that so."""
     body = await body_of(request, SPEC_BYTES)
     asked = decode(Asked, body, name="config", limit=SPEC_BYTES, wire="json")
+    document = msgspec.json.decode(body)
+    for name in ("devices", "fleet", "select"):
+        if name in document and not (asked.devices if name == "devices" else document[name].strip()):
+            raise ContractError(f"config.{name}", "whom it means, or no such field for all devices", "an empty one")
     return await run_in_threadpool(hub_of(request).conductor.configure, asked, who=caller.name, now_ms=now_ms())
