@@ -3,11 +3,12 @@
 A cohort is a selector with a name; who is in it is asked anew each time, so a device that is moved to another site
 changes its cohorts by that. `hardware` that nobody set is what the device says of itself in its birth.
 
-Cost of `Roster.read`: about 4 µs for each device, and 10 µs more for each that changed; of `devices`, once, 20 µs each.
+Cost of `Roster.read`: about 3 µs for each device, and 13 µs more for each that changed; of `devices`, once, 20 µs each.
 """
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -44,10 +45,10 @@ class Roster:
             if cohorts != self._cohorts:
                 self._cohorts, self._known = cohorts, {}
             known: dict[str, tuple[Any, Device]] = {}
-            for row in _rows(connection):
-                mark = (row.fleet, row.held, row.attributes, self._said.get(row.id, ""))
-                before = self._known.get(row.id)
-                known[row.id] = before if before and before[0] == mark else (mark, _device(row, mark[3], cohorts))
+            for name, *rest in _rows(connection):
+                mark = (*rest, self._said.get(name, ""))
+                before = self._known.get(name)
+                known[name] = before if before and before[0] == mark else (mark, _device(name, *mark, cohorts))
             self._known = known
             return {name: device for name, (_, device) in known.items()}
 
@@ -89,17 +90,20 @@ def known(selector: Selector, cohorts: Iterable[str]) -> Selector:
 
 
 def _rows(connection: sa.Connection) -> Iterable[sa.Row[Any]]:
+    """Id, fleet, held, and attributes as text: to read the documents costs more than all the rest, and few change."""
     d = control.devices.c
-    columns = (d.id, d.fleet, d.held, d.attributes)
+    columns = (d.id, d.fleet, d.held, sa.cast(d.attributes, sa.Text))
     return connection.execute(sa.select(*columns).where(d.state == "enrolled").order_by(d.id))
 
 
-def _device(row: sa.Row[Any], said: str, cohorts: Mapping[str, Selector]) -> Device:
-    attributes = attributes_of(row.attributes)
+def _device(
+    name: str, fleet: str, held: bool, document: str | None, said: str, cohorts: Mapping[str, Selector]
+) -> Device:
+    attributes = attributes_of(json.loads(document or "{}"))
     device = Device(
-        row.id,
-        fleet=row.fleet,
-        held=bool(row.held),
+        name,
+        fleet=fleet,
+        held=held,
         site=attributes.site,
         hardware=attributes.hardware or said,
         profile=attributes.profile,
