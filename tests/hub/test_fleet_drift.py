@@ -65,15 +65,16 @@ def _live(
     cells: Draw | None = None,
     n: int = 250,
     step: int = MINUTES_5,
+    version: str = "1.0.0",
     **more: Any,
 ) -> None:
-    """Devices report windows of 1.0.0 drawn from its reference; of those in `moved` the input is shifted."""
-    package, shifted = house.packages["1.0.0"], set(moved)
+    """Devices report windows drawn from the reference of a version; of those in `moved` the input is shifted."""
+    package, shifted = house.packages[version], set(moved)
     for _ in range(windows):
         house.now += step
         rows = [
             house.row(
-                device, "1.0.0", n=n, n_monitored=n, mono_start_ms=0, mono_end_ms=step, start_ms=house.now - step,
+                device, version, n=n, n_monitored=n, mono_start_ms=0, mono_end_ms=step, start_ms=house.now - step,
                 cells=cells(device, house.rng) if cells else draw_cells(package, n, house.rng, shift=device in shifted),
                 **more,
             )
@@ -238,6 +239,52 @@ def test_labels_of_a_version_that_a_device_ran_before_end_no_alarm(learned: Hous
 def _last_window(house: House) -> int:
     with house.telemetry.connect() as connection:
         return int(connection.execute(sa.select(sa.func.max(telemetry.windows.c.id))).scalar_one())
+
+
+def test_a_release_that_was_sent_back_leaves_the_evidence_of_a_page_as_it_was(learned: House) -> None:
+    house = learned
+    before = house.conductor.drift.budget()
+    _live(house, EIGHT[:2], 2, version="2.0.0")
+    with_both = house.conductor.drift.budget()
+    assert (before["streams"], with_both["streams"]) == (32, 32), "those that wait for their device are not tested"
+    assert with_both["log_e_cohort"] - before["log_e_cohort"] == pytest.approx(np.log(2))
+    _live(house, EIGHT, 1)
+    assert house.conductor.drift.budget() == before
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_digest_that_nobody_runs_leaves_memory_and_is_remembered(learned: House, restarted: bool) -> None:
+    house = learned
+    first, second = (house.packages[v].digest[:16] for v in ("1.0.0", "2.0.0"))
+    _live(house, EIGHT, 2, version="2.0.0")
+    assert _in_memory(house) == {first, second}, "they may come back at any moment"
+    _live(house, EIGHT, 4, version="2.0.0", step=8 * HOUR)
+    assert _in_memory(house) == {second}
+    assert {(v["digest"], v["verdict"]) for v in _verdicts(house)} >= {(first, "ended")}
+    if restarted:
+        house.restart()
+        house.conductor.drift.tick(house.now)
+        assert _in_memory(house) == {second}
+    _live(house, ["pi-0"], 1)
+    mine = _verdicts(house, subject="pi-0", digest=first)
+    assert {(v["blocks"], v["verdict"], v["baseline"]) for v in mine} == {(15, "ok", "own")}
+    assert {v["verdict"] for v in _verdicts(house, subject="pi-1", digest=first)} == {"ended"}
+    assert {v["blocks"] for v in _kept(house) if v["digest"] == first and v["subject"] == "pi-1"} == {14}
+
+
+def test_what_ended_is_removed_while_the_hub_runs(learned: House) -> None:
+    house = learned
+    _live(house, EIGHT, 2, version="2.0.0")
+    _live(house, EIGHT[:1], 32, version="2.0.0", step=24 * HOUR)
+    second = house.packages["2.0.0"].digest[:16]
+    assert {v["digest"] for v in _verdicts(house)} == {second}
+    with house.control.connect() as connection:
+        spreads = connection.execute(sa.select(control.drift_dispersion.c.digest)).scalars().all()
+    assert set(spreads) == {second}
+
+
+def _in_memory(house: House) -> set[str]:
+    return {key.digest for key in house.conductor.drift._watch.groups}
 
 
 def test_drift_that_cannot_be_stored_is_counted_once_later(house: House) -> None:

@@ -13,7 +13,6 @@ stream that is stored; all streams are kept in memory (`streams`).
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ import sqlalchemy as sa
 from ..fleet.roster import Roster
 from ..storage import control, telemetry
 from ..storage.store import upsert
-from . import decisions, paging
+from . import decisions, kept, paging
 from .budget import Budget
 from .groups import DriftPolicy
 from .kinds import FEED, PARTS
@@ -42,7 +41,7 @@ BATCH: Final = 5_000
 STORE_MS: Final = 5 * 60_000
 MEMBERS_MS: Final = 60_000  # who is in which cohort is asked so often
 IMPORTED: Final = "import"  # of `placed`: a table of labels says nothing of what a device runs now
-FORGET_MS: Final = 30 * 24 * 3600_000  # after this a stream that ended is not kept any more
+FORGET_EVERY_MS: Final = 24 * 3600_000
 
 
 class FleetDrift:
@@ -69,7 +68,8 @@ class FleetDrift:
         self._kept_position: int | None = None  # the same in hub.db
         self._unstored: set[Key] = set()
         self._told: dict[Key, tuple[Verdict, bool]] = {}  # as stored: verdict, and whether it is a page
-        self._stored_ms = self._members_ms = self._ticked_ms = 0
+        self._known: set[str] = set()  # digests whose streams are in memory
+        self._stored_ms = self._members_ms = self._ticked_ms = self._forgot_ms = 0
 
     def tick(self, now_ms: int) -> bool:
         """Take the new windows in. True when there was more to read than one tick takes."""
@@ -156,10 +156,10 @@ class FleetDrift:
                 group, at = self._watch.stream(key)
                 before.append((key, group.streams.pack(np.array([at]))[0]))
                 group.accept(at)
-            detail, kept = {"streams": [list(key) for key in keys]}, msgspec.msgpack.encode(before)
+            detail = {"streams": [list(key) for key in keys]}
             note = partial(
                 decisions.record, what="accept", subject=subject, who=who, reason=reason, now_ms=now_ms, detail=detail,
-                kept=kept,
+                kept=msgspec.msgpack.encode(before),
             )  # fmt: skip
             return {"accepted": len(keys), "decision": self._settled(alarms, now_ms, note)}
 
@@ -169,9 +169,9 @@ class FleetDrift:
         with self._lock:
             self._load(now_ms)
             with self._control.connect() as connection:
-                number, kept = decisions.last_acceptance(connection, subject)
+                number, before = decisions.last_acceptance(connection, subject)
             keys = set()
-            for parts, data in msgspec.msgpack.decode(kept, type=list[tuple[list[str], bytes]]):
+            for parts, data in msgspec.msgpack.decode(before, type=list[tuple[list[str], bytes]]):
                 key = Key(*parts)
                 if not self._watch.known(key):
                     continue  # ended and forgotten since
@@ -210,33 +210,12 @@ class FleetDrift:
         if self._position is not None:
             return
         self._forget()
-        with self._control.begin() as connection:
-            c, d = control.cursors.c, control.drift.c
+        with self._control.connect() as connection:
+            c = control.cursors.c
             position = connection.execute(sa.select(c.position).where(c.name == CURSOR)).scalar() or 0
             self._watch.budget = decisions.budget(connection)
-            if now_ms:
-                old = sa.and_(d.verdict == "ended", d.updated_ms < now_ms - FORGET_MS)
-                connection.execute(control.drift.delete().where(old))
-            rows = connection.execute(sa.select(control.drift).order_by(d.updated_ms)).all()
-            spreads = connection.execute(sa.select(control.drift_dispersion)).all()
-            self._watch.references.learn(connection, {one.digest for one in rows})
             self._belong(connection, now_ms)
-        for stored in rows:
-            key = Key(*(stored._mapping[name] for name in KEY))
-            group = self._watch.group(key.group) if key.scope == "device" and stored.kept else None
-            if group is None:
-                continue
-            fleet = self._watch.cohorts_of(key.subject)[0]
-            group.streams.unpack(group.baselines.enter(key.subject, fleet), stored.kept)
-            if stored.verdict != "ended":
-                self._watch.running[key.subject, stored.model] = key.digest
-        for one in spreads:
-            group = self._watch.groups.get(GroupKey(one.digest, one.variant, one.context, one.part))
-            if group is not None:
-                group.unpack_dispersion(one.kept)
-        for group in self._watch.groups.values():
-            group.baselines.pool()
-        self._watch.decide_cohorts(set(self._watch.groups))
+            self._know(connection, kept.running(connection))
         self._position = self._kept_position = position
 
     def _read(self) -> Sequence[Any]:
@@ -253,9 +232,18 @@ class FleetDrift:
         """Packages that the rows name, and the fleet and cohorts of each device."""
         new = any(row.device not in self._watch.members for row in rows)
         with self._control.connect() as connection:
-            self._watch.references.learn(connection, {one.digest for one in rows})
             if new or abs(now_ms - self._members_ms) >= MEMBERS_MS:
                 self._belong(connection, now_ms)
+            self._know(connection, {one.digest for one in rows})
+
+    def _know(self, connection: sa.Connection, digests: set[str]) -> None:
+        """The packages of these, and the streams of those that no device ran lately."""
+        references = self._watch.references
+        references.learn(connection, digests)
+        new = {one for one in digests - self._known if references.model(one)}
+        if new:
+            kept.remember(connection, self._watch, new)
+            self._known |= new
 
     def _belong(self, connection: sa.Connection, now_ms: int) -> None:
         devices = self._roster.read(connection)
@@ -285,8 +273,9 @@ class FleetDrift:
             raise
 
     def _stored(self, keys: set[Key], now_ms: int, note: Callable[[sa.Connection], int]) -> int:
-        kept = self._packed(keys)
-        rows = [{**row(self._watch, key, now_ms), "kept": kept.get(key)} for key in keys]
+        packed = kept.packed(self._watch, keys)
+        rows = [{**row(self._watch, key, now_ms), "kept": packed.get(key)} for key in keys]
+        forget = abs(now_ms - self._forgot_ms) >= FORGET_EVERY_MS
         spreads = [
             {**key._asdict(), "kept": self._watch.groups[key].pack_dispersion()}
             for key in {key.group for key in keys}
@@ -297,9 +286,16 @@ class FleetDrift:
             upsert(connection, control.drift, rows, keys=KEY)
             upsert(connection, control.drift_dispersion, spreads, keys=GroupKey._fields)
             upsert(connection, control.cursors, [{"name": CURSOR, "position": self._position}], keys=["name"])
+            if forget:
+                kept.forget(connection, now_ms)
             number = note(connection)
         self._told.update((key, self._says(key)) for key in keys)
         self._stored_ms, self._kept_position, self._unstored = now_ms, self._position, set()
+        self._forgot_ms = now_ms if forget else self._forgot_ms
+        gone = self._watch.forget(now_ms)
+        if gone:
+            self._known -= gone
+            self._told = {key: said for key, said in self._told.items() if key.digest not in gone}
         return number
 
     def _page(self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]], now_ms: int) -> None:
@@ -320,15 +316,3 @@ class FleetDrift:
                 wakes=any(self._watch.pages(k) for k in alarms),
                 now_ms=now_ms,
             )
-
-    def _packed(self, keys: Iterable[Key]) -> dict[Key, bytes]:
-        groups: dict[GroupKey, list[Key]] = defaultdict(list)
-        for key in keys:
-            if key.scope == "device":
-                groups[key.group].append(key)
-        packed: dict[Key, bytes] = {}
-        for group_key, mine in groups.items():
-            streams = self._watch.groups[group_key].streams
-            at = np.array([streams.index[key.subject] for key in mine])
-            packed.update(zip(mine, streams.pack(at), strict=True))
-        return packed

@@ -31,6 +31,7 @@ from .references import References
 from .streams import EVIDENCE, OWN, SKEWED, Index
 
 Verdict = Literal["ok", "alarm", "skewed", "ended", "learning"]
+IDLE_MS: Final = 24 * 3600_000  # streams of a digest that nobody ran for so long are dropped
 TOLD: Final = ("alarm", "skewed")  # verdicts that a person is to hear of
 SHOWN: Final = 20  # devices of a cohort whose channels are looked at
 
@@ -128,14 +129,26 @@ class Watch:
     def _runs(self, device: str, digest: str) -> set[Key]:
         """Note what a device runs now. The streams that end or begin again by it."""
         model, changed = self.references.model(digest), set()
-        if self.running.get((device, model), digest) != digest:
+        if self.running.get((device, model)) != digest:
             for key, group in self.groups.items():
-                at = group.streams.index.get(device)
-                if at is not None and self.references.model(key.digest) == model:
-                    group.streams.ended[at] = key.digest != digest
-                    changed.add(Key("device", device, *key))
+                at, ended = group.streams.index.get(device), key.digest != digest
+                if at is None or group.streams.ended[at] == ended or self.references.model(key.digest) != model:
+                    continue
+                group.streams.ended[at] = ended
+                self._rows.pop(key, None)
+                changed.add(Key("device", device, *key))
         self.running[device, model] = digest
         return changed
+
+    def forget(self, now_ms: int) -> set[str]:
+        """Drop the digests whose streams all ended, none heard for a day. Only for when all that ended is stored."""
+        live = {key.digest for key, group in self.groups.items() if not _idle(group, now_ms - IDLE_MS)}
+        gone = {key for key in self.groups if key.digest not in live}
+        for key in gone:
+            del self.groups[key]
+            self.levels.pop(key, None)
+            self._rows.pop(key, None)
+        return {key.digest for key in gone}
 
     def watched(self) -> int:
         """Streams that share the budget: also those that are not tested yet, so that nobody's share shrinks later."""
@@ -143,7 +156,8 @@ class Watch:
         return max(1, int(sum(counts)))
 
     def watched_cohorts(self) -> int:
-        return max(1, sum(len(self._rows_of(key)) for key in self.groups))
+        """Streams of cohorts, of those that have a device whose stream goes on."""
+        return max(1, sum(rows.size > 0 for key in self.groups for rows in self._rows_of(key).values()))
 
     def decide(self, touched: set[Key]) -> set[Key]:
         """Alarms of the streams that heard something, and of their cohorts. The other keys whose verdict changed."""
@@ -200,14 +214,14 @@ class Watch:
         return changed
 
     def _rows_of(self, key: GroupKey) -> dict[str, Index]:
-        """The devices of each cohort, as rows of a group."""
-        devices = self.groups[key].streams.devices
-        if key not in self._rows or self._rows[key][0] != len(devices):
+        """The devices of each cohort whose streams go on, as rows of a group. None of a cohort that has gone on."""
+        s = self.groups[key].streams
+        if key not in self._rows or self._rows[key][0] != len(s.devices):
             found: dict[str, list[int]] = defaultdict(list)
-            for at, device in enumerate(devices):
+            for at, (device, ended) in enumerate(zip(s.devices, s.ended.tolist(), strict=False)):
                 for name in self.cohorts_of(device):
-                    found[name].append(at)
-            self._rows[key] = len(devices), {name: np.array(rows) for name, rows in found.items()}
+                    found[name] += [] if ended else [at]
+            self._rows[key] = len(s.devices), {name: np.array(rows, np.intp) for name, rows in found.items()}
         return self._rows[key][1]
 
     def _far(self, group: Group, one: Cohort) -> bool:
@@ -291,6 +305,11 @@ class Watch:
         if not mine:
             raise RequestError(f"{subject!r} has no drift alarm; `edgewright fleet drift` lists them")
         return mine
+
+
+def _idle(group: Group, before_ms: int) -> bool:
+    s, used = group.streams, len(group.streams.devices)
+    return bool(s.ended[:used].all() and s.heard_ms[:used].max(initial=0) < before_ms)
 
 
 def _verdict_of(one: Cohort) -> Verdict:
