@@ -9,8 +9,9 @@ import pytest
 from edgewright_contracts.package import Package
 from edgewright_hub.rollouts.hearing import News
 from edgewright_hub.rollouts.specification import RolloutSpec
+from edgewright_hub.storage import control, telemetry
 from sim.house import HOUR, House
-from sim.rollouts import NEW, Script, everyone, names, started, step
+from sim.rollouts import NEW, OLD, Script, everyone, mask_of, names, obedient, started, step
 
 EIGHT = [f"pi-{i}" for i in range(8)]
 
@@ -39,6 +40,20 @@ def _harmful(version: str) -> float:
 
 def _running(house: House, version: str = "2.0.0") -> list[str]:
     return [device for device in EIGHT if house.version(device) == version]
+
+
+def _retire(house: House, device: str, state: str = "retired") -> None:
+    with house.control.begin() as c, house.telemetry.begin() as t:
+        c.execute(control.devices.update().where(control.devices.c.id == device).values(state=state))
+        t.execute(
+            telemetry.devices.update().where(telemetry.devices.c.device == device).values(online=state == "enrolled")
+        )
+
+
+def _place(house: House, device: str, site: str) -> None:
+    mine = control.devices.update().where(control.devices.c.id == device)
+    with house.control.begin() as connection:
+        connection.execute(mine.values(attributes={"site": site}))
 
 
 @pytest.mark.parametrize("restarted", [False, True])
@@ -83,3 +98,93 @@ def test_devices_that_were_asked_ahead_of_the_clock_are_late_and_asked_again_in_
     assert state.members.due_ms.max() <= 6 * HOUR
     state, _ = step(state, spec, everyone(state), Script([]), 61_000)
     assert names(state, "late") == [second]
+
+
+def test_a_canary_that_is_retired_gives_its_place_to_another_device(house: House) -> None:
+    name = house.start("2.0.0", stages=(1, "100%"))
+    house.live(EIGHT, 1)
+    [canary] = _running(house)
+    _retire(house, canary)
+    others = [device for device in EIGHT if device != canary]
+    house.live(others, 1)
+    [second] = _running(house)
+    assert second != canary
+    seen = house.conductor.rollout(name)
+    assert (seen["devices_by_status"]["gone"], seen["stages"][1]["devices"]) == (1, 7)
+    assert seen["excluded"] == [{"why": "gone: retired", "n": 1, "devices": [canary]}]
+    assert house.live(others, 60, until="done")["outcome"] == "promoted"
+    assert _running(house) == others
+
+
+def test_a_retired_device_leaves_the_count_of_its_stage_and_harm_is_judged_without_it(house: House) -> None:
+    name = house.start("2.0.0", stages=(4, "100%"))
+    house.live(EIGHT, 1)
+    canaries = _running(house)
+    _retire(house, canaries[0])
+    others = [device for device in EIGHT if device != canaries[0]]
+    seen = house.live(others, 20, wrong=_harmful, until="rolled-back")
+    assert (seen["state"], seen["outcome"]) == ("rolled-back", "rolled back")
+    assert "told to go back" not in house.conductor.rollout(name)["reason"], "nobody waits for it either"
+
+
+def test_a_device_that_its_release_silenced_is_held_against_it_when_it_is_retired_afterwards() -> None:
+    spec = RolloutSpec(model="digits", digest=NEW, stages=(2, "100%"))
+    state, gate = started(spec, 4), Script([])
+    state, _ = step(state, spec, everyone(state), gate, 0)
+    state, _ = step(state, spec, obedient(state), gate, 1000)
+    failed = names(state, "committed")[0]
+    state, _ = step(state, spec, everyone(state, News(failed, "fail", "it crashed")), gate, 2000)
+    state, _ = step(state, spec, everyone(state, retired=mask_of(state, [failed])), gate, 3000)
+    assert (names(state, "failed"), gate.asked[-1].failed) == ([failed], 1)
+
+
+def test_a_device_that_is_enrolled_again_takes_its_turn_with_the_others(house: House) -> None:
+    house.start("2.0.0", stages=(1, "100%"))
+    house.live(EIGHT, 2)
+    [canary] = _running(house)
+    _retire(house, canary)
+    others = [device for device in EIGHT if device != canary]
+    house.live(others, 1)
+    assert house.version(canary) == "1.0.0", "it begins with what it had"
+    _retire(house, canary, state="enrolled")
+    assert house.live(EIGHT, 60, until="done")["devices_by_status"] == {"committed": 8}
+
+
+def test_a_device_that_leaves_the_cohort_is_not_given_the_release_and_comes_in_when_it_is_back(house: House) -> None:
+    for device in EIGHT:
+        _place(house, device, "a")
+    name = house.start("2.0.0", selector="site=a", stages=(2, "100%"))
+    house.live(EIGHT, 1)
+    moved, returned, *_ = [device for device in EIGHT if device not in _running(house)]
+    _place(house, moved, "hospital")
+    _place(house, returned, "hospital")
+    house.live(EIGHT, 3)
+    said = house.conductor.rollout(name)["excluded"]
+    assert said == [{"why": "gone: the rollout is not for it any more", "n": 2, "devices": said[0]["devices"]}]
+    _place(house, returned, "a")
+    assert house.live(EIGHT, 80, until="done")["outcome"] == "promoted"
+    assert _running(house) == [device for device in EIGHT if device != moved]
+    house.live(EIGHT, 2)
+    assert house.version(moved) == "1.0.0"
+
+
+def test_a_device_that_runs_the_release_is_judged_with_the_others_wherever_it_is_moved(house: House) -> None:
+    for device in EIGHT:
+        _place(house, device, "a")
+    house.start("2.0.0", selector="site=a", stages=(1, "100%"))
+    house.live(EIGHT, 2)
+    [canary] = _running(house)
+    _place(house, canary, "b")
+    seen = house.live(EIGHT, 20, wrong=_harmful, until="rolled-back")
+    assert (seen["outcome"], house.version(canary)) == ("rolled back", "1.0.0")
+
+
+def test_a_device_that_was_asked_and_leaves_is_told_to_stay_with_what_it_had() -> None:
+    spec = RolloutSpec(model="digits", digest=NEW, stages=(2, "100%"))
+    state, gate = started(spec, 4), Script([])
+    state, _ = step(state, spec, everyone(state), gate, 0)
+    left = names(state, "asked")[0]
+    state, wishes = step(state, spec, everyone(state, left=mask_of(state, [left])), gate, 1000)
+    assert [(w.device, w.digest) for w in wishes if w.device == left] == [(left, OLD)]
+    assert [w.digest for w in wishes if w.device != left] == [NEW], "another takes its place"
+    assert state.exposed == 2

@@ -13,7 +13,7 @@ from edgewright_contracts.errors import Refused, RequestError
 from edgewright_hub.rollouts import exposure, rollout
 from edgewright_hub.rollouts.effect import Effect
 from edgewright_hub.rollouts.hearing import News
-from edgewright_hub.rollouts.members import IS_GIVEN, MEMBERS, NEXT, STATUSES, Member, Members
+from edgewright_hub.rollouts.members import HAPPENINGS, IS_GIVEN, MEMBERS, NEXT, STATUSES, Member, Members
 from edgewright_hub.rollouts.progress import packed, unpacked
 from edgewright_hub.rollouts.rollout import Observation
 from edgewright_hub.rollouts.specification import Experiment, Retries, Retry, RolloutSpec
@@ -416,12 +416,13 @@ def test_the_share_of_an_experiment_leaves_somebody_to_compare_with(share: Any) 
 
 
 def test_the_matrix_is_the_table() -> None:
-    assert NEXT.shape == (len(STATUSES), 8)
+    assert NEXT.shape == (len(STATUSES), len(HAPPENINGS))
     for (status, happening), after in MEMBERS.items():
-        place = ("ask", "activate", "commit", "fail", "retry", "stop", "timeout", "put off").index(happening)
-        assert STATUSES[NEXT[STATUSES.index(status), place]] == after
-    assert (NEXT[STATUSES.index("late")] == STATUSES.index("late")).all()
-    assert not IS_GIVEN[STATUSES.index("late")]
+        assert STATUSES[NEXT[STATUSES.index(status), HAPPENINGS.index(happening)]] == after
+    news = [HAPPENINGS.index(happening) for happening in ("activate", "commit", "fail", "retry", "stop")]
+    for ended in ("late", "gone"):
+        assert (NEXT[STATUSES.index(ended), news] == STATUSES.index(ended)).all()
+        assert not IS_GIVEN[STATUSES.index(ended)]
 
 
 def test_what_one_device_says_is_taken_in_its_order_whatever_others_say_between() -> None:

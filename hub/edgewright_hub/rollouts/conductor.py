@@ -253,6 +253,9 @@ class Conductor:
         for device in admission.chosen(spec, fleet) if state.state in ACTIVE else ():
             if why := self._abilities.why_not(device, spec.digest):
                 unable[f"cannot run it: {why}"].append(device)
+        for place in np.flatnonzero(state.members.has("gone")).tolist():
+            device = state.members.devices[place]
+            unable[f"gone: {state.members.reasons.get(device, '')}"].append(device)
         devices = [
             {"device": m.device, "status": m.status, "stage": m.stage, "windows": m.windows, "reason": m.reason}
             for m in state.members.rows()

@@ -4,7 +4,8 @@ What devices say comes late, doubled and out of order; `MEMBERS` says what each 
 whatever is not in it changes nothing. Failures of class `model` are held against the release (`fail`). After any other
 the device rests (`retry`) and is asked again when its back-off is over, so often as the specification says for that
 class; what only an operator can put right is not asked again but waited for. A device that gave up by itself (`stop`)
-takes no further part; one that is held or closed (`put off`) comes in later, by the same gates.
+takes no further part; one that is held or closed (`put off`) comes in later, by the same gates. `departures` says who
+leaves, retires and returns.
 
 A column has one place for each device, in the order in which they are given the release; nothing here is written to
 after it was made.
@@ -32,8 +33,10 @@ Small = npt.NDArray[np.int8]
 Numbers = npt.NDArray[np.int32]
 Times = npt.NDArray[np.int64]  # UTC milliseconds
 
-Status = Literal["waiting", "asked", "resting", "active", "committed", "failed", "late"]
-Happening = Literal["ask", "activate", "commit", "fail", "retry", "stop", "timeout", "put off"]
+Status = Literal["waiting", "asked", "resting", "active", "committed", "failed", "late", "gone"]
+Happening = Literal[
+    "ask", "activate", "commit", "fail", "retry", "stop", "timeout", "put off", "leave", "retire", "return"
+]
 
 # Whatever is not here changes nothing: devices repeat themselves, and their old news comes late.
 MEMBERS: Final[dict[tuple[Status, Happening], Status]] = {
@@ -57,6 +60,17 @@ MEMBERS: Final[dict[tuple[Status, Happening], Status]] = {
     ("active",    "retry"):    "resting",
     ("committed", "fail"):     "failed",
     ("committed", "retry"):    "resting",
+    ("waiting",   "leave"):    "gone",
+    ("asked",     "leave"):    "gone",
+    ("resting",   "leave"):    "gone",
+    ("late",      "leave"):    "gone",
+    ("waiting",   "retire"):   "gone",
+    ("asked",     "retire"):   "gone",
+    ("resting",   "retire"):   "gone",
+    ("active",    "retire"):   "gone",
+    ("committed", "retire"):   "gone",
+    ("late",      "retire"):   "gone",
+    ("gone",      "return"):   "waiting",
 }  # fmt: skip
 GIVEN: Final[tuple[Status, ...]] = ("asked", "resting", "active", "committed", "failed")
 

@@ -68,10 +68,11 @@ def whom(spec: RolloutSpec) -> str:
 
 
 def _devices(members: Members, place: int, stage: Stage) -> int:
-    """How many a stage is for."""
+    """How many a stage is for, of those that take part."""
+    part = ~members.has("gone")
     if is_selector(stage):
-        return int(np.count_nonzero(members.group == place))
-    return stage_size(stage, len(members))
+        return int(np.count_nonzero(part & (members.group == place)))
+    return stage_size(stage, int(np.count_nonzero(part)))
 
 
 def gate_of(row: sa.Row[Any]) -> SequentialGate:

@@ -11,10 +11,10 @@ Who counts. A device is *silent* when it is offline or its next report is overdu
 the release are passed over and come in when they speak again, under the same gates; so do those that an operator holds
 and those outside their maintenance windows, even if they were asked already and do not run the release yet (they are
 *put off*, and are not late). Devices that say they cannot run the release are passed over like these, and do not get it
-in the end. A device that falls silent after it was asked and before it runs the release leaves the
-denominator; if it has not answered within `device_timeout_s`, its wish is withdrawn and it is *late*: it gets the
-release after the end of the rollout. A device that falls silent *while running the release* stays in the denominator,
-so silence can never promote.
+in the end. Those that are retired, or that the rollout is not for any more, leave it (`departures`). A device that
+falls silent after it was asked and before it runs the release leaves the denominator; if it has not answered within
+`device_timeout_s`, its wish is withdrawn and it is *late*: it gets the release after the end of the rollout. A device
+that falls silent *while running the release* stays in the denominator, so silence can never promote.
 
 A stage that gives the release to nobody new, as happens in small fleets, is judged on the devices of those before it.
 
@@ -42,6 +42,7 @@ import numpy as np
 from edgewright_contracts.errors import Refused
 
 from . import experiment, exposure, interval, retreat
+from .departures import departed
 from .experiment import Answer, Conclusion
 from .gates import Evidence, Gate, Judgement
 from .hearing import Said, hear
@@ -66,6 +67,8 @@ class Observation:
     open: Bools | None = None  # within their maintenance windows; None: all are
     held: Bools | None = None  # by the operator: nothing is to change there
     unable: Bools | None = None  # to run the release, by what they said of themselves
+    retired: Bools | None = None  # not enrolled any more
+    left: Bools | None = None  # not meant by the specification any more
     bytes: Floats | None = None  # that each downloads of the release; None: `release_bytes`
     withdrawn: str = ""  # why nobody may run the release any more
 
@@ -152,7 +155,8 @@ def step(
         return state, NOTHING
     state = _not_ahead(state, spec, now_ms)
     given = state.members.given
-    state = msgspec.structs.replace(state, members=_heard(state.members, spec, seen, now_ms))
+    members = departed(_heard(state.members, spec, seen, now_ms), seen.retired, seen.left)
+    state = msgspec.structs.replace(state, members=members)
     if state.state in GOING_BACK:
         return retreat.undone(state, spec, now_ms), NOTHING
     here = seen.present if seen.held is None else seen.present & ~seen.held
@@ -278,8 +282,8 @@ def _judge(
         return msgspec.structs.replace(state, reason=f"{closed} devices wait for their maintenance windows"), NOTHING
     # Those that failed stay with what they had; told so, that the rollout's short windows end for them too.
     state = msgspec.structs.replace(move(state, "finish", judgement.reason, now_ms), outcome="promoted")
-    failed = members.has("failed")
-    keep = ~failed if seen.unable is None else ~failed & ~(seen.unable & members.has("waiting"))
+    failed, never = members.has("failed"), members.has("failed", "gone")
+    keep = ~never if seen.unable is None else ~never & ~(seen.unable & members.has("waiting"))
     return state, together(all_of("keep", keep), all_of("back", failed))
 
 

@@ -91,7 +91,7 @@ class Rounds:
         windows, events = self._readings.arrived(cursors, reading=bool(active))
         stepped: dict[str, dict[str, Any]] = {}
         told: list[Callable[[sa.Connection], None]] = []  # what people are to know
-        heard = self._readings.heard() if active else {}
+        heard = {d: one for d, one in self._readings.heard().items() if d in fleet} if active else {}
         present = frozenset(device for device, one in heard.items() if one.present(now_ms))
         for row in active:
             try:
@@ -102,9 +102,12 @@ class Rounds:
                     whole, _ = rollout.command(whole, spec, "pause", f"{spec.version} is blocked: {why}", now_ms)
                     told.append(partial(notices.blocked, rollout_id=row.id, spec=spec, why=why, now_ms=now_ms))
                 seen = evidence.observe(spec, whole, windows, events, present, heard, now_ms)
+                meant, devices = frozenset(admission.chosen(spec, fleet)), whole.members.devices
                 seen = dataclasses.replace(
                     seen,
-                    held=np.array([d in fleet and fleet[d].held for d in whole.members.devices], np.bool_),
+                    retired=np.array([d not in fleet for d in devices], np.bool_),
+                    left=np.array([d in fleet and d not in meant for d in devices], np.bool_),
+                    held=np.array([d in fleet and fleet[d].held for d in devices], np.bool_),
                     open=hours.open_now(spec, whole.members, fleet, now_ms),
                     withdrawn=withdrawn.get(spec.digest, ""),
                     **self._known(spec, whole.members),
