@@ -98,7 +98,7 @@ def config(
     if pairs or reset:
         settings = dict(_setting(pair) for pair in pairs)
         whom = {"devices": names, "fleet": fleet_name, "select": select}
-        asked = {key: value for key, value in whom.items() if value}
+        asked: dict[str, Any] = {key: value for key, value in whom.items() if value}
         asked |= {"settings": settings, "reset": reset, "reason": reason}
         found = client.post("/api/v1/config", asked)
     elif reason:

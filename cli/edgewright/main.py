@@ -1,6 +1,7 @@
 """Entry point: finds the command's module when it is named, and turns every expected failure into one line and a code.
 
-Exit codes: 0 done; 1 the answer is "no"; 2 the request was wrong; 3 something outside failed; 130 interrupted.
+Exit codes: 0 done; 1 the answer is "no"; 2 the request was wrong; 3 something outside failed; 4 no answer yet
+(`simulate`); 130 interrupted.
 A command module is imported only when one of its commands runs, so `edgewright --help` loads no torch and no server.
 """
 

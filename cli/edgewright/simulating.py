@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgewright_hub.simulation.whole import Score
 
 _UNDER: Final = " " * 12
+_CODES: Final = {"right": 0, "wrong": 1, "undecided": 4}
 
 
 @click.command()
@@ -32,7 +33,7 @@ def simulate(devices: int, days: float, scenario: str, seed: int, as_json: bool)
     """Run a virtual fleet through this hub and score what it decides.
 
     Every device reports over the real wire format into the real ingest, rollouts and drift, on databases that are
-    thrown away. Exit code 1: the hub decided wrongly.
+    thrown away. Exit code 1: the hub decided wrongly; 4: its rollout has not ended, so it did not decide yet.
     """
     from edgewright_hub.simulation.whole import simulate as run
     from edgewright_hub.simulation.world import SCENARIOS
@@ -51,13 +52,13 @@ def simulate(devices: int, days: float, scenario: str, seed: int, as_json: bool)
             progress=lambda share: bar.update(round(1000 * share) - bar.pos),
         )  # fmt: skip
     click.echo(msgspec.json.encode(score).decode() if as_json else _shown(score))
-    return 0 if score.right else 1
+    return _CODES[score.decision]
 
 
 def _shown(score: Score) -> str:
-    said = "rightly" if score.right else "WRONGLY"
+    said = {"right": "decided rightly", "wrong": "decided WRONGLY"}.get(score.decision, "has not decided yet")
     lines = [
-        f"{score.devices} devices, {score.days:g} days, {score.scenario}, seed {score.seed}: the hub decided {said}",
+        f"{score.devices} devices, {score.days:g} days, {score.scenario}, seed {score.seed}: the hub {said}",
         f"  reports   {score.reports:,} messages, {score.inferences:,} inferences, {score.miscounted:,} miscounted",
     ]
     if score.rollout is not None:

@@ -15,7 +15,7 @@ from edgewright.main import run as command
 from edgewright_hub.rollouts.gates import GatePolicy
 from edgewright_hub.simulation import trial
 from edgewright_hub.simulation.fleet import Fleet
-from edgewright_hub.simulation.whole import Score, simulate
+from edgewright_hub.simulation.whole import Rollout, Score, decided, simulate
 from edgewright_hub.simulation.world import GOOD, RELEASES, Release, World
 
 SMALL = World(devices=400, before_s=6 * 3600.0)
@@ -110,7 +110,7 @@ def _whole(place: Path) -> Score:
 def test_the_whole_hub_stops_a_release_that_harms_and_counts_every_inference_once(tmp_path: Path) -> None:
     first, again = (_whole(tmp_path / name) for name in ("a", "b"))
     assert msgspec.structs.replace(again, cpu_s=first.cpu_s) == first
-    assert (first.miscounted, first.right) == (0, True), first
+    assert (first.miscounted, first.decision) == (0, "right"), first
     assert first.rollout is not None
     assert first.rollout.state in ("rolling-back", "rolled-back")
     assert first.reports > 200
@@ -123,6 +123,32 @@ def test_a_person_reads_the_score_in_a_few_lines(capsys: pytest.CaptureFixture[s
     assert code == (0 if lines[0].endswith("rightly") else 1)
     assert any(line.startswith("  drift     of 2 devices") for line in lines)
     assert max(map(len, lines)) <= 80
+
+
+def test_a_rollout_that_has_not_ended_is_no_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["simulate", "--scenario", "good", "--devices", "2", "--days", "0.1"]
+    assert command([*asked, "--json"]) == 4
+    assert json.loads(capsys.readouterr().out)["decision"] == "undecided"
+    assert command(asked) == 4
+    lines = capsys.readouterr().out.splitlines()
+    assert (lines[0].endswith("the hub has not decided yet"), max(map(len, lines)) <= 80) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("state", "full", "of_harmless", "of_harmful"),
+    [
+        ("done", True, "right", "wrong"),
+        ("running", False, "undecided", "undecided"),
+        ("running", True, "undecided", "wrong"),
+        ("rolled-back", False, "wrong", "right"),
+        ("rolled-back", True, "wrong", "wrong"),
+    ],
+)
+def test_what_a_rollout_came_to_is_right_wrong_or_not_there_yet(
+    state: str, full: bool, of_harmless: str, of_harmful: str
+) -> None:
+    one = Rollout(state=state, reason="", exposed=1, full=full, hours=1.0)
+    assert (decided(one, harmless=True), decided(one, harmless=False)) == (of_harmless, of_harmful)
 
 
 def test_the_command_tells_what_it_can_play_and_refuses_the_rest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,8 +5,9 @@ then drift, and what the hub wishes goes back to the devices; drift is looked at
 time is calm; then the rollout begins, or the drift. The same seed gives the same run. Cost: about a millisecond for a
 report.
 
-What counts as right: a harmless release reaches everyone and a harmful one does not; nobody is paged for a drift that
-is none; a drift is found; every inference that was reported is counted once.
+What counts as right: a harmless release reaches everyone and a harmful one is taken back before it does; nobody is
+paged for a drift that is none; a drift is found; every inference that was reported is counted once. A rollout that has
+not ended with the simulation is no answer yet, unless it gave everyone a harmful release.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 import numpy as np
@@ -54,12 +55,15 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     hours: float  # until it ended, or the end of the simulation
 
 
+Decision = Literal["right", "wrong", "undecided"]  # undecided: its rollout is still under way
+
+
 class Score(msgspec.Struct, frozen=True, kw_only=True):
     scenario: str
     seed: int
     devices: int
     days: float
-    right: bool
+    decision: Decision
     rollout: Rollout | None
     false_alarms: int  # devices and cohorts that paged without drift
     skewed: int  # that were said to differ from training from the beginning, as some virtual devices do
@@ -82,6 +86,14 @@ def simulate(
         raise RequestError(f"no scenario is called {scenario!r}; known: {', '.join(SCENARIOS)}")
     world = msgspec.structs.replace(world, devices=devices)
     return House(place, world, SCENARIOS[scenario], seed).live(scenario, days, seed, progress)
+
+
+def decided(rollout: Rollout, *, harmless: bool) -> Decision:
+    if not harmless and rollout.full:
+        return "wrong"
+    if rollout.state == "running":
+        return "undecided"
+    return "right" if not harmless or rollout.state == "done" else "wrong"
 
 
 class House:
@@ -190,10 +202,11 @@ class House:
         miscounted = int(np.abs(counted - self.wire.counted).sum())
         found = bool(delays) or cohort is not None
         right = miscounted == 0 and not self._false and (found or not drifted)
-        if rollout is not None and self._scenario.release is not None:
-            right &= rollout.full and rollout.state == "done" if self._scenario.release.harmless else not rollout.full
+        decision: Decision = "right" if right else "wrong"
+        if right and rollout is not None and self._scenario.release is not None:
+            decision = decided(rollout, harmless=self._scenario.release.harmless)
         return Score(
-            scenario=name, seed=seed, devices=self._world.devices, days=days, right=right, rollout=rollout,
+            scenario=name, seed=seed, devices=self._world.devices, days=days, decision=decision, rollout=rollout,
             false_alarms=len(self._false), drifted=len(drifted), found=len(delays), skewed=len(self._skewed),
             device_delay_h=round(float(np.median(delays)), 2) if delays else None,
             cohort_delay_h=None if cohort is None or not drifted else round(cohort - half / HOUR_S, 2),
