@@ -92,7 +92,8 @@ def budget(client: HubClient, pages: float | None, reason: str, as_json: bool) -
 @with_hub
 def accept(client: HubClient, subject: str, reason: str, undo: bool, as_json: bool) -> None:
     """What the device or fleet SUBJECT shows now is its new normal: compare it with its own windows from here on."""
-    answer: dict[str, Any] = client.post(f"/api/v1/drift/{subject}/{'undo' if undo else 'accept'}", {"reason": reason})
+    verb = "undo" if undo else "accept"
+    answer: dict[str, Any] = client.post(f"/api/v1/drift/{quote(subject, safe='')}/{verb}", {"reason": reason})
     if as_json:
         click.echo(json.dumps(answer))
     elif undo:
@@ -106,5 +107,5 @@ def accept(client: HubClient, subject: str, reason: str, undo: bool, as_json: bo
 @with_hub
 def acknowledge(client: HubClient, subject: str, as_json: bool) -> None:
     """End the drift alarms of a device or a fleet: somebody has looked. What goes on moving is reported again."""
-    answer = client.post(f"/api/v1/drift/{subject}/acknowledge")
+    answer = client.post(f"/api/v1/drift/{quote(subject, safe='')}/acknowledge")
     click.echo(json.dumps(answer) if as_json else f"{answer['acknowledged']} alarms of {subject} ended")

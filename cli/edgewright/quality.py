@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import click
 from rich.console import Console
@@ -153,7 +153,8 @@ def retrain(
         return
     if never == bool(on_drift or max_age_days):
         raise RequestError("expected --on-drift, --max-age-days or both; or --never alone")
-    policy = client.post(f"/api/v1/retrain/{model}", {"on_drift": on_drift, "max_age_days": max_age_days})
+    wanted = {"on_drift": on_drift, "max_age_days": max_age_days}
+    policy = client.post(f"/api/v1/retrain/{quote(model, safe='')}", wanted)
     asked = {"url": address, "kind": "retrain", "subject": model}
     hook = client.post("/api/v1/webhooks", asked) if address else None
     if as_json:

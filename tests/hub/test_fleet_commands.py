@@ -52,9 +52,11 @@ def test_wrong_requests_say_why_and_exit_with_two(edgewright: Callable[..., tupl
     code, _, err = edgewright("rollout", "status", "r99")
     assert code == 2
     assert "r99" in err
-    code, _, err = edgewright("fleet", "acknowledge", "pi-0")
-    assert code == 2
-    assert "'pi-0' has no drift alarm" in err
+    for subject in ("pi-0", "lab/pi-0?x"):
+        code, _, err = edgewright("fleet", "acknowledge", subject)
+        assert (code, f"'{subject}' has no drift alarm" in err) == (2, True), err
+    code, _, err = edgewright("fleet", "retrain", "any/model?x", "--on-drift")
+    assert (code, "no package is called 'any/model?x'" in err) == (2, True), err
 
 
 def test_devices_and_drift_are_listed(edgewright: Callable[..., tuple[int, str, str]]) -> None:
@@ -101,6 +103,9 @@ def test_a_budget_of_false_pages_is_set_and_nothing_is_accepted_without_an_alarm
         (("budget", "0", "--reason", "none"), "0.001 to 10000 false pages a month"),
         (("accept", "pi-0", "--reason", "lens"), "'pi-0' has no drift alarm"),
         (("accept", "pi-0", "--undo", "--reason", "lens"), "nothing was accepted for 'pi-0'"),
+        (("accept", "pi-0?x", "--reason", "lens"), "'pi-0?x' has no drift alarm"),
+        (("accept", "lab/pi-0#1", "--undo", "--reason", "lens"), "nothing was accepted for 'lab/pi-0#1'"),
+        (("--by", "a/b"), "expected one"),
     ):
         code, _, err = edgewright("fleet", "drift", *arguments)
         assert (code, said in err) == (2, True), err

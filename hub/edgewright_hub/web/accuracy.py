@@ -66,7 +66,7 @@ def policies(request: Request, _: Reader) -> list[dict[str, Any]]:
     return retraining.listed(hub_of(request).control)
 
 
-@router.post("/api/v1/retrain/{model}")
+@router.post("/api/v1/retrain/{model:path}")
 def set_policy(
     request: Request, model: Annotated[str, Field(max_length=63)], body: RetrainBody, caller: Operator
 ) -> dict[str, Any]:

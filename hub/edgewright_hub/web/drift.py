@@ -1,4 +1,6 @@
-"""The JSON API of drift: verdicts, and what operators decide about them. Roles and errors as in `api`."""
+"""The JSON API of drift: verdicts, and what operators decide about them. Roles and errors as in `api`. Names are taken
+as paths, so that one with a slash, which nothing has, is answered in words.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ def drift(request: Request, _: Reader) -> list[dict[str, Any]]:
     return hub_of(request).conductor.drift.verdicts()
 
 
-@router.get("/api/v1/drift/by/{key}")
+@router.get("/api/v1/drift/by/{key:path}")
 def by(request: Request, _: Reader, key: str) -> list[dict[str, Any]]:
     """The devices' verdicts, counted by a key of selectors: site, hw, cohort, tag.NAME and so on."""
     hub = hub_of(request)
@@ -56,21 +58,21 @@ def set_budget(request: Request, body: BudgetBody, caller: Operator) -> dict[str
     return drift.set_budget(body.false_pages_a_month, who=caller.name, reason=body.reason, now_ms=now_ms())
 
 
-@router.post("/api/v1/drift/{subject}/acknowledge")
+@router.post("/api/v1/drift/{subject:path}/acknowledge")
 def acknowledge(request: Request, subject: str, caller: Operator) -> dict[str, int]:
     """Somebody has looked: end the alarms of a device or fleet."""
     ended = hub_of(request).conductor.drift.acknowledge(subject, who=caller.name, now_ms=now_ms())
     return {"acknowledged": ended}
 
 
-@router.post("/api/v1/drift/{subject}/accept")
+@router.post("/api/v1/drift/{subject:path}/accept")
 def accept(request: Request, subject: str, body: Decision, caller: Operator) -> dict[str, int]:
     """What a device or fleet in alarm shows now is its new normal."""
     drift = hub_of(request).conductor.drift
     return drift.accept(subject, who=caller.name, reason=body.reason, now_ms=now_ms())
 
 
-@router.post("/api/v1/drift/{subject}/undo")
+@router.post("/api/v1/drift/{subject:path}/undo")
 def undo(request: Request, subject: str, body: Decision, caller: Operator) -> dict[str, int]:
     """The normal from before the last acceptance."""
     return hub_of(request).conductor.drift.undo(subject, who=caller.name, reason=body.reason, now_ms=now_ms())
