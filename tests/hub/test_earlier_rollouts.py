@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 
@@ -47,10 +48,10 @@ def house(tmp_path: Path, grown: House) -> House:
     return grown.copy(tmp_path)
 
 
-def place(house: House, device: str, site: str) -> None:
+def place(house: House, device: str, site: str, **tags: str) -> None:
     with house.control.begin() as connection:
         mine = control.devices.update().where(control.devices.c.id == device)
-        connection.execute(mine.values(attributes={"site": site}))
+        connection.execute(mine.values(attributes={"site": site, "tags": tags}))
 
 
 def runs(house: House, devices: list[str] = FOUR) -> list[str]:
@@ -212,3 +213,54 @@ def test_rollouts_of_other_devices_are_not_in_the_way(house: House) -> None:
     assert runs(house) == [TWO, THREE, ONE, ONE]
     with pytest.raises(Refused, match=r"\(digits 2\.0\.0\) is running on 1 of the same devices"):
         house.start(THREE, devices=("pi-0", "pi-2"))
+
+
+def test_a_device_that_moves_stays_in_the_rollout_that_gave_it_its_release(house: House) -> None:
+    at_a = house.start(TWO, selector="site=a", stages=("100%",))
+    house.live(FOUR, 1)
+    place(house, "pi-0", "b")
+    with pytest.raises(Refused, match=rf"rollout {at_a} \(digits 2\.0\.0\) is running on 1 of the same devices"):
+        house.start(THREE, selector="site=b", stages=("100%",))
+    house.live(FOUR, 1)
+    command(house, at_a, "abort")
+    assert runs(house) == [ONE] * 4
+
+
+def test_a_device_that_moves_is_taken_over_only_when_its_rollout_has_ended(house: House) -> None:
+    house.start(TWO, selector="site=a", stages=("100%",))
+    at_b = house.start(THREE, selector="site=b", stages=("100%",))
+    house.live(FOUR, 1)
+    place(house, "pi-0", "b")
+    house.live(FOUR, 1)
+    assert house.version("pi-0") == TWO
+    assert "pi-0" not in [one["device"] for one in house.conductor.rollout(at_b)["devices"]]
+    house.live(FOUR, 40, until="done")
+    house.live(FOUR, 40)
+    assert runs(house) in ([TWO, TWO, THREE, THREE], [THREE, TWO, THREE, THREE]), "as both ended, in one order"
+    assert {one["outcome"] for one in house.conductor.rollouts()} == {"promoted"}
+
+
+def test_a_device_that_several_rollouts_mean_is_in_one_of_them(house: House) -> None:
+    place(house, "pi-3", "b", line="3")
+    house.start(TWO, selector="site=a", stages=("100%",))
+    house.now += 1
+    on_line = house.start(THREE, selector="tag.line=3", stages=("100%",))
+    house.enrol("pi-4")
+    place(house, "pi-4", "a", line="3")
+    house.live([*FOUR, "pi-4"], 2)
+    assert runs(house, [*FOUR, "pi-4"]) == [TWO, TWO, ONE, THREE, TWO]
+    assert [one["device"] for one in house.conductor.rollout(on_line)["devices"]] == ["pi-3"]
+
+
+def test_what_has_gone_on_since_is_not_taken_back_with_an_earlier_release(house: House) -> None:
+    name = house.start(TWO, stages=("100%",))
+    house.live(FOUR, 1)
+    wanted = house.wanted("pi-0")
+    assert wanted is not None
+    other = msgspec.structs.replace(wanted.models[0], digest=house.packages[THREE].digest, rollout="")
+    later = msgspec.structs.replace(wanted, rev=wanted.rev + 1, models=(other,))
+    with house.control.begin() as connection:
+        mine = control.desired.update().where(control.desired.c.device == "pi-0")
+        connection.execute(mine.values(rev=later.rev, document=msgspec.to_builtins(later)))
+    command(house, name, "abort")
+    assert runs(house) == [THREE, ONE, ONE, ONE]

@@ -184,10 +184,8 @@ class Conductor:
                 if onward:
                     admission.refuse_onward(connection, state.id, spec)
                 done, gone = self._rounds.promoted(connection, but=state.id), admission.withdrawn(connection).keys()
-                wishes = [
-                    revocation.redirected(wish, fleet, done, gone)
-                    for wish in hours.timed(asked.expand(state.members, spec), spec, fleet, documents, now_ms)
-                ]
+                wishes = hours.timed(asked.expand(state.members, spec), spec, fleet, documents, now_ms)
+                wishes = revocation.safe(wishes, spec, fleet, documents, done, gone)
                 changes = self._rounds.changes(connection, documents, {}, fleet)
                 write(connection, {state.id: columns(state, now_ms)}, [(w, state.id, spec) for w in wishes], changes)
                 note(connection, now_ms, who, f"rollout {what}", f"{rollout_id}: {reason}" if reason else rollout_id)

@@ -8,7 +8,7 @@ or, where these are more than `SAMPLE`, by the newest of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -78,12 +78,14 @@ class Readings:
         documents: Mapping[str, Desired],
         promoted: Sequence[Promoted],
         abilities: Abilities,
+        elsewhere: Set[str],
         now_ms: int,
     ) -> tuple[Member, ...]:
-        """Devices that were enrolled after the rollout began, or can run its release only now."""
+        """Devices that were enrolled after the rollout began, or can run its release only now; without those that
+        belong to another rollout of the model (`elsewhere`)."""
         if state.state in GOING_BACK or spec.devices:
             return ()
-        known = set(state.members.devices)
+        known = {*state.members.devices, *elsewhere}
         had = {d: current(documents.get(d), spec.model) for d in admission.chosen(spec, fleet) if d not in known}
         for device in had:
             had[device] = had[device] or promoted_for(promoted, fleet[device], spec.model)

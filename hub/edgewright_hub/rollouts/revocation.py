@@ -18,6 +18,7 @@ from ..fleet.selectors import Device
 from .desired_documents import current
 from .progress import unpacked
 from .promoted import Promoted, promoted_for
+from .specification import RolloutSpec
 from .state import ACTIVE
 from .wishes import Wish
 
@@ -51,12 +52,26 @@ def taken_back(
     return wishes
 
 
-def redirected(wish: Wish, fleet: Mapping[str, Device], promoted: Sequence[Promoted], gone: Set[str]) -> Wish:
-    """The wish; when it names a package that nobody may run, what was promoted to the device instead of it."""
-    if wish.digest not in gone:
-        return wish
-    device = fleet.get(wish.device)
-    return msgspec.structs.replace(wish, digest=promoted_for(promoted, device, wish.model) if device else None)
+def safe(
+    wishes: Iterable[Wish],
+    spec: RolloutSpec,
+    fleet: Mapping[str, Device],
+    documents: Mapping[str, Desired],
+    promoted: Sequence[Promoted],
+    gone: Set[str],
+) -> list[Wish]:
+    """The wishes of a rollout. It takes its release back only from devices that are still told to run it; and where one
+    would go back to a package that nobody may run, it gets what was promoted to it instead."""
+    found = []
+    for wish in wishes:
+        if wish.digest != spec.digest and current(documents.get(wish.device), wish.model) != spec.digest:
+            continue
+        if wish.digest in gone:
+            device = fleet.get(wish.device)
+            other = promoted_for(promoted, device, wish.model) if device else None
+            wish = msgspec.structs.replace(wish, digest=other)
+        found.append(wish)
+    return found
 
 
 def needed(rows: Iterable[Any], promoted: Iterable[Promoted], *, since_ms: int) -> dict[str, str]:

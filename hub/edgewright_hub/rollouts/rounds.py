@@ -31,6 +31,7 @@ from ..storage import control
 from ..storage.store import upsert
 from . import admission, desired_documents, evidence, hours, notices, revocation, rollout
 from .abilities import Abilities
+from .claims import Claims
 from .configuration import Configurations
 from .desired_documents import Changes, Documents
 from .downloads import Patches, expected
@@ -96,8 +97,10 @@ class Rounds:
         for row in active:
             try:
                 spec, before = stored(row.spec), unpacked(row.progress)
-                joined = self._readings.joined(spec, before, fleet, documents, done, self._abilities, now_ms)
+                elsewhere = claims.elsewhere(spec.model, row.id)
+                joined = self._readings.joined(spec, before, fleet, documents, done, self._abilities, elsewhere, now_ms)
                 whole = rollout.enrol(before, joined)
+        claims = Claims(active)
                 if whole.state == "running" and (why := blocked.get(spec.digest)):
                     whole, _ = rollout.command(whole, spec, "pause", f"{spec.version} is blocked: {why}", now_ms)
                     told.append(partial(notices.blocked, rollout_id=row.id, spec=spec, why=why, now_ms=now_ms))
@@ -106,7 +109,7 @@ class Rounds:
                 seen = dataclasses.replace(
                     seen,
                     retired=np.array([d not in fleet for d in devices], np.bool_),
-                    left=np.array([d in fleet and d not in meant for d in devices], np.bool_),
+                    left=np.array([d in fleet and (d not in meant or d in elsewhere) for d in devices], np.bool_),
                     held=np.array([d in fleet and fleet[d].held for d in devices], np.bool_),
                     open=hours.open_now(spec, whole.members, fleet, now_ms),
                     withdrawn=withdrawn.get(spec.digest, ""),
@@ -122,10 +125,10 @@ class Rounds:
                     stepped[row.id] = {"progress": {**row.progress, "reason": said}, "updated_ms": now_ms}
                     told.append(partial(notices.stuck, rollout_id=row.id, said=said, now_ms=now_ms))
                 continue
-            grants += [
-                (revocation.redirected(wish, fleet, done, withdrawn.keys()), after.id, spec)
-                for wish in hours.timed(more.expand(after.members, spec), spec, fleet, documents, now_ms)
-            ]
+            claims.renew(spec.model, after)
+            wishes = hours.timed(more.expand(after.members, spec), spec, fleet, documents, now_ms)
+            wishes = revocation.safe(wishes, spec, fleet, documents, done, withdrawn.keys())
+            grants += [(wish, after.id, spec) for wish in wishes]
             if after != before:
                 stepped[after.id] = columns(after, now_ms)
                 told.append(partial(notices.moved, before=before, after=after, spec=spec, now_ms=now_ms))
