@@ -40,8 +40,8 @@ from .prospects import Prospects
 from .readings import Readings
 from .records import columns, describe, find, note
 from .reversal import Around
-from .specification import RolloutSpec, stored
 from .rounds import Rounds, write
+from .specification import RolloutSpec, stored
 from .state import ACTIVE, RolloutState
 from .wishes import NOTHING, Wishes
 

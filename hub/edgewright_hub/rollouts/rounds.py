@@ -94,13 +94,13 @@ class Rounds:
         told: list[Callable[[sa.Connection], None]] = []  # what people are to know
         heard = {d: one for d, one in self._readings.heard().items() if d in fleet} if active else {}
         present = frozenset(device for device, one in heard.items() if one.present(now_ms))
+        claims = Claims(active)
         for row in active:
             try:
                 spec, before = stored(row.spec), unpacked(row.progress)
                 elsewhere = claims.elsewhere(spec.model, row.id)
                 joined = self._readings.joined(spec, before, fleet, documents, done, self._abilities, elsewhere, now_ms)
                 whole = rollout.enrol(before, joined)
-        claims = Claims(active)
                 if whole.state == "running" and (why := blocked.get(spec.digest)):
                     whole, _ = rollout.command(whole, spec, "pause", f"{spec.version} is blocked: {why}", now_ms)
                     told.append(partial(notices.blocked, rollout_id=row.id, spec=spec, why=why, now_ms=now_ms))
