@@ -17,6 +17,7 @@ from edgewright_contracts.package import Package
 from edgewright_hub.drift import days
 from edgewright_hub.drift.budget import Budget
 from edgewright_hub.drift.fleet_drift import CURSOR, describe
+from edgewright_hub.fleet.enrolment import retire
 from edgewright_hub.ingest.ingest import Known
 from edgewright_hub.ingest.writer import commit
 from edgewright_hub.storage import control, telemetry
@@ -281,6 +282,48 @@ def test_what_ended_is_removed_while_the_hub_runs(learned: House) -> None:
     with house.control.connect() as connection:
         spreads = connection.execute(sa.select(control.drift_dispersion.c.digest)).scalars().all()
     assert set(spreads) == {second}
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_retired_device_takes_its_alarms_and_its_share_of_the_budget_with_it(learned: House, restarted: bool) -> None:
+    house = learned
+    house.enrol("far", fleet="field")
+    _live(house, ["far"], 14)
+    _live(house, ["pi-0", "far"], 5, moved=["far"])
+    assert {"far", "field"} <= set(_alerts(house))
+    before = house.conductor.drift.budget()
+    retire(house.control, "far", who="ann", now_ms=house.now)
+    if restarted:
+        house.restart()
+    house.now += 61_000
+    house.conductor.drift.tick(house.now)
+    assert (_alarms(house), _alerts(house)) == (set(), {})
+    assert {v["verdict"] for v in [*_verdicts(house, subject="far"), *_verdicts(house, subject="field")]} == {"ended"}
+    after = house.conductor.drift.budget()
+    assert before["streams"] - after["streams"] == 4
+    assert before["log_e_cohort"] - after["log_e_cohort"] == pytest.approx(np.log(2))
+    _live(house, ["far"], 1, moved=["far"])
+    assert {v["verdict"] for v in _verdicts(house, subject="far")} == {"ended"}, "what it had still sent is read last"
+    with house.control.begin() as connection:
+        connection.execute(control.devices.update().values(state="enrolled"))
+    _live(house, ["far"], 1, moved=["far"])
+    assert ("far", "input") in _alarms(house), "enrolled again it goes on where it was"
+
+
+def test_an_alarm_of_a_cohort_that_is_removed_ends(learned: House) -> None:
+    house = learned
+    with house.control.begin() as connection:
+        row = {"name": "door", "selector": "id=pi-0", "at_ms": 1, "who": "ann"}
+        connection.execute(control.cohorts.insert().values(**row))
+    house.now += HOUR
+    _live(house, EIGHT, 4, moved=["pi-0"])
+    assert "door" in _alerts(house)
+    with house.control.begin() as connection:
+        connection.execute(control.cohorts.delete())
+    house.now += 61_000
+    house.conductor.drift.tick(house.now)
+    assert "door" not in _alerts(house)
+    assert {v["verdict"] for v in _verdicts(house, subject="door")} == {"ended"}
 
 
 def _in_memory(house: House) -> set[str]:

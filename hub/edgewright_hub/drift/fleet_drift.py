@@ -77,14 +77,13 @@ class FleetDrift:
             self._load(now_ms)
             self._ticked_ms = now_ms
             rows = self._read()
-            touched: set[Key] = set()
             try:
+                touched = self._refresh(rows, now_ms)
                 if rows:
-                    self._refresh(rows, now_ms)
-                    touched = self._watch.take([row for row in rows if row.placed != IMPORTED])
-                    touched |= self._watch.decide(touched)
+                    took = self._watch.take([row for row in rows if self._tells(row)])
+                    touched |= took | self._watch.decide(took)
                     self._position = rows[-1].id
-                    self._unstored |= touched
+                self._unstored |= touched
                 if self._due(touched, now_ms):
                     self._store(now_ms)
             except Exception:
@@ -216,6 +215,9 @@ class FleetDrift:
             self._watch.budget = decisions.budget(connection)
             self._belong(connection, now_ms)
             self._know(connection, kept.running(connection))
+            cohorts = kept.cohorts(connection)
+        # Devices may have left since it was stored, and cohorts.
+        self._unstored |= self._watch.belong(self._watch.members) | {k for k in cohorts if not self._watch.known(k)}
         self._position = self._kept_position = position
 
     def _read(self) -> Sequence[Any]:
@@ -228,13 +230,20 @@ class FleetDrift:
         with self._telemetry.connect() as connection:
             return connection.execute(query).all()
 
-    def _refresh(self, rows: Iterable[Any], now_ms: int) -> None:
-        """Packages that the rows name, and the fleet and cohorts of each device."""
-        new = any(row.device not in self._watch.members for row in rows)
+    def _tells(self, row: Any) -> bool:
+        """Whether a window says what a device of this hub runs now."""
+        return row.placed != IMPORTED and row.device in self._watch.members
+
+    def _refresh(self, rows: Sequence[Any], now_ms: int) -> set[Key]:
+        """Packages that the rows name, and the fleet and cohorts of each device; what changed by these."""
+        due = abs(now_ms - self._members_ms) >= MEMBERS_MS
+        due = due or any(row.device not in self._watch.members for row in rows)
+        if not rows and not due:
+            return set()
         with self._control.connect() as connection:
-            if new or abs(now_ms - self._members_ms) >= MEMBERS_MS:
-                self._belong(connection, now_ms)
+            changed = self._belong(connection, now_ms) if due else set()
             self._know(connection, {one.digest for one in rows})
+        return changed
 
     def _know(self, connection: sa.Connection, digests: set[str]) -> None:
         """The packages of these, and the streams of those that no device ran lately."""
@@ -245,14 +254,13 @@ class FleetDrift:
             kept.remember(connection, self._watch, new)
             self._known |= new
 
-    def _belong(self, connection: sa.Connection, now_ms: int) -> None:
+    def _belong(self, connection: sa.Connection, now_ms: int) -> set[Key]:
         devices = self._roster.read(connection)
         fleets = {device.fleet for device in devices.values()}
         # Alarms are called by their subject's name, so of a cohort and a fleet of one name the fleet is meant.
-        self._watch.belong(
-            {name: (one.fleet, *(c for c in one.cohorts if c not in fleets)) for name, one in devices.items()}
-        )
+        members = {name: (one.fleet, *(c for c in one.cohorts if c not in fleets)) for name, one in devices.items()}
         self._members_ms = now_ms
+        return self._watch.belong(members)
 
     def _due(self, touched: Iterable[Key], now_ms: int) -> bool:
         if not self._unstored:

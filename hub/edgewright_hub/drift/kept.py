@@ -27,6 +27,13 @@ def running(connection: sa.Connection) -> set[str]:
     return set(connection.execute(query).scalars())
 
 
+def cohorts(connection: sa.Connection) -> set[Key]:
+    """Streams of cohorts that have not ended."""
+    d = control.drift.c
+    query = sa.select(*(d[name] for name in Key._fields)).where(d.scope == "cohort", d.verdict != "ended")
+    return {Key(*row) for row in connection.execute(query)}
+
+
 def remember(connection: sa.Connection, watch: Watch, digests: set[str]) -> None:
     """Read all streams of these digests, of which none is in memory, and what is known of their dispersion."""
     d, s = control.drift.c, control.drift_dispersion.c

@@ -84,10 +84,24 @@ class Watch:
         group = self.groups[key.group]
         return group, group.streams.index[key.subject]
 
-    def belong(self, members: Mapping[str, tuple[str, ...]]) -> None:
-        """The fleet of each device, first, and the named cohorts that it is in."""
+    def belong(self, members: Mapping[str, tuple[str, ...]]) -> set[Key]:
+        """The fleet of each device, first, and the named cohorts that it is in. The keys whose verdict changed by it:
+        streams of other devices have ended, and cohorts that nobody is in."""
         if members != self.members:
             self.members, self._rows = members, {}
+        changed: set[Key] = set()
+        for group_key, group in self.groups.items():
+            s = group.streams
+            for at, device in enumerate(s.devices):
+                if device not in members and not s.ended[at]:
+                    s.ended[at] = True
+                    self._rows.pop(group_key, None)
+                    self.running.pop((device, self.references.model(group_key.digest)), None)
+                    changed.add(Key("device", device, *group_key))
+        for key in [key for key in self.cohorts if key.subject not in self._rows_of(key.group)]:
+            del self.cohorts[key]
+            changed.add(key)
+        return changed | self.decide_cohorts({key.group for key in changed})
 
     def cohorts_of(self, device: str) -> tuple[str, ...]:
         return self.members.get(device, ("",))
