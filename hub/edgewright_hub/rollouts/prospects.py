@@ -1,6 +1,7 @@
 """What a rollout would meet if it began now: what `create` and `plan` look at before anything moves.
 
-To read the past of the devices takes longest, and nobody else waits for it: the conductor's lock is not held here.
+To read the past of the devices takes longest (`readings`: seconds for a large fleet), and nobody else waits for it: the
+conductor's lock is not held here.
 """
 
 from __future__ import annotations
