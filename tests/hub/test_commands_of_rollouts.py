@@ -192,6 +192,18 @@ def test_settings_for_an_empty_name_are_refused_and_not_for_every_device(
     assert (answer.status_code, "or no such field for all devices" in answer.text) == (400, True)
 
 
+def test_a_paused_rollout_says_who_paused_it_and_why_until_it_goes_on(ask: Ask, house: House) -> None:
+    name = house.start("1.0.0", stages=(1, "100%"))
+    house.live(FOUR, 2)
+    ask("pause", name, "--reason", "look at the belt")
+    told = house.live(FOUR, 2)["reason"]
+    assert told.startswith("pause by ann: look at the belt; ")
+    assert told.count("look at the belt") == 1
+    assert "pause by ann: look at the belt; " in " ".join(ask("status", name)[1].split())
+    ask("resume", name)
+    assert "the belt" not in house.live(FOUR, 2)["reason"]
+
+
 def test_a_person_ends_an_experiment(ask: Ask, house: House) -> None:
     name = house.start("1.0.0", stages=("100%",), experiment=Experiment(share="50%"))
     house.live(FOUR, 2)

@@ -45,7 +45,7 @@ def describe(row: sa.Row[Any]) -> dict[str, Any]:
         "state": state.state,
         "outcome": state.outcome,
         "standing": state.state if state.state in ACTIVE else state.outcome or state.state,
-        "reason": state.reason,
+        "reason": "; ".join(dict.fromkeys(filter(None, (state.paused, state.reason)))),
         "stage": state.stage,
         "stages": [{"size": s, "devices": _devices(members, i, s)} for i, s in enumerate(spec.ladder)],
         "devices_total": reachable,

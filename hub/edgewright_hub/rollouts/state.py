@@ -73,6 +73,7 @@ class RolloutState(msgspec.Struct, frozen=True, kw_only=True):
     bucket: float | None = None  # bytes that might be asked for at `asked_ms`; None: nothing was asked for yet
     asked_ms: int = 0
     reason: str = ""  # of the last judgement or transition, for people
+    paused: str = ""  # by whom and why, while it is
     outcome: Outcome = ""
     figures: tuple[Figure, ...] = ()
     author: str = ""  # who created it
@@ -96,4 +97,5 @@ def move(state: RolloutState, event: Event, reason: str, now_ms: int) -> Rollout
             f"rollout {state.id} is {state.state} and cannot {event}; possible now: {possible}"
         ) from None
     since_ms = state.since_ms if event in ("pause", "resume", "conclude") else now_ms
-    return msgspec.structs.replace(state, state=after, since_ms=since_ms, reason=reason)
+    paused = reason if event == "pause" else ""
+    return msgspec.structs.replace(state, state=after, since_ms=since_ms, reason=reason, paused=paused)
