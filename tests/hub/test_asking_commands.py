@@ -74,7 +74,9 @@ def edgewright(
         class Pool:
             def __init__(self, **_: Any) -> None: ...
 
-            def request(self, method: str, url: str, *, body: bytes | None, headers: dict[str, str]) -> Answer:
+            def request(
+                self, method: str, url: str, *, body: bytes | None, headers: dict[str, str], timeout: object
+            ) -> Answer:
                 answer = client.request(method, url, content=body, headers=headers)
                 return Answer(answer.status_code, answer.content)
 
