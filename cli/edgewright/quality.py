@@ -63,7 +63,7 @@ def accuracy(
 
 
 def _holds(found: dict[str, Any]) -> str:
-    return str(found["expected"]["holds"]) if found["expected"] else "no labels"
+    return str(found["expected"]["holds"]) if found["expected"] else "no confidence"
 
 
 def _said(holds: str) -> str:

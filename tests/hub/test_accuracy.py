@@ -89,7 +89,7 @@ def test_labels_tell_when_what_it_has_learnt_no_longer_holds_and_move_the_estima
         assert found.low <= truth <= found.high
         unlabelled = expected(Slice(counted.confidence, counted.n, counted.labelled * 0, counted.hits * 0))
         assert unlabelled is not None
-        assert unlabelled.holds == "no labels"
+        assert unlabelled.holds == "no labels with confidence"
         assert unlabelled.low > truth, "without labels nobody can see it: the estimate is wrong then, as is written"
     held = [expected(World(seed).live(300, label=0.1)[0]) for seed in range(100)]
     assert sum(one is not None and one.holds == "disagrees" for one in held) <= 3

@@ -92,7 +92,7 @@ def test_accuracy_is_told_of_models_and_of_each_version_fleet_and_context(house:
     first = next(s for s in model["slices"] if (s["version"], s["context"]) == ("1.0.0", ""))["expected"]
     assert first["value"] == pytest.approx(mine[21] / 4096 / 4000)
     assert first["low"] < first["value"] < first["high"]
-    assert first["holds"] == "no labels"
+    assert first["holds"] == "no labels with confidence"
     (only,) = read(house, fleet="lab", context="night")["models"]
     assert only["expected"]["n"] == 1000
     assert read(house, model="words")["models"] == []
@@ -203,6 +203,14 @@ def test_a_table_is_counted_once_and_reaches_gates_and_accuracy_like_labels_of_d
     assert (by_version["1.0.0"]["labelled"]["n"], by_version["2.0.0"]["outcomes"]["pick_ok"]["n"]) == (2, 40)
 
 
+def test_labels_without_confidence_are_a_rate_and_not_said_to_be_absent(house: House) -> None:
+    roll(house, "1.0.0", "lab", 4000)
+    for confidence, said in ((b"", "no labels with confidence"), (tenths(t9=(9, 9)), "too few labels with confidence")):
+        house.window("pi-0", "1.0.0", labels_n=50, outcomes={"correct": [50, 45]}, confidence=confidence)
+        (model,) = read(house)["models"]
+        assert (model["labelled"]["value"], model["expected"]["holds"]) == (0.9, said)
+
+
 def test_a_time_says_which_package_answered_and_a_doubtful_hour_is_refused(house: House) -> None:
     hour = house.now - house.now % HOUR
     rows = [("pi-0", hour - HOUR, "1.0.0"), ("pi-0", hour, "1.0.0"), ("pi-0", hour, "2.0.0")]
@@ -269,7 +277,7 @@ def test_a_table_that_cannot_be_read_is_a_wrong_request_that_names_the_line(hous
         data = f'device,model,version,value\n"pi-0",digits,1.0.0,"tr\nue"\n{bad}'.encode()
         with pytest.raises(RequestError, match=rf"^line {line}: expected cells of CSV"):
             imports.take(house.control, house.telemetry, known(house), data, "t", who="ann", now_ms=house.now)
-    with pytest.raises(RequestError, match="^line 1: expected cells"):
+    with pytest.raises(RequestError, match=r"^line 1: expected cells"):
         imports.take(house.control, house.telemetry, known(house), b'"device,value\n', "t", who="ann", now_ms=house.now)
     assert imports.listed(house.control) == []
 

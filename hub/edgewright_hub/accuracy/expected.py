@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ from edgewright_contracts.channels import SCORE_BINS, SCORE_ONE
 from edgewright_contracts.report import CONFIDENCE_BINS
 
 Floats = npt.NDArray[np.float64]
-Holds = Literal["no labels", "too few labels", "agrees", "disagrees"]
+Holds = Literal["no labels with confidence", "too few labels with confidence", "agrees", "disagrees"]
 
 TRUST: Final = 150.0
 SHARED: Final = 0.5  # of the variance of calibration
@@ -116,7 +116,7 @@ def combined(parts: Sequence[Expected]) -> Expected | None:
     )
     noise = math.sqrt(float(sum((w[i] * one.noise) ** 2 for i, one in enumerate(parts))))
     low, high = _interval(value, math.hypot(sd, noise), unknown)
-    holds = min((one.holds for one in parts), key=("disagrees", "agrees", "too few labels", "no labels").index)
+    holds = min((one.holds for one in parts), key=(*reversed(get_args(Holds)),).index)
     return Expected(int(n.sum()), value, low, high, said, sum(one.labels for one in parts), holds, sd, noise, unknown)
 
 
@@ -204,8 +204,9 @@ def _surprise(counted: Slice, c: Floats, prior: Floats, tau2: float) -> float:
 
 
 def _holds(labels: float, off: float) -> Holds:
+    """Labels without a confidence are counted, but not against it."""
     if labels < LEAST_LABELS:
-        return "too few labels" if labels else "no labels"
+        return "too few labels with confidence" if labels else "no labels with confidence"
     return "disagrees" if abs(off) > DISAGREES_Z else "agrees"
 
 
