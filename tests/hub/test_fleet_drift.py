@@ -345,6 +345,26 @@ def test_drift_that_cannot_be_stored_is_counted_once_later(house: House) -> None
     assert {v["blocks"] for v in _verdicts(house, subject="pi-0")} == {1}
 
 
+def test_after_a_tick_that_failed_people_read_what_was_stored(learned: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house = learned
+    _verdicts(house)
+    _live(house, EIGHT, 1, step=60_000)
+    _live(house, EIGHT, 1, step=60_000)
+    drift, stored = house.conductor.drift, {v["blocks"] for v in _kept(house)}
+
+    def fail(_: object) -> None:
+        raise MemoryError
+
+    house.window("pi-0", "1.0.0")
+    with monkeypatch.context() as patched:
+        patched.setattr(drift._watch, "decide", fail)
+        with pytest.raises(MemoryError):
+            drift.tick(house.now)
+    assert {v["blocks"] for v in _verdicts(house, scope="device")} == stored
+    drift.tick(house.now)
+    assert {v["blocks"] for v in _verdicts(house, scope="device")} == {16}
+
+
 def test_a_reference_that_is_gone_stops_drift_of_that_package_only(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:

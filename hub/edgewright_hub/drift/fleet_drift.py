@@ -194,7 +194,7 @@ class FleetDrift:
     def verdicts(self) -> list[dict[str, Any]]:
         """Every stream as people read it, alarms first: JSON values only."""
         with self._lock:
-            if self._unstored:
+            if self._unstored and self._position is not None:  # else a tick failed, and the next one reads again
                 self._store(self._ticked_ms)
         with self._control.connect() as connection:
             rows = connection.execute(sa.select(control.drift)).all()
