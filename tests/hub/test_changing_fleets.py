@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from edgewright_contracts.errors import Refused
 from edgewright_contracts.package import Package
 from edgewright_hub.rollouts.hearing import News
-from edgewright_hub.rollouts.specification import RolloutSpec
+from edgewright_hub.rollouts.specification import Experiment, RolloutSpec
 from edgewright_hub.storage import control, telemetry
 from sim.house import HOUR, House
 from sim.rollouts import NEW, OLD, Script, everyone, mask_of, names, obedient, started, step
@@ -188,3 +189,30 @@ def test_a_device_that_was_asked_and_leaves_is_told_to_stay_with_what_it_had() -
     assert [(w.device, w.digest) for w in wishes if w.device == left] == [(left, OLD)]
     assert [w.digest for w in wishes if w.device != left] == [NEW], "another takes its place"
     assert state.exposed == 2
+
+
+def test_a_stage_that_means_only_devices_that_have_the_release_is_refused(house: House) -> None:
+    for device in EIGHT:
+        _place(house, device, "lab" if device < "pi-2" else "b")
+    house.start("2.0.0", selector="site=lab", stages=("100%",))
+    house.live(EIGHT, 20, until="done")
+    with pytest.raises(Refused, match=r"the stage site=lab means none of the 6 devices that would be given it: others"):
+        house.start("2.0.0", stages=("site=lab", "100%"))
+    assert house.start("2.0.0", stages=("site=b", "100%"))
+
+
+@pytest.mark.parametrize(
+    ("stages", "share", "devices"),
+    [
+        ((1, "100%"), 100, ()),
+        ((1, "100%"), "99.9%", ()),
+        ((1, "100%"), "50%", ("pi-0",)),
+        (("id=pi-?", "100%"), "50%", ()),
+    ],
+)
+def test_an_experiment_that_leaves_nobody_to_compare_with_is_refused(
+    house: House, stages: tuple[int | str, ...], share: int | str, devices: tuple[str, ...]
+) -> None:
+    with pytest.raises(Refused, match=rf"an experiment at {share} of [18] devices leaves none without the release"):
+        house.start("2.0.0", stages=stages, experiment=Experiment(share=share), devices=devices)
+    assert house.start("2.0.0", stages=(1, "100%"), experiment=Experiment(share="75%"))

@@ -26,7 +26,7 @@ from .desired_documents import MODELS, current, room, told
 from .gates import GatePolicy
 from .progress import unpacked
 from .rollout import cooling
-from .specification import RolloutSpec, is_selector, stored
+from .specification import RolloutSpec, is_selector, stage_size, stored
 from .state import ACTIVE, BLOCKS
 
 _WAYS: Final = {
@@ -70,8 +70,8 @@ def propose(
     """`force`: devices that rest from the model are given it all the same. Nothing is written.
 
     Raises RequestError for an unknown package, fleet or device; Refused for a withdrawn or blocked package, for no
-    device to give it to, for another rollout of the same model on these devices, for devices that rest after one, and
-    for a package that none of them can run.
+    device to give it to, for another rollout of the same model on these devices, for devices that rest after one, for
+    a package that none of them can run, and for stages that show nothing.
     """
     package = named(spec, packages(connection))
     spec = msgspec.structs.replace(spec, digest=package.digest, version=package.version, gate=comparing(spec))
@@ -96,6 +96,7 @@ def propose(
         raise Refused(f"none of the {len(previous)} devices can run {package.name} {package.version}: {said}")
     already = tuple(d for d in had if d not in previous)
     able = {device: digest for device, digest in previous.items() if device not in unable}
+    refuse_pointless(spec, [fleet[device] for device in able])
     return Proposal(spec, package, able, already, unable, len(rows) + 1)
 
 
@@ -141,6 +142,18 @@ def groups(spec: RolloutSpec, devices: Sequence[Device]) -> list[int | None]:
     """Of each device, the first stage whose selector means it."""
     selectors = [(i, parse(str(stage))) for i, stage in enumerate(spec.ladder) if is_selector(stage)]
     return [next((i for i, one in selectors if one.means(device)), None) for device in devices]
+
+
+def exposed(spec: RolloutSpec, groups: Sequence[int | None]) -> list[int]:
+    """Devices in all that each stage reaches, if all can be reached."""
+    sizes: list[int] = []
+    for place, stage in enumerate(spec.ladder):
+        before = sizes[-1] if sizes else 0
+        if is_selector(stage):
+            sizes.append(before + sum(group == place for group in groups))
+        else:
+            sizes.append(max(before, stage_size(stage, len(groups))))
+    return sizes
 
 
 def named(spec: RolloutSpec, packages: Sequence[Package]) -> Package:
@@ -259,6 +272,24 @@ def refuse_empty(
         where = f" in fleet {spec.fleet!r}" if spec.fleet else ""
         raise RequestError(
             f"no enrolled device{where} is called {', '.join(unknown)}; `edgewright fleet devices` lists them"
+        )
+
+
+def refuse_pointless(spec: RolloutSpec, able: Sequence[Device]) -> None:
+    """Raise Refused where a stage would give the release to nobody, or an experiment leaves nobody to compare with.
+    `able`: who would be given it."""
+    for stage in filter(is_selector, spec.ladder):
+        if not roster.meant(parse(str(stage)), able):
+            raise Refused(
+                f"the stage {stage} means none of the {len(able)} devices that would be given it: others have it "
+                "already, or cannot run it. Leave that stage out, or name other devices"
+            )
+    place = spec.experiment_stage
+    if place is not None and exposed(spec, groups(spec, able))[place] >= len(able):
+        assert spec.experiment is not None
+        raise Refused(
+            f"an experiment at {spec.experiment.share} of {len(able)} devices leaves none without the release to "
+            "compare with. Ask for a smaller share, or for more devices"
         )
 
 

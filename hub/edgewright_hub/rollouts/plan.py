@@ -18,13 +18,13 @@ from typing import Any, Final
 
 from ..fleet.selectors import Device
 from . import schedule
-from .admission import Proposal
+from .admission import Proposal, exposed
 from .downloads import Download
 from .evidence import Heard
 from .members import Member, Members
 from .outlook import Outlook, outlook, usual
 from .processes import Counts, Process
-from .specification import RolloutSpec, is_selector, stage_size
+from .specification import RolloutSpec, is_selector
 
 NAMES: Final = 20  # of devices, of one stage or one reason
 
@@ -50,18 +50,6 @@ def excluded(
 
 def told(left_out: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
     return [{"why": why, "n": len(names), "devices": list(names[:NAMES])} for why, names in left_out.items()]
-
-
-def exposed(spec: RolloutSpec, groups: Sequence[int | None]) -> list[int]:
-    """Devices in all that each stage reaches, if all can be reached."""
-    sizes: list[int] = []
-    for place, stage in enumerate(spec.ladder):
-        before = sizes[-1] if sizes else 0
-        if is_selector(stage):
-            sizes.append(before + sum(group == place for group in groups))
-        else:
-            sizes.append(max(before, stage_size(stage, len(groups))))
-    return sizes
 
 
 def plan(
