@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Final
+from zoneinfo import ZoneInfo
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+ZONES: Final = 4  # that are told
 
 
 def print_plan(plan: dict[str, Any]) -> None:
@@ -32,6 +36,14 @@ def print_plan(plan: dict[str, Any]) -> None:
     console.print(f"usual rates: {escape(rates) or 'nothing was counted before; fixed limits hold'}", highlight=False)
     full, delta = plan["bytes"]["full"], plan["bytes"]["delta"]
     console.print(f"downloads: {size(full)} in all, {size(delta)} with the patches there are", highlight=False)
+    for one in plan["openings"][:ZONES]:
+        begin, end = (datetime.fromtimestamp(one[at] / 1000, ZoneInfo(one["tz"])) for at in ("begin_ms", "end_ms"))
+        until = f"{end:%H:%M}" if end - begin < timedelta(days=1) else f"{end:%a %d %b %H:%M}"
+        console.print(f"open: {begin:%a %d %b %H:%M} to {until} {one['tz']}, {one['devices']} devices", highlight=False)
+    if len(plan["openings"]) > ZONES:
+        console.print(
+            f"and {len(plan['openings']) - ZONES} more time zones, the last of which are open later", highlight=False
+        )
     expected = lasting(plan["expected_s"])
     console.print(f"a good release takes {expected}; {lasting(plan['longest_s'])} at the longest", highlight=False)
     if plan["approvals"]:

@@ -270,6 +270,24 @@ def test_a_plan_says_who_gets_what_when_and_moves_nothing(ask: Ask, house: House
     assert len(house.conductor.rollouts()) == 1
 
 
+def test_a_plan_says_when_each_zone_is_open_next_and_counts_the_wait(ask: Ask, house: House) -> None:
+    house.start("1.0.0", stages=("100%",))
+    house.live(FOUR, 30, until="done")
+    house.now = _ms("2025-10-12T10:00:00")  # a Sunday
+    asked = ("plan", "digits", "--version", "2.0.0", "--stages", "1,100%", "--window-s", "5")
+    at_once = json.loads(ask(*asked, "--json")[1])
+    assert at_once["openings"] == []
+    code, out, _ = ask(*asked, "--during", "Mon 02:30-02:45")
+    assert code == 0
+    assert "open: Mon 13 Oct 02:30 to 02:45 Asia/Tokyo, 2 devices\nopen: Mon 13 Oct 02:30 to 02:45 Eur" in out
+    assert max(map(len, out.splitlines())) <= 80
+    plan = json.loads(ask(*asked, "--during", "Mon 02:30-02:45", "--json")[1])
+    first, last = plan["stages"]
+    assert [one["begins_ms"] for one in (first, last)] == [_ms("2025-10-12T17:30:00"), _ms("2025-10-13T00:30:00")]
+    assert first["expected_s"] == at_once["stages"][0]["expected_s"] + 7.5 * 3600
+    assert plan["expected_s"] == pytest.approx(at_once["stages"][1]["expected_s"] + 14.5 * 3600, abs=1)
+
+
 def _says(house: House, *devices: str, **birth: Any) -> None:
     """Devices say what they are; they could run any version unless `birth` says otherwise."""
     said = {"hardware": {"arch": "aarch64"}, "runtimes": {"onnxruntime": "1.20"}} | birth

@@ -2,7 +2,8 @@
 
 Guarantee: nothing moves. Which devices a count or a share means is drawn when the rollout is created, so only numbers
 are told of those; of a selector, names. Times are of a good release (`outlook`), in windows of this rollout and at the
-rates at which these devices counted in the 24 hours before.
+rates at which these devices counted in the 24 hours before. A stage begins when it is open somewhere, the last when it
+has been open everywhere, and its wait for that is in what it takes.
 
 The longest is what the parts of which there is a bound take together: every batch of `concurrency` devices uses up its
 time-out, the bandwidth is the cap, evidence comes as expected, and each stage waits for the next maintenance window.
@@ -12,7 +13,7 @@ Devices that try again are not in it, and what is asked of people is not either.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -71,9 +72,11 @@ def plan(
     known = usual(Counts(members.pre[0], members.pre[1]), processes, windows, spec.gate)
     ahead = outlook(spec.gate, known, reached, len(joined), pre_windows=windows)
     full = sum(one.full for one in downloads.values())
-    waits = _longest_wait(spec, {fleet[member.device].tz for member in joined}, now_ms)
+    zones = Counter(fleet[member.device].tz for member in joined)
+    waits = _longest_wait(spec, zones, now_ms)
     least = sum(one.delta for one in downloads.values())
     stages, total = _stages(spec, ahead, reached, joined, least / max(1, len(joined)), waits)
+    takes = _with_waits(spec, stages, zones, now_ms)
     return {
         "model": spec.model,
         "version": spec.version,
@@ -81,12 +84,39 @@ def plan(
         "devices": len(joined),
         "stages": stages,
         "bytes": {"full": full, "delta": least},
-        "expected_s": None if ahead.windows is None else ahead.windows * spec.window_s,
+        "expected_s": takes,
         "longest_s": total,
         "rates": {metric: one.rate for metric, one in known.items()},
         "approvals": spec.approvals,
+        "openings": _openings(spec, zones, now_ms),
         "excluded": told(left_out),
     }
+
+
+def _openings(spec: RolloutSpec, zones: Mapping[str, int], now_ms: int) -> list[dict[str, Any]]:
+    """When each zone is open next, the first of them first; none: always."""
+    found = []
+    for tz, devices in zones.items() if spec.windows else ():
+        opening = schedule.next_opening(spec.windows, tz, now_ms)
+        assert opening is not None
+        found.append({"tz": tz or "UTC", "devices": devices, "begin_ms": opening.begin_ms, "end_ms": opening.end_ms})
+    return sorted(found, key=lambda one: (one["begin_ms"], one["tz"]))
+
+
+def _with_waits(
+    spec: RolloutSpec, stages: Sequence[dict[str, Any]], zones: Mapping[str, int], now_ms: int
+) -> float | None:
+    """Add to what each stage takes its wait for an opening; seconds of them all."""
+    at = now_ms
+    for place, stage in enumerate(stages):
+        begins = [one["begin_ms"] for one in _openings(spec, zones, at)] or [at]
+        begin = max(at, max(begins) if place == len(stages) - 1 else min(begins))
+        stage["begins_ms"] = begin
+        if stage["expected_s"] is None:
+            return None
+        stage["expected_s"] += (begin - at) / 1000
+        at += int(1000 * stage["expected_s"])
+    return (at - now_ms) / 1000
 
 
 def _stages(
