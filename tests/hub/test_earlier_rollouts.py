@@ -264,3 +264,23 @@ def test_what_has_gone_on_since_is_not_taken_back_with_an_earlier_release(house:
         connection.execute(mine.values(rev=later.rev, document=msgspec.to_builtins(later)))
     command(house, name, "abort")
     assert runs(house) == [THREE, ONE, ONE, ONE]
+
+
+def test_a_revert_reaches_devices_that_got_the_release_after_its_end(house: House) -> None:
+    name = bring(house, TWO, selector="site=a")
+    other = bring(house, TWO, selector="site=b")
+    house.enrol("new-a", "new-b")
+    place(house, "new-a", "a")
+    place(house, "new-b", "b")
+    everyone = [*FOUR, "new-a", "new-b"]
+    house.live(everyone, 2)
+    assert runs(house, everyone) == [TWO] * 6
+    command(house, name, "revert", reason="too warm")
+    assert runs(house, everyone) == [ONE, ONE, TWO, TWO, ONE, TWO], "what site b has is not its own"
+    said = house.conductor.rollout(name)
+    assert said["reason"] == "reverted by ann: too warm; with 1 device that got it later"
+    assert "new-a" in [one["device"] for one in said["devices"]]
+    house.live(everyone, 3)
+    assert house.conductor.rollout(name)["state"] == "reverted"
+    assert runs(house, everyone) == [ONE, ONE, TWO, TWO, ONE, TWO]
+    assert house.conductor.rollout(other)["state"] == "done"

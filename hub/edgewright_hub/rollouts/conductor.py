@@ -125,7 +125,7 @@ class Conductor:
 
     def command(self, rollout_id: str, event: Verb, *, who: str, now_ms: int, reason: str = "") -> None:
         """Pause, resume, abort or revert; the last two send devices back to what they had: every one that was given
-        the release, or, of a rollout that is done, those that are still told to run it (`reversal`)."""
+        the release, or, of a rollout that is done, those that have it from that one still (`reversal`)."""
         why = f": {reason}" if reason else ""
 
         def decide(state: RolloutState, spec: RolloutSpec, around: Around) -> Decided:
@@ -179,11 +179,11 @@ class Conductor:
                 before = unpacked(row.progress)
                 r = control.rollouts.c
                 others = sa.select(control.rollouts).where(r.name == spec.model, r.id != row.id).order_by(r.created_ms)
-                around = Around(fleet, documents, connection.execute(others).all())
+                done, gone = self._rounds.promoted(connection, but=row.id), admission.withdrawn(connection).keys()
+                around = Around(fleet, documents, connection.execute(others).all(), done)
                 state, asked = decide(before, spec, around)
                 if onward:
                     admission.refuse_onward(connection, state.id, spec)
-                done, gone = self._rounds.promoted(connection, but=state.id), admission.withdrawn(connection).keys()
                 wishes = hours.timed(asked.expand(state.members, spec), spec, fleet, documents, now_ms)
                 wishes = revocation.safe(wishes, spec, fleet, documents, done, gone)
                 changes = self._rounds.changes(connection, documents, {}, fleet)
