@@ -264,6 +264,8 @@ def test_a_locked_database_counts_nothing_and_the_batch_may_be_given_again(tmp_p
         ({"wall_start_ms": None, "clock": "unknown"}, NOW - 60_000, "arrival"),
         ({"wall_start_ms": NOW + 200_000}, NOW + 200_000, "wall"),  # a clock that runs a little ahead of ours
         ({"wall_start_ms": NOW - 60_000, "clock": "unknown"}, NOW - 60_000, "arrival"),
+        ({"wall_start_ms": 3_000}, NOW - 60_000, "arrival"),  # a clock that was never set
+        ({"wall_start_ms": NOW - 366 * 86_400_000, "clock": "free"}, NOW - 60_000, "arrival"),
     ],
 )
 def test_where_a_window_is_placed(
@@ -272,6 +274,17 @@ def test_where_a_window_is_placed(
     take(telemetry_engine, report(1, **changes))
     (row,) = rows(telemetry_engine, telemetry.windows)
     assert (row.start_ms, row.placed) == (start_ms, placed)
+
+
+@pytest.mark.parametrize(
+    ("wall_ms", "at_ms"), [(NOW - 7000, NOW - 7000), (3_000, NOW), (NOW + 400_000, NOW), (None, NOW)]
+)
+def test_an_event_happened_when_its_device_says_if_its_clock_can_be_right(
+    telemetry_engine: sa.Engine, wall_ms: int | None, at_ms: int
+) -> None:
+    take(telemetry_engine, message("event", wire.event_bytes(1, wall_ms=wall_ms)))
+    (row,) = rows(telemetry_engine, telemetry.events)
+    assert row.at_ms == at_ms
 
 
 def _device(engine: sa.Engine) -> Any:

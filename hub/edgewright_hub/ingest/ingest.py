@@ -25,7 +25,7 @@ from .columns import Columns, Unchecked
 from .counting import Spool, ack, count, counted
 from .messages import Item
 from .refusals import LETTER_BYTES, Reason, Tally
-from .rollups import AHEAD_MS, Placed, Rollup, RollupKey, added, keys_of, placed
+from .rollups import Placed, Rollup, RollupKey, added, believed, keys_of, placed
 from .turns import Answer
 
 Row = dict[str, Any]
@@ -269,14 +269,14 @@ class Ledger:
 
     def _event(self, item: Item, step: event.Event) -> None:
         arrived_ms = item.message.arrived_ms
-        believed = step.wall_ms is not None and step.wall_ms <= arrived_ms + AHEAD_MS
+        known = step.wall_ms is not None and believed(step.wall_ms, arrived_ms)
         self.events.append(
             {
                 "device": item.device,
                 "spool_id": item.spool_id,
                 "seq": item.seq,
                 "arrived_ms": arrived_ms,
-                "at_ms": step.wall_ms if believed else arrived_ms,
+                "at_ms": step.wall_ms if known else arrived_ms,
                 "boot_id": step.boot_id,
                 "mono_ms": step.mono_ms,
                 "model": step.model,

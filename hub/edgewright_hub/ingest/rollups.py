@@ -1,8 +1,9 @@
 """Sums over a cohort in tiers of time: where a window belongs, and how a batch of them is added. Pure.
 
-Windows of synced or free-running clocks are placed at their own start, those without a clock at arrival. A window
-belongs whole to the bucket of its start, in the tiers that are at least as wide as it; the widest tier takes
-everything. A cohort is the fleet of the device. Sums are exact in any order.
+Windows of synced or free-running clocks are placed at their own start; those without a clock at arrival, and those that
+say a time of more than a year ago, which no sum is kept of. A window belongs whole to the bucket of its start, in the
+tiers that are at least as wide as it; the widest tier takes everything. A cohort is the fleet of the device. Sums are
+exact in any order.
 
 Cost: one pass of numpy over a batch, and one addition for each rollup that it touches.
 """
@@ -26,6 +27,7 @@ from .columns import Columns
 
 TIERS_S: Final = (60, 300, 3600)
 AHEAD_MS: Final = 5 * 60_000  # a device's clock may be this much ahead of ours before we stop believing it
+BEHIND_MS: Final = 365 * 86_400_000  # and behind: it was never set (1970), or its battery is empty
 
 # tier_s, t0_ms, cohort, digest, variant, context, edge_hash, phase
 RollupKey = tuple[int, int, str, str, str, str, str, str]
@@ -33,18 +35,25 @@ ROLLUP_KEY: Final = ("tier_s", "t0_ms", "cohort", "digest", "variant", "context"
 SUMMED: Final = ("windows", "n", "n_monitored", "errors", "rejected", "labels_n", "labels_wrong")
 
 
+def believed(wall_ms: int, arrived_ms: int) -> bool:
+    """Whether a device's clock may have said this of what arrived then."""
+    return arrived_ms - BEHIND_MS <= wall_ms <= arrived_ms + AHEAD_MS
+
+
 def placed(window: report.Window, arrived_ms: int) -> tuple[int, Literal["wall", "arrival", "future"]]:
     """(start in UTC milliseconds, whose clock says so); "future" is a start that no right clock can have given.
 
-    A window that would end later than now started at another time than it says, or holds several boots: arrival.
+    A window that would end later than now started at another time than it says, or holds several boots: arrival. So
+    is one of a clock that was never set.
     """
     length = window.mono_end_ms - window.mono_start_ms
     wall = window.wall_start_ms
-    if wall is None or window.clock == "unknown":
-        return max(0, arrived_ms - length), "arrival"
-    if wall > arrived_ms + AHEAD_MS:
-        return wall, "future"
-    return (wall, "wall") if wall + length <= arrived_ms + AHEAD_MS else (max(0, arrived_ms - length), "arrival")
+    if wall is not None and window.clock != "unknown":
+        if wall > arrived_ms + AHEAD_MS:
+            return wall, "future"
+        if believed(wall, arrived_ms) and believed(wall + length, arrived_ms):
+            return wall, "wall"
+    return max(0, arrived_ms - length), "arrival"
 
 
 class Placed(NamedTuple):
