@@ -35,7 +35,7 @@ def packages(client: HubClient, as_json: bool) -> None:
     for row in rows:
         standing = row["stage"] if row["state"] == "allowed" else row["state"]
         name = escape(f"{row['name']} {row['version']}")
-        table.add_row(name, row["digest"][:12], _toned(standing), ago(row["published_ms"]))
+        table.add_row(name, row["digest"][:12], _toned(standing) + _blocked(row), ago(row["published_ms"]))
     return print_table(table, f"{len(rows)} packages")
 
 
@@ -49,7 +49,8 @@ def lineage(client: HubClient, name: str, as_json: bool) -> None:
         return click.echo(json.dumps({"name": name, "versions": rows}))
     console = Console()
     for row in rows:
-        head = f"[bold]{escape(name)} {escape(row['version'])}[/]  {row['digest'][:12]}  {_toned(row['standing'])}"
+        standing = _toned(row["standing"]) + _blocked(row)
+        head = f"[bold]{escape(name)} {escape(row['version'])}[/]  {row['digest'][:12]}  {standing}"
         console.print(f"{head}  published {ago(row['published_ms'])}", highlight=False)
         made = row["provenance"]
         new = f"; new since {row['parent']}: {', '.join(row['new']) or 'nothing'}" if row["parent"] else ""
@@ -140,6 +141,10 @@ _verb("revoke", "Nobody may run it: rollouts take it back, devices that run it g
 
 def _toned(standing: str) -> str:
     return f"[{_TONES.get(standing, 'default')}]{standing}[/]"
+
+
+def _blocked(row: dict[str, Any]) -> str:
+    return f", [red]blocked by {row['blocked_by']}[/]" if row["blocked_by"] else ""
 
 
 @registry.command()

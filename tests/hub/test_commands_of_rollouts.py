@@ -113,7 +113,8 @@ def hub(house: House, monkeypatch: pytest.MonkeyPatch) -> Hub:
 def ask(
     house: House, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Ask]:
-    """`edgewright rollout` of ann or ben against the application itself, without a socket, at the house's time."""
+    """Commands of ann or ben, of `rollout` where nothing else is said, against the application itself, without a socket,
+    at the house's time."""
     for name in ("ann", "ben"):
         (tmp_path / name).write_text(tokens.grant(house.control, role="operator", name=name))
     monkeypatch.setenv("COLUMNS", "80")
@@ -132,7 +133,8 @@ def ask(
         monkeypatch.setattr(hub_client.urllib3, "PoolManager", Pool)
 
         def call(*arguments: str, who: str = "ann") -> tuple[int, str, str]:
-            code = run(["rollout", *arguments, "--hub", "https://hub", "--token-file", str(tmp_path / who)])
+            group = () if arguments[0] in ("registry", "fleet") else ("rollout",)
+            code = run([*group, *arguments, "--hub", "https://hub", "--token-file", str(tmp_path / who)])
             said = capsys.readouterr()
             return code, said.out, said.err
 
@@ -190,6 +192,20 @@ def test_settings_for_an_empty_name_are_refused_and_not_for_every_device(
         body = {"settings": {"window_s": 20.0}, **whom}
         answer = client.post("/api/v1/config", json=body, headers={"authorization": f"Bearer {token}"})
     assert (answer.status_code, "or no such field for all devices" in answer.text) == (400, True)
+
+
+def test_a_package_that_did_harm_is_said_to_be_blocked_and_by_what(ask: Ask, house: House, hub: Hub) -> None:
+    house.start("1.0.0", stages=("100%",))
+    house.live(FOUR, 30, until="done")
+    name = house.start("2.0.0", stages=("50%", "100%"))
+    assert house.live(FOUR, 40, wrong=lambda v: 0.9 * (v == "2.0.0"), until="rolled-back")["outcome"] == "rolled back"
+    said = f"approved, blocked by {name}"
+    for command in (("list",), ("lineage", "digits")):
+        assert ask("registry", *command)[1].count(said) == 1
+    found = json.loads(ask("registry", "list", "--json")[1])["packages"]
+    assert [one["blocked_by"] for one in found] == [None, name]
+    assert f"blocked</span> by {name}" in pages.render_registry(hub, house.now)
+    assert "blocked</span>" in pages.render(hub, house.now)
 
 
 def test_a_paused_rollout_says_who_paused_it_and_why_until_it_goes_on(ask: Ask, house: House) -> None:

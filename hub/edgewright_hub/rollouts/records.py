@@ -15,7 +15,7 @@ from .gates import SequentialGate
 from .members import STATUSES, Members
 from .progress import packed, unpacked
 from .specification import RolloutSpec, Stage, is_selector, stage_size, stored
-from .state import ACTIVE, RolloutState
+from .state import ACTIVE, BLOCKS, RolloutState
 
 NAMES: Final = 3  # of devices that are told
 ASKED: Final = (
@@ -85,6 +85,14 @@ def columns(state: RolloutState, now_ms: int) -> dict[str, Any]:
 
 def note(connection: sa.Connection, now_ms: int, who: str, what: str, detail: str) -> None:
     connection.execute(control.audit.insert().values(at_ms=now_ms, who=who, what=what, detail=detail))
+
+
+def blocked(connection: sa.Connection) -> dict[str, str]:
+    """Which rollout keeps others from beginning with a package that it sent back, by digest."""
+    r = control.rollouts.c
+    came_to = r.progress["outcome"].as_string()
+    rows = sa.select(r.spec["digest"].as_string(), r.id).where(came_to.in_(BLOCKS)).order_by(r.created_ms.desc())
+    return {row[0]: row[1] for row in connection.execute(rows)}
 
 
 def find(connection: sa.Connection, rollout_id: str) -> sa.Row[Any]:

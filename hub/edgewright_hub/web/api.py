@@ -32,6 +32,7 @@ from ..fleet.roster import attributes_of
 from ..fleet.selectors import parse
 from ..ingest.consumer import Consumer
 from ..registry.registry import TARGETS_BYTES, Registry
+from ..rollouts import records
 from ..rollouts.conductor import Conductor
 from ..rollouts.configuration import Asked
 from ..rollouts.evidence import Heard
@@ -281,7 +282,8 @@ def packages(request: Request, _: Reader) -> list[dict[str, Any]]:
     table = control.packages
     with hub_of(request).control.connect() as connection:
         rows = connection.execute(sa.select(table).order_by(table.c.name, table.c.published_ms)).all()
-    return [dict(row._mapping) for row in rows]
+        blocked = records.blocked(connection)
+    return [{**row._mapping, "blocked_by": blocked.get(row.digest)} for row in rows]
 
 
 @router.get("/api/v1/events")

@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field
 from edgewright_contracts.manifest import Manifest
 
 from ..registry import garbage, lineage, stages
+from ..rollouts import records
 from ..rollouts.state import ACTIVE
 from ..storage import control
 from .api import Operator, Reader, hub_of, now_ms
@@ -59,7 +60,8 @@ def decide(
 @router.get("/api/v1/packages/{name}/lineage")
 def show_lineage(request: Request, name: str, _: Reader) -> list[dict[str, Any]]:
     with hub_of(request).control.connect() as connection:
-        return lineage.lineage(connection, name)
+        blocked = records.blocked(connection)
+        return [{**one, "blocked_by": blocked.get(one["digest"])} for one in lineage.lineage(connection, name)]
 
 
 @router.get("/api/v1/packages/{name}/diff")

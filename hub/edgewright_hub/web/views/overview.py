@@ -16,6 +16,7 @@ from ...alerts import alerts
 from ...drift import fleet_drift
 from ...ingest.refusals import since
 from ...registry import stages
+from ...rollouts import records
 from ...rollouts.state import ACTIVE
 from ...storage import control, telemetry
 from ..api import Hub
@@ -37,6 +38,7 @@ def view(hub: Hub, now_ms: int) -> dict[str, Any]:
         ).all()
         started = connection.execute(sa.select(control.rollouts).order_by(control.rollouts.c.created_ms.desc())).all()
         drift = [fleet_drift.describe(r._mapping) for r in connection.execute(sa.select(control.drift))]
+        blocked = records.blocked(connection)
         enrolled = connection.execute(sa.select(control.devices).order_by(control.devices.c.id)).all()
         wanted = {r.device: r.document for r in connection.execute(sa.select(control.desired))}
         waiting = (
@@ -84,6 +86,7 @@ def view(hub: Hub, now_ms: int) -> dict[str, Any]:
                 "version": r.version,
                 "digest": r.digest,
                 "standing": stages.standing(r),
+                "blocked_by": blocked.get(r.digest),
                 "devices": sum(one.digest == r.digest[:16] for one in said.values()),
                 "published_ms": r.published_ms,
             }

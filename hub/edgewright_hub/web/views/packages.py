@@ -8,6 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from ...registry import lineage
+from ...rollouts import records
 from ...storage import control, telemetry
 from ..api import Hub
 
@@ -25,7 +26,9 @@ def view(hub: Hub, _now_ms: int) -> dict[str, Any]:
             if model.get("digest")
         )
         found = {name: lineage.lineage(connection, name) for name in names}
+        blocked = records.blocked(connection)
     for versions in found.values():
         for one in versions:
+            one["blocked_by"] = blocked.get(one["digest"])
             one["running"], one["wanted"] = running[one["digest"][:16]], wanted[one["digest"]]
     return {"models": found}
