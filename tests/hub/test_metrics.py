@@ -10,7 +10,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from edgewright_hub.alerts.alerts import open_alert
 from edgewright_hub.doctor import examine
 from edgewright_hub.exports import exposition, progress
 from edgewright_hub.exports.exposition import Family, one
+from edgewright_hub.exports.influx import Away
+from edgewright_hub.exports.sink import Sink
 from edgewright_hub.fleet import tokens
 from edgewright_hub.ingest.writer import commit
 from edgewright_hub.storage import telemetry
@@ -78,15 +80,15 @@ def house(tmp_path: Path, packages: dict[str, Package]) -> House:
     return house
 
 
-def hub(house: House, *, open_to_read: bool = True) -> Hub:
+def hub(house: House, *, open_to_read: bool = True, sink: Sink | None = None) -> Hub:
     return Hub(
         control=house.control, telemetry=house.telemetry, registry=house.registry, authority=None,
-        conductor=house.conductor, broker=("127.0.0.1", 1883), repo="", ails=list, open_to_read=open_to_read,
+        conductor=house.conductor, broker=("127.0.0.1", 1883), repo="", ails=list, open_to_read=open_to_read, sink=sink,
     )  # type: ignore[arg-type]  # fmt: skip
 
 
-def scrape(house: House, query: str = "") -> Samples:
-    answer = TestClient(page_app(hub(house)), base_url="http://127.0.0.1").get(f"/metrics{query}")
+def scrape(house: House, query: str = "", sink: Sink | None = None) -> Samples:
+    answer = TestClient(page_app(hub(house, sink=sink)), base_url="http://127.0.0.1").get(f"/metrics{query}")
     assert (answer.status_code, answer.headers["content-type"]) == (200, exposition.CONTENT_TYPE)
     return read(answer.text)
 
@@ -174,6 +176,31 @@ def test_what_waits_to_be_exported_is_told(house: House) -> None:
     samples = scrape(house)
     assert of(samples, "edgewright_export_pending_windows") == {(): 3}
     assert of(samples, "edgewright_export_lag_seconds")[()] > 0
+
+
+class Address:
+    """Of a server, or of none."""
+
+    there = False
+
+    def write(self, lines: Sequence[str]) -> None:
+        if not self.there:
+            raise Away("nobody listens")
+
+
+def test_a_server_that_was_given_nothing_is_not_said_to_be_up(house: House) -> None:
+    progress.begin(house.telemetry)
+    server, aside = Address(), house.place / "aside"
+    sink = Sink(house.control, house.telemetry, server, aside, lambda _: {}, lambda: house.now)
+    up = "edgewright_export_up"
+    sink.attempt()
+    assert of(scrape(house, sink=sink), up) == {}, "there is nothing to give"
+    house.report(house.row("pi-0", "1.0.0"))
+    sink.attempt()
+    assert of(scrape(house, sink=sink), up) == {(): 0}
+    server.there = True
+    sink.attempt()
+    assert of(scrape(house, sink=sink), up) == {(): 1}
 
 
 def test_both_databases_tell_their_size_on_postgresql_too(

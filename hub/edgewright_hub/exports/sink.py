@@ -47,6 +47,11 @@ class Told(NamedTuple):
     refused: int = 0  # points that were set aside
     said: str = ""  # why it fails at present, or nothing
 
+    @property
+    def up(self) -> bool | None:
+        """Whether it took the last points. None: it was given none yet, so nobody knows whether it is there."""
+        return not self.said if self.points or self.failures or self.refused else None
+
 
 class Sink(threading.Thread):
     """`fleet`: every device as selectors see it, asked once for each batch."""
