@@ -190,8 +190,8 @@ def _exported(hub: Hub, connection: sa.Connection, at_ms: int) -> Iterator[Famil
     yield one("edgewright_export_lost_windows_total", "counter", "Windows that waited for too long.", found.lost)
     if hub.sink is not None:
         told = hub.sink.told
-        up = [] if told.up is None else [({}, float(told.up))]
-        yield Family("edgewright_export_up", "gauge", "1 if InfluxDB took the last points; none yet: no sample.", up)
+        said = "1 if InfluxDB took the last points; no sample before the first."
+        yield Family("edgewright_export_up", "gauge", said, [] if told.up is None else [({}, float(told.up))])
         yield one("edgewright_export_points_total", "counter", "Points that InfluxDB took.", told.points)
         yield one("edgewright_export_failures_total", "counter", "Attempts that failed.", told.failures)
         yield one("edgewright_export_refused_points_total", "counter", "Points that were set aside.", told.refused)
