@@ -18,7 +18,7 @@ from edgewright_hub.rollouts.abilities import Kit, why_not
 from edgewright_hub.rollouts.admission import comparing
 from edgewright_hub.rollouts.downloads import Download, download
 from edgewright_hub.rollouts.gates import GatePolicy
-from edgewright_hub.rollouts.promoted import turn
+from edgewright_hub.rollouts.latecomers import free
 from edgewright_hub.rollouts.specification import Experiment, RolloutSpec
 from edgewright_hub.storage import control, telemetry
 from sim.house import QUICK, House
@@ -139,30 +139,34 @@ def test_later_devices_keep_to_the_hours_and_the_caps_of_the_rollout_that_brough
     house.enrol("a", "b", "c")
     house.tick()
     house.restart()
+    first = house.now
     house.now += minute
     house.enrol("d")
     house.tick()
-    documents = [house.wanted(device) for device in ("a", "b", "c", "d")]
-    begin = [document.models[0].not_before for document in documents if document]
-    first = house.now - minute
-    assert begin == [first, first, first + 10 * minute, first + 10 * minute]
+    assert [house.version(device) for device in "abcd"] == ["2.0.0", "2.0.0", "", ""]
+    house.now = first + 10 * minute
+    house.tick()
+    documents = [house.wanted(device) for device in "abcd"]
+    hours = [(one.models[0].not_before, one.models[0].not_after) for one in documents if one]
+    second = first + 10 * minute
+    assert hours == [(first, second), (first, second), (second, second + 10 * minute), (second, second + 10 * minute)]
 
 
 @pytest.mark.parametrize(
     ("more", "begun", "expected"),
     [
-        ({}, [0, 0, 0], 0),
-        ({"concurrency": 2, "device_timeout_s": 60.0}, [0], 0),
-        ({"concurrency": 2, "device_timeout_s": 60.0}, [-90_000, -10_000], 0),
-        ({"concurrency": 2, "device_timeout_s": 60.0}, [-20_000, -10_000], 40_000),
-        ({"bandwidth_bytes_s": 100.0, "release_bytes": 1000}, [0, 10_000], 20_000),
-        ({"windows": ("02:00-03:00",)}, [], 2 * 3600_000),
-        ({"windows": ("00:00-01:00",), "concurrency": 1, "device_timeout_s": 3000.0}, [0], 3000_000),
-        ({"windows": ("00:00-01:00",), "concurrency": 1, "device_timeout_s": 3000.0}, [0, 3000_000], 24 * 3600_000),
+        ({}, [0, 0, 0], None),
+        ({"concurrency": 2, "device_timeout_s": 60.0}, [], 2),
+        ({"concurrency": 2, "device_timeout_s": 60.0}, [0], 1),
+        ({"concurrency": 2, "device_timeout_s": 60.0}, [-90_000, -10_000], 1),
+        ({"concurrency": 2, "device_timeout_s": 60.0}, [-20_000, -10_000, -30_000], 0),
+        ({"concurrency": 2, "device_timeout_s": 60.0}, [3600_000, 3600_000], 0),  # the hub's clock was put back
+        ({"bandwidth_bytes_s": 100.0, "release_bytes": 1000}, [-9_999], 0),
+        ({"bandwidth_bytes_s": 100.0, "release_bytes": 1000, "concurrency": 5}, [-10_000], 1),
     ],
 )
-def test_when_a_later_device_may_begin(more: Any, begun: list[int], expected: int) -> None:
-    assert turn(RolloutSpec(model="m", digest=NEW, **more), "", begun, 0) == expected
+def test_how_many_later_devices_may_begin_now(more: Any, begun: list[int], expected: int | None) -> None:
+    assert free(RolloutSpec(model="m", digest=NEW, **more), begun, 0) == expected
 
 
 # Bytes.

@@ -34,6 +34,7 @@ from .configuration import Configurations
 from .desired_documents import Documents
 from .experiment import Answer
 from .gates import Ledger
+from .latecomers import Latecomers
 from .progress import unpacked
 from .promoted import promoted
 from .prospects import Prospects
@@ -83,6 +84,7 @@ class Conductor:
             self._configurations,
             self._abilities,
             self._prospects.patch,
+            Latecomers(telemetry_engine),
         )
         self.drift = FleetDrift(control_engine, telemetry_engine, registry.blobs)
 
@@ -184,7 +186,7 @@ class Conductor:
                 state, asked = decide(before, spec, around)
                 if onward:
                     admission.refuse_onward(connection, state.id, spec)
-                wishes = hours.timed(asked.expand(state.members, spec), spec, fleet, documents, now_ms)
+                wishes = hours.timed(asked.expand(state.members, spec), spec, fleet, now_ms)
                 wishes = revocation.safe(wishes, spec, fleet, documents, done, gone)
                 changes = self._rounds.changes(connection, documents, {}, fleet)
                 write(connection, {state.id: columns(state, now_ms)}, [(w, state.id, spec) for w in wishes], changes)
@@ -254,6 +256,10 @@ class Conductor:
         for place in np.flatnonzero(state.members.has("gone")).tolist():
             device = state.members.devices[place]
             unable[f"gone: {state.members.reasons.get(device, '')}"].append(device)
+        if state.state == "done":
+            late = (self._rounds.latecomers.waits(spec, device) for device in fleet.values())
+            for why, device in filter(None, late):
+                unable[why].append(device)
         devices = [
             {"device": m.device, "status": m.status, "stage": m.stage, "windows": m.windows, "reason": m.reason}
             for m in state.members.rows()

@@ -1,9 +1,10 @@
 """What each device is told to run: the desired documents of hub.db, and how they change.
 
 A document changes in three ways only. A rollout wishes something of a device (`granted`), a device that nobody has
-told anything yet gets what was promoted to its fleet (`promoted.newcomers`), and the configuration that is in force for
-it is another one, or it is held or released (`configured`). Models that are not meant stay as they are. A held device
-is told so, and begins nothing: what it is told to run is what it will run once it is released.
+told anything yet or that the end of a rollout passed over gets what was promoted to it (`latecomers`), and the
+configuration that is in force for it is another one, or it is held or released (`configured`). Models that are not
+meant stay as they are. A held device is told so, and begins nothing: what it is told to run is what it will run once it
+is released.
 Writing is the conductor's, in the transaction that holds the rollouts' states; revisions rise strictly.
 
 No device can do harm to another's document. What cannot be sent is not stored (`Changes`); a row that cannot be read
@@ -197,8 +198,14 @@ def room(document: Desired | None) -> int:
 
 
 def told(document: Desired | None, model: str) -> bool:
-    return document is not None and any(m.name == model for m in document.models)
+    return entry(document, model) is not None
 
 
 def current(document: Desired | None, model: str) -> str | None:
-    return next((m.digest for m in document.models if m.name == model), None) if document else None
+    one = entry(document, model)
+    return one.digest if one else None
+
+
+def entry(document: Desired | None, model: str) -> DesiredModel | None:
+    """What the document says of the model; None: nothing."""
+    return next((m for m in document.models if m.name == model), None) if document else None

@@ -25,6 +25,8 @@ the release is no worse, but time: it waits until *every* device of the last sta
 soak windows with the release, and until then watches for harm as before; and until no device that is present waits for
 its maintenance window. Devices that try again, because their link, power or disk failed, are waited for only as far as
 the share that any stage needs. This is so for a rollout of one stage too, and for the first version of a model.
+Devices that the end passes over get the release at once, or, where the specification asks for hours or caps, each in
+its turn (`latecomers`).
 
 An experiment stays at its share whatever the gate says of promotion: only its conclusion leads on, or back.
 
@@ -166,7 +168,9 @@ def step(
     off = all_of("back", given & ~state.members.given)
     state, judged = _judge(state, spec, seen, here, able, gate, now_ms)
     if state.state == "done":
-        return state, judged  # which tells every device something
+        other = np.ones(len(state.members), np.bool_)
+        other[judged.device] = False
+        return state, together(all_of("back", given & ~state.members.given & other), judged)
     if state.state == "running":
         state, asked = _ask(state, spec, here, able, seen.bytes, now_ms)
         return state, together(off, judged, asked)
@@ -283,6 +287,11 @@ def _judge(
     # Those that failed stay with what they had; told so, that the rollout's short windows end for them too.
     state = msgspec.structs.replace(move(state, "finish", judgement.reason, now_ms), outcome="promoted")
     failed, never = members.has("failed"), members.has("failed", "gone")
+    if spec.paced:  # those that do not run it come later, each in its turn (`latecomers`)
+        later = int(np.count_nonzero(waiting | coming | members.has("late")))
+        if later:
+            state = msgspec.structs.replace(state, reason=f"{state.reason}; {later} devices come later, in their turn")
+        return state, together(all_of("keep", running), all_of("back", failed | coming))
     keep = ~never if seen.unable is None else ~never & ~(seen.unable & members.has("waiting"))
     return state, together(all_of("keep", keep), all_of("back", failed))
 

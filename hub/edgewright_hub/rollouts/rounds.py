@@ -1,7 +1,7 @@
 """A round of all rollouts: what was reported since the last one, a step of each, and what is written of it.
 
-Order in a round: new devices get what is promoted; then events, then windows, both in the order of their arrival; then
-documents follow the configuration that operators set. All of it is one transaction of hub.db.
+Order in a round: later devices get what is promoted; then events, then windows, both in the order of their arrival;
+then documents follow the configuration that operators set. All of it is one transaction of hub.db.
 
 A rollout whose step fails says so in its reason and stands still, without what was reported meanwhile; the others go
 on. Only a database that fails stops a round, which is then repeated whole.
@@ -36,9 +36,10 @@ from .configuration import Configurations
 from .desired_documents import Changes, Documents
 from .downloads import Patches, expected
 from .gates import SequentialGate
+from .latecomers import Latecomers
 from .members import Members
 from .progress import unpacked
-from .promoted import Promoted, newcomers, promoted
+from .promoted import Promoted, promoted
 from .readings import BATCH, Readings
 from .records import columns
 from .specification import RolloutSpec, stored
@@ -64,10 +65,12 @@ class Rounds:
         configurations: Configurations,
         abilities: Abilities,
         patches: Patches,
+        latecomers: Latecomers,
     ) -> None:
         self._control, self._readings, self._roster = control_engine, readings, roster
         self._documents, self._configurations = documents, configurations
         self._abilities, self._patches = abilities, patches
+        self.latecomers = latecomers
         self._settled: dict[str, tuple[Device, Desired | None, int]] = {}  # whose documents follow the configuration
         self._stepped: tuple[float, set[str]] = (float("-inf"), set())  # when, and which rollouts
 
@@ -86,7 +89,9 @@ class Rounds:
             ahead = self._documents.ahead(documents, self._readings.held())
             changes = self.changes(connection, documents, ahead, fleet)
         self._configure(fleet, documents, changes)
-        grants: list[Grant] = [(wish, "", None) for wish in newcomers(fleet, documents, done, now_ms)]
+        others = [stored(row.spec) for row in under_way]
+        late = self.latecomers.wishes(fleet, documents, done, others, now_ms)
+        grants: list[Grant] = [(wish, "", None) for wish in late]
         if not due:
             return False, self._written({}, grants, changes, [], {})
         windows, events = self._readings.arrived(cursors, reading=bool(active))
@@ -126,7 +131,7 @@ class Rounds:
                     told.append(partial(notices.stuck, rollout_id=row.id, said=said, now_ms=now_ms))
                 continue
             claims.renew(spec.model, after)
-            wishes = hours.timed(more.expand(after.members, spec), spec, fleet, documents, now_ms)
+            wishes = hours.timed(more.expand(after.members, spec), spec, fleet, now_ms)
             wishes = revocation.safe(wishes, spec, fleet, documents, done, withdrawn.keys())
             grants += [(wish, after.id, spec) for wish in wishes]
             if after != before:
@@ -178,8 +183,9 @@ class Rounds:
         return changes.bodies
 
     def promoted(self, connection: sa.Connection, active: Sequence[Any] = (), but: str = "") -> list[Promoted]:
-        """What newcomers get, as far as they can run it, but for what one rollout promoted. The packages that rollouts
-        are about are known then too."""
+        """What later devices get, as far as they can run it, but for what one rollout promoted. The packages that
+        rollouts are about are known then too."""
+        self.latecomers.read(connection)
         found = promoted(connection, lambda device, digest: not self._abilities.why_not(device, digest), but)
         about = {digest for row in active for digest in (row.spec["digest"], *_before(row.progress))}
         self._abilities.read(connection, {one.digest for one in found} | about)

@@ -107,6 +107,11 @@ class RolloutSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise RequestError(f"experiment: expected a count or a percentage below 100%, as 50%; got {share}")
 
     @property
+    def paced(self) -> bool:
+        """Whether devices that come after its end wait for their turn."""
+        return bool(self.windows) or self.concurrency is not None or self.bandwidth_bytes_s is not None
+
+    @property
     def ladder(self) -> tuple[Stage, ...]:
         """The stages, with that of the experiment among them."""
         place = self.experiment_stage
