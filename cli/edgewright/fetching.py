@@ -9,7 +9,7 @@ import time
 import zipfile
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import click
 from rich.console import Console
@@ -159,7 +159,7 @@ def collect(
         if order is None:
             raise RequestError(f"{device} has answered nothing yet; `edgewright fleet collect {device}` asks it")
     else:
-        order = client.post(f"/api/v1/devices/{device}/collect", {"hours": hours})
+        order = client.post(f"/api/v1/devices/{quote(device, safe='')}/collect", {"hours": hours})
     _keep(_awaited(client, device, order, wait_s), out, as_json)
 
 
@@ -167,7 +167,7 @@ def _awaited(client: HubClient, device: str, order: dict[str, Any], wait_s: floa
     """What the device said. Raises Unavailable."""
     until = time.monotonic() + wait_s
     while True:
-        told = client.get(f"/api/v1/devices/{device}/answers/{order['id']}")
+        told = client.get(f"/api/v1/devices/{quote(device, safe='')}/answers/{order['id']}")
         if told["answer"] is not None:
             if not told["answer"]["text"]:
                 raise Unavailable(f"{device}: {told['answer']['reason']}")

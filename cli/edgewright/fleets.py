@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import click
 from rich.console import Console
@@ -67,7 +67,7 @@ fleet.add_command(acknowledge)
 @with_hub
 def retire(client: HubClient, device: str, as_json: bool) -> None:
     """Decommission a device: let it in no more, its certificate ends now. A new token takes it back."""
-    answer = client.post(f"/api/v1/devices/{device}/retire")
+    answer = client.post(f"/api/v1/devices/{quote(device, safe='')}/retire")
     click.echo(json.dumps(answer) if as_json else f"{device} is retired")
 
 

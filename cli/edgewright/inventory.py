@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import quote
 
 import click
 from click.core import ParameterSource
@@ -87,9 +88,9 @@ def cohort(client: HubClient, name: str | None, select: str, remove: bool, as_js
     if bool(select) == remove:
         raise RequestError("expected --select SELECTOR to say who is in it, or --remove")
     if remove:
-        answer = client.delete(f"/api/v1/fleet/cohorts/{name}")
+        answer = client.delete(f"/api/v1/fleet/cohorts/{quote(name, safe='')}")
         return click.echo(json.dumps(answer) if as_json else f"there is no cohort {name} any more")
-    answer = client.put(f"/api/v1/fleet/cohorts/{name}", {"selector": select})
+    answer = client.put(f"/api/v1/fleet/cohorts/{quote(name, safe='')}", {"selector": select})
     return click.echo(json.dumps(answer) if as_json else f"{name}: {_some(answer['devices'])}")
 
 
@@ -98,7 +99,7 @@ def cohort(client: HubClient, name: str | None, select: str, remove: bool, as_js
 @with_hub
 def show(client: HubClient, device: str, as_json: bool) -> None:
     """All about one device: what it shall run and runs, what was refused of it, and its history."""
-    found = client.get(f"/api/v1/devices/{device}")
+    found = client.get(f"/api/v1/devices/{quote(device, safe='')}")
     if as_json:
         return click.echo(json.dumps(found))
     console = Console()

@@ -55,6 +55,9 @@ def test_wrong_requests_say_why_and_exit_with_two(edgewright: Callable[..., tupl
     for subject in ("pi-0", "lab/pi-0?x"):
         code, _, err = edgewright("fleet", "acknowledge", subject)
         assert (code, f"'{subject}' has no drift alarm" in err) == (2, True), err
+    for words in (("cohort", "lab?x", "--select", "id=pi-0"), ("cohort", "lab?x", "--remove"), ("show", "pi-0?x")):
+        code, _, err = edgewright("fleet", *words)
+        assert (code, "?x'" in err) == (2, True), err
     code, _, err = edgewright("fleet", "retrain", "any/model?x", "--on-drift")
     assert (code, "no package is called 'any/model?x'" in err) == (2, True), err
 
