@@ -108,6 +108,11 @@ def test_drift_is_reported_for_the_devices_that_moved_and_for_no_other(learned: 
     assert (one["baseline"], one["kinds"], one["severity"]) == ("own", ["input shift, unfelt"], 1)
     cohort = _verdicts(house, scope="cohort", verdict="alarm")
     assert [(v["subject"], v["part"], v["devices"]) for v in cohort] == [("lab", "input", moved)]
+    beneath = [v for v in _verdicts(house, scope="device", part="input") if v["subject"] in moved]
+    for name in ("n", "blocks"):
+        assert cohort[0][name] == sum(v[name] for v in beneath) > 0
+    assert {v["n"] for v in _verdicts(house, scope="cohort", verdict="ok")} == {0}, "whole blocks, and nothing open"
+    assert {v["blocks"] for v in _verdicts(house, scope="cohort", verdict="ok")} == {8 * 18}
     assert house.conductor.drift.acknowledge("pi-0", who="ann", now_ms=house.now) == 1
     assert ("pi-0", "input") not in _alarms(house)
 

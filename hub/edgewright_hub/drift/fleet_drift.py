@@ -281,12 +281,16 @@ class FleetDrift:
             raise
 
     def _stored(self, keys: set[Key], now_ms: int, note: Callable[[sa.Connection], int]) -> int:
+        groups = {key.group for key in keys}
+        keys = keys | {
+            key for key in self._watch.cohorts if key.group in groups
+        }  # each block of a device is theirs too
         packed = kept.packed(self._watch, keys)
         rows = [{**row(self._watch, key, now_ms), "kept": packed.get(key)} for key in keys]
         forget = abs(now_ms - self._forgot_ms) >= FORGET_EVERY_MS
         spreads = [
             {**key._asdict(), "kept": self._watch.groups[key].pack_dispersion()}
-            for key in {key.group for key in keys}
+            for key in groups
             if key in self._watch.groups
         ]
         with self._control.begin() as connection:

@@ -52,8 +52,9 @@ def _shown(watch: Watch, key: Key) -> dict[str, Any]:
         shown |= {"channels": channels, "kinds": list(kinds(seen)), "severity": severity(seen)}
     if key.scope == "cohort":
         now = watch.cohorts.get(key)
+        n, blocks = watch.behind(key)
         return shown | {
-            "n": 0, "blocks": 0, "p": None, "foreign_windows": 0, "baseline": "", "accepted": False,
+            "n": n, "blocks": blocks, "p": None, "foreign_windows": 0, "baseline": "", "accepted": False,
             "log_e": now.log_e if now else None, "devices": list(now.devices) if now else [],
         }  # fmt: skip
     group, at = watch.stream(key)

@@ -279,6 +279,18 @@ class Watch:
         moves = group.moved(at) if group.streams.n[at, EVIDENCE] else ()
         return widest([moves, skew.channels(group, at)]) if group.streams.skew[at] == SKEWED else moves
 
+    def behind(self, key: Key) -> tuple[int, int]:
+        """(rows, blocks) of the devices that a cohort lists, else of all; rows as in the verdict of one device: what
+        came since they moved, their past when they are skewed, else the open blocks."""
+        now = self.cohorts.get(key)
+        if now is None:
+            return 0, 0
+        s = self.groups[key.group].streams
+        at = np.array([s.index[device] for device in now.devices], np.intp)
+        at = at if at.size else self._rows_of(key.group)[key.subject]
+        row = EVIDENCE if now.alarm else OWN if now.skewed else 0
+        return int(s.n[at, row].sum()), int(s.blocks[at].sum())
+
     def since(self, key: Key) -> int:
         if key.scope == "cohort":
             return self.cohorts[key].since_ms if key in self.cohorts else 0
