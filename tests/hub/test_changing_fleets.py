@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
+import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from edgewright_contracts.errors import Refused
 from edgewright_contracts.package import Package
@@ -12,7 +16,7 @@ from edgewright_hub.rollouts.hearing import News
 from edgewright_hub.rollouts.specification import Experiment, RolloutSpec
 from edgewright_hub.storage import control, telemetry
 from sim.house import HOUR, House
-from sim.rollouts import NEW, OLD, Script, everyone, mask_of, names, obedient, started, step
+from sim.rollouts import NEW, OLD, Script, everyone, mask_of, names, obedient, seen_of, started, step
 
 EIGHT = [f"pi-{i}" for i in range(8)]
 
@@ -216,3 +220,49 @@ def test_an_experiment_that_leaves_nobody_to_compare_with_is_refused(
     with pytest.raises(Refused, match=rf"an experiment at {share} of [18] devices leaves none without the release"):
         house.start("2.0.0", stages=stages, experiment=Experiment(share=share), devices=devices)
     assert house.start("2.0.0", stages=(1, "100%"), experiment=Experiment(share="75%"))
+
+
+def test_a_stage_whose_devices_are_all_retired_is_passed_by_with_a_note(house: House) -> None:
+    for device in EIGHT:
+        _place(house, device, "lab" if device < "pi-2" else "b")
+    house.start("2.0.0", stages=("site=lab", 1, "100%"))
+    for device in ("pi-0", "pi-1"):
+        _retire(house, device)
+    others = EIGHT[2:]
+    house.live(others, 1)
+    [_] = _running(house)
+    audit = control.audit.c
+    with house.control.connect() as connection:
+        [said] = connection.execute(sa.select(audit.detail).where(audit.what == "rollout stage")).scalars()
+    assert said.endswith(": nobody is left for stage 1 (site=lab): it is passed by")
+    assert house.live(others, 1, wrong=_harmful)["stage"] == 1, "and the next one is judged as ever"
+
+
+def test_no_stage_is_passed_by_into_the_last_while_nobody_has_shown_what_the_release_does(house: House) -> None:
+    for device in EIGHT:
+        _place(house, device, "lab" if device < "pi-2" else "b")
+    house.start("2.0.0", stages=("site=lab", "100%"))
+    for device in ("pi-0", "pi-1"):
+        _retire(house, device)
+    seen = house.live(EIGHT[2:], 10)
+    assert (seen["state"], seen["stage"], _running(house)) == ("running", 0, [])
+    assert seen["reason"] == (
+        "nobody is left for stage 1 (site=lab), and nobody has the release: abort it, and begin anew"
+    )
+    _retire(house, "pi-0", state="enrolled")
+    house.live(EIGHT, 1)
+    assert _running(house) == ["pi-0"]
+
+
+def test_a_stage_whose_devices_are_silent_held_or_closed_is_waited_for() -> None:
+    spec = RolloutSpec(model="digits", digest=NEW, stages=("site=lab", 1, "100%"), windows=("02:00-04:00",))
+    state = started(spec, 4)
+    groups = np.array([0, 0, -1, -1], np.int8)
+    state = msgspec.structs.replace(state, members=replace(state.members, group=groups))
+    first = state.members.devices[:2]
+    kinds = {"held": mask_of(state, first)}, {"open": ~mask_of(state, first)}
+    for seen in (seen_of(state, state.members.devices[2:]), *(everyone(state, **kind) for kind in kinds)):
+        after, wishes = step(state, spec, seen, Script([]), 1000)
+        assert (after.stage, wishes) == (0, [])
+    after, wishes = step(state, spec, everyone(state, unable=mask_of(state, first)), Script([]), 1000)
+    assert (after.stage, [wish.device for wish in wishes]) == (1, [state.members.devices[2]])

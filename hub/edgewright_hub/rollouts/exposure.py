@@ -7,7 +7,8 @@
                  from it what it will download, or `release_bytes` where that is not known. So in any T seconds at most
                  rate * (T + BURST_S) bytes, or one release more than rate * T, are asked for.
 
-Devices that a later stage's selector means wait for that stage, except behind the last.
+Devices that a later stage's selector means wait for that stage, except behind the last. A stage for which nobody is
+left is passed by, but never into the last: nobody would have shown then what the release does.
 """
 
 from __future__ import annotations
@@ -47,6 +48,20 @@ def first_time(members: Members, spec: RolloutSpec, stage: int, here: Bools, abl
             chosen = chosen.copy()
             chosen[-1:] = candidates[labelled[candidates]][:1] if labelled[candidates].any() else chosen[-1:]
     return chosen
+
+
+def nobody_left(members: Members, spec: RolloutSpec, stage: int, unable: Bools | None) -> bool:
+    """Whether no device has the release, and none is left that the stage could ever give it to."""
+    if members.given.any():
+        return False
+    coming = members.has("waiting")
+    if unable is not None:
+        coming &= ~unable
+    if stage < len(spec.ladder) - 1:
+        coming &= members.group <= stage
+    if is_selector(spec.ladder[stage]):
+        coming &= members.group >= 0
+    return not coming.any()
 
 
 def again(members: Members, able: Bools, now_ms: int) -> Indices:

@@ -29,6 +29,8 @@ QUIET: Final = ("taken back", "withdrawn")  # somebody wanted it so
 
 def moved(connection: sa.Connection, before: RolloutState, after: RolloutState, spec: RolloutSpec, now_ms: int) -> None:
     """What people are told, or no longer told, of a step or a command."""
+    if after.stage > before.stage and not before.exposed:
+        note(connection, now_ms, "hub", "rollout stage", f"{after.id}: {after.reason}")
     if after.state == "rolling-back" and before.state != "rolling-back":
         _sent_back(connection, after, spec, now_ms)
     if after.state == "rolled-back" and before.state != "rolled-back" and after.outcome in QUIET and not away(after):

@@ -1,8 +1,8 @@
 """A staged rollout, as data: (state, spec, what was observed, now) → (state', which device shall run what). Pure.
 
-Guarantee: no device is given the release unless every stage before was promoted by the gate; after harm every device
-that was given it is sent back. `step` is a function of its arguments alone, so a hub that stops at any point and runs
-it again on the same observations decides the same.
+Guarantee: no device is given the release unless every stage before was promoted by the gate, or nobody was left for it;
+after harm every device that was given it is sent back. `step` is a function of its arguments alone, so a hub that stops
+at any point and runs it again on the same observations decides the same.
 
 Order within a step: what ends the rollout at once; what devices said; devices that took too long or are put off;
 counts; judgement; transition; wishes.
@@ -275,6 +275,8 @@ def _judge(
         return retreat.harmed(state, judgement, now_ms)
     if state.stage == spec.experiment_stage and state.conclusion is None:
         return _compared(state, spec, judgement, now_ms)
+    if state.state == "running" and exposure.nobody_left(members, spec, state.stage, seen.unable):
+        return _passed_by(state, spec, now_ms), NOTHING
     if judgement.verdict != "promote" or state.state != "running":
         return state, NOTHING
     if exposure.first_time(members, spec, state.stage, here, able).size:
@@ -294,6 +296,14 @@ def _judge(
         return state, together(all_of("keep", running), all_of("back", failed | coming))
     keep = ~never if seen.unable is None else ~never & ~(seen.unable & members.has("waiting"))
     return state, together(all_of("keep", keep), all_of("back", failed))
+
+
+def _passed_by(state: RolloutState, spec: RolloutSpec, now_ms: int) -> RolloutState:
+    """At a stage that can give the release to nobody: the next one begins, unless that is the last."""
+    reason = f"nobody is left for stage {state.stage + 1} ({spec.ladder[state.stage]})"
+    if state.stage + 2 >= len(spec.ladder):
+        return msgspec.structs.replace(state, reason=f"{reason}, and nobody has the release: abort it, and begin anew")
+    return msgspec.structs.replace(state, stage=state.stage + 1, since_ms=now_ms, reason=f"{reason}: it is passed by")
 
 
 def _compared(state: RolloutState, spec: RolloutSpec, judgement: Judgement, now_ms: int) -> tuple[RolloutState, Wishes]:
