@@ -4,6 +4,7 @@ differ."""
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
@@ -126,6 +127,11 @@ def _verb(verb: str, text: str) -> None:
         if verb == "revoke":
             back = done["sent_back"]
             click.echo(f"{len(back)} devices are sent back{': ' if back else ''}{', '.join(back[:5])}")
+            for to, n in Counter(done["to"].values()).items():
+                where = f"{name} {to}" if to else f"no version of {name}: none is left that they may run"
+                click.echo(f"  {n} to {where}")
+            if done["held"]:
+                click.echo(f"  {len(done['held'])} of them held, and only once they are released")
             for rollout in done["rollouts"]:
                 click.echo(f"rollout {rollout} takes it back from its own devices now")
         if verb == "revoke" and done["signed"]:

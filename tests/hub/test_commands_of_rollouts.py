@@ -113,7 +113,7 @@ def hub(house: House, monkeypatch: pytest.MonkeyPatch) -> Hub:
 def ask(
     house: House, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Ask]:
-    """Commands of ann or ben, of `rollout` where nothing else is said, against the application itself, without a socket,
+    """Commands of ann or ben, `rollout` where nothing else is said, against the application itself, without a socket,
     at the house's time."""
     for name in ("ann", "ben"):
         (tmp_path / name).write_text(tokens.grant(house.control, role="operator", name=name))
@@ -206,6 +206,23 @@ def test_a_package_that_did_harm_is_said_to_be_blocked_and_by_what(ask: Ask, hou
     assert [one["blocked_by"] for one in found] == [None, name]
     assert f"blocked</span> by {name}" in pages.render_registry(hub, house.now)
     assert "blocked</span>" in pages.render(hub, house.now)
+
+
+def test_a_revocation_says_where_devices_go_and_who_is_held(ask: Ask, house: House) -> None:
+    house.start("1.0.0", stages=("100%",))
+    house.live(FOUR, 30, until="done")
+    house.start("2.0.0", stages=("100%",), devices=("pi-0", "pi-1"))
+    house.live(FOUR, 60, until="done")
+    with house.control.begin() as connection:
+        connection.execute(control.devices.update().where(control.devices.c.id == "pi-1").values(held=True))
+    out = ask("registry", "revoke", "digits", "2.0.0", "--reason", "it sees ghosts")[1].splitlines()
+    assert out[1:4] == [
+        "2 devices are sent back: pi-0, pi-1",
+        "  2 to digits 1.0.0",
+        "  1 of them held, and only once they are released",
+    ]
+    done = json.loads(ask("registry", "revoke", "digits", "1.0.0", "--reason", "so does it", "--json")[1])
+    assert done["to"] == dict.fromkeys(FOUR)
 
 
 def test_a_paused_rollout_says_who_paused_it_and_why_until_it_goes_on(ask: Ask, house: House) -> None:

@@ -9,6 +9,7 @@ POST /api/v1/gc                                                             {dry
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -39,8 +40,9 @@ class Collection(BaseModel):
 def decide(
     request: Request, name: str, version: str, verb: stages.Verb, body: Decision, caller: Operator
 ) -> dict[str, Any]:
-    """`sent_back`: devices that are told to run something else from now on. `rollouts`: those under way with it, which
-    take it back from theirs within seconds."""
+    """`sent_back`: devices that are told to run something else from now on; `to`: which version each is, null: none of
+    this name; `held`: those that follow when they are released. `rollouts`: those under way with it, which take it
+    back from theirs within seconds."""
     hub, back = hub_of(request), list[str]()
     more: dict[str, Any] = {"reason": body.reason, "who": caller.name, "now_ms": now_ms()}
     if verb == "revoke":
@@ -52,9 +54,24 @@ def decide(
         row = stages.package(connection, name, version)
         r = control.rollouts.c
         mine = sa.select(r.id).where(r.state.in_(ACTIVE), r.name == name, r.spec["digest"].as_string() == row.digest)
+        to, held = _after(connection, name, back)
         under_way = list(connection.execute(mine.order_by(r.created_ms)).scalars()) if verb == "revoke" else []
     found = {"name": name, "version": version, "digest": row.digest, "standing": stages.standing(row)}
-    return {**found, "signed": row.state == "allowed", "sent_back": back, "rollouts": under_way}
+    return {**found, "signed": row.state == "allowed", "sent_back": back, "to": to, "held": held, "rollouts": under_way}
+
+
+def _after(connection: sa.Connection, name: str, devices: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
+    """The version that each of these is told to run now; and those that are held."""
+    d, p, h = control.desired.c, control.packages.c, control.devices.c
+    mine = set(devices)
+    versions = {row.digest: row.version for row in connection.execute(sa.select(p.digest, p.version))}
+    told = dict.fromkeys(devices)
+    for device, document in connection.execute(sa.select(d.device, d.document)) if mine else ():
+        if device in mine:
+            digest = next((one["digest"] for one in document["models"] if one["name"] == name), None)
+            told[device] = versions.get(digest, digest[:16]) if digest else None
+    held = connection.execute(sa.select(h.id).where(h.held).order_by(h.id)).scalars()
+    return told, [one for one in held if one in mine]
 
 
 @router.get("/api/v1/packages/{name}/lineage")
