@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from edgewright_contracts.baseline import decode_baseline
 from edgewright_contracts.binning import pack
-from edgewright_contracts.errors import RequestError
+from edgewright_contracts.errors import Refused, RequestError
 from edgewright_contracts.package import Package
 from edgewright_hub.drift import days
 from edgewright_hub.drift.budget import Budget
@@ -414,6 +414,37 @@ def test_a_fleets_new_normal_is_that_of_its_devices_in_alarm(learned: House) -> 
     assert house.conductor.drift.accept("lab", who="ann", reason="lamps", now_ms=house.now)["accepted"] == 3
     _live(house, EIGHT, 8, moved=EIGHT[:3])
     assert _alarms(house) == set()
+
+
+def test_acceptances_of_the_same_streams_are_undone_the_newest_first(learned: House) -> None:
+    house = learned
+    drift, now = house.conductor.drift, {"who": "ann", "reason": "lamps"}
+    _live(house, EIGHT[:2], 10, moved=EIGHT[:2])
+    drift.accept("lab", now_ms=house.now, **now)
+    _live(house, EIGHT[:1], 14, moved=EIGHT[:1])
+    _live(house, EIGHT[:1], 6)
+    assert ("pi-0", "input") in _alarms(house)
+    drift.accept("pi-0", now_ms=house.now, **now)
+    with pytest.raises(Refused, match="accepted for 'pi-0' came later"):
+        drift.undo("lab", now_ms=house.now, **now)
+    drift.undo("pi-0", now_ms=house.now, **now)
+    _live(house, EIGHT[:1], 4, moved=EIGHT[:1])
+    assert _alarms(house) == set(), "the lamps are the normal again"
+    drift.undo("lab", now_ms=house.now, **now)
+    _live(house, EIGHT[:1], 6)
+    assert _alarms(house) == set(), "and now the time before them"
+
+
+def test_what_is_taken_back_of_a_release_that_nobody_runs_any_more_has_still_ended(learned: House) -> None:
+    house = learned
+    _live(house, EIGHT[:1], 10, moved=EIGHT[:1])
+    house.conductor.drift.accept("pi-0", who="ann", reason="new lens", now_ms=house.now)
+    _live(house, EIGHT, 4, version="2.0.0", step=8 * HOUR)
+    before = house.conductor.drift.budget()
+    house.conductor.drift.undo("pi-0", who="ann", reason="old lens again", now_ms=house.now)
+    assert house.conductor.drift.budget() == before
+    mine = _verdicts(house, subject="pi-0", part="input", digest=house.packages["1.0.0"].digest[:16])
+    assert [(v["verdict"], v["accepted"]) for v in mine] == [("ended", False)]
 
 
 def test_the_budget_is_kept_and_sets_what_a_page_needs(learned: House) -> None:

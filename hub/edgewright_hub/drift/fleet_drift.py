@@ -163,19 +163,23 @@ class FleetDrift:
             return {"accepted": len(keys), "decision": self._settled(alarms, now_ms, note)}
 
     def undo(self, subject: str, *, who: str, reason: str, now_ms: int) -> dict[str, int]:
-        """The normal from before the last acceptance of a device or cohort. Raises RequestError without one."""
+        """The normal from before the last acceptance of a device or cohort. Raises RequestError without one, Refused
+        while a later one of the same streams stands."""
         decisions.check("undo", reason)
         with self._lock:
             self._load(now_ms)
             with self._control.connect() as connection:
                 number, before = decisions.last_acceptance(connection, subject)
+                streams = msgspec.msgpack.decode(before, type=list[tuple[Key, bytes]])
+                self._know(connection, {key.digest for key, _ in streams})
             keys = set()
-            for parts, data in msgspec.msgpack.decode(before, type=list[tuple[list[str], bytes]]):
-                key = Key(*parts)
+            for key, data in streams:
                 if not self._watch.known(key):
                     continue  # ended and forgotten since
                 group, at = self._watch.stream(key)
+                ended = group.streams.ended[at]
                 if group.streams.unpack(at, data):
+                    group.streams.ended[at] = ended
                     group.streams.rest(np.array([at]))
                     group.baselines.pool()
                     keys.add(key)
@@ -282,9 +286,8 @@ class FleetDrift:
 
     def _stored(self, keys: set[Key], now_ms: int, note: Callable[[sa.Connection], int]) -> int:
         groups = {key.group for key in keys}
-        keys = keys | {
-            key for key in self._watch.cohorts if key.group in groups
-        }  # each block of a device is theirs too
+        # Each block of a device is its cohorts' too.
+        keys = keys | {key for key in self._watch.cohorts if key.group in groups}
         packed = kept.packed(self._watch, keys)
         rows = [{**row(self._watch, key, now_ms), "kept": packed.get(key)} for key in keys]
         forget = abs(now_ms - self._forgot_ms) >= FORGET_EVERY_MS
