@@ -222,8 +222,8 @@ def overlapping(
     mine = set(members)
     for row in rows:
         if row.state in ACTIVE and row.name == model:
-            members = unpacked(row.progress).members
-            given = (members.devices[i] for i in np.flatnonzero(members.given).tolist())
+            theirs = unpacked(row.progress).members
+            given = (theirs.devices[i] for i in np.flatnonzero(theirs.given).tolist())
             if shared := mine & {*chosen(stored(row.spec), devices), *given}:
                 yield row, shared
 
