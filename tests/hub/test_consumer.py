@@ -234,8 +234,10 @@ def test_a_hub_that_died_before_it_acknowledged_counts_what_comes_again_once(
         until(lambda: hub.total(name) == 10, "the commit")
         with pytest.raises(queue.Empty):
             device.next("ack", timeout=0.3)
-        hub.consumer.stop()
-        hub.start()
+    hub.consumer.stop()
+    hub.start()
+    with WireClient(broker.port, context_of(name), name) as device:
+        device.subscribe(topics.all_down(name))
         device.up(name, "report", wire.report_bytes(1))
         acknowledged(device, 1)
         assert hub.total(name) == 10

@@ -223,7 +223,8 @@ class EmbeddedBroker:
             reader,
             writer,
             first=connect.cleaned,
-            idle_s=connect.keep_alive_s * 1.5 or DEFAULT_IDLE_S,
+            # The hub is in this process: silent means that it waits for its database, not that it left.
+            idle_s=DEFAULT_IDLE_S if name == HUB_NAME else connect.keep_alive_s * 1.5 or DEFAULT_IDLE_S,
             took=partial(self._carrier.took, name),
             too_large=partial(self._refused, name, "size", _TOO_LARGE),
         )
