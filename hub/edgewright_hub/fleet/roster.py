@@ -45,8 +45,8 @@ class Roster:
             if cohorts != self._cohorts:
                 self._cohorts, self._known = cohorts, {}
             known: dict[str, tuple[Any, Device]] = {}
-            for name, *rest in _rows(connection):
-                mark = (*rest, self._said.get(name, ""))
+            for name, fleet, held, document in _rows(connection):
+                mark = (fleet, held, document, self._said.get(name, ""))
                 before = self._known.get(name)
                 known[name] = before if before and before[0] == mark else (mark, _device(name, *mark, cohorts))
             self._known = known
@@ -89,7 +89,7 @@ def known(selector: Selector, cohorts: Iterable[str]) -> Selector:
     return selector
 
 
-def _rows(connection: sa.Connection) -> Iterable[sa.Row[Any]]:
+def _rows(connection: sa.Connection) -> Iterable[Any]:
     """Id, fleet, held, and attributes as text: to read the documents costs more than all the rest, and few change."""
     d = control.devices.c
     columns = (d.id, d.fleet, d.held, sa.cast(d.attributes, sa.Text))
