@@ -101,13 +101,14 @@ def approve(client: HubClient, rollout_id: str, digest: str, as_json: bool) -> i
 
 @rollout.command()
 @click.argument("rollout_id", metavar="ID")
-@click.option("--promote", "answer", flag_value="promote", help="Go on to everyone.")
-@click.option("--back", "answer", flag_value="take back", help="Take it back from those that have it.")
+@click.option("--promote", is_flag=True, help="Go on to everyone.")
+@click.option("--back", is_flag=True, help="Take it back from those that have it.")
 @with_hub
-def conclude(client: HubClient, rollout_id: str, answer: str | None, as_json: bool) -> int:
+def conclude(client: HubClient, rollout_id: str, promote: bool, back: bool, as_json: bool) -> int:
     """End an experiment."""
-    if answer is None:
-        raise RequestError("say how it ends: --promote or --back")
+    if promote == back:
+        raise RequestError("say how it ends: --promote or --back, one of them")
+    answer = "promote" if promote else "take back"
     return _tell(client.post(f"/api/v1/rollouts/{rollout_id}/conclude", {"answer": answer}), as_json)
 
 

@@ -177,6 +177,7 @@ def test_a_release_that_is_done_is_reverted_for_a_reason_and_shown_so(ask: Ask, 
     assert ask("revert", name)[0] == 2, "a reason is asked for"
     code, out, _ = ask("revert", name, "--reason", "too warm")
     assert (code, "reverting" in out, "reverted by ann: too warm" in out) == (0, True, True)
+    assert "possible now: nothing, its devices are going back" in ask("abort", name)[2]
     assert "reverting" in pages.render(hub, house.now)
     house.now += 2 * 3600_000
     house.tick()
@@ -234,13 +235,15 @@ def test_a_paused_rollout_says_who_paused_it_and_why_until_it_goes_on(ask: Ask, 
     assert told.count("look at the belt") == 1
     assert "pause by ann: look at the belt; " in " ".join(ask("status", name)[1].split())
     ask("resume", name)
+    assert "possible now: pause, abort\n" in ask("resume", name)[2], "there is no experiment to conclude"
     assert "the belt" not in house.live(FOUR, 2)["reason"]
 
 
 def test_a_person_ends_an_experiment(ask: Ask, house: House) -> None:
     name = house.start("1.0.0", stages=("100%",), experiment=Experiment(share="50%"))
     house.live(FOUR, 2)
-    assert ask("conclude", name)[0] == 2, "how it ends is asked for"
+    for both in ((), ("--promote", "--back")):
+        assert ask("conclude", name, *both)[0] == 2, "how it ends is asked for"
     code, out, _ = ask("conclude", name, "--back", "--json")
     assert (code, json.loads(out)["standing"], json.loads(out)["outcome"]) == (0, "rolling-back", "taken back")
 

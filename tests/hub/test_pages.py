@@ -142,6 +142,16 @@ def test_drift_is_told_by_device_with_its_parts_from_the_input_on() -> None:
     ]
 
 
+def test_drift_of_a_fleet_and_of_a_named_cohort_are_told_apart(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.enrol("pi-0")
+    stream = {"part": "input", "kinds": [], "channels": []}
+    common = {"streams": [stream], "digest": "", "variant": "", "context": "", "since_ms": 1, "devices": []}
+    raised = [{"subject": name, **common} for name in ("lab", "line-3")]
+    monkeypatch.setattr(alarms, "grouped", lambda _rows, *keys: raised if len(keys) > 1 else [])
+    html = pages.render(_hub(house), house.now)
+    assert ("<h3>Fleet lab</h3>" in html, "<h3>Cohort line-3</h3>" in html) == (True, True)
+
+
 def test_devices_come_before_the_details_of_their_drift_and_the_page_claims_no_state_it_does_not_know(
     house: House,
 ) -> None:

@@ -92,10 +92,17 @@ def move(state: RolloutState, event: Event, reason: str, now_ms: int) -> Rollout
     try:
         after = TABLE[state.state, event]
     except KeyError:
-        possible = ", ".join(e for s, e in TABLE if s == state.state and e in ASKED) or "nothing, it has ended"
+        here = [e for s, e in TABLE if s == state.state and e in ASKED]
+        asked = ", ".join(e for e in here if e != "conclude" or _compares(state))
+        nothing = "nothing, its devices are going back" if state.state in GOING_BACK else "nothing, it has ended"
         raise RequestError(
-            f"rollout {state.id} is {state.state} and cannot {event}; possible now: {possible}"
+            f"rollout {state.id} is {state.state} and cannot {event}; possible now: {asked or nothing}"
         ) from None
     since_ms = state.since_ms if event in ("pause", "resume", "conclude") else now_ms
     paused = reason if event == "pause" else ""
     return msgspec.structs.replace(state, state=after, since_ms=since_ms, reason=reason, paused=paused)
+
+
+def _compares(state: RolloutState) -> bool:
+    """Whether there is an experiment to conclude."""
+    return bool(state.effects) and state.conclusion is None

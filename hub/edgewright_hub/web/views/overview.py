@@ -74,6 +74,7 @@ def view(hub: Hub, now_ms: int) -> dict[str, Any]:
         "errors": sum(k for _, k in hour.values()),
         "running": len(running),
         "rollouts": [rollouts.told(r, said, versions) for r in (*running, *ended)],
+        "fleets": {r.fleet for r in enrolled},
         "cohorts": alarms.grouped(
             [v for v in moved if v["scope"] == "cohort"], "subject", "digest", "variant", "context"
         ),
