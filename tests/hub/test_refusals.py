@@ -153,6 +153,17 @@ def test_ten_megabytes_end_the_connection_and_are_counted(
     assert hub.counted(name) == (0, hub.counted(name)[1])
 
 
+def test_quality_2_ends_the_connection_before_anything_is_kept_and_is_counted(
+    hub: Hub, context_of: Callable[[str], ssl.SSLContext], new_device: Any, until: Callable[..., None]
+) -> None:
+    name = new_device()
+    with WireClient(hub.broker.port, context_of(name), name) as device:
+        device.mqtt.publish(topics.topic(name, "report"), wire.report_bytes(1), qos=2)
+        assert device.gone.wait(60)
+        until(lambda: hub.refused(name).get("malformed", 0) >= 1, "the refusal")
+    assert hub.counted(name)[0] == 0
+
+
 def test_what_was_refused_is_said_by_the_doctor(hub: Hub) -> None:
     (finding,) = _refusals(hub.data, datetime.now(UTC))
     assert not finding.well

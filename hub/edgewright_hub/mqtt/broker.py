@@ -35,17 +35,16 @@ from edgewright_contracts.topics import ROOT, allowed
 
 from ..fleet.ca import HUB_NAME, key_sha256
 from .carrier import Carrier
-from .packets import PACKET_BYTES, Connect, Packets, read_connect, read_packet
+from .packets import Connect, Packets, read_connect, read_packet
 
 CONNECT_BYTES: Final = 4096
 CONNECT_S: Final = 10.0  # for the TLS handshake, and again for the first packet
 DEFAULT_IDLE_S: Final = 3600.0  # of a client that asks for no keep-alive
 _LISTENER: Final = "default"
-_TOO_LARGE: Final = f"expected packets of at most {PACKET_BYTES} bytes, got a larger one"
 _REFUSED: Final = b"\x20\x02\x00\x05"  # CONNACK, not authorised
 _LOG = logging.getLogger(__name__)
 
-Refused = Callable[[str, Literal["foreign", "size"], str], None]  # device, reason, what was said
+Refused = Callable[[str, Literal["foreign", "size", "malformed"], str], None]  # device, reason, what was said
 
 
 def may(client: str, topic: str, *, publish: bool) -> bool:
@@ -226,7 +225,7 @@ class EmbeddedBroker:
             # The hub is in this process: silent means that it waits for its database, not that it left.
             idle_s=DEFAULT_IDLE_S if name == HUB_NAME else connect.keep_alive_s * 1.5 or DEFAULT_IDLE_S,
             took=partial(self._carrier.took, name),
-            too_large=partial(self._refused, name, "size", _TOO_LARGE),
+            refused=partial(self._refused, name),
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Awaitable, Callable
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from amqtt.adapters import ReaderAdapter
 
@@ -16,6 +16,8 @@ from edgewright_contracts.topics import RULES
 
 PACKET_BYTES: Final = max(rule.limit for rule in RULES.values()) + 1024
 PUBLISH: Final = 0x30  # the upper half of the first byte
+_TOO_LARGE: Final = f"expected packets of at most {PACKET_BYTES} bytes, got a larger one"
+_QOS_2: Final = "expected messages of QoS 0 or 1, got one of QoS 2"
 
 
 async def read_packet(reader: asyncio.StreamReader, limit: int) -> bytes | None:
@@ -32,8 +34,9 @@ async def read_packet(reader: asyncio.StreamReader, limit: int) -> bytes | None:
 
 
 class Packets(ReaderAdapter):  # type: ignore[misc]  # amqtt is not typed
-    """Whole packets, bounded in size and in the silence before them; too much of either ends the connection. Amqtt
-    hears of those only that nobody `took` before."""
+    """Whole packets, bounded in size and in the silence before them; too much of either ends the connection, and so
+    does a PUBLISH of QoS 2, which amqtt would keep in memory until it is released. Amqtt hears of those only that
+    nobody `took` before."""
 
     def __init__(
         self,
@@ -43,10 +46,10 @@ class Packets(ReaderAdapter):  # type: ignore[misc]  # amqtt is not typed
         first: bytes,
         idle_s: float,
         took: Callable[[bytes, asyncio.StreamWriter], Awaitable[bool]],
-        too_large: Callable[[], None],
+        refused: Callable[[Literal["size", "malformed"], str], None],
     ) -> None:
         self._took = took
-        self._too_large = too_large
+        self._refused = refused
         self._reader = reader
         self._writer = writer
         self._packet = first
@@ -71,7 +74,10 @@ class Packets(ReaderAdapter):  # type: ignore[misc]  # amqtt is not typed
         try:
             packet = await read_packet(self._reader, PACKET_BYTES)
             if packet is None:
-                self._too_large()
+                self._refused("size", _TOO_LARGE)
+            elif packet[0] & 0xF4 == PUBLISH | 4:
+                self._refused("malformed", _QOS_2)
+                packet = None
         except (asyncio.IncompleteReadError, OSError):
             packet = None
         if packet is None:
@@ -155,7 +161,7 @@ class Publish(NamedTuple):
 
 
 def read_publish(packet: bytes) -> Publish | None:
-    """None of QoS 2, and of what is malformed."""
+    """None of QoS 2 (which `Packets` refuses), and of what is malformed."""
     flags, at = packet[0], _body_at(packet)
     qos = flags >> 1 & 3
     if flags & 0xF0 != PUBLISH or qos > 1 or len(packet) < at + 2:
