@@ -5,8 +5,8 @@
               already, and is judged with the others then
 
 Who leaves is neither waited for nor counted among those of a stage, and is told to run what it had before; another
-takes its place. What it reported stays judged, and so does that it failed or fell silent, if that was noticed before: of
-a device that is retired first nobody can tell why it is silent. Who comes back waits for its turn as the others do.
+takes its place. What it reported stays judged, and so does that it failed or fell silent, if that was noticed before:
+of a device that is retired first nobody can tell why it is silent. Who comes back waits for its turn as the others do.
 """
 
 from __future__ import annotations
