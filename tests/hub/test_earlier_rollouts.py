@@ -104,6 +104,7 @@ def test_nobody_sends_a_device_back_to_what_was_revoked_meanwhile(house: House, 
     assert runs(house) == [ONE] * 4, "what was promoted before it"
     house.live(FOUR, 3)
     assert runs(house) == [ONE] * 4
+    assert house.conductor.rollouts()[0]["state"] in ("aborted", "reverted", "rolled-back"), "they are seen there"
 
 
 def _harmed_at_a(house: House) -> str:
@@ -162,6 +163,7 @@ def test_a_rollout_of_what_another_sent_back_is_paused_and_that_is_a_ticket(hous
     house.live(FOUR, 1)
     said = house.conductor.rollout(name)
     assert (said["state"], said["devices_exposed"]) == ("paused", 1)
+    assert said["reason"].startswith(f"2.0.0 is blocked: rollout {harmful} sent it back")
     a, seen = control.alerts.c, control.audit.c
     mine = sa.select(a.severity, a.text, a.closed_ms).where(a.key == f"rollout:{name}:blocked")
     with house.control.connect() as connection:

@@ -188,6 +188,7 @@ class Conductor:
                     admission.refuse_onward(connection, state.id, spec)
                 wishes = hours.timed(asked.expand(state.members, spec), spec, fleet, now_ms)
                 wishes = revocation.safe(wishes, spec, fleet, documents, done, gone)
+                state = msgspec.structs.replace(state, members=revocation.heading(state.members, wishes, spec.digest))
                 changes = self._rounds.changes(connection, documents, {}, fleet)
                 write(connection, {state.id: columns(state, now_ms)}, [(w, state.id, spec) for w in wishes], changes)
                 note(connection, now_ms, who, f"rollout {what}", f"{rollout_id}: {reason}" if reason else rollout_id)

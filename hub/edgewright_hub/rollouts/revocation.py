@@ -7,15 +7,18 @@ Rollouts of the package that are under way take it back by themselves (`rollout.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from edgewright_contracts.desired import Desired
 
 from ..fleet.selectors import Device
 from .desired_documents import current
+from .members import Members
 from .progress import unpacked
 from .promoted import Promoted, promoted_for
 from .specification import RolloutSpec
@@ -72,6 +75,22 @@ def safe(
             wish = msgspec.structs.replace(wish, digest=other)
         found.append(wish)
     return found
+
+
+def heading(members: Members, wishes: Iterable[Wish], digest: str) -> Members:
+    """The members of a rollout of `digest` after these wishes of it: who goes back to another package than the one
+    before is waited for there."""
+    places, digests, previous = members.columns(), list(members.digests), members.previous.copy()
+    for wish in wishes:
+        place = places[wish.device]
+        had = members.digests[previous[place]] if previous[place] >= 0 else None
+        if wish.digest not in (digest, had):
+            if wish.digest is not None and wish.digest not in digests:
+                digests.append(wish.digest)
+            previous[place] = -1 if wish.digest is None else digests.index(wish.digest)
+    if np.array_equal(previous, members.previous):
+        return members
+    return dataclasses.replace(members, digests=tuple(digests), previous=previous)
 
 
 def needed(rows: Iterable[Any], promoted: Iterable[Promoted], *, since_ms: int) -> dict[str, str]:

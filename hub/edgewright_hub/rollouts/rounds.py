@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 import sqlalchemy as sa
 
@@ -133,6 +134,8 @@ class Rounds:
             claims.renew(spec.model, after)
             wishes = hours.timed(more.expand(after.members, spec), spec, fleet, now_ms)
             wishes = revocation.safe(wishes, spec, fleet, documents, done, withdrawn.keys())
+            if wishes:
+                after = msgspec.structs.replace(after, members=revocation.heading(after.members, wishes, spec.digest))
             grants += [(wish, after.id, spec) for wish in wishes]
             if after != before:
                 stepped[after.id] = columns(after, now_ms)
