@@ -9,6 +9,7 @@ the end of an address to what is served instead, or to None: for ever.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -46,7 +47,7 @@ class SimLink:
         path = urlsplit(url).path
         lie = [data for end, data in self.lies.items() if path.endswith(end)]
         file = self.folder / path.lstrip("/")
-        if not lie and not file.is_file():
+        if not lie and not os.path.isfile(file):  # a name that no disk can have is a file that is not there
             return Response(self, url, 404, b"", {})
         data = lie[0] if lie else file.read_bytes()
         first, _, last = headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
