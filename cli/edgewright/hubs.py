@@ -157,11 +157,37 @@ def token(data: Path, uses: int, expires: str, pattern: str, fleet: str, queue: 
 
 @hub.command()
 @click.argument("name")
-@click.option("--role", type=click.Choice(["viewer", "operator", "publisher", "admin"]), required=True)
+@click.option("--role", type=click.Choice(["viewer", "operator", "publisher", "admin"]))
+@click.option("--replace", is_flag=True, help="End the token that NAME has, and make another.")
+@click.option("--revoke", is_flag=True, help="Only end it.")
 @_DATA
 @_JSON
-def user(name: str, role: Role, data: Path, as_json: bool) -> None:
-    """Make an API token for NAME: viewer reads, operator rolls out and enrols, publisher publishes, admin does all."""
+def user(name: str, role: Role | None, replace: bool, revoke: bool, data: Path, as_json: bool) -> None:
+    """Make an API token for NAME: viewer reads, operator rolls out and enrols, publisher publishes, admin does all.
+    Works on the data directory, whether or not the hub runs, which follows at once."""
+    from edgewright_hub.fleet import tokens
+    from edgewright_hub.storage.control import open_control
+    from edgewright_hub.storage.places import places
+
+    if revoke == bool(role) or (revoke and replace):
+        raise RequestError("expected --role ROLE (with --replace, if NAME has a token), or --revoke alone")
+    _served_before(data)
+    engine, now_ms = open_control(places(data).control), int(time.time() * 1000)
+    try:
+        if role is None:
+            number = tokens.dismiss(engine, name, now_ms=now_ms)
+            return _say({"name": name, "revoked": number}, f"{name} has no token any more ({number} ended)", as_json)
+        made = tokens.appoint(engine, role=role, name=name, replace=replace, now_ms=now_ms)
+        return _say({"name": name, "role": role, "token": made}, made, as_json)
+    finally:
+        engine.dispose()
+
+
+@hub.command()
+@_DATA
+@_JSON
+def users(data: Path, as_json: bool) -> None:
+    """Who has an API token, and with which role."""
     from edgewright_hub.fleet import tokens
     from edgewright_hub.storage.control import open_control
     from edgewright_hub.storage.places import places
@@ -169,10 +195,11 @@ def user(name: str, role: Role, data: Path, as_json: bool) -> None:
     _served_before(data)
     engine = open_control(places(data).control)
     try:
-        made = tokens.grant(engine, role=role, name=name)
+        known = tokens.holders(engine)
     finally:
         engine.dispose()
-    _say({"name": name, "role": role, "token": made}, made, as_json)
+    text = "\n".join(f"{name:<24} {role}" for name, role in known)
+    _say({"users": [{"name": name, "role": role} for name, role in known]}, text, as_json)
 
 
 @hub.command()

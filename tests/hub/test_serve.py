@@ -11,6 +11,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -240,6 +241,20 @@ def test_a_token_is_made_beside_a_running_hub_and_not_without_one(
     assert run("hub", "user", "ada", "--role", "viewer", "--data", data, "--json") == 0
     viewer = json.loads(capsys.readouterr().out)["token"]
     assert get(place, "/api/v1/packages", viewer) == []
+    assert run("hub", "user", "ada", "--role", "admin", "--data", data) == 1
+    assert "ada has a token already" in capsys.readouterr().err
+    assert run("hub", "user", "ada", "--role", "operator", "--replace", "--data", data, "--json") == 0
+    capsys.readouterr()
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        get(place, "/api/v1/packages", viewer)  # the one before has ended
+    assert run("hub", "users", "--data", data, "--json") == 0
+    told = json.loads(capsys.readouterr().out)["users"]
+    assert told == [{"name": "ada", "role": "operator"}, {"name": "admin", "role": "admin"}]
+    assert run("hub", "user", "ada", "--revoke", "--data", data) == 0
+    assert capsys.readouterr().out == "ada has no token any more (1 ended)\n"
+    for wrong in (("--revoke",), ("--revoke", "--role", "viewer"), ()):
+        assert run("hub", "user", "ada", *wrong, "--data", data) == 2
+    capsys.readouterr()
     assert run("hub", "migrate", "--data", data, "--json") == 0
     assert (place / "ca" / "server.pem").read_bytes() == certificate
 

@@ -18,7 +18,7 @@ from typing import Final, Literal, NamedTuple, cast, get_args
 import msgspec
 import sqlalchemy as sa
 
-from edgewright_contracts.errors import ContractError, Refused
+from edgewright_contracts.errors import ContractError, Refused, RequestError
 
 from ..storage import control
 from ..storage.store import outside
@@ -149,6 +149,43 @@ def grant(engine: sa.Engine, *, role: Role, name: str) -> str:
     with outside(engine), engine.begin() as connection:
         connection.execute(control.api_tokens.insert().values(hash=hash_of(token), role=role, name=name))
     return token
+
+
+def appoint(engine: sa.Engine, *, role: Role, name: str, replace: bool, now_ms: int) -> str:
+    """The API token of a person or program that has none; `replace`: or instead of those it has, which end now. Raises
+    Refused for a name that has one, and as `grant`."""
+    known = [one for one, _ in holders(engine) if one == name]
+    if known and not replace:
+        raise Refused(f"{name} has a token already: --replace ends it and makes another, --revoke only ends it")
+    if known:
+        dismiss(engine, name, now_ms=now_ms)
+    made = grant(engine, role=role, name=name)
+    _noted(engine, "token made", f"{name}: {role}", now_ms)
+    return made
+
+
+def dismiss(engine: sa.Engine, name: str, *, now_ms: int) -> int:
+    """End every API token of this name, from now on; how many. Raises RequestError for none, Unavailable."""
+    with outside(engine), engine.begin() as connection:
+        mine = control.api_tokens.delete().where(control.api_tokens.c.name == name)
+        number = connection.execute(mine).rowcount
+    if not number:
+        raise RequestError(f"{name[:80]!r} has no token; `edgewright hub users` lists who has")
+    _noted(engine, "token revoked", name, now_ms)
+    return number
+
+
+def holders(engine: sa.Engine) -> list[tuple[str, str]]:
+    """(name, role) of every API token, by name."""
+    t = control.api_tokens.c
+    with outside(engine), engine.connect() as connection:
+        return [(row.name, row.role) for row in connection.execute(sa.select(t.name, t.role).order_by(t.name, t.role))]
+
+
+def _noted(engine: sa.Engine, what: str, detail: str, now_ms: int) -> None:
+    row = {"at_ms": now_ms, "who": "the data directory", "what": what, "detail": detail}
+    with outside(engine), engine.begin() as connection:
+        connection.execute(control.audit.insert().values(**row))
 
 
 def holder(engine: sa.Engine, token: str) -> tuple[Role, str] | None:
