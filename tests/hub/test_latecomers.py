@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from edgewright_contracts.package import Package
 from edgewright_hub.storage import control, telemetry
+from edgewright_hub.web.views import rollouts
 from sim.house import HOUR, House
 from sim.packages import make_package
 
@@ -80,6 +82,14 @@ def _later(house: House, name: str) -> list[tuple[str, int]]:
     return [(one["why"], one["n"]) for one in house.conductor.rollout(name)["excluded"]]
 
 
+def _page(house: House) -> str:
+    """What the page says of the newest rollout."""
+    with house.control.connect() as c, house.telemetry.connect() as t:
+        row = c.execute(sa.select(control.rollouts).order_by(control.rollouts.c.created_ms.desc())).first()
+        said = {one.device: one for one in t.execute(sa.select(telemetry.devices))}
+    return str(rollouts.told(row, said, {})["reason"])
+
+
 def _new(house: House, *devices: str) -> list[str]:
     return [device for device in devices if house.version(device) == "2.0.0"]
 
@@ -87,7 +97,7 @@ def _new(house: House, *devices: str) -> list[str]:
 def test_devices_that_were_away_get_the_release_in_their_hours_and_one_after_the_other(house: House) -> None:
     name = _brought_out(house, windows=NIGHT, concurrency=1, device_timeout_s=1800.0)
     assert (_new(house, *HERE), _new(house, *AWAY)) == (HERE, [])
-    assert house.conductor.rollout(name)["reason"].endswith("; 3 devices come later, in their turn")
+    assert house.conductor.rollout(name)["reason"].endswith("; 3 devices were passed over, and come in their turn")
     house.now = _ms("2025-10-11T13:00")
     _online(house, *AWAY)
     before = _revisions(house)
@@ -99,6 +109,7 @@ def test_devices_that_were_away_get_the_release_in_their_hours_and_one_after_the
     (first,) = _new(house, *AWAY)
     assert _hours(house, first) == (_ms("2025-10-12T02:10"), _ms("2025-10-12T02:40"))
     assert _later(house, name) == [("waits for its turn", 2)]
+    assert "; 3 wait for it, see `edgewright rollout status r2-" in _page(house)
     house.restart()
     house.live(SIX, 2)
     assert _new(house, *AWAY) == [first], "a hub that starts again does not begin with the next"
@@ -113,6 +124,7 @@ def test_devices_that_were_away_get_the_release_in_their_hours_and_one_after_the
     assert [_hours(house, device) for device in SIX] == [(None, None)] * 6, "they run it, and may from now on"
     assert [new - old for old, new in zip(before, _revisions(house), strict=True)] == [0, 0, 0, 2, 2, 2]
     assert _later(house, name) == []
+    assert "wait for it" not in _page(house)
 
 
 def test_a_device_that_is_silent_in_its_hours_is_told_nothing_until_it_speaks_in_them(house: House) -> None:

@@ -258,9 +258,9 @@ class Conductor:
             device = state.members.devices[place]
             unable[f"gone: {state.members.reasons.get(device, '')}"].append(device)
         if state.state == "done":
-            late = (self._rounds.latecomers.waits(spec, device) for device in fleet.values())
-            for why, device in filter(None, late):
-                unable[why].append(device)
+            for one in fleet.values():
+                if why := self._rounds.latecomers.waits(row.spec, one):
+                    unable[why].append(one.id)
         devices = [
             {"device": m.device, "status": m.status, "stage": m.stage, "windows": m.windows, "reason": m.reason}
             for m in state.members.rows()

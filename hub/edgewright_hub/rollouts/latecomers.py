@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import sqlalchemy as sa
@@ -101,16 +101,18 @@ class Latecomers:
         fleet: Mapping[str, Device],
         documents: Mapping[str, Desired],
         promoted: Sequence[Promoted],
-        under_way: Sequence[RolloutSpec],
+        under_way: Sequence[Mapping[str, Any]],
         now_ms: int,
     ) -> list[Wish]:
-        """What those are told whose turn it is, at most once for each device and model."""
-        specs = {one.rollout: stored(one.asked) for one in promoted}
+        """What those are told whose turn it is, at most once for each device and model. `under_way`: specifications."""
+        specs: dict[str, RolloutSpec] = {}  # by rollout
         waiting: dict[tuple[str, str], tuple[str, str]] = {}
         told: list[Wish] = []
         ready: list[tuple[Late, Opening | None]] = []
         openings: dict[tuple[str, str], Opening | None] = {}
         for late in self._late(fleet, documents, promoted, under_way, now_ms):
+            if late.one.rollout not in specs:
+                specs[late.one.rollout] = stored(late.one.asked)
             spec, tz, key = specs[late.one.rollout], late.device.tz, (late.model, late.device.id)
             if late.device.held:
                 waiting[key] = late.one.digest, "held by an operator"
@@ -130,17 +132,17 @@ class Latecomers:
         self._waiting = waiting
         return told
 
-    def waits(self, spec: RolloutSpec, device: Device) -> tuple[str, str] | None:
-        """What the device waits for to get what this rollout brought out, with its name; None: it does not."""
-        digest, why = self._waiting.get((spec.model, device.id), ("", ""))
-        return (why, device.id) if digest == spec.digest and means(spec, device) else None
+    def waits(self, asked: Mapping[str, Any], device: Device) -> str:
+        """What the device waits for to get what the rollout with this specification brought out; "": it does not."""
+        digest, why = self._waiting.get((asked["model"], device.id), ("", ""))
+        return why if digest == asked["digest"] and means(asked, device) else ""
 
     def _late(
         self,
         fleet: Mapping[str, Device],
         documents: Mapping[str, Desired],
         promoted: Sequence[Promoted],
-        under_way: Sequence[RolloutSpec],
+        under_way: Sequence[Mapping[str, Any]],
         now_ms: int,
     ) -> Iterable[Late]:
         models = sorted({one.model for one in promoted})
@@ -158,7 +160,7 @@ class Latecomers:
                     left -= 1
                 elif one.digest != passed if before.digest != one.digest else not over:
                     continue  # something newer was promoted, or it is told so already
-                elif any(s.model == model and means(s, device) for s in under_way):
+                elif any(s["model"] == model and means(s, device) for s in under_way):
                     continue
                 yield Late(device, model, one, before)
 

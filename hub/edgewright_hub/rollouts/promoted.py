@@ -11,7 +11,6 @@ import sqlalchemy as sa
 
 from ..fleet.selectors import Device, Selector, parse
 from ..storage import control
-from .specification import RolloutSpec
 
 
 class Promoted(NamedTuple):
@@ -51,12 +50,13 @@ def promoted(
     return list(found.values())
 
 
-def means(spec: RolloutSpec, device: Device) -> bool:
-    """Whether a rollout that asked for this is for the device."""
+def means(asked: Mapping[str, Any], device: Device) -> bool:
+    """Whether a rollout with this specification is for the device."""
+    selector = asked.get("selector", "")
     return (
-        spec.fleet in ("", device.fleet)
-        and (not spec.devices or device.id in spec.devices)
-        and (not spec.selector or parse(spec.selector).means(device))
+        asked["fleet"] in ("", device.fleet)
+        and (not asked["devices"] or device.id in asked["devices"])
+        and (not selector or parse(selector).means(device))
     )
 
 

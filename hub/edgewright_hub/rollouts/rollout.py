@@ -292,7 +292,8 @@ def _judge(
     if spec.paced:  # those that do not run it come later, each in its turn (`latecomers`)
         later = int(np.count_nonzero(waiting | coming | members.has("late")))
         if later:
-            state = msgspec.structs.replace(state, reason=f"{state.reason}; {later} devices come later, in their turn")
+            said = f"{state.reason}; {later} devices were passed over, and come in their turn"
+            state = msgspec.structs.replace(state, reason=said)
         return state, together(all_of("keep", running), all_of("back", failed | coming))
     keep = ~never if seen.unable is None else ~never & ~(seen.unable & members.has("waiting"))
     return state, together(all_of("keep", keep), all_of("back", failed))

@@ -90,8 +90,7 @@ class Rounds:
             ahead = self._documents.ahead(documents, self._readings.held())
             changes = self.changes(connection, documents, ahead, fleet)
         self._configure(fleet, documents, changes)
-        others = [stored(row.spec) for row in under_way]
-        late = self.latecomers.wishes(fleet, documents, done, others, now_ms)
+        late = self.latecomers.wishes(fleet, documents, done, [row.spec for row in under_way], now_ms)
         grants: list[Grant] = [(wish, "", None) for wish in late]
         if not due:
             return False, self._written({}, grants, changes, [], {})

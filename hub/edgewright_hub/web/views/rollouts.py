@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from ...rollouts import records
+from ...rollouts.latecomers import passed_over
 from ...rollouts.progress import unpacked
 
 _METRICS: Final = {"error": "errors", "slow": "slow runs", "label": "wrong labels"}
@@ -40,7 +41,23 @@ def told(row: Any, said: Mapping[str, Any], versions: Mapping[str, str]) -> dict
         {**stage, "state": "done" if i < passed else here if i == passed else "later"}
         for i, stage in enumerate(known["stages"])
     ]
-    return {**known, "figures": figures, "stages": stages, "returned": _returned(row, said, versions)}
+    known |= {"figures": figures, "stages": stages, "returned": _returned(row, said, versions)}
+    return {**known, "reason": known["reason"] + _later(row, said)}
+
+
+def _later(row: Any, said: Mapping[str, Any]) -> str:
+    """How many of the devices that the end of a rollout passed over run what they had before."""
+    if row.state != "done":
+        return ""
+    members = unpacked(row.progress).members
+    places, later = members.columns(), [device for device in passed_over(members) if device in said]
+    had = [(said[device].digest, members.row(places[device]).previous) for device in later]
+    still = sum(runs == (previous[:16] if previous else None) for runs, previous in had)
+    return (
+        f"; {still} {'waits' if still == 1 else 'wait'} for it, see `edgewright rollout status {row.id}`"
+        if still
+        else ""
+    )
 
 
 def _returned(row: Any, said: Mapping[str, Any], versions: Mapping[str, str]) -> str | None:
