@@ -186,6 +186,28 @@ def test_what_the_link_loses_is_offered_again_after_a_while_and_counted_once(ben
     assert bench.spool.state.items == ()
 
 
+@pytest.mark.parametrize("late_s", [60.0, 301.0])
+def test_what_an_acknowledgement_passes_over_is_offered_again_unless_it_was_offered_just_now(
+    bench, monkeypatch, late_s
+):
+    monkeypatch.setattr(offers, "LATE_S", late_s)
+    bench.link.start(bench.reporter)
+    bench.reporter.turn()  # the birth is heard
+    bench.hub.acking = False
+    bench.broker.drop_up = True
+    bench.pass_window(5)
+    bench.broker.drop_up = False
+    bench.pass_window(7)
+    bench.hub.acking = True
+    bench.link.publish("birth", bench.born(1, 300))  # a hub answers it at once
+    bench.reporter.turn()
+    bench.reporter.turn()
+    lost = late_s == 60.0
+    assert bench.counts() == ([7, 5] if lost else [7])
+    assert len(bench.spool.state.items) == (0 if lost else 1)
+    assert bench.hub.duplicates == 0
+
+
 def test_a_reconnect_offers_at_once_what_is_not_acknowledged(bench):
     bench.link.start(bench.reporter)
     bench.hub.acking = False

@@ -1,8 +1,10 @@
 """What the hub is told, until it says that it has it: births, and what the spool holds.
 
 Order: at every connection a birth, and behind it all that is unacknowledged. Without a reconnect that is offered again
-after `REOFFER_S`, within which a hub acknowledges. A birth is said again until an acknowledgement names it: only then
-is the hub known to have heard of the boots that ended unclean. Of the telemetry thread.
+after `REOFFER_S`, within which a hub acknowledges; or at an acknowledgement that names a later one, since a link keeps
+the order: one that was offered `LATE_S` before and is not named is lost. (If it is not, the hub knows that it has it.)
+A birth is said again until an acknowledgement names it: only then is the hub known to have heard of the boots that
+ended unclean. Of the telemetry thread.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from .mqtt import Transport
 from .spool import Spool, Terms
 
 BIRTH_S: Final = (5.0, 60.0)  # the first and the longest wait before a birth is said again
+LATE_S: Final = 60.0  # that an acknowledgement may be old
 
 
 class Said(NamedTuple):
@@ -83,6 +86,9 @@ class Offers:
 
     def acknowledged(self, ack: Ack) -> None:
         self._spool.ack(ack)
+        if ack.spool_id == self._spool.state.spool_id:
+            newest, before_s = ack.high_water + ack.mask.bit_length(), self._now_s() - LATE_S
+            self._offered = {seq: at for seq, at in self._offered.items() if seq > newest or at > before_s}
         if self._said is not None and ack.birth:  # an ack that names no birth may be older than this connection
             boot_id, _, connection = ack.birth.partition(".")
             if boot_id == self._boot_id and int(connection) >= self._said.connection:
