@@ -349,6 +349,43 @@ def test_a_hub_takes_its_database_again_after_a_restart_and_ends_when_another_wa
         other.dispose()
 
 
+@pytest.mark.process
+def test_a_hub_whose_network_was_cut_does_not_take_its_own_old_session_for_another_hub(database_url: str) -> None:
+    engine = open_control(database_url)
+    try:
+        with held(engine) as hold:
+            session, hold._session = hold._session, None  # the server keeps it; the hub cannot reach it any more
+            assert session is not None
+            assert hold.look()
+            assert not hold.lost
+            assert not hold.look()
+            with pytest.raises(sa.exc.OperationalError):
+                session.execute(sa.select(1))
+            session.close()
+    finally:
+        engine.dispose()
+
+
+@pytest.mark.process
+def test_a_session_whose_network_was_cut_ends_within_half_a_minute_on_both_sides(database_url: str) -> None:
+    engine = open_control(database_url)
+    try:
+        with engine.connect() as connection:
+            names = ("idle", "interval", "count")
+            told = sa.text("SELECT name, reset_val FROM pg_settings WHERE name LIKE 'tcp_%'")
+            server = {name: int(value) for name, value in connection.execute(told)}
+            driver: Any = connection.connection.driver_connection
+            ours = driver.info.get_parameters()
+        for idle, interval, count in (
+            [server[f"tcp_keepalives_{name}"] for name in names],
+            [int(ours[f"keepalives_{name}"]) for name in names],
+        ):
+            assert idle + interval * count < 30
+        assert server["tcp_user_timeout"] == int(ours["tcp_user_timeout"]) == 25_000
+    finally:
+        engine.dispose()
+
+
 def gone(engine: sa.Engine) -> None:
     """The server ends the session that holds the lock, as a restart does."""
     end = "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks JOIN pg_database d ON d.oid = database "

@@ -40,6 +40,18 @@ NAMING: Final = {
 Id: Final = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 Document: Final = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
 
+# A session whose network was cut ends within half a minute, on both sides: by default the server keeps it, and the
+# locks that it holds, for two hours.
+_SERVER_GIVES_UP: Final = (
+    "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 -c tcp_user_timeout=25000"
+)
+_HUB_GIVES_UP: Final = {
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
 _HUB: Final = 0xED6E_0001  # the number of the lock that a hub holds on a server's database
 
 Schema = Literal["telemetry", "control"]
@@ -52,8 +64,9 @@ def open_engine(place: Path | str, *, schema: Schema) -> sa.Engine:
     URL."""
     if not isinstance(place, Path):
         url = server_url(place)
-        options = f"-c search_path={schema} -c synchronous_commit=on -c lock_timeout=10000"
-        settings = {"options": options, "application_name": f"edgewright hub {schema}", "connect_timeout": 10}
+        options = f"-c search_path={schema} -c synchronous_commit=on -c lock_timeout=10000 {_SERVER_GIVES_UP}"
+        name = f"edgewright hub {schema}"
+        settings = {"options": options, "application_name": name, "connect_timeout": 10, **_HUB_GIVES_UP}
         return sa.create_engine(url, pool_pre_ping=True, connect_args=settings)
     place.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(place, os.O_CREAT | os.O_RDWR, 0o600)  # hashes of tokens are nobody else's business
@@ -134,13 +147,22 @@ def away(error: BaseException) -> bool:
     return isinstance(error, sa.exc.TimeoutError)
 
 
+_OWN_SESSION: Final = sa.text("SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()")
+_END_SESSION: Final = sa.text(  # until it has ended, at most 5 s; the number alone may be another's after a restart
+    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE pid = :pid AND backend_start = :backend_start"
+)
+
+
 class Hold:
     """One hub for a database: on a server as long as the session lives that took the lock, which ends when the server
-    restarts; `look` then takes it again. Files are held by the lock of their directory."""
+    restarts or the network is cut; `look` then takes it again. The server may not have noticed the cut: what it still
+    keeps of the session before is ended first, so that a hub never takes itself for another. Files are held by the lock
+    of their directory."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
         self._session: sa.Connection | None = None
+        self._known_as: dict[str, Any] | None = None  # by the server, in that session or the one before
         self.lost = False  # another hub took it meanwhile
 
     def look(self) -> bool:
@@ -157,8 +179,15 @@ class Hold:
                 return False
         session = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         self._session = session
-        if not session.execute(sa.select(sa.func.pg_try_advisory_lock(_HUB))).scalar_one():
-            self.lost = True
+        try:
+            if self._known_as is not None:
+                session.execute(_END_SESSION, self._known_as)
+            self._known_as = dict(session.execute(_OWN_SESSION).one()._mapping)
+            if not session.execute(sa.select(sa.func.pg_try_advisory_lock(_HUB))).scalar_one():
+                self.lost = True
+        except sa.exc.DBAPIError:
+            self.release()  # it may hold nothing
+            raise
         return True
 
     def release(self) -> None:
