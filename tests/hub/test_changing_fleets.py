@@ -171,6 +171,9 @@ def test_a_device_that_leaves_the_cohort_is_not_given_the_release_and_comes_in_w
     assert _running(house) == [device for device in EIGHT if device != moved]
     house.live(EIGHT, 2)
     assert house.version(moved) == "1.0.0"
+    _place(house, moved, "a")
+    house.live(EIGHT, 2)
+    assert house.version(moved) == "2.0.0", "after the end it comes as other later devices do"
 
 
 def test_a_device_that_runs_the_release_is_judged_with_the_others_wherever_it_is_moved(house: House) -> None:

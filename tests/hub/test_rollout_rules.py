@@ -564,7 +564,8 @@ def test_whatever_devices_and_gates_do_those_told_to_run_the_release_are_those_t
                 News(members.devices[i], h, "so", "fetch", c) for i, h, c in zip(who, happenings, causes, strict=True)
             ]
             present = [d for d in members.devices if rng.random() < 0.8]
-            seen = seen_of(state, present, *news, open=rng.random(size) < 0.9, held=rng.random(size) < 0.05)
+            gone = {name: rng.random(size) < 0.03 for name in ("retired", "left")}
+            seen = seen_of(state, present, *news, open=rng.random(size) < 0.9, held=rng.random(size) < 0.05, **gone)
             verdict = rng.choice(["hold", "promote", "rollback"], p=[0.6, 0.39, 0.01])
             before = state
             state, wishes = step(state, spec, seen, Script([str(verdict)]), 20_000 * turn)
@@ -579,7 +580,7 @@ def test_whatever_devices_and_gates_do_those_told_to_run_the_release_are_those_t
                     assert len(names(state, "asked", "active")) <= cap
             elif state.state == "done":
                 later = names(state, "waiting", "asked", "resting", "late") if spec.paced else []
-                assert ran == {*members.devices} - {*names(state, "failed"), *later}
+                assert ran == {*members.devices} - {*names(state, "failed", "gone"), *later}
                 assert all(not w.trial for w in wishes)
             else:
                 assert not ran

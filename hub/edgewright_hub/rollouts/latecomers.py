@@ -1,9 +1,9 @@
 """Devices that come after the end of the rollout that brought a release out, and when each may begin.
 
 Two kinds come later: newcomers, which nobody has told anything of a model, and those that the end of a rollout passed
-over, because they were silent, held, out of their hours, unable, or tried in vain. They get the newest promoted release
-that means them and that they can run: at once, if that rollout asked for no hours and no caps. Else each waits for its
-turn: it is heard, within its own maintenance windows, not held, and in the time that a device may take
+over, because they were silent, held, out of their hours, unable, gone, or tried in vain. They get the newest promoted
+release that means them and that they can run: at once, if that rollout asked for no hours and no caps. Else each waits
+for its turn: it is heard, within its own maintenance windows, not held, and in the time that a device may take
 (`device_timeout_s`) no more of them begin than `concurrency`, and no more than `bandwidth_bytes_s` bears. Its document
 then says until when it may begin; if it did not by then, its turn comes again, unless it gave the release up.
 
@@ -54,8 +54,9 @@ class Late(NamedTuple):
 
 
 def passed_over(members: Members) -> list[str]:
-    """Devices that do not run the release at the end, and are to get it still."""
-    return [members.devices[i] for i in np.flatnonzero(members.has("waiting", "asked", "resting", "late")).tolist()]
+    """Devices that do not run the release at the end, and are to get it still, as far as it is for them again."""
+    over = members.has("waiting", "asked", "resting", "late", "gone")
+    return [members.devices[i] for i in np.flatnonzero(over).tolist()]
 
 
 def free(spec: RolloutSpec, begun: Iterable[int], now_ms: int) -> int | None:
