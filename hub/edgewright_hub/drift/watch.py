@@ -95,7 +95,6 @@ class Watch:
             for at, device in enumerate(s.devices):
                 if device not in members and not s.ended[at]:
                     s.ended[at] = True
-                    self._rows.pop(group_key, None)
                     self.running.pop((device, self.references.model(group_key.digest)), None)
                     changed.add(Key("device", device, *group_key))
         for key in [key for key in self.cohorts if key.subject not in self._rows_of(key.group)]:
@@ -149,7 +148,6 @@ class Watch:
                 if at is None or group.streams.ended[at] == ended or self.references.model(key.digest) != model:
                     continue
                 group.streams.ended[at] = ended
-                self._rows.pop(key, None)
                 changed.add(Key("device", device, *key))
         self.running[device, model] = digest
         return changed
@@ -171,7 +169,11 @@ class Watch:
 
     def watched_cohorts(self) -> int:
         """Streams of cohorts, of those that have a device whose stream goes on."""
-        return max(1, sum(rows.size > 0 for key in self.groups for rows in self._rows_of(key).values()))
+        counts = (
+            sum(not group.streams.ended[rows].all() for rows in self._rows_of(key).values())
+            for key, group in self.groups.items()
+        )
+        return max(1, sum(counts))
 
     def decide(self, touched: set[Key]) -> set[Key]:
         """Alarms of the streams that heard something, and of their cohorts. The other keys whose verdict changed."""
@@ -228,14 +230,14 @@ class Watch:
         return changed
 
     def _rows_of(self, key: GroupKey) -> dict[str, Index]:
-        """The devices of each cohort whose streams go on, as rows of a group. None of a cohort that has gone on."""
-        s = self.groups[key].streams
-        if key not in self._rows or self._rows[key][0] != len(s.devices):
+        """The devices of each cohort, as rows of a group."""
+        devices = self.groups[key].streams.devices
+        if key not in self._rows or self._rows[key][0] != len(devices):
             found: dict[str, list[int]] = defaultdict(list)
-            for at, (device, ended) in enumerate(zip(s.devices, s.ended.tolist(), strict=False)):
+            for at, device in enumerate(devices):
                 for name in self.cohorts_of(device):
-                    found[name] += [] if ended else [at]
-            self._rows[key] = len(s.devices), {name: np.array(rows, np.intp) for name, rows in found.items()}
+                    found[name].append(at)
+            self._rows[key] = len(devices), {name: np.array(rows) for name, rows in found.items()}
         return self._rows[key][1]
 
     def _far(self, group: Group, one: Cohort) -> bool:
@@ -287,7 +289,9 @@ class Watch:
             return 0, 0
         s = self.groups[key.group].streams
         at = np.array([s.index[device] for device in now.devices], np.intp)
-        at = at if at.size else self._rows_of(key.group)[key.subject]
+        if not at.size:
+            every = self._rows_of(key.group)[key.subject]
+            at = every[~s.ended[every]]
         row = EVIDENCE if now.alarm else OWN if now.skewed else 0
         return int(s.n[at, row].sum()), int(s.blocks[at].sum())
 
