@@ -156,19 +156,24 @@ def test_a_turn_that_was_missed_comes_again_in_the_next_hours_and_not_before(hou
     assert after.rev == before.rev + 1
 
 
-@pytest.mark.parametrize(("said", "failure"), [("blocked", "model"), ("held", "link")])
-def test_a_device_that_gave_the_release_up_is_not_asked_again(house: House, said: str, failure: str) -> None:
-    _brought_out(house, windows=NIGHT)
+@pytest.mark.parametrize(
+    ("said", "failure", "again"), [("blocked", "model", False), ("held", "link", False), ("held", "operator", True)]
+)
+def test_who_gave_the_release_up_is_not_asked_again_and_who_had_too_little_time_is(
+    house: House, said: str, failure: str, again: bool
+) -> None:
+    name = _brought_out(house, windows=NIGHT)
     late = AWAY[0]
     house.now = _ms("2025-10-12T03:00")
     _online(house, late)
     house.tick()
     house.now += 1000
-    house.event(late, "2.0.0", "selftest", said, failure=failure)
+    house.event(late, "2.0.0", "fetch", said, failure=failure)
     told = house.wanted(late)
     house.now = _ms("2025-10-13T02:30")
     house.tick()
-    assert house.wanted(late) == told
+    assert (house.wanted(late) != told) is again
+    assert (("gave it up; its log says why", 1) in _later(house, name)) is not again
 
 
 def test_a_held_device_waits_for_its_hours_when_it_is_released(house: House) -> None:

@@ -189,7 +189,7 @@ class Latecomers:
             if late.renewed and (runs == digest[:16] or last == "commit"):  # it did begin in time: its hours are over
                 told.append(Wish(name, late.model, digest, trial=False))
             elif last in _BEGUN or last in _GAVE_UP:
-                continue
+                waiting[late.model, name] = digest, "tries it" if last in _BEGUN else "gave it up; its log says why"
             elif seen is None or not seen.present(now_ms):
                 waiting[late.model, name] = digest, "silent"
             elif left == 0:
@@ -219,7 +219,8 @@ class Latecomers:
         return found
 
     def _said(self, late: Sequence[Late]) -> dict[tuple[str, str], str]:
-        """What devices said last in the turn that they had, by model and device."""
+        """What devices said last in the turn that they had, by model and device; nothing where the turn was too short,
+        or an operator has to put something right."""
         e, found = telemetry.events.c, {}
         turns = {(one.device.id, one.one.digest): one for one in late}
         devices = [one.device.id for one in late]
@@ -229,7 +230,8 @@ class Latecomers:
                 for row in connection.execute(query.where(e.device.in_(devices[at : at + _SOME]))):
                     one = turns.get((row.device, row.digest))
                     if one is not None and one.before is not None and row.arrived_ms >= (one.before.not_before or 0):
-                        found[one.model, row.device] = "blocked" if row.failure == "model" else row.after
+                        after = {"model": "blocked", "operator": ""}.get(row.failure, row.after)
+                        found[one.model, row.device] = after
         return found
 
 
