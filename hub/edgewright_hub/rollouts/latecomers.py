@@ -9,7 +9,7 @@ then says until when it may begin; if it did not by then, its turn comes again, 
 
 Nobody is told anything while another rollout of the model is under way on the device. What is remembered is in the
 documents and in the rollouts that are done, so a hub that dies forgets none and asks none twice.
-Cost of a tick: 1 µs for each device, 10 µs for each that waits.
+Cost of a tick: 1 µs for each device, 16 µs for each that waits.
 """
 
 from __future__ import annotations
