@@ -54,9 +54,8 @@ class Late(NamedTuple):
 
 
 def passed_over(members: Members) -> list[str]:
-    """Devices that do not run the release at the end, and are to get it still, as far as it is for them again."""
-    over = members.has("waiting", "asked", "resting", "late", "gone")
-    return [members.devices[i] for i in np.flatnonzero(over).tolist()]
+    """Devices that do not run the release at the end, and are to get it still."""
+    return [members.devices[i] for i in np.flatnonzero(members.has("waiting", "asked", "resting", "late")).tolist()]
 
 
 def free(spec: RolloutSpec, begun: Iterable[int], now_ms: int) -> int | None:
@@ -94,7 +93,8 @@ class Latecomers:
                 continue
             for device in members.devices:
                 self._passed.pop((row.name, device), None)
-            self._passed |= {(row.name, device): row.spec["digest"] for device in passed_over(members)}
+            gone = [members.devices[i] for i in np.flatnonzero(members.has("gone")).tolist()]  # they may come back
+            self._passed |= {(row.name, device): row.spec["digest"] for device in (*passed_over(members), *gone)}
         self._ended = ended
 
     def wishes(
