@@ -143,6 +143,19 @@ def test_a_device_that_publishes_for_another_is_refused_by_the_broker_and_counte
     assert hub.refused(victim) == {}
 
 
+@pytest.mark.parametrize("what", ["client id", "will"])
+def test_who_connects_in_the_name_of_another_is_refused_and_counted(
+    hub: Hub, context_of: Callable[[str], ssl.SSLContext], new_device: Any, until: Callable[..., None], what: str
+) -> None:
+    name, victim = new_device(), new_device()
+    client_id = victim if what == "client id" else name
+    will = (topics.topic(victim, "status"), b"gone") if what == "will" else None
+    with WireClient(hub.broker.port, context_of(name), client_id, will=will) as device:
+        assert not device.connected
+        until(lambda: hub.refused(name).get("foreign", 0) >= 1, "the refusal")
+    assert hub.refused(victim) == {}
+
+
 def test_ten_megabytes_end_the_connection_and_are_counted(
     hub: Hub, context_of: Callable[[str], ssl.SSLContext], new_device: Any, until: Callable[..., None]
 ) -> None:

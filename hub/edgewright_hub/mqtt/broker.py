@@ -213,6 +213,8 @@ class EmbeddedBroker:
             packet = await read_packet(reader, CONNECT_BYTES)
         connect = read_connect(packet) if packet else None
         refusal = outdated or _refusal(connect, name)
+        if name and connect is not None and refusal and not outdated:
+            self._refused(name, "foreign", refusal)
         if connect is None or refusal or self._carrier is None:
             _LOG.warning("refused a connection of %s: %s", name, refusal)
             writer.write(_REFUSED)
