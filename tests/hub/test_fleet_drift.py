@@ -226,12 +226,13 @@ def test_a_stream_ends_when_its_device_goes_on_to_another_digest(house: House) -
         assert {v["digest"] for v in _verdicts(house, subject="pi-0", verdict="ended")} == ({ended} if ended else set())
 
 
-def test_labels_of_a_version_that_a_device_ran_before_end_no_alarm(learned: House) -> None:
+@pytest.mark.parametrize("labels", [{"placed": "import"}, {"outcomes": {"correct": [20, 19]}}])
+def test_labels_of_a_version_that_a_device_ran_before_end_no_alarm(learned: House, labels: dict[str, Any]) -> None:
     house = learned
     _live(house, EIGHT, 4, moved=["pi-0"])
     alarms, alerts = _alarms(house), _alerts(house)
     assert ("pi-0", "input") in alarms
-    house.window("pi-0", "2.0.0", placed="import", n=0, labels_n=20, labels_wrong=1)
+    house.window("pi-0", "2.0.0", n=0, labels_n=20, labels_wrong=1, **labels)
     house.conductor.drift.tick(house.now)
     assert (_alarms(house), _alerts(house)) == (alarms, alerts)
     assert {v["digest"] for v in _verdicts(house)} == {house.packages["1.0.0"].digest[:16]}

@@ -40,7 +40,7 @@ RANK: Final = {"alarm": 0, "skewed": 1}  # of verdicts, those that people are to
 BATCH: Final = 5_000
 STORE_MS: Final = 5 * 60_000
 MEMBERS_MS: Final = 60_000  # who is in which cohort is asked so often
-IMPORTED: Final = "import"  # of `placed`: a table of labels says nothing of what a device runs now
+IMPORTED: Final = "import"  # of `placed`: a table of labels
 FORGET_EVERY_MS: Final = 24 * 3600_000
 
 
@@ -228,15 +228,16 @@ class FleetDrift:
         w = telemetry.windows.c
         columns = (
             w.id, w.device, w.start_ms, w.mono_start_ms, w.mono_end_ms, w.digest, w.variant, w.context, w.edge_hash,
-            w.phase, w.placed, w.n, w.n_monitored, w.cells, w.repeated, w.input_age,
+            w.phase, w.placed, w.n, w.n_monitored, w.cells, w.repeated, w.input_age, w.outcomes,
         )  # fmt: skip
         query = sa.select(*columns).where(w.id > (self._position or 0)).order_by(w.id).limit(BATCH)
         with self._telemetry.connect() as connection:
             return connection.execute(query).all()
 
     def _tells(self, row: Any) -> bool:
-        """Whether a window says what a device of this hub runs now."""
-        return row.placed != IMPORTED and row.device in self._watch.members
+        """Whether a window says what a device of this hub runs now: labels that come late, or from a table, do not."""
+        labels_alone = row.placed == IMPORTED or (row.n == 0 and row.outcomes)
+        return not labels_alone and row.device in self._watch.members
 
     def _refresh(self, rows: Sequence[Any], now_ms: int) -> set[Key]:
         """Packages that the rows name, and the fleet and cohorts of each device; what changed by these."""
