@@ -196,8 +196,6 @@ def test_a_slow_database_slows_the_socket_and_not_the_memory(
 ) -> None:
     import edgewright_hub.ingest.consumer as module
 
-    if type(broker).__name__ == "Amqtt":
-        pytest.skip("the embedded broker gives up what is not acknowledged for 5 s; devices offer it again")
     real, opened, tried = module.commit, threading.Event(), threading.Event()
 
     def commit(*arguments: Any) -> Any:
