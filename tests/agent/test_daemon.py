@@ -16,6 +16,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -105,7 +106,8 @@ def test_who_looks_whether_an_agent_runs_keeps_none_from_starting(world, monkeyp
     home = world.home("dev-1")
     looking = os.open(home / "agent.lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(looking, fcntl.LOCK_EX)
-    monkeypatch.setattr("edgewright_agent.hosting.lock.time.sleep", lambda _: fcntl.flock(looking, fcntl.LOCK_UN))
+    waiting = SimpleNamespace(sleep=lambda _: fcntl.flock(looking, fcntl.LOCK_UN))
+    monkeypatch.setattr("edgewright_agent.hosting.lock.time", waiting)  # of that module only: others sleep, too
     world.agent().close()
     os.close(looking)
 

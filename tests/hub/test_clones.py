@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
 from edgewright_agent.agent import Agent
-from edgewright_contracts import event
+from edgewright_contracts import event, topics
 from edgewright_contracts.errors import ContractError
 from edgewright_hub.ingest.clones import KEPT, QUIET_MS, followed
 from edgewright_hub.ingest.writer import commit
@@ -67,12 +68,13 @@ def test_a_birth_that_the_broker_repeats_is_no_clone_and_what_is_remembered_is_b
 
 
 def test_two_real_agents_with_one_identity_are_told_of(telemetry_engine: sa.Engine, tmp_path: Path) -> None:
-    broker = SimBroker()
-    broker.subscribe(
-        lambda device, kind, body: (
-            commit(telemetry_engine, [wire.message(device, kind, body, NOW)], lambda _: "default") and None
-        )
-    )
+    broker, writer = SimBroker(), threading.Lock()
+
+    def take(device: str, kind: topics.Kind, body: bytes) -> None:
+        with writer:  # a hub has one, and agents publish from threads of their own
+            commit(telemetry_engine, [wire.message(device, kind, body, NOW)], lambda _: "default")
+
+    broker.subscribe(take)
     homes = [tmp_path / name for name in ("original", "copy")]
     for home in homes:
         (home / "identity").mkdir(parents=True)
