@@ -138,7 +138,7 @@ class Story:
         self._claim(not before, f"no drift alarm before the shift ({self._blocks()} blocks of counts were tested)")
         for device in SHIFTED:
             self.fleet.feed(device, shift=SHIFT)
-        self._while("alarms", lambda: self._until(lambda: set(SHIFTED) <= self._flagged(), 60, "alarms of all four"))
+        self._while("alarms", lambda: self._until(lambda: set(SHIFTED) <= self._flagged(), 180, "alarms of all four"))
         self._while("the healthy devices", lambda: self._until_windows(HEALTHY_WINDOWS))
         flagged = self._flagged()
         self.drift = {
