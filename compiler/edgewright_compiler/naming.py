@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from edgewright_contracts.built import built
 from edgewright_contracts.codec import Name, Version
 from edgewright_contracts.errors import RequestError
 from edgewright_contracts.manifest import Task
@@ -33,6 +34,6 @@ def nameable(name: str, version: str) -> None:
     """Raises RequestError where no package can be called so."""
     for (what, kind, allowed), value in zip(_ALLOWED, (name, version), strict=True):
         try:
-            msgspec.convert(value, kind)
+            msgspec.convert(value, built(kind))
         except msgspec.ValidationError:
             raise RequestError(f"a package cannot have the {what} {value!r}: expected {allowed}") from None

@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from .built import built
 from .errors import ContractError
 
 T = TypeVar("T")
@@ -59,7 +60,7 @@ def decode(kind: type[T], data: bytes, *, name: str, limit: int, wire: str) -> T
         raise ContractError(name, f"at most {limit} bytes", f"{len(data)} bytes")
     codec: Any = msgspec.msgpack if wire == "msgpack" else msgspec.json
     try:
-        message: T = codec.decode(data, type=kind)
+        message: T = codec.decode(data, type=built(kind))
         # What encodes to the same bytes lost no key on the way; only other bytes are worth a walk.
         if wire == "msgpack":
             repeated = None if msgspec.msgpack.encode(message) == data else _repeated_msgpack_key(data)

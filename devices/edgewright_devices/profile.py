@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from edgewright_contracts.built import built
 from edgewright_contracts.errors import RequestError
 
 Runtime = Literal["onnxruntime", "litert", "tflite-runtime"]
@@ -51,4 +52,4 @@ def all_profiles() -> tuple[DeviceProfile, ...]:
     """Every profile beside this module, by name."""
     files = [f for f in resources.files(__package__).iterdir() if f.name.endswith(".toml")]
     decoded = [tomllib.loads(f.read_text(encoding="utf-8")) for f in sorted(files, key=lambda f: f.name)]
-    return tuple(msgspec.convert(one, DeviceProfile) for one in decoded)
+    return tuple(msgspec.convert(one, built(DeviceProfile)) for one in decoded)

@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from edgewright_contracts.built import built
 from edgewright_contracts.errors import Unavailable
 
 from ..updating.measurement import resident_mb, restart_peak
@@ -55,7 +56,7 @@ def bench(home: Path, name: str) -> Bench:
     if done.returncode:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["it said nothing"]
         raise Unavailable(f"measuring {name} failed (exit {done.returncode}): {said[0][:500]}")
-    return msgspec.json.decode(done.stdout, type=Bench)
+    return msgspec.json.decode(done.stdout, type=built(Bench))
 
 
 def measure(home: Path, name: str) -> Bench:

@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 
 from edgewright_contracts import binning, report
+from edgewright_contracts.built import built
 from edgewright_contracts.report import Clock, Window
 
 HOUR_MS: Final = 3_600_000
@@ -50,7 +51,7 @@ class Heading(msgspec.Struct, array_like=True, frozen=True):
         return (self.digest, self.variant, self.context, self.edge_hash, self.phase, self.rollout)
 
 
-read_heading: Final = msgspec.msgpack.Decoder(Heading).decode
+read_heading: Final = msgspec.msgpack.Decoder(built(Heading)).decode
 
 _SURER: Final[dict[Clock, int]] = {"unknown": 0, "free": 1, "synced": 2}
 

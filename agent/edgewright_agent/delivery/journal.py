@@ -18,6 +18,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from edgewright_contracts.built import built
+
 from ..disk import Disk, atomic_write
 from . import ledger
 from .ledger import Record, State
@@ -26,7 +28,7 @@ REWRITE_BYTES: Final = 256 << 10
 
 _NAME: Final = re.compile(r"\A[0-9]{8}\.log\Z")
 _FRAME: Final = struct.Struct("<II")  # length, crc32
-_DECODER: Final = msgspec.msgpack.Decoder(State | Record)
+_DECODER: Final = msgspec.msgpack.Decoder(built(State | Record))
 _ENCODER: Final = msgspec.msgpack.Encoder()
 
 log = logging.getLogger(__name__)

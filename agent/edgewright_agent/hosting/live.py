@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from edgewright_contracts.built import built
 from edgewright_contracts.report import Clock
 
 from ..delivery.mqtt import Condition
@@ -87,6 +88,6 @@ def ask(home: Path) -> Live | None:
             data = b""
             while (piece := link.recv(65536)) and len(data) < ANSWER_BYTES:
                 data += piece
-        return msgspec.json.decode(data, type=Live)
+        return msgspec.json.decode(data, type=built(Live))
     except (OSError, msgspec.MsgspecError):  # none there, not ours to ask, or of another release
         return None

@@ -16,6 +16,8 @@ from typing import Final
 
 import msgspec
 
+from edgewright_contracts.built import built
+
 from ..disk import Disk, atomic_write
 
 DAY_MS: Final = 86_400_000
@@ -84,7 +86,7 @@ class Diary:
         try:
             if self._disk.size(self._path) is None:
                 return Day()
-            found = msgspec.json.decode(self._disk.read(self._path), type=Day)
+            found = msgspec.json.decode(self._disk.read(self._path), type=built(Day))
         except (OSError, msgspec.MsgspecError) as error:
             log.warning("what was used today is not known (%s): counted from now on", error)
             return Day()

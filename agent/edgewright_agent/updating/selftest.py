@@ -18,6 +18,7 @@ from typing import Final
 
 import msgspec
 
+from edgewright_contracts.built import built
 from edgewright_runtime.runtime import NoMemory
 
 from .pressure import oom_kills, rose
@@ -73,7 +74,7 @@ def _verdict(end: Ended, folder: Path, timeout_s: float, *, stopping: bool, star
     if code < 0:
         return Verdict(False, f"the self-test was killed by signal {-code}")
     try:
-        verdict = msgspec.json.decode(end.out, type=Verdict)
+        verdict = msgspec.json.decode(end.out, type=built(Verdict))
     except msgspec.DecodeError:
         said = "no verdict" if len(end.out) <= VERDICT_BYTES else "too much to be a verdict"
         raise NoVerdict(f"the self-test ended with code {code} and {said}: {_last(end.log)}") from None

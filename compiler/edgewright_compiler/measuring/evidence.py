@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from edgewright_contracts.built import built
 from edgewright_contracts.errors import ContractError, RequestError
 
 from ..pipeline.choice import Choice
@@ -229,7 +230,7 @@ def encode(evidence: Evidence | Bench) -> bytes:
 def decode_evidence(data: bytes) -> Evidence | None:
     """None for what an earlier schema or another tool wrote. Raises ContractError when it is no JSON object."""
     try:
-        return msgspec.json.decode(data, type=Evidence)
+        return msgspec.json.decode(data, type=built(Evidence))
     except msgspec.ValidationError:
         return None
     except (msgspec.DecodeError, RequestError) as error:
@@ -239,6 +240,6 @@ def decode_evidence(data: bytes) -> Evidence | None:
 def decode_bench(data: bytes, name: str) -> Bench:
     """Raises ContractError when it is not what `edgewright bench` writes."""
     try:
-        return msgspec.json.decode(data, type=Bench)
+        return msgspec.json.decode(data, type=built(Bench))
     except (msgspec.MsgspecError, RequestError) as error:
         raise ContractError(name, "what edgewright bench --json prints", str(error)) from None

@@ -19,6 +19,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from edgewright_contracts.built import built
 from edgewright_contracts.errors import EdgewrightError, Refused, Unavailable
 from edgewright_contracts.manifest import TensorIn, TensorOut
 from edgewright_runtime.runtime import Array, open_session, probe
@@ -87,7 +88,7 @@ def _told(code: int, out: bytes, err: bytes, what: str) -> Memory:
     if code < 0:
         raise Refused(f"{what}: its process died of {signal.Signals(-code).name}; the runtime cannot run this file")
     try:
-        answer = msgspec.json.decode(out, type=Answer)
+        answer = msgspec.json.decode(out, type=built(Answer))
     except msgspec.MsgspecError:
         last = err.decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
         raise Unavailable(f"{what}: its process ended with code {code} and no answer: {last[0]}") from None
@@ -129,7 +130,7 @@ def _status(name: str) -> float:
 
 
 def main() -> None:
-    request = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Request)
+    request = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=built(Request))
     try:
         answer = Answer(_measured(request))
     except EdgewrightError as error:

@@ -21,6 +21,7 @@ from typing import Final
 
 import msgspec
 
+from edgewright_contracts.built import built
 from edgewright_contracts.errors import Refused, RequestError, Unavailable
 from edgewright_contracts.package import MANIFEST, Package
 
@@ -101,7 +102,7 @@ def bench_over_ssh(package: Package, host: str, *, calls: int, python: str | Non
     if done.returncode:
         raise Unavailable(_said(host, done.returncode, done.stderr.decode(errors="replace")))
     try:
-        reply = msgspec.json.decode(done.stdout, type=Reply)
+        reply = msgspec.json.decode(done.stdout, type=built(Reply))
     except msgspec.MsgspecError:
         start = done.stdout[:80].decode(errors="replace")
         raise Unavailable(

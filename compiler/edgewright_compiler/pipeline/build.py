@@ -14,6 +14,7 @@ import msgspec
 import torch
 from torch import nn
 
+from edgewright_contracts.built import built
 from edgewright_contracts.errors import Refused
 from edgewright_contracts.manifest import Format, TensorIn, TensorOut
 
@@ -68,7 +69,7 @@ class Built:
 
     @cached_property
     def declared(self) -> Declared:
-        return msgspec.json.decode((self._declared_in / _META).read_bytes(), type=Declared)
+        return msgspec.json.decode((self._declared_in / _META).read_bytes(), type=built(Declared))
 
     @cached_property
     def _declared_in(self) -> Path:

@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from edgewright_contracts.built import built
 from edgewright_contracts.manifest import Format
 from edgewright_devices import DeviceProfile
 
@@ -182,7 +183,7 @@ def measured(bench: Workbench, files: Mapping[str, File], machine: Machine) -> d
         (part / _TIMES).write_bytes(msgspec.json.encode(timed(files, bench.data.validation, ROUNDS)))
         bench.say("measuring candidates", 1.0)
 
-    return msgspec.json.decode((bench.store.get(step, make) / _TIMES).read_bytes(), type=dict[str, Time])
+    return msgspec.json.decode((bench.store.get(step, make) / _TIMES).read_bytes(), type=built(dict[str, Time]))
 
 
 def timed(files: Mapping[str, File], rows: Labelled, calls: int) -> dict[str, Time]:

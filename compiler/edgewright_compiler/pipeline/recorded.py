@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from edgewright_contracts.built import built
 from edgewright_contracts.errors import RequestError
 from edgewright_contracts.manifest import Format
 
@@ -85,7 +86,7 @@ def write_choice(choice: Choice, path: Path) -> None:
 def read_choice(path: Path) -> Choice:
     """Raises RequestError for a file that is not there or is no choice."""
     try:
-        choice = msgspec.json.decode(path.read_bytes(), type=Choice)
+        choice = msgspec.json.decode(path.read_bytes(), type=built(Choice))
     except OSError as error:
         raise RequestError(f"{path}: expected a choice.json of an earlier run: {error.strerror}") from None
     except msgspec.MsgspecError as error:

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from edgewright_contracts.built import built
 from edgewright_contracts.errors import Refused
 
 from ..graph.reference import run
@@ -57,7 +58,7 @@ def refined(bench: Workbench, source: File, scheme: Scheme, int8: float, allowed
     )
     step = Step("mixed", facts)
     directory = bench.store.get(step, lambda part: _find(bench, source, scheme, int8, allowed, part))
-    return msgspec.json.decode((directory / _FOUND).read_bytes(), type=Refinement)
+    return msgspec.json.decode((directory / _FOUND).read_bytes(), type=built(Refinement))
 
 
 def _find(bench: Workbench, source: File, scheme: Scheme, int8: float, allowed: float, part: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from edgewright_contracts.built import built
 from edgewright_contracts.errors import ContractError, EdgewrightError, Refused, RequestError, Unavailable
 
 from ..disk import FULL, write_whole
@@ -180,7 +181,7 @@ def find(work: Path, identifier: str) -> Path:
 def read_run(path: Path) -> Run:
     """Raises ContractError when run.json is damaged."""
     try:
-        return msgspec.json.decode((path / "run.json").read_bytes(), type=Run)
+        return msgspec.json.decode((path / "run.json").read_bytes(), type=built(Run))
     except msgspec.MsgspecError as error:
         raise ContractError(str(path / "run.json"), "the record of a run", str(error)) from None
 
@@ -191,6 +192,6 @@ def read_measured(path: Path) -> Measured | None:
     if not file.is_file():
         return None
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Measured)
+        return msgspec.json.decode(file.read_bytes(), type=built(Measured))
     except msgspec.MsgspecError as error:
         raise ContractError(str(file), "the candidates of a run", str(error)) from None

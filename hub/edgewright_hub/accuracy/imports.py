@@ -28,6 +28,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import sqlalchemy as sa
 
+from edgewright_contracts.built import built
 from edgewright_contracts.codec import MAX_COUNT, Label
 from edgewright_contracts.errors import Refused, RequestError
 from edgewright_contracts.report import CONFIDENCE_BINS, CORRECT, MAX_OUTCOMES
@@ -132,7 +133,7 @@ def understood(fields: Mapping[str, Any], devices: Container[str]) -> Line:
         raise ValueError("expected a digest, a model and version, or a model and time")
     outcome = told.get("outcome", CORRECT)
     try:
-        msgspec.convert(outcome, Label)
+        msgspec.convert(outcome, built(Label))
     except msgspec.ValidationError:
         raise ValueError("expected an outcome of at most 64 plain characters") from None
     n, hits = _judged(told)

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from edgewright_contracts.baseline import decode_baseline
 from edgewright_contracts.binning import offsets
+from edgewright_contracts.built import built
 from edgewright_contracts.channels import Channel
 from edgewright_contracts.errors import ContractError
 from edgewright_contracts.manifest import Manifest
@@ -60,7 +61,7 @@ def _known(engine: sa.Engine, blobs: Path, _mark: tuple[int, int]) -> dict[tuple
         rows = connection.execute(sa.select(p.name, p.version, p.digest, p.manifest)).all()
     for row in rows:
         try:
-            manifest = msgspec.convert(row.manifest, Manifest)
+            manifest = msgspec.convert(row.manifest, built(Manifest))
             for one in manifest.variants:
                 baseline = decode_baseline((blobs / manifest.files[one.baseline].sha256).read_bytes())
                 place = confidence(baseline.channels)

@@ -18,6 +18,7 @@ from typing import IO, Any, Final
 
 import msgspec
 
+from edgewright_contracts.built import built
 from edgewright_contracts.errors import RequestError
 
 FORMAT: Final = 1
@@ -141,7 +142,7 @@ def _fits(place: Path, body: bytes, found: dict[str, Member]) -> Manifest:
         stated = msgspec.json.decode(body, type=dict[str, Any]).get("format")
         if isinstance(stated, int) and stated > FORMAT:
             raise RequestError(f"{place}: made by a newer release (format {stated}): restore it with that one")
-        manifest = msgspec.json.decode(body, type=Manifest)
+        manifest = msgspec.json.decode(body, type=built(Manifest))
     except msgspec.MsgspecError as error:
         raise _bad(place, f"its list of files cannot be read ({error})") from None
     for name in sorted({*found, *manifest.files}):

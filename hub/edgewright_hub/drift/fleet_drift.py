@@ -22,6 +22,8 @@ import msgspec
 import numpy as np
 import sqlalchemy as sa
 
+from edgewright_contracts.built import built
+
 from ..fleet.roster import Roster
 from ..storage import control, telemetry
 from ..storage.store import upsert
@@ -170,7 +172,7 @@ class FleetDrift:
             self._load(now_ms)
             with self._control.connect() as connection:
                 number, before = decisions.last_acceptance(connection, subject)
-                streams = msgspec.msgpack.decode(before, type=list[tuple[Key, bytes]])
+                streams = msgspec.msgpack.decode(before, type=built(list[tuple[Key, bytes]]))
                 self._know(connection, {key.digest for key, _ in streams})
             keys = set()
             for key, data in streams:

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from edgewright_contracts.baseline import Baseline, decode_baseline, per_channel
 from edgewright_contracts.binning import Cells, unpack
+from edgewright_contracts.built import built
 from edgewright_contracts.errors import ContractError
 from edgewright_contracts.manifest import Manifest
 
@@ -66,7 +67,7 @@ class References:
             p = control.packages.c
             for row in connection.execute(sa.select(p.name, p.digest, p.manifest)):
                 try:
-                    self._packages[row.digest[:16]] = Package(row.name, msgspec.convert(row.manifest, Manifest))
+                    self._packages[row.digest[:16]] = Package(row.name, msgspec.convert(row.manifest, built(Manifest)))
                 except (msgspec.ValidationError, ContractError) as error:
                     if row.digest not in self._unreadable:
                         _LOG.warning("no drift for %s %s: its manifest in hub.db: %s", row.name, row.digest[:16], error)

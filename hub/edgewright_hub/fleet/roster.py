@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 import sqlalchemy as sa
 
+from edgewright_contracts.built import built
 from edgewright_contracts.errors import RequestError
 
 from ..storage import control, telemetry
@@ -75,7 +76,7 @@ def meant(selector: Selector, devices: Iterable[Device]) -> list[str]:
 
 
 def attributes_of(document: Any) -> Attributes:
-    return msgspec.convert(document or {}, Attributes)
+    return msgspec.convert(document or {}, built(Attributes))
 
 
 def known(selector: Selector, cohorts: Iterable[str]) -> Selector:

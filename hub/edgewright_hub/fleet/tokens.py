@@ -18,6 +18,7 @@ from typing import Final, Literal, NamedTuple, cast, get_args
 import msgspec
 import sqlalchemy as sa
 
+from edgewright_contracts.built import built
 from edgewright_contracts.errors import ContractError, Refused, RequestError
 
 from ..storage import control
@@ -104,7 +105,9 @@ def parse(text: str) -> EnrolmentToken:
         raise ContractError("token", f"a string that begins with {PREFIX}", repr(text[:8]))
     encoded = text.removeprefix(PREFIX)
     try:
-        return msgspec.json.decode(base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)), type=EnrolmentToken)
+        return msgspec.json.decode(
+            base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)), type=built(EnrolmentToken)
+        )
     except (ValueError, msgspec.MsgspecError) as error:
         raise ContractError("token", "an enrolment token, copied whole", str(error)) from None
 

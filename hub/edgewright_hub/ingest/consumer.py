@@ -30,6 +30,7 @@ import sqlalchemy as sa
 from paho.mqtt.enums import CallbackAPIVersion
 
 from edgewright_contracts import topics
+from edgewright_contracts.built import built
 from edgewright_contracts.codec import Hex64
 from edgewright_contracts.desired import Command, encode, encode_ack
 
@@ -167,7 +168,7 @@ class Consumer:
             return
         with self._publishing:
             if kind == "desired":
-                rev = msgspec.json.decode(body, type=_Revision).rev
+                rev = msgspec.json.decode(body, type=built(_Revision)).rev
                 if rev < self._revisions.get(device, 0):
                     return  # read from hub.db before a newer one went out; the broker would keep it for ever
                 self._revisions[device] = rev

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from edgewright_contracts import birth, event, topics
+from edgewright_contracts.built import built
 from edgewright_contracts.codec import REPORT_BYTES, Hex64, Sequence, decode
 from edgewright_contracts.errors import ContractError
 from edgewright_contracts.packing import plain
@@ -135,9 +136,9 @@ def _head(kind: str, body: bytes) -> _Head | _EventHead | None:
     try:
         if kind == "report":
             raw = plain(body, name="report", limit=REPORT_BYTES)
-            return msgspec.msgpack.decode(raw, type=_Head)
+            return msgspec.msgpack.decode(raw, type=built(_Head))
         if kind == "event":
-            return msgspec.json.decode(body, type=_EventHead)
+            return msgspec.json.decode(body, type=built(_EventHead))
     except (msgspec.MsgspecError, ContractError, UnicodeDecodeError, RecursionError):
         pass
     return None

@@ -20,6 +20,7 @@ import sqlalchemy as sa
 import zstandard
 
 from edgewright_contracts import delta, durable
+from edgewright_contracts.built import built
 from edgewright_contracts.manifest import FileRef, Manifest
 
 from ..storage import control
@@ -76,7 +77,7 @@ class Deltas:
         table = control.packages.c
         with self._engine.connect() as connection:
             rows = connection.execute(sa.select(table.digest, table.manifest).where(table.digest.in_(signed))).all()
-        manifests = {row.digest: msgspec.convert(row.manifest, Manifest) for row in rows}
+        manifests = {row.digest: msgspec.convert(row.manifest, built(Manifest)) for row in rows}
         order = [digest for digest in signed if digest in manifests]
         for at in reversed(range(len(order))):
             new = order[at]

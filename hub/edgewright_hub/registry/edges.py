@@ -15,6 +15,7 @@ import msgspec
 import sqlalchemy as sa
 
 from edgewright_contracts.baseline import decode_baseline
+from edgewright_contracts.built import built
 from edgewright_contracts.errors import ContractError
 from edgewright_contracts.manifest import Manifest
 
@@ -51,7 +52,7 @@ class Edges:
         for row in rows:
             self._read.add(row.digest)
             try:
-                manifest = msgspec.convert(row.manifest, Manifest)
+                manifest = msgspec.convert(row.manifest, built(Manifest))
             except (msgspec.ValidationError, ContractError) as error:
                 _LOG.warning("the windows of %s are not checked: its manifest in hub.db: %s", row.digest[:16], error)
                 continue

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 import sqlalchemy as sa
 
+from edgewright_contracts.built import built
 from edgewright_contracts.manifest import Manifest
 
 from ..storage import control, telemetry
@@ -75,7 +76,7 @@ class Abilities:
                     self._heard_ms = max(self._heard_ms, row.birth_ms)
             if missing := {digest for digest in digests if digest not in self._manifests}:
                 found = connection.execute(sa.select(p.digest, p.manifest).where(p.digest.in_(missing)))
-                self._manifests |= {one.digest: msgspec.convert(one.manifest, Manifest) for one in found}
+                self._manifests |= {one.digest: msgspec.convert(one.manifest, built(Manifest)) for one in found}
 
     def manifest(self, digest: str | None) -> Manifest | None:
         return self._manifests.get(digest or "")

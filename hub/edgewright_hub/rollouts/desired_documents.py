@@ -20,6 +20,7 @@ from typing import Any, Final
 import msgspec
 import sqlalchemy as sa
 
+from edgewright_contracts.built import built
 from edgewright_contracts.codec import MAX_COUNT
 from edgewright_contracts.desired import Config, Desired, DesiredModel, Probation, encode
 from edgewright_contracts.errors import ContractError
@@ -90,7 +91,7 @@ def retained(engine: sa.Engine) -> list[tuple[str, bytes]]:
 
 def _readable(row: Any) -> Desired:
     try:
-        return msgspec.convert(row.document, Desired)
+        return msgspec.convert(row.document, built(Desired))
     except (msgspec.ValidationError, ContractError) as error:
         _LOG.error("the document of %s in hub.db cannot be read and counts as empty: %s", row.device, error)
         rev = row.document.get("rev") if isinstance(row.document, dict) else None

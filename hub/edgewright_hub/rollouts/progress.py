@@ -18,6 +18,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from edgewright_contracts.built import built
+
 from .members import COLUMNS, Member, Members
 from .state import RolloutState
 
@@ -46,7 +48,7 @@ def unpacked(document: Mapping[str, Any]) -> RolloutState:
     plain = {name: value for name, value in document.items() if name != "members"}
     stored = document["members"]
     members = _former(document) if isinstance(stored, list | tuple) else _members(stored)
-    return msgspec.structs.replace(msgspec.convert(plain, RolloutState), members=members)
+    return msgspec.structs.replace(msgspec.convert(plain, built(RolloutState)), members=members)
 
 
 def _members(stored: Mapping[str, Any]) -> Members:
@@ -62,7 +64,8 @@ def _members(stored: Mapping[str, Any]) -> Members:
 def _former(document: Mapping[str, Any]) -> Members:
     """Of releases that kept an object for each device, and the counts that wait beside them."""
     rows = [
-        msgspec.convert({**row, "refused": row.get("failed_in") == "selftest"}, Member) for row in document["members"]
+        msgspec.convert({**row, "refused": row.get("failed_in") == "selftest"}, built(Member))
+        for row in document["members"]
     ]
     members = Members.of(rows)
     waits = np.asarray(document.get("pending") or (), np.float64)

@@ -15,6 +15,7 @@ import msgspec
 import sqlalchemy as sa
 
 from edgewright_contracts import delta
+from edgewright_contracts.built import built
 from edgewright_contracts.errors import ContractError
 
 from ..fleet.roster import Roster
@@ -99,6 +100,6 @@ class Prospects:
 def _storable(spec: RolloutSpec) -> RolloutSpec:
     """msgspec checks ranges only when it reads: what is stored must be one that can be read."""
     try:
-        return msgspec.convert(msgspec.to_builtins(spec), RolloutSpec)
+        return msgspec.convert(msgspec.to_builtins(spec), built(RolloutSpec))
     except msgspec.ValidationError as error:
         raise ContractError("rollout", "a specification that can be stored", str(error)) from None

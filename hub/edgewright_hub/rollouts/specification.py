@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
 
+from edgewright_contracts.built import built
 from edgewright_contracts.codec import Name
 from edgewright_contracts.desired import Probation, Seconds
 from edgewright_contracts.errors import ContractError, RequestError
@@ -132,10 +133,10 @@ def stored(document: Mapping[str, Any]) -> RolloutSpec:
     """The spec of a row of control.rollouts. A gate that this release does not accept any more counts as the default,
     so that its rollout can still be looked at, judged and aborted."""
     try:
-        return msgspec.convert(document, RolloutSpec)
+        return msgspec.convert(document, built(RolloutSpec))
     except msgspec.ValidationError as error:
         _LOG.warning("the gate of a stored rollout of %s counts as the default: %s", document.get("model"), error)
-        return msgspec.convert({**document, "gate": {}}, RolloutSpec)
+        return msgspec.convert({**document, "gate": {}}, built(RolloutSpec))
 
 
 @functools.lru_cache(maxsize=256)

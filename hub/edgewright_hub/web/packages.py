@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
+from edgewright_contracts.built import built
 from edgewright_contracts.manifest import Manifest
 
 from ..registry import garbage, lineage, stages
@@ -86,7 +87,9 @@ def diff(request: Request, name: str, old: str, new: str, _: Reader) -> dict[str
     hub = hub_of(request)
     with hub.control.connect() as connection:
         before, after = (stages.package(connection, name, version).manifest for version in (old, new))
-    return lineage.diff(msgspec.convert(before, Manifest), msgspec.convert(after, Manifest), hub.registry.blobs)
+    return lineage.diff(
+        msgspec.convert(before, built(Manifest)), msgspec.convert(after, built(Manifest)), hub.registry.blobs
+    )
 
 
 @router.post("/api/v1/gc")
