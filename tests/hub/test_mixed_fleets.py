@@ -289,7 +289,7 @@ def test_a_rollout_that_cannot_be_judged_is_a_ticket_until_it_can(
         patch.setattr(rollout, "step", breaks)
         house.tick()
         house.tick()
-    assert _alerts(house) == [(f"rollout:{name}:judge", "ticket", False)]
+    assert _alerts(house) == [(f"rollout:{name}:still", "ticket", False)]
     house.live(FOUR, 1)
-    assert _alerts(house) == [(f"rollout:{name}:judge", "ticket", True)]
-    assert _noted(house) == [f"rollout:{name}:judge: it is judged again"]
+    assert _alerts(house) == [(f"rollout:{name}:still", "ticket", True)]
+    assert _noted(house) == [f"rollout:{name}:still: it gets on"]

@@ -50,18 +50,21 @@ def first_time(members: Members, spec: RolloutSpec, stage: int, here: Bools, abl
     return chosen
 
 
+def of_stage(members: Members, stage: int) -> Bools:
+    """Those that the stage is judged on: its own devices, or all before it where it gave the release to nobody new."""
+    mine = members.stage == stage
+    return mine if mine.any() else members.given
+
+
+def to_come(members: Members, spec: RolloutSpec, stage: int, unable: Bools | None) -> Indices:
+    """Devices that the stage could be given to still, if all spoke, were open and not held."""
+    able = np.ones(len(members), np.bool_) if unable is None else ~unable
+    return first_time(members, spec, stage, able, able)
+
+
 def nobody_left(members: Members, spec: RolloutSpec, stage: int, unable: Bools | None) -> bool:
     """Whether no device has the release, and none is left that the stage could ever give it to."""
-    if members.given.any():
-        return False
-    coming = members.has("waiting")
-    if unable is not None:
-        coming &= ~unable
-    if stage < len(spec.ladder) - 1:
-        coming &= members.group <= stage
-    if is_selector(spec.ladder[stage]):
-        coming &= members.group >= 0
-    return not coming.any()
+    return not members.given.any() and not to_come(members, spec, stage, unable).size
 
 
 def again(members: Members, able: Bools, now_ms: int) -> Indices:

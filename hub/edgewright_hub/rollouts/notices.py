@@ -1,7 +1,8 @@
 """Alerts about rollouts: they open and close in the transaction of what they are about, and the audit says why.
 
     rollout:ID         the release is sent back: a page, or a ticket where an experiment or a revocation takes it back
-    rollout:ID:judge   it cannot be judged, so it stands still: a ticket
+    rollout:ID:still   it stands still and needs a person, since it cannot be judged, or does not get on (`headway`): a
+                       ticket
     rollout:ID:blocked another rollout sent its release back, so the hub paused it: a ticket
 
 The first is over when a later release of the model was promoted to the same devices, since what was wrong has been put
@@ -39,13 +40,18 @@ def moved(connection: sa.Connection, before: RolloutState, after: RolloutState, 
         _superseded(connection, after, spec, now_ms)
     if after.state not in ACTIVE or after.state in GOING_BACK:
         _close(connection, f"rollout:{after.id}:blocked", f"it is {after.state}", now_ms)
-    judged(connection, after.id, "it has ended" if after.state not in ACTIVE else "it is judged again", now_ms)
+    why = after.headway.stalled
+    if why and why != before.headway.stalled:
+        stuck(connection, after.id, f"{why}. Its reason: {after.reason}", now_ms)
+    if not why:
+        said = "it gets on" if after.state == "running" else f"it is {after.state}"
+        _close(connection, f"rollout:{after.id}:still", said, now_ms)
 
 
 def stuck(connection: sa.Connection, rollout_id: str, said: str, now_ms: int) -> None:
     alerts.open_alert(
         connection,
-        f"rollout:{rollout_id}:judge",
+        f"rollout:{rollout_id}:still",
         severity="ticket",
         kind="rollout",
         subject=rollout_id,
@@ -66,10 +72,6 @@ def blocked(connection: sa.Connection, rollout_id: str, spec: RolloutSpec, why: 
         f"`edgewright rollout abort {rollout_id}` takes it back",
         now_ms=now_ms,
     )
-
-
-def judged(connection: sa.Connection, rollout_id: str, why: str, now_ms: int) -> None:
-    _close(connection, f"rollout:{rollout_id}:judge", why, now_ms)
 
 
 def _sent_back(connection: sa.Connection, state: RolloutState, spec: RolloutSpec, now_ms: int) -> None:

@@ -43,10 +43,11 @@ import numpy as np
 
 from edgewright_contracts.errors import Refused
 
-from . import experiment, exposure, interval, retreat
+from . import experiment, exposure, headway, interval, retreat
 from .departures import departed
 from .experiment import Answer, Conclusion
 from .gates import Evidence, Gate, Judgement
+from .headway import Headway
 from .hearing import Said, hear
 from .members import CODE, Bools, Member, Members, Numbers, happened
 from .processes import Counts, Floats
@@ -156,7 +157,7 @@ def step(
     if state.state in ("draft", "unapproved"):
         return state, NOTHING
     state = _not_ahead(state, spec, now_ms)
-    given = state.members.given
+    was, given = state.members, state.members.given
     members = departed(_heard(state.members, spec, seen, now_ms), seen.retired, seen.left)
     state = msgspec.structs.replace(state, members=members)
     if state.state in GOING_BACK:
@@ -173,7 +174,7 @@ def step(
         return state, together(all_of("back", given & ~state.members.given & other), judged)
     if state.state == "running":
         state, asked = _ask(state, spec, here, able, seen.bytes, now_ms)
-        return state, together(off, judged, asked)
+        return _gets_on(state, was, spec, here, seen.unable, now_ms), together(off, judged, asked)
     return retreat.undone(state, spec, now_ms), together(off, judged)
 
 
@@ -185,13 +186,14 @@ def _not_ahead(state: RolloutState, spec: RolloutSpec, now_ms: int) -> RolloutSt
     if (members.asked_ms > now_ms).any() or (members.due_ms > longest_ms).any():
         asked_ms, due_ms = np.minimum(members.asked_ms, now_ms), np.minimum(members.due_ms, longest_ms)
         state = msgspec.structs.replace(state, members=replace(members, asked_ms=asked_ms, due_ms=due_ms))
-    if max(state.since_ms, state.judged_ms, state.asked_ms) <= now_ms:
+    if max(state.since_ms, state.judged_ms, state.asked_ms, state.headway.at_ms) <= now_ms:
         return state
     return msgspec.structs.replace(
         state,
         since_ms=min(state.since_ms, now_ms),
         judged_ms=min(state.judged_ms, now_ms),
         asked_ms=min(state.asked_ms, now_ms),
+        headway=msgspec.structs.replace(state.headway, at_ms=min(state.headway.at_ms, now_ms)),
     )
 
 
@@ -234,7 +236,7 @@ def _judge(
 ) -> tuple[RolloutState, Wishes]:
     due = now_ms - state.judged_ms >= 1000 * spec.window_s
     treated, control, members = interval.taken(state.members, seen.treated, seen.control, seen.present, due=due)
-    mine = (members.stage == state.stage) if (members.stage == state.stage).any() else members.given
+    mine = exposure.of_stage(members, state.stage)
     running, coming = members.has("active", "committed"), members.has("asked", "resting")
     counted = mine & (running | (coming & able))
     soaked = counted & running & seen.present & (members.windows >= spec.gate.soak_windows)
@@ -282,7 +284,7 @@ def _judge(
     if exposure.first_time(members, spec, state.stage, here, able).size:
         return state, NOTHING
     if not last:
-        return msgspec.structs.replace(state, stage=state.stage + 1, since_ms=now_ms), NOTHING
+        return _next_stage(state, state.reason, now_ms), NOTHING
     closed = int(np.count_nonzero(waiting & here & ~able))
     if closed:
         return msgspec.structs.replace(state, reason=f"{closed} devices wait for their maintenance windows"), NOTHING
@@ -304,7 +306,13 @@ def _passed_by(state: RolloutState, spec: RolloutSpec, now_ms: int) -> RolloutSt
     reason = f"nobody is left for stage {state.stage + 1} ({spec.ladder[state.stage]})"
     if state.stage + 2 >= len(spec.ladder):
         return msgspec.structs.replace(state, reason=f"{reason}, and nobody has the release: abort it, and begin anew")
-    return msgspec.structs.replace(state, stage=state.stage + 1, since_ms=now_ms, reason=f"{reason}: it is passed by")
+    return _next_stage(state, f"{reason}: it is passed by", now_ms)
+
+
+def _next_stage(state: RolloutState, reason: str, now_ms: int) -> RolloutState:
+    return msgspec.structs.replace(
+        state, stage=state.stage + 1, since_ms=now_ms, reason=reason, headway=Headway(at_ms=now_ms)
+    )
 
 
 def _compared(state: RolloutState, spec: RolloutSpec, judgement: Judgement, now_ms: int) -> tuple[RolloutState, Wishes]:
@@ -344,6 +352,17 @@ def _ask(
     )
     codes = np.where(np.arange(asked.size) < again.size, KINDS.index("again"), KINDS.index("give"))
     return state, Wishes(asked, codes.astype(np.int8))
+
+
+def _gets_on(
+    state: RolloutState, was: Members, spec: RolloutSpec, here: Bools, unable: Bools | None, now_ms: int
+) -> RolloutState:
+    """The state with its headway; `was`: its members before the step."""
+    now = headway.got_on(state.headway, state.members, was, state.figures, spec, now_ms)
+    compares = state.stage == spec.experiment_stage and state.conclusion is None
+    last_ms = max(now.at_ms, state.judged_ms) if compares else now.at_ms
+    why = headway.stalled(state.members, spec, state.stage, here, unable, (now_ms - last_ms) / 1000)
+    return msgspec.structs.replace(state, headway=msgspec.structs.replace(now, stalled=why))
 
 
 def _troubles(members: Members, trying: Bools) -> str:

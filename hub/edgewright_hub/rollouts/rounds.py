@@ -127,7 +127,8 @@ class Rounds:
                 said = f"this rollout cannot be judged ({type(error).__name__}: {error}); the hub's log says more"
                 if row.progress.get("reason") != said:
                     _LOG.exception("rollout %s cannot be judged", row.id)
-                    stepped[row.id] = {"progress": {**row.progress, "reason": said}, "updated_ms": now_ms}
+                    progress = {**row.progress, "reason": said, "headway": {}}  # which is looked at anew afterwards
+                    stepped[row.id] = {"progress": progress, "updated_ms": now_ms}
                     told.append(partial(notices.stuck, rollout_id=row.id, said=said, now_ms=now_ms))
                 continue
             claims.renew(spec.model, after)

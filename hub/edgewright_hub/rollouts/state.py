@@ -17,6 +17,7 @@ from .effect import Effect
 from .experiment import Conclusion
 from .figures import Figure
 from .gates import Ledger
+from .headway import Headway
 from .members import Members
 
 State = Literal[
@@ -80,6 +81,7 @@ class RolloutState(msgspec.Struct, frozen=True, kw_only=True):
     approved: tuple[str, ...] = ()  # by whom
     effects: tuple[Effect, ...] = ()  # of an experiment, as far as they are known
     conclusion: Conclusion | None = None
+    headway: Headway = Headway()
 
     @property
     def exposed(self) -> int:
@@ -100,7 +102,9 @@ def move(state: RolloutState, event: Event, reason: str, now_ms: int) -> Rollout
         ) from None
     since_ms = state.since_ms if event in ("pause", "resume", "conclude") else now_ms
     paused = reason if event == "pause" else ""
-    return msgspec.structs.replace(state, state=after, since_ms=since_ms, reason=reason, paused=paused)
+    return msgspec.structs.replace(
+        state, state=after, since_ms=since_ms, reason=reason, paused=paused, headway=Headway(at_ms=now_ms)
+    )
 
 
 def _compares(state: RolloutState) -> bool:
