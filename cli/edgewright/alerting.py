@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .groups import ShownByDefault
-from .hub_client import HubClient, with_hub
+from .hub_client import HubClient, path, with_hub
 from .tables import ago, print_table
 
 
@@ -24,7 +24,7 @@ def alerts() -> None:
 @with_hub
 def show(client: HubClient, everything: bool, as_json: bool) -> int:
     """Open alerts, pages first. Exits with 1 while there is a page that nobody has acknowledged."""
-    rows = client.get(f"/api/v1/alerts?closed={'true' if everything else 'false'}")
+    rows = client.get(path("alerts", closed=everything))
     now = [row for row in rows if row["closed_ms"] is None]
     pages = sum(row["severity"] == "page" and row["acknowledged_ms"] is None for row in now)
     if as_json:
@@ -45,7 +45,7 @@ def show(client: HubClient, everything: bool, as_json: bool) -> int:
 @with_hub
 def acknowledge(client: HubClient, number: int, as_json: bool) -> None:
     """Say that somebody looks at it."""
-    row = client.post(f"/api/v1/alerts/{number}/acknowledge")
+    row = client.post(path("alerts", str(number), "acknowledge"))
     click.echo(json.dumps(row) if as_json else f"{number} is looked at by {row['acknowledged_by']}: {row['text']}")
 
 
@@ -54,7 +54,7 @@ def acknowledge(client: HubClient, number: int, as_json: bool) -> None:
 @with_hub
 def close(client: HubClient, number: int, as_json: bool) -> None:
     """Close it. It opens again when its reason comes back."""
-    row = client.post(f"/api/v1/alerts/{number}/close")
+    row = client.post(path("alerts", str(number), "close"))
     click.echo(json.dumps(row) if as_json else f"{number} is closed: {row['text']}")
 
 
@@ -99,7 +99,7 @@ def add(client: HubClient, address: str, pages_only: bool, kind: str, subject: s
 @with_hub
 def test(client: HubClient, number: int, as_json: bool) -> None:
     """Send it something; `webhook show` says soon whether it was taken."""
-    made = client.post(f"/api/v1/webhooks/{number}/test")
+    made = client.post(path("webhooks", str(number), "test"))
     click.echo(json.dumps(made) if as_json else f"delivery {made['delivery']} is on its way")
 
 
@@ -108,5 +108,5 @@ def test(client: HubClient, number: int, as_json: bool) -> None:
 @with_hub
 def remove(client: HubClient, number: int, as_json: bool) -> None:
     """Post nothing there any more."""
-    client.post(f"/api/v1/webhooks/{number}/remove")
+    client.post(path("webhooks", str(number), "remove"))
     click.echo(json.dumps({"removed": number}) if as_json else f"webhook {number} is removed")

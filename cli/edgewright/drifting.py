@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from typing import Any
-from urllib.parse import quote
 
 import click
 from rich.markup import escape
@@ -14,7 +13,7 @@ from rich.table import Table
 from edgewright_contracts.errors import RequestError
 
 from .groups import ShownByDefault
-from .hub_client import HubClient, with_hub
+from .hub_client import HubClient, path, with_hub
 from .tables import ago, print_table, toned
 
 _REASON = click.option("--reason", default="", help="Why; it is kept in the audit log.")
@@ -31,7 +30,7 @@ def drift() -> None:
 @with_hub
 def show(client: HubClient, everything: bool, by: str | None, as_json: bool) -> int:
     """Which devices and fleets drifted, since when, in what and how. Exits with 1 while there is an alarm."""
-    if by:
+    if by is not None:
         return _divided(client, by, as_json)
     rows, budget = client.get("/api/v1/drift"), client.get("/api/v1/drift/budget")
     alarms = [row for row in rows if row["verdict"] == "alarm"]
@@ -54,7 +53,7 @@ def show(client: HubClient, everything: bool, by: str | None, as_json: bool) -> 
 
 
 def _divided(client: HubClient, key: str, as_json: bool) -> int:
-    rows = client.get(f"/api/v1/drift/by/{quote(key, safe='')}")
+    rows = client.get(path("drift", "by", key))
     alarms = sum(row["alarm"] for row in rows)
     if as_json:
         click.echo(json.dumps({"by": key, "rows": rows}))
@@ -93,7 +92,7 @@ def budget(client: HubClient, pages: float | None, reason: str, as_json: bool) -
 def accept(client: HubClient, subject: str, reason: str, undo: bool, as_json: bool) -> None:
     """What the device or fleet SUBJECT shows now is its new normal: compare it with its own windows from here on."""
     verb = "undo" if undo else "accept"
-    answer: dict[str, Any] = client.post(f"/api/v1/drift/{quote(subject, safe='')}/{verb}", {"reason": reason})
+    answer: dict[str, Any] = client.post(path("drift", subject, verb), {"reason": reason})
     if as_json:
         click.echo(json.dumps(answer))
     elif undo:
@@ -107,5 +106,5 @@ def accept(client: HubClient, subject: str, reason: str, undo: bool, as_json: bo
 @with_hub
 def acknowledge(client: HubClient, subject: str, as_json: bool) -> None:
     """End the drift alarms of a device or a fleet: somebody has looked. What goes on moving is reported again."""
-    answer = client.post(f"/api/v1/drift/{quote(subject, safe='')}/acknowledge")
+    answer = client.post(path("drift", subject, "acknowledge"))
     click.echo(json.dumps(answer) if as_json else f"{answer['acknowledged']} alarms of {subject} ended")

@@ -9,7 +9,6 @@ import time
 import zipfile
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote, urlencode
 
 import click
 from rich.console import Console
@@ -20,7 +19,8 @@ from edgewright_contracts import durable
 from edgewright_contracts.errors import RequestError, Unavailable
 
 from .groups import ShownByDefault
-from .hub_client import HubClient, with_hub
+from .hub_client import HubClient, path, with_hub
+from .inventory import named
 from .tables import ago, print_table, toned
 
 UNPACKED_BYTES: Final = 1 << 20  # of a sample; a device takes none beyond 256 KiB
@@ -74,17 +74,19 @@ samples.add_command(listed, "list")
 @samples.command()
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The folder to write.")
 @click.option("--model", default="", help="Only inputs of this one.")
-@click.option("--device", default="", help="Only of this one.")
+@click.option("--device", default="", callback=named, help="Only of this one.")
 @with_hub
 def export(client: HubClient, out: Path, model: str, device: str, as_json: bool) -> int:
     """Fetch samples into OUT: DEVICE/ID.npz, and manifest.json with what each is. Every file is looked through before
     it is kept; what is not as a device packs it is left out, and then the command exits with 1."""
     kept: list[dict[str, Any]] = []
     refused: list[str] = []
+    if device:
+        client.get(path("devices", device))  # or one that there is not would be one without samples
     for one in client.get("/api/v1/samples")["samples"]:
         if device not in ("", one["device"]):
             continue
-        data = client.get_bytes(f"/api/v1/samples/{one['device']}/{one['id']}")
+        data = client.get_bytes(path("samples", one["device"], one["id"]))
         try:
             about = verified(data)
         except ValueError as error:
@@ -132,7 +134,7 @@ def verified(data: bytes) -> dict[str, Any]:
 
 
 @click.command()
-@click.argument("device", required=False)
+@click.argument("device", required=False, callback=named)
 @click.option("--wait", "wait_s", type=click.FloatRange(0, 3600), default=60.0, show_default=True, help="Seconds.")
 @click.option("--hours", type=click.FloatRange(0.1, 720), default=24.0, show_default=True,
               help="So long the request waits for a device that is away.")  # fmt: skip
@@ -154,12 +156,12 @@ def collect(
         _tell_orders(client.get("/api/v1/orders"), as_json)
         return
     if newest:
-        found = client.get(f"/api/v1/orders?{urlencode({'device': device})}")
+        found = client.get(path("orders", device=device))
         order = next((one for one in found if one["state"] == "arrived" and one["verb"] == "collect"), None)
         if order is None:
             raise RequestError(f"{device} has answered nothing yet; `edgewright fleet collect {device}` asks it")
     else:
-        order = client.post(f"/api/v1/devices/{quote(device, safe='')}/collect", {"hours": hours})
+        order = client.post(path("devices", device, "collect"), {"hours": hours})
     _keep(_awaited(client, device, order, wait_s), out, as_json)
 
 
@@ -167,7 +169,7 @@ def _awaited(client: HubClient, device: str, order: dict[str, Any], wait_s: floa
     """What the device said. Raises Unavailable."""
     until = time.monotonic() + wait_s
     while True:
-        told = client.get(f"/api/v1/devices/{quote(device, safe='')}/answers/{order['id']}")
+        told = client.get(path("devices", device, "answers", order["id"]))
         if told["answer"] is not None:
             if not told["answer"]["text"]:
                 raise Unavailable(f"{device}: {told['answer']['reason']}")

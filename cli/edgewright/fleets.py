@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from typing import Any
-from urllib.parse import quote, urlencode
 
 import click
 from rich.console import Console
@@ -16,7 +15,7 @@ from edgewright_contracts.errors import RequestError
 
 from . import alerting, enrolments, fetching, inventory, quality
 from .drifting import acknowledge, drift
-from .hub_client import HubClient, with_hub
+from .hub_client import HubClient, path, with_hub
 from .tables import ago, print_table
 
 
@@ -41,7 +40,7 @@ for more in (quality.accuracy, quality.labels, quality.retrain):
 @with_hub
 def devices(client: HubClient, select: str, as_json: bool) -> None:
     """Every device, retired ones too: what it runs, and when it was last seen."""
-    rows = client.get(f"/api/v1/devices?{urlencode({'select': select})}")
+    rows = client.get(path("devices", select=select))
     if as_json:
         click.echo(json.dumps({"devices": rows}))
         return
@@ -67,7 +66,7 @@ fleet.add_command(acknowledge)
 @with_hub
 def retire(client: HubClient, device: str, as_json: bool) -> None:
     """Decommission a device: let it in no more, its certificate ends now. A new token takes it back."""
-    answer = client.post(f"/api/v1/devices/{quote(device, safe='')}/retire")
+    answer = client.post(path("devices", device, "retire"))
     click.echo(json.dumps(answer) if as_json else f"{device} is retired")
 
 
@@ -104,8 +103,7 @@ def config(
     elif reason:
         raise RequestError("--reason belongs to a change: add --set KEY=VALUE or --reset")
     else:
-        query = urlencode([("fleet", fleet_name), ("select", select), *(("device", name) for name in names)])
-        found = client.get(f"/api/v1/config?{query}")
+        found = client.get(path("config", fleet=fleet_name, select=select, device=names))
     if as_json:
         click.echo(json.dumps({"configs": found}))
         return

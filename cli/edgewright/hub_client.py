@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import click
 import urllib3
@@ -82,6 +82,20 @@ class HubClient:
         if answer.status < 400:
             return answer.data
         raise _failure(answer.status, answer.data, f"{method} {path}")
+
+
+def path(*names: str, **asked: Any) -> str:
+    """`/api/v1/NAME/NAME?KEY=VALUE` of names and values as a person typed them, whatever characters they hold; a list
+    stands for a key more than once. Raises RequestError for an empty name."""
+    if not all(names):
+        raise RequestError("expected a name or an id, got an empty one: is a variable of a script not set?")
+    place = "/".join(map(_segment, names))
+    return f"/api/v1/{place}{'?' if asked else ''}{urlencode(asked, doseq=True, errors='replace')}"
+
+
+def _segment(name: str) -> str:
+    # Nothing but dots is a step up the path, and `quote` leaves dots as they are.
+    return "%2E" * len(name) if name in (".", "..") else quote(name, safe="", errors="replace")
 
 
 def with_hub(command: F) -> F:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from typing import Any
-from urllib.parse import quote
 
 import click
 from click.core import ParameterSource
@@ -14,7 +13,7 @@ from rich.table import Table
 
 from edgewright_contracts.errors import RequestError
 
-from .hub_client import HubClient, with_hub
+from .hub_client import HubClient, path, with_hub
 from .tables import ago, print_table
 
 
@@ -88,9 +87,9 @@ def cohort(client: HubClient, name: str | None, select: str, remove: bool, as_js
     if bool(select) == remove:
         raise RequestError("expected --select SELECTOR to say who is in it, or --remove")
     if remove:
-        answer = client.delete(f"/api/v1/fleet/cohorts/{quote(name, safe='')}")
+        answer = client.delete(path("fleet", "cohorts", name))
         return click.echo(json.dumps(answer) if as_json else f"there is no cohort {name} any more")
-    answer = client.put(f"/api/v1/fleet/cohorts/{quote(name, safe='')}", {"selector": select})
+    answer = client.put(path("fleet", "cohorts", name), {"selector": select})
     return click.echo(json.dumps(answer) if as_json else f"{name}: {_some(answer['devices'])}")
 
 
@@ -99,7 +98,7 @@ def cohort(client: HubClient, name: str | None, select: str, remove: bool, as_js
 @with_hub
 def show(client: HubClient, device: str, as_json: bool) -> None:
     """All about one device: what it shall run and runs, what was refused of it, and its history."""
-    found = client.get(f"/api/v1/devices/{quote(device, safe='')}")
+    found = client.get(path("devices", device))
     if as_json:
         return click.echo(json.dumps(found))
     console = Console()

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
 
 import click
 from rich.console import Console
@@ -16,14 +15,14 @@ from rich.table import Table
 from edgewright_contracts.errors import RequestError
 
 from .groups import ShownByDefault
-from .hub_client import HubClient, with_hub
-from .inventory import SELECT
+from .hub_client import HubClient, path, with_hub
+from .inventory import SELECT, named
 from .tables import ago, print_table
 
 
 @click.command()
 @click.option("--model", default="", help="Only this one.")
-@click.option("--fleet", default="", help="Only devices of this fleet.")
+@click.option("--fleet", default="", callback=named, help="Only devices of this fleet.")
 @click.option("--context", help='Only this context; "" is what names none.')
 @click.option("--hours", type=click.IntRange(1, 8760), default=24, show_default=True, help="Of inferences.")
 @SELECT
@@ -35,7 +34,7 @@ def accuracy(
     confidence and the labels of 30 days, with a 95 % interval. Exits with 1 when labels say that it does not hold."""
     asked: dict[str, Any] = {"model": model, "fleet": fleet, "hours": hours, "select": select}
     asked |= {} if context is None else {"context": context}
-    told = client.get(f"/api/v1/accuracy?{urlencode(asked)}")
+    told = client.get(path("accuracy", **asked))
     wrong = any(_holds(one) == "disagrees" for found in told["models"] for one in (found, *found["slices"]))
     if as_json:
         click.echo(json.dumps(told))
@@ -107,7 +106,7 @@ def imported(client: HubClient, as_json: bool) -> None:
 def bring(client: HubClient, file: Path, as_json: bool) -> None:
     """Count the labels of a table, CSV or JSON lines, once: device; digest, or model and version, or model and time;
     value, or label and predicted, or n and hits; and outcome, context, variant, confidence where they matter."""
-    told = client.post_bytes(f"/api/v1/labels?{urlencode({'name': file.name})}", file.read_bytes())
+    told = client.post_bytes(path("labels", name=file.name), file.read_bytes())
     if as_json:
         click.echo(json.dumps(told))
         return
@@ -154,7 +153,7 @@ def retrain(
     if never == bool(on_drift or max_age_days):
         raise RequestError("expected --on-drift, --max-age-days or both; or --never alone")
     wanted = {"on_drift": on_drift, "max_age_days": max_age_days}
-    policy = client.post(f"/api/v1/retrain/{quote(model, safe='')}", wanted)
+    policy = client.post(path("retrain", model), wanted)
     asked = {"url": address, "kind": "retrain", "subject": model}
     hook = client.post("/api/v1/webhooks", asked) if address else None
     if as_json:

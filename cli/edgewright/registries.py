@@ -6,14 +6,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from typing import Any, Final
-from urllib.parse import quote, urlencode
 
 import click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .hub_client import HubClient, with_hub
+from .hub_client import HubClient, path, with_hub
 from .tables import ago, print_table
 
 _TONES: Final = {"approved": "green", "candidate": "yellow", "deprecated": "yellow", "revoked": "red",
@@ -45,7 +44,7 @@ def packages(client: HubClient, as_json: bool) -> None:
 @with_hub
 def lineage(client: HubClient, name: str, as_json: bool) -> None:
     """Every version of NAME: what it was made of, who decided what about it, and what its rollouts came to."""
-    rows = client.get(f"/api/v1/packages/{quote(name, safe='')}/lineage")
+    rows = client.get(path("packages", name, "lineage"))
     if as_json:
         return click.echo(json.dumps({"name": name, "versions": rows}))
     console = Console()
@@ -72,7 +71,7 @@ def lineage(client: HubClient, name: str, as_json: bool) -> None:
 @with_hub
 def diff(client: HubClient, name: str, old: str, new: str, as_json: bool) -> None:
     """In what version NEW of NAME differs from OLD: files, variants, limits, channels, provenance, card."""
-    found = client.get(f"/api/v1/packages/{quote(name, safe='')}/diff?{urlencode({'old': old, 'new': new})}")
+    found = client.get(path("packages", name, "diff", old=old, new=new))
     if as_json:
         return click.echo(json.dumps({"name": name, "old": old, "new": new, **found}))
     console = Console()
@@ -119,8 +118,7 @@ def _verb(verb: str, text: str) -> None:
     @click.option("--reason", required=True, help="Why, for who reads it later.")
     @with_hub
     def act(client: HubClient, name: str, version: str, reason: str, as_json: bool) -> None:
-        path = "/".join(quote(part, safe="") for part in (name, version, verb))
-        done = client.post(f"/api/v1/packages/{path}", {"reason": reason})
+        done = client.post(path("packages", name, version, verb), {"reason": reason})
         if as_json:
             return click.echo(json.dumps(done))
         click.echo(f"{name} {version} is {done['standing']}")

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from edgewright_contracts.errors import RequestError
 
-from .hub_client import HubClient, with_hub
+from .hub_client import HubClient, path, with_hub
 from .planning import lasting, print_left_out, print_plan, size
 from .rollout_options import specified
 from .tables import print_table, toned
@@ -35,8 +35,7 @@ def rollout() -> None:
 def create(client: HubClient, spec: dict[str, Any], force: bool, wait: bool, as_json: bool) -> int:
     """Give a published version of MODEL to a fleet, stage by stage, as far as the evidence allows."""
     late = "the rollout may still begin; see `edgewright rollout status` before you create it again"
-    path = f"/api/v1/rollouts{'?force=true' if force else ''}"
-    state = client.post(path, spec, patience_s=PATIENCE_S, late=late)
+    state = client.post(path("rollouts", force=force), spec, patience_s=PATIENCE_S, late=late)
     if not wait:
         return _tell(state, as_json)
     console = Console(stderr=True)
@@ -49,7 +48,7 @@ def create(client: HubClient, spec: dict[str, Any], force: bool, wait: bool, as_
                 console.print(now, highlight=False)
             told = now
             time.sleep(POLL_S)
-            state = client.get(f"/api/v1/rollouts/{state['id']}")
+            state = client.get(path("rollouts", state["id"]))
     _tell(state, as_json)
     return 0 if state["outcome"] == "promoted" else 1
 
@@ -60,8 +59,8 @@ def create(client: HubClient, spec: dict[str, Any], force: bool, wait: bool, as_
 @with_hub
 def plan(client: HubClient, spec: dict[str, Any], force: bool, as_json: bool) -> int:
     """Who would get what when, and what its gates could see. Nothing moves."""
-    path = f"/api/v1/rollouts/plan{'?force=true' if force else ''}"
-    found = client.post(path, spec, patience_s=PATIENCE_S, late="nothing was begun; ask again")
+    late = "nothing was begun; ask again"
+    found = client.post(path("rollouts", "plan", force=force), spec, patience_s=PATIENCE_S, late=late)
     if as_json:
         click.echo(json.dumps(found))
     else:
@@ -75,7 +74,7 @@ def plan(client: HubClient, spec: dict[str, Any], force: bool, as_json: bool) ->
 def status(client: HubClient, rollout_id: str | None, as_json: bool) -> int:
     """All rollouts, newest first, or one with its devices and evidence."""
     if rollout_id is not None:
-        return _tell(client.get(f"/api/v1/rollouts/{rollout_id}"), as_json)
+        return _tell(client.get(path("rollouts", rollout_id)), as_json)
     rows = client.get("/api/v1/rollouts")
     if as_json:
         click.echo(json.dumps({"rollouts": rows}))
@@ -96,7 +95,7 @@ def status(client: HubClient, rollout_id: str | None, as_json: bool) -> int:
 @with_hub
 def approve(client: HubClient, rollout_id: str, digest: str, as_json: bool) -> int:
     """Consent to a rollout that somebody else created."""
-    return _tell(client.post(f"/api/v1/rollouts/{rollout_id}/approve", {"digest": digest}), as_json)
+    return _tell(client.post(path("rollouts", rollout_id, "approve"), {"digest": digest}), as_json)
 
 
 @rollout.command()
@@ -109,7 +108,7 @@ def conclude(client: HubClient, rollout_id: str, promote: bool, back: bool, as_j
     if promote == back:
         raise RequestError("say how it ends: --promote or --back, one of them")
     answer = "promote" if promote else "take back"
-    return _tell(client.post(f"/api/v1/rollouts/{rollout_id}/conclude", {"answer": answer}), as_json)
+    return _tell(client.post(path("rollouts", rollout_id, "conclude"), {"answer": answer}), as_json)
 
 
 def _verb(verb: str, text: str, *, why: bool = False) -> None:
@@ -118,7 +117,7 @@ def _verb(verb: str, text: str, *, why: bool = False) -> None:
     @click.option("--reason", default=None if why else "", required=why, help="Why; kept in the audit.")
     @with_hub
     def act(client: HubClient, rollout_id: str, reason: str, as_json: bool) -> int:
-        return _tell(client.post(f"/api/v1/rollouts/{rollout_id}/{verb}", {"reason": reason}), as_json)
+        return _tell(client.post(path("rollouts", rollout_id, verb), {"reason": reason}), as_json)
 
 
 _verb("pause", "Give it to nobody else for now; harm still sends it back.")

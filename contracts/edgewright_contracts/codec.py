@@ -30,7 +30,8 @@ Millis = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Sequence = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 HighWater = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Sum = Annotated[int, msgspec.Meta(ge=0, le=2**53)]  # of levels or bytes, over as long as a day
-DeviceId = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9][a-z0-9-]{0,62}\Z")]
+_NAME = r"\A[a-z0-9][a-z0-9-]{0,62}\Z"
+DeviceId = Annotated[str, msgspec.Meta(pattern=_NAME)]
 Name = DeviceId
 Version = Annotated[str, msgspec.Meta(pattern=r"\A[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}\Z")]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
@@ -42,7 +43,17 @@ Text = Annotated[str, msgspec.Meta(max_length=1024)]
 MAX_SUM = 2**53
 
 _PATH = re.compile(r" - at `(key` in `)?\$?(?P<path>[^`]*)`$")
+_STEP = re.compile(r"\.[^.\[]+|\[[^\]]*\]")
 _MISSING = re.compile(r"Object missing required field `([^`]*)`")
+# What msgspec says of a pattern, in words
+_WORDS = {
+    f"`str` matching regex {pattern!r}": words
+    for pattern, words in (
+        (_NAME, "a name of a-z, 0-9 and -, at most 63 characters"),
+        (r"\A[0-9a-f]{64}\Z", "64 hexadecimal digits"),
+        (r"\A([0-9a-f]{64})?\Z", "64 hexadecimal digits, or nothing"),
+    )
+}
 
 # MessagePack tags: bytes behind the tag; or width of the length and bytes besides (the type of an ext)
 _MSGPACK_SIZES = {0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
@@ -67,7 +78,7 @@ def decode(kind: type[T], data: bytes, *, name: str, limit: int, wire: str) -> T
         else:
             repeated = _repeated_json_key(data)
     except msgspec.ValidationError as error:
-        raise _located(error, kind, name) from None
+        raise _located(error, kind, name, codec, data) from None
     except ContractError as error:
         raise ContractError(f"{name}.{error.field}", error.expected, _short(error.got)) from None
     except (msgspec.DecodeError, ValueError, RecursionError) as error:  # bad UTF-8 is a ValueError
@@ -89,8 +100,9 @@ def encode(message: msgspec.Struct, *, name: str, limit: int, wire: str) -> byte
     return canonical
 
 
-def _located(error: msgspec.ValidationError, kind: Any, name: str) -> ContractError:
-    """msgspec says `Expected `int`, got `str` - at `$[3][2]``; turn the path into field names."""
+def _located(error: msgspec.ValidationError, kind: Any, name: str, codec: Any, data: bytes) -> ContractError:
+    """msgspec says `Expected `int`, got `str` - at `$[3][2]``; turn the path into field names. Where it does not say
+    what came, look."""
     text = str(error)
     found = _PATH.search(text)
     path = found["path"] if found else ""
@@ -101,7 +113,19 @@ def _located(error: msgspec.ValidationError, kind: Any, name: str) -> ContractEr
     if not message.startswith("Expected "):  # "Number out of range", "Invalid enum value 'x'"
         return ContractError(field, "a valid value", _short(message[:1].lower() + message[1:]))
     expected, _, got = message.removeprefix("Expected ").partition(", got ")
-    return ContractError(field, expected, _short(got) or "a value that breaks it")
+    came = _short(got or _value(codec, data, path)) or "a value that breaks it"
+    return ContractError(field, _WORDS.get(expected, expected), came)
+
+
+def _value(codec: Any, data: bytes, path: str) -> str:
+    """The number or text at this place; the empty string where it is neither."""
+    try:
+        found = codec.decode(data)
+        for step in _STEP.findall(path):
+            found = found[int(step[1:-1])] if step.startswith("[") else found[step[1:]]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return ""
+    return repr(found) if isinstance(found, str | int | float) else ""
 
 
 def _short(text: str) -> str:
@@ -169,7 +193,7 @@ def _repeated_msgpack_key(data: bytes) -> str | None:
 
 def _named(path: str, kind: Any) -> str:
     out: str = ""
-    steps: list[str] = re.findall(r"\.[^.\[]+|\[[^\]]*\]", path)
+    steps: list[str] = _STEP.findall(path)
     for step in steps:
         fields = _fields(kind)
         if fields and step.startswith("["):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import get_args
 
 import msgspec
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgewright_contracts import birth, desired, event, manifest
-from edgewright_contracts.codec import MAX_COUNT
+from edgewright_contracts.codec import MAX_COUNT, Count, Name, Sha256, decode
 from edgewright_contracts.desired import MASK_BITS, Ack
 from edgewright_contracts.errors import ContractError, EdgewrightError, Refused, RequestError, Unavailable
 from edgewright_contracts.event import EVENT_BYTES, LOG_TAIL_BYTES, FailureClass
@@ -384,6 +385,29 @@ def test_two_entries_for_one_model_are_refused() -> None:
     two = (desired.DesiredModel(name="a", digest=None), desired.DesiredModel(name="a", digest="0" * 64))
     with pytest.raises(ContractError, match="models"):
         desired.Desired(rev=1, models=two)
+
+
+class Sent(msgspec.Struct):
+    devices: tuple[Name, ...] = ()
+    digest: Sha256 = "0" * 64
+    n: Count = 0
+
+
+@pytest.mark.parametrize("wire", ["json", "msgpack"])
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        ({"devices": ["a", "B/c"]}, "devices[1]: expected a name of a-z, 0-9 and -, at most 63 characters, got 'B/c'"),
+        ({"digest": "12"}, "digest: expected 64 hexadecimal digits, got '12'"),
+        ({"n": -1}, "n: expected `int` >= 0, got -1"),
+        ({"n": "x" * 999}, "n: expected `int`, got `str`"),
+        ({"digest": "x" * 999}, "digest: expected 64 hexadecimal digits, got '" + "x" * 116 + "..."),
+    ],
+)
+def test_what_breaks_a_rule_is_told_with_what_came(wire: str, sent: dict[str, object], said: str) -> None:
+    data = getattr(msgspec, wire).encode(sent)
+    with pytest.raises(ContractError, match=f"^asked.{re.escape(said)}$"):
+        decode(Sent, data, name="asked", limit=2048, wire=wire)
 
 
 def test_errors_say_who_must_act() -> None:

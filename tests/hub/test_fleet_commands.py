@@ -49,17 +49,26 @@ def test_wrong_requests_say_why_and_exit_with_two(edgewright: Callable[..., tupl
     for option in ("--select", "--fleet", "--device"):  # as a script does whose variable is not set
         code, _, err = edgewright("rollout", "create", "digits", "--version", "1.0.0", option, "")
         assert (code, f"{option} is empty, and would mean every device" in err) == (2, True)
+    code, _, err = edgewright("fleet", "accuracy", "--model", "lost")
+    assert (code, "no package is called 'lost'" in err) == (2, True), err
     code, _, err = edgewright("rollout", "status", "r99")
     assert code == 2
     assert "r99" in err
-    for subject in ("pi-0", "lab/pi-0?x"):
-        code, _, err = edgewright("fleet", "acknowledge", subject)
-        assert (code, f"'{subject}' has no drift alarm" in err) == (2, True), err
-    for words in (("cohort", "lab?x", "--select", "id=pi-0"), ("cohort", "lab?x", "--remove"), ("show", "pi-0?x")):
-        code, _, err = edgewright("fleet", *words)
-        assert (code, "?x'" in err) == (2, True), err
-    code, _, err = edgewright("fleet", "retrain", "any/model?x", "--on-drift")
-    assert (code, "no package is called 'any/model?x'" in err) == (2, True), err
+
+
+def test_a_name_that_nothing_has_is_answered_by_what_it_names(edgewright: Callable[..., tuple[int, str, str]]) -> None:
+    fleet = ("show @", "retire @", "collect @", "collect @ --newest", "samples export --out /dev/null --device @",
+             "cohort @ --remove", "cohort @ --select id=pi-0", "hold @ --reason x", "accuracy --fleet @",
+             "acknowledge @", "drift accept @ --reason x", "retrain @ --never")  # fmt: skip
+    others = ("rollout status @", "rollout abort @", "rollout approve @ --digest 1", "rollout conclude @ --back",
+              "rollout create @ --version 1.0.0", "registry lineage @", "registry diff @ 1.0.0 2.0.0",
+              "registry approve @ 1.0.0 --reason x")  # fmt: skip
+    for line in (*(f"fleet {one}" for one in fleet), *others):
+        for name in ("a/ü ?b#%2F", ".."):
+            code, out, err = edgewright(*(name if word == "@" else word for word in line.split()))
+            assert (code, out, repr(name) in err) == (2, "", True), (line, err)
+        code, out, err = edgewright(*("" if word == "@" else word for word in line.split()))
+        assert (code, out, " empty" in err or "got ''" in err) == (2, "", True), (line, err)
 
 
 def test_devices_and_drift_are_listed(edgewright: Callable[..., tuple[int, str, str]]) -> None:

@@ -295,9 +295,10 @@ def test_every_page_answers_and_one_of_a_device_that_there_is_not_says_so(house:
         answer = client.get(path)
         assert answer.status_code == 200
         assert f'<a href="{path}" aria-current="page">' in answer.text
-    answer = client.get("/devices/nobody")
-    assert answer.status_code == 404
-    assert "no device is called" in answer.text
+    for name in ("nobody", "a%2Fb%3F"):
+        answer = client.get(f"/devices/{name}")
+        assert answer.status_code == 404
+        assert "no device is called" in answer.text
 
 
 @pytest.mark.parametrize(

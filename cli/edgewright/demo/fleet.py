@@ -23,7 +23,7 @@ from edgewright_compiler.keys import init_keys
 from edgewright_compiler.publish import publish
 from edgewright_contracts.errors import Unavailable
 
-from ..hub_client import HubClient, read_token
+from ..hub_client import HubClient, path, read_token
 from .processes import Processes
 
 T = TypeVar("T")
@@ -97,7 +97,7 @@ class LocalFleet:
         return str(self.client.post("/api/v1/rollouts", spec)["id"])
 
     def rollout(self, identifier: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.client.get(f"/api/v1/rollouts/{identifier}")
+        found: dict[str, Any] = self.client.get(path("rollouts", identifier))
         return found
 
     def wait(self, seen: Callable[[], T | None], seconds: float, what: Callable[[], str]) -> T:

@@ -97,12 +97,15 @@ class Orders:
         return dict(row._mapping)
 
     def listed(self, device: str = "") -> list[dict[str, Any]]:
-        """The newest first."""
-        o = control.orders
+        """The newest first, of all or one device. Raises RequestError for one that there is not."""
+        o, d = control.orders, control.devices.c
         mine = sa.true() if not device else o.c.device == device
         query = sa.select(o).where(mine).order_by(o.c.at_ms.desc(), o.c.id).limit(SHOWN)
         with self._control.connect() as connection:
-            return [dict(row._mapping) for row in connection.execute(query)]
+            rows = [dict(row._mapping) for row in connection.execute(query)]
+            if device and not rows and connection.execute(sa.select(d.id).where(d.id == device)).first() is None:
+                raise RequestError(f"no device is called {device[:80]!r}; `edgewright fleet devices` lists them")
+        return rows
 
     def answer(self, device: str, number: str) -> dict[str, Any] | None:
         """What the device said, {at_ms, reason, text}; None while it has not, and when events that old are gone."""

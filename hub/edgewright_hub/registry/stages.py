@@ -38,8 +38,10 @@ def package(connection: sa.Connection, name: str, version: str) -> sa.Row[Any]:
     p = control.packages
     rows = connection.execute(sa.select(p).where(p.c.name == name).order_by(p.c.published_ms)).all()
     found = next((row for row in rows if row.version == version), None)
+    if not rows:
+        raise RequestError(f"no package is called {name[:80]!r}; `edgewright registry list` lists them")
     if found is None:
-        known = ", ".join(row.version for row in rows) or "none"
+        known = ", ".join(row.version for row in rows)
         raise RequestError(f"{name} {version} is not in the registry (published: {known})")
     return found
 

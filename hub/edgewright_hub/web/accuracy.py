@@ -5,13 +5,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import sqlalchemy as sa
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
+from edgewright_contracts.errors import RequestError
+
 from ..accuracy import imports, reader, retraining
 from ..accuracy.packages import Packages
 from ..fleet import inventory, roster
+from ..storage import control
 from .api import Operator, Reader, hub_of, now_ms
 
 router = APIRouter()
@@ -31,13 +35,24 @@ def accuracy(
     and other outcomes that came, with theirs. `select`: of the devices that it means, at most 24 hours."""
     hub = hub_of(request)
     devices: frozenset[str] | None = None
-    if select:
-        with hub.control.connect() as connection:
+    with hub.control.connect() as connection:
+        _there(connection, model, fleet)
+        if select:
             fleet_now, cohorts = hub.conductor.roster.read(connection), roster.named(connection)
-        devices = frozenset(inventory.named(inventory.Whom(select=select), fleet_now, cohorts))
+            devices = frozenset(inventory.named(inventory.Whom(select=select), fleet_now, cohorts))
     asked: dict[str, Any] = {"model": model, "fleet": fleet, "context": context, "hours": hours, "now_ms": now_ms()}
     asked["devices"] = devices
     return reader.read(hub.control, hub.telemetry, Packages(hub.control, hub.registry.blobs), **asked)
+
+
+def _there(connection: sa.Connection, model: str, fleet: str) -> None:
+    """Raises RequestError for a model that was never published, and a fleet that no device was ever in."""
+    p, d = control.packages.c, control.devices.c
+    if model and connection.execute(sa.select(p.name).where(p.name == model).limit(1)).first() is None:
+        raise RequestError(f"no package is called {model[:80]!r}; `edgewright registry list` lists them")
+    fleets = sorted(connection.execute(sa.select(d.fleet).distinct()).scalars()) if fleet else []
+    if fleet and fleet not in fleets:
+        raise RequestError(f"no device is in a fleet {fleet[:80]!r}. Known fleets: {', '.join(fleets) or 'none'}")
 
 
 @router.get("/api/v1/labels")

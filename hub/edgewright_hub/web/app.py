@@ -74,28 +74,25 @@ def device_app(hub: Hub, mqtt: websocket.Connected | None = None) -> FastAPI:
     app.include_router(samples.router)
     if mqtt is not None:
         app.router.routes.append(websocket.route(mqtt))
-    app.include_router(api.router)
-    app.include_router(drift.router)
-    app.include_router(devices.router)
-    app.include_router(packages.router)
-    for one in (accuracy, alerting, metrics, rollouts, sampling):
-        app.include_router(one.router)
+    _answer(app)
     app.mount("/repo", RepositoryFiles(directory=hub.registry.folder))
     return app
 
 
 def page_app(hub: Hub) -> FastAPI:
     app = _app(hub)
-    app.include_router(api.router)
-    app.include_router(drift.router)
-    app.include_router(devices.router)
-    app.include_router(packages.router)
-    for one in (accuracy, alerting, metrics, rollouts, sampling):
-        app.include_router(one.router)
+    _answer(app)
     app.include_router(pages.router)
     app.mount("/static", pages.static)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
     return app
+
+
+def _answer(app: FastAPI) -> None:
+    """The API. A name in a path may hold a slash, which nothing has, so that it is answered in words; what has more
+    behind the name therefore comes before what has not: `sampling` before `devices`."""
+    for one in (api, drift, sampling, devices, packages, accuracy, alerting, metrics, rollouts):
+        app.include_router(one.router)
 
 
 def _app(hub: Hub) -> FastAPI:
@@ -120,9 +117,12 @@ async def _expected(_: Request, error: Exception) -> Response:
     return _error(next(status for kind, status in _STATUS if isinstance(error, kind)), str(error))
 
 
-async def _http(_: Request, error: Exception) -> Response:
+async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _error(error.status_code, str(error.detail), error.headers)
+    said = str(error.detail)
+    if said in ("Not Found", "Method Not Allowed"):  # Starlette's own words for what no route takes
+        said = f"nothing here answers {request.method} {request.scope['path'][:200]}; /openapi.json lists what does"
+    return _error(error.status_code, said, error.headers)
 
 
 async def _invalid(_: Request, error: Exception) -> Response:

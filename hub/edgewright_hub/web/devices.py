@@ -44,7 +44,7 @@ class Cohort(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     selector: Annotated[str, msgspec.Meta(max_length=SELECTOR_CHARS)]
 
 
-@router.get("/api/v1/devices/{device}")
+@router.get("/api/v1/devices/{device:path}")
 def one_device(request: Request, device: str, _: Reader) -> dict[str, Any]:
     hub = hub_of(request)
     with hub.control.connect() as ours, hub.telemetry.connect() as theirs:
@@ -83,7 +83,7 @@ def cohorts(request: Request, _: Reader) -> list[dict[str, Any]]:
     return [{**row._mapping, "devices": sum(row.name in one.cohorts for one in fleet)} for row in rows]
 
 
-@router.put("/api/v1/fleet/cohorts/{name}")
+@router.put("/api/v1/fleet/cohorts/{name:path}")
 async def put_cohort(request: Request, name: str, caller: Operator) -> dict[str, Any]:
     asked = await _asked(request, Cohort, "cohort")
 
@@ -97,7 +97,7 @@ async def put_cohort(request: Request, name: str, caller: Operator) -> dict[str,
     return await run_in_threadpool(put)
 
 
-@router.delete("/api/v1/fleet/cohorts/{name}")
+@router.delete("/api/v1/fleet/cohorts/{name:path}")
 def remove_cohort(request: Request, name: str, caller: Operator) -> dict[str, str]:
     with hub_of(request).control.begin() as connection:
         inventory.remove_cohort(connection, name, _in_force(connection), who=caller.name, now_ms=now_ms())

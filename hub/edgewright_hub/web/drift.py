@@ -1,6 +1,4 @@
-"""The JSON API of drift: verdicts, and what operators decide about them. Roles and errors as in `api`. Names are taken
-as paths, so that one with a slash, which nothing has, is answered in words.
-"""
+"""The JSON API of drift: verdicts, and what operators decide about them. Roles and errors as in `api`."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from edgewright_contracts.built import built
+from edgewright_contracts.errors import RequestError
 from edgewright_contracts.manifest import Manifest
 
 from ..registry import garbage, lineage, stages
@@ -37,7 +38,7 @@ class Collection(BaseModel):
     dry_run: bool = False
 
 
-@router.post("/api/v1/packages/{name}/{version}/{verb}")
+@router.post("/api/v1/packages/{name:path}/{version:path}/{verb}")
 def decide(
     request: Request, name: str, version: str, verb: stages.Verb, body: Decision, caller: Operator
 ) -> dict[str, Any]:
@@ -75,14 +76,16 @@ def _after(connection: sa.Connection, name: str, devices: Sequence[str]) -> tupl
     return told, [one for one in held if one in mine]
 
 
-@router.get("/api/v1/packages/{name}/lineage")
+@router.get("/api/v1/packages/{name:path}/lineage")
 def show_lineage(request: Request, name: str, _: Reader) -> list[dict[str, Any]]:
     with hub_of(request).control.connect() as connection:
-        blocked = records.blocked(connection)
-        return [{**one, "blocked_by": blocked.get(one["digest"])} for one in lineage.lineage(connection, name)]
+        versions, blocked = lineage.lineage(connection, name), records.blocked(connection)
+    if not versions:
+        raise RequestError(f"no package is called {name[:80]!r}; `edgewright registry list` lists them")
+    return [{**one, "blocked_by": blocked.get(one["digest"])} for one in versions]
 
 
-@router.get("/api/v1/packages/{name}/diff")
+@router.get("/api/v1/packages/{name:path}/diff")
 def diff(request: Request, name: str, old: str, new: str, _: Reader) -> dict[str, Any]:
     hub = hub_of(request)
     with hub.control.connect() as connection:

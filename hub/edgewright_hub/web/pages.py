@@ -73,7 +73,7 @@ def registry_page(request: Request) -> HTMLResponse:
     return HTMLResponse(render_registry(hub_of(request), now_ms()), headers=_HEADERS)
 
 
-@router.get("/devices/{device}")
+@router.get("/devices/{device:path}")
 def device_page(request: Request, device: str) -> HTMLResponse:
     try:
         return HTMLResponse(render_device(hub_of(request), device, now_ms()), headers=_HEADERS)

@@ -32,7 +32,7 @@ def renew(request: Request, device: Device, body: RenewBody) -> dict[str, Any]:
     return {"certificate": certificate}
 
 
-@router.post("/api/v1/devices/{device}/retire")
+@router.post("/api/v1/devices/{device:path}/retire")
 def retire(request: Request, device: str, caller: Operator) -> dict[str, str]:
     hub = hub_of(request)
     enrolment.retire(hub.control, device, who=caller.name, now_ms=now_ms())

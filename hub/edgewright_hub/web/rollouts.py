@@ -47,7 +47,7 @@ def rollouts(request: Request, _: Reader) -> list[dict[str, Any]]:
     return hub_of(request).conductor.rollouts()
 
 
-@router.get("/api/v1/rollouts/{rollout}")
+@router.get("/api/v1/rollouts/{rollout:path}")
 def one_rollout(request: Request, rollout: str, _: Reader) -> dict[str, Any]:
     return hub_of(request).conductor.rollout(rollout)
 
@@ -66,21 +66,21 @@ async def plan(request: Request, _: Reader, force: bool = False) -> dict[str, An
     return await run_in_threadpool(conductor.plan, spec, now_ms=now_ms(), force=force)
 
 
-@router.post("/api/v1/rollouts/{rollout}/approve")
+@router.post("/api/v1/rollouts/{rollout:path}/approve")
 def approve(request: Request, rollout: str, body: Consent, caller: Operator) -> dict[str, Any]:
     conductor = hub_of(request).conductor
     conductor.approve(rollout, body.digest, who=caller.name, now_ms=now_ms())
     return conductor.rollout(rollout)
 
 
-@router.post("/api/v1/rollouts/{rollout}/conclude")
+@router.post("/api/v1/rollouts/{rollout:path}/conclude")
 def conclude(request: Request, rollout: str, body: Decision, caller: Operator) -> dict[str, Any]:
     conductor = hub_of(request).conductor
     conductor.conclude(rollout, body.answer, who=caller.name, now_ms=now_ms())
     return conductor.rollout(rollout)
 
 
-@router.post("/api/v1/rollouts/{rollout}/{verb}")
+@router.post("/api/v1/rollouts/{rollout:path}/{verb}")
 def act_on_rollout(
     request: Request, rollout: str, verb: Verb, caller: Operator, body: Why | None = None
 ) -> dict[str, Any]:

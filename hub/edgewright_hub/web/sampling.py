@@ -77,7 +77,7 @@ class OrderBody(BaseModel):
     hours: float = orders.HOURS
 
 
-@router.post("/api/v1/devices/{device}/collect", status_code=202)
+@router.post("/api/v1/devices/{device:path}/collect", status_code=202)
 def collect(request: Request, device: str, caller: Operator, body: OrderBody | None = None) -> dict[str, Any]:
     """Ask a device what ails it; the answer comes as an event. One that is away is asked when it comes."""
     hours = (body or OrderBody()).hours
@@ -90,7 +90,7 @@ def ordered(request: Request, _: Reader, device: str = "") -> list[dict[str, Any
     return hub_of(request).conductor.orders.listed(device)
 
 
-@router.get("/api/v1/devices/{device}/answers/{order}")
+@router.get("/api/v1/devices/{device:path}/answers/{order}")
 def answer(request: Request, device: str, order: str, _: Reader) -> dict[str, Any]:
     """The order, and what the device said to it: {"answer": null} while it has not."""
     kept = hub_of(request).conductor.orders
