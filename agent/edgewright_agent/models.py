@@ -26,15 +26,18 @@ from .updating.job import Loaded
 
 
 class Models:
-    """All methods may be called from any thread. `emit` spools an event, and may raise OSError."""
+    """All methods may be called from any thread. `emit` spools an event, and may raise OSError. The ids of the
+    inferences, over all models, begin anew with each `boot_id` (16 hex digits)."""
 
     def __init__(
         self, *, meter: Meter, reporter: Reporter, transport: Transport, clock: Clock,
-        emit: Callable[[event.Event], None],
+        emit: Callable[[event.Event], None], boot_id: str,
     ) -> None:  # fmt: skip
         self._meter, self._reporter, self._transport, self._clock = meter, reporter, transport, clock
         self.emit = emit
-        self._ids = itertools.count(1)
+        # Anywhere below 2^52: a label of an earlier boot, told after a restart, must meet no inference of this one (of
+        # 2^38 such labels one does). Float64, and so JSON in JavaScript, tells whole numbers apart up to 2^53.
+        self._ids = itertools.count(1 + (int(boot_id, 16) >> 12))
         self._models: dict[str, Model] = {}
         self._making = threading.Lock()
         self.transforms: dict[str, Transform] = {}

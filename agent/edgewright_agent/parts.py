@@ -104,6 +104,7 @@ class Parts:
             transport=self._transport,
             clock=self._clock,
             emit=self._emit,
+            boot_id=self.boot_id,
         )
         self._sideloads = Sideloads(self._disk, self.identity, link, self._clock, tuple(self._runtimes))
         self._installer = Installer(

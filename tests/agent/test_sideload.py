@@ -21,6 +21,7 @@ from edgewright_contracts.desired import Config, Desired, DesiredModel, Probatio
 from edgewright_contracts.errors import Refused, RequestError
 from edgewright_contracts.event import decode_event
 from edgewright_contracts.package import read_package, write_ewp
+from edgewright_contracts.report import Hits, decode_window
 from edgewright_contracts.signature import Signature, decode_signature, encode_signature
 from sim import packages
 
@@ -66,6 +67,23 @@ def test_one_package_and_two_commands_without_a_hub(shelf, tmp_path, capsys):
     with Agent(tmp_path / "home") as agent:  # and what was counted stayed on the device
         assert agent._spool.told().sealed >= 1
     assert [p.name for p in (tmp_path / "home" / "sideload").iterdir() if p.suffix == ".ewp"] == []  # it is in a slot
+
+
+def test_a_label_that_is_told_after_a_restart_is_counted_for_no_other_inference(shelf, tmp_path):
+    home = tmp_path / "home"
+    assert run(["agent", "sideload", str(shelf / "v1.ewp"), "--home", str(home), "--trust-this-file"]) == 0
+    x, labels = packages.draw(20, seed=9)
+    with Agent(home) as agent:
+        before = [agent.model("digits").predict({"image": one}).id for one in x]
+    with Agent(home) as agent:
+        after = [agent.model("digits").predict({"image": one}).id for one in x[::-1]]
+        for identifier, label in zip(before, labels, strict=True):
+            agent.label(identifier, int(label))
+        agent.label(after[0], int(labels[-1]))
+    assert max(before + after) < 2**53  # what float64 tells apart
+    sealed = [decode_window(i.body) for i in journal.read(RealDisk(), home / "spool").state.items if i.kind == "report"]
+    assert [w.outcomes for w in sealed if w.outcomes] == [{"correct": Hits(1, 1)}]
+    assert sum(w.shed.get("outcomes", 0) for w in sealed) == 20
 
 
 def test_a_package_that_nobody_vouches_for_is_refused(shelf, tmp_path, capsys):

@@ -42,8 +42,8 @@ class InferenceFailed(Unavailable):
 
 
 class Prediction(msgspec.Struct, frozen=True, gc=False):
-    """`outputs` are those of one sample; `id` is what a later label or outcome names. Of a fallback's answer, which no
-    package gave, the id is 0 and digest and variant are empty."""
+    """`outputs` are those of one sample; `id` is what a later label or outcome names, while this agent runs. Of a
+    fallback's answer, which no package gave, the id is 0 and digest and variant are empty."""
 
     id: int
     outputs: dict[str, Array]

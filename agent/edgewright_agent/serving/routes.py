@@ -5,10 +5,10 @@
     GET  /v2/models/NAME[/versions/V]/ready
     POST /v2/models/NAME[/versions/V]/infer    `oip`; parameters.context names a stratum of the manifest, and
                                                parameters.age_ms says how long ago the input was taken
-    POST /v2/models/NAME/outcome    {"id": "7", "truth": 3}  or  {"id": "7", "name": "pick_ok", "happened": true}
+    POST /v2/models/NAME/outcome    {"id": ID, "truth": 3}  or  {"id": ID, "name": "pick_ok", "happened": true}
 
 An answer to infer says in its parameters which package answered (digest, variant) and under which ids its samples were
-counted (`prediction`, one for each, with spaces between): what `outcome` takes as id.
+counted (`prediction`, one for each, with spaces between): what `outcome` takes as ID, until the agent is restarted.
 
 Errors are {"error": "..."}: 400 for a wrong request, 403 for one that a web page may have sent, 404 for an unknown
 path, model or version, 405, 408 and 413 as in HTTP, 503 while no package answers or the model fails. What a model is
