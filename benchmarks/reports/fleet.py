@@ -12,6 +12,7 @@ from edgewright_contracts.binning import grid_index, pack, pack_grid
 from edgewright_contracts.codec import REPORT_BYTES, encode
 from edgewright_contracts.packing import pack as compress
 from edgewright_hub.ingest.ingest import Known
+from edgewright_hub.registry.edges import Layout
 
 FLEETS: Final = 20
 CHANNELS, CELLS = 22, 13  # of each channel: 11 quantiles, under or over, missing
@@ -74,5 +75,5 @@ def name(device: int) -> str:
 
 def fleets(number: int) -> Known:
     of = {name(i): f"fleet-{i % FLEETS}" for i in range(number)}
-    edges = {("d" * 16, "onnx-int8"): "e" * 16}
-    return Known(of.__getitem__, lambda digest, variant: edges.get((digest, variant)))
+    known = {("d" * 16, "onnx-int8"): Layout("e" * 16, CHANNELS * CELLS, CHANNELS)}
+    return Known(of.__getitem__, lambda digest, variant: known.get((digest, variant)))

@@ -141,3 +141,16 @@ def test_the_rate_of_an_outcome_is_wider_when_devices_differ() -> None:
         inside += found.low <= 0.9 <= found.high
     assert inside >= 270
     assert (rate(n * 0, n * 0).low, rate(n * 0, n * 0).high) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("hits", [0.0, 1e-9, 0.5, 1.0])
+@pytest.mark.parametrize("n", [1, 2**40, 2**53])
+def test_numbers_that_nobody_can_have_counted_give_an_answer_too(n: int, hits: float) -> None:
+    confidence = np.array([0] * 19 + [n, 0, n * SCORE_ONE], np.int64) if n < 2**50 else np.full(22, n // 20)
+    labelled = np.array([[n] * BINS, [1] * BINS, [0] * BINS], np.int64)
+    one = expected(Slice(confidence, np.array([n, 1, 1]), labelled, (labelled * hits).astype(np.int64)))
+    both = combined([one, one]) if one else None
+    assert one is not None
+    assert both is not None
+    for found in (one, both):
+        assert 0 <= found.low <= found.value <= found.high <= 1

@@ -82,6 +82,17 @@ def test_missing_values_are_found_in_a_window_of_fifty() -> None:
     assert measures.simes(measures.window_p(C, R)) < 1e-3
 
 
+def test_rare_cells_of_any_number_are_judged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One term after the other would take hours, which one device could cost the whole fleet."""
+    R = np.array([[500.0, 499, 1], [2e12, 1e12, 0]])
+    huge = measures.window_p(np.array([[1e12, 0, 2**40], [3.0, 4, 2**40]]), R)
+    assert (huge < 1e-3).all()
+    C = np.array([[8e5, 8e5, 5e3], [8e5, 8e5, 3e4]])
+    close = measures.window_p(C, np.tile([1000.0, 999, 1], (2, 1)))
+    monkeypatch.setattr(measures, "WIDE", np.inf)
+    assert close == pytest.approx(measures.window_p(C, np.tile([1000.0, 999, 1], (2, 1))), rel=0.02)
+
+
 def test_channels_of_different_widths_share_one_rectangle() -> None:
     C = measures.pad([[0, 5, 5, 0, 0], [3, 7], [0] * 12])
     R = measures.pad([[1, 500, 500, 1, 0], [300, 700], [10] * 12])

@@ -14,8 +14,10 @@ import pytest
 import sqlalchemy as sa
 
 from edgewright_contracts import topics
+from edgewright_contracts.binning import pack
 from edgewright_contracts.codec import MAX_COUNT
 from edgewright_contracts.desired import decode_ack
+from edgewright_contracts.report import Hits
 from edgewright_hub.doctor import _refusals
 from edgewright_hub.fleet.ca import Authority
 from edgewright_hub.ingest import refusals
@@ -23,6 +25,7 @@ from edgewright_hub.ingest.consumer import Consumer
 from edgewright_hub.ingest.ingest import Known
 from edgewright_hub.ingest.messages import Message
 from edgewright_hub.ingest.writer import commit
+from edgewright_hub.registry.edges import Layout
 from edgewright_hub.storage import telemetry
 from edgewright_hub.storage.places import Places
 from edgewright_hub.storage.telemetry import open_telemetry
@@ -35,7 +38,8 @@ pytestmark = pytest.mark.process
 
 NOW = 1_800_000_000_000
 OTHER = "a" * 16
-KNOWN = Known(lambda _: "lab", lambda digest, variant: wire.EDGES if digest == wire.DIGEST else None)
+LAYOUT = Layout(wire.EDGES, 3, 1 + 2 * (1 + 4096))
+KNOWN = Known(lambda _: "lab", lambda digest, variant: LAYOUT if digest == wire.DIGEST else None)
 
 
 class Hub:
@@ -224,3 +228,43 @@ def test_one_bad_report_among_many_is_found_and_the_others_are_summed(engine: sa
         (spool,) = connection.execute(sa.select(telemetry.spools.c.high_water)).scalars()
     assert n == [90, 90, 90]
     assert spool == 10
+
+
+MOST = 1000 * 61_000  # of anything in a minute, and a second
+
+
+@pytest.mark.parametrize(
+    ("reason", "said", "changes"),
+    [
+        ("counts", "repeated: expected at most 61000000 in 60000 ms", {"repeated": MOST + 1}),
+        ("counts", "shadow.n", {"shadow": Hits(MOST + 1, 0)}),
+        ("counts", "rejected", {"rejected": {"nan": MOST, "shape": 1}}),
+        ("counts", "outcomes[pick_ok]", {"outcomes": {"correct": Hits(MOST, 1), "pick_ok": Hits(MOST + 1, 1)}}),
+        ("counts", "correct_by_confidence", {"correct_by_confidence": pack([MOST, 1] + [0] * 18)}),
+        ("counts", "cells: expected a sum of at most 81950", {"cells": pack([10, 10, 10 * 8194])}),
+        ("edges", "cells: expected 3 cells, as of the channels of", {"cells": pack([1, 2])}),
+    ],
+)
+def test_more_than_any_device_can_do_in_so_long_is_refused_and_never_merged(
+    engine: sa.Engine, reason: str, said: str, changes: dict[str, Any]
+) -> None:
+    commit(engine, [_message(1, wire.report_bytes(1, **changes)), _message(2, wire.report_bytes(2))], KNOWN)
+    with engine.connect() as connection:
+        (one,) = refusals.since(connection, 0)
+        n = connection.execute(sa.select(telemetry.rollups.c.n)).scalars().all()
+        (spool,) = connection.execute(sa.select(telemetry.spools.c.high_water)).scalars()
+    assert (one.reason, one.times, n, spool) == (reason, 1, [10, 10, 10], 2)
+    assert one.said.startswith("report.window.")
+    assert said in one.said
+
+
+def test_as_much_as_a_device_can_do_is_counted(engine: sa.Engine) -> None:
+    most = {
+        "n": MOST, "repeated": MOST, "shadow": Hits(MOST, MOST), "rejected": {"nan": MOST - 1, "shape": 1},
+        "outcomes": {"correct": Hits(MOST, 0), "pick_ok": Hits(MOST, 1)}, "cells": pack([10, 10, 10 * 8192]),
+        "correct_by_confidence": pack([MOST - 1, 1] + [0] * 18),
+    }  # fmt: skip
+    commit(engine, [_message(1, wire.report_bytes(1, **most)), _message(2, wire.report_bytes(2, cells=b""))], KNOWN)
+    with engine.connect() as connection:
+        assert refusals.totals(connection) == {}
+        assert connection.execute(sa.select(telemetry.rollups.c.n)).scalars().all() == [MOST + 10] * 3

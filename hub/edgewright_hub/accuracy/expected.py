@@ -40,6 +40,7 @@ DEVICE_CV: Final = 0.3
 DEVICES_KNOWN: Final = 5.0  # DEVICE_CV counts as much as the labels of so many devices
 Z: Final = 1.959964  # 95 %
 DISAGREES_Z: Final = 3.0
+LEAST_SHARE: Final = 1e-12  # of wrong answers, and of right ones, that is told from none
 LEAST_LABELS: Final = 30  # fewer say nothing about whether it holds
 CONFIDENCE_WIDTH: Final = SCORE_BINS + 2  # of the channel in a window: bins, missing, sum
 _PER_BIN: Final = SCORE_BINS // CONFIDENCE_BINS
@@ -98,7 +99,8 @@ def expected(counted: Slice) -> Expected | None:
         gain, seen = _gain(counted, w, c, prior, tau2, shares)
         value += float(gain @ (h[seen] / k[seen] - c[seen]))
         variance -= float(gain @ _cross(counted, w, prior, tau2, shares)[seen])
-    value = min(max(value, 0.5 / (n + 1)), 1 - 0.5 / (n + 1))
+    least = max(0.5 / (n + 1), LEAST_SHARE)
+    value = min(max(value, least), 1 - least)
     sd, noise = math.sqrt(max(variance, 0.0)), math.sqrt(value * (1 - value) / n)
     unknown = missing / (n + missing)
     low, high = _interval(value, math.hypot(sd, noise), unknown)
@@ -162,7 +164,8 @@ def _devices(counted: Slice, c: Floats, said: float) -> float:
     rate = min(max(float(counted.hits.sum() / counted.labelled.sum()), 0.01), 0.99)
     w = k / (rate * (1 - rate))
     q = float((w * (off - (w @ off) / w.sum()) ** 2).sum())
-    found = max(0.0, (q - (k.size - 1)) / float(w.sum() - (w @ w) / w.sum()))
+    apart = max(float(w.sum() - (w @ w) / w.sum()), float(w.min()))  # where one device has nearly all, rounding is all
+    found = max(0.0, (q - (k.size - 1)) / apart)
     return float((DEVICES_KNOWN * assumed + (k.size - 1) * found) / (DEVICES_KNOWN + k.size - 1))
 
 

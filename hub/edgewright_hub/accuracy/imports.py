@@ -299,13 +299,14 @@ def _window(
     spool: str, number: int, key: tuple[str, str, str, str], labels: Labels, fleet: str, packages: Packages, now_ms: int
 ) -> dict[str, Any]:
     device, digest, variant, context = key
-    n, hits = labels.outcomes.get(CORRECT, (0, 0))
+    told = labels.columns()
+    n, hits = told["outcomes"].get(CORRECT, (0, 0))
     nothing = ("n", "n_monitored", "errors", "rejected", "mono_start_ms", "mono_end_ms")
     return {
         "device": device, "spool_id": spool, "seq": number, "arrived_ms": now_ms, "start_ms": now_ms,
         "placed": "import", "boot_id": "", "cohort": fleet, "digest": digest, "variant": variant, "context": context,
         "edge_hash": packages.edge_hash(digest, variant), "phase": "normal", "rollout": "",
-        **dict.fromkeys(nothing, 0), "labels_n": n, "labels_wrong": n - hits, **labels.columns(),
+        **dict.fromkeys(nothing, 0), "labels_n": n, "labels_wrong": n - hits, **told,
         **dict.fromkeys(("latency_total", "latency_run", "input_age", "cells", "body"), b""),
     }  # fmt: skip
 

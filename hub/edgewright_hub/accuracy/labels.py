@@ -2,7 +2,8 @@
 after months.
 
 They are counted by arrival, from telemetry.windows behind a cursor that moves in the transaction that adds them: each
-exactly once. Sums are exact in any order. Cost: a window without labels costs its place in an index.
+exactly once. Sums are exact in any order, and stop at 2**40, the most that a packed cell holds. Cost: a window without
+labels costs its place in an index.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from edgewright_contracts.binning import Cells, pack, unpack
+from edgewright_contracts.codec import MAX_COUNT
 from edgewright_contracts.report import CONFIDENCE_BINS
 
 from ..storage import control, telemetry
@@ -54,8 +56,9 @@ class Labels:
             self.confidence += unpack(confidence, count=2 * CONFIDENCE_BINS).reshape(2, CONFIDENCE_BINS)
 
     def columns(self) -> dict[str, Any]:
-        packed = pack(self.confidence.ravel()) if self.confidence.any() else b""
-        return {"outcomes": {name: list(pair) for name, pair in self.outcomes.items()}, "confidence": packed}
+        packed = pack(np.minimum(self.confidence, MAX_COUNT)) if self.confidence.any() else b""
+        outcomes = {name: [min(one, MAX_COUNT) for one in pair] for name, pair in self.outcomes.items()}
+        return {"outcomes": outcomes, "confidence": packed}
 
 
 def tick(control_engine: sa.Engine, telemetry_engine: sa.Engine) -> bool:

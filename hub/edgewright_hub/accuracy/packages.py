@@ -11,13 +11,14 @@ import msgspec
 import sqlalchemy as sa
 
 from edgewright_contracts.baseline import decode_baseline
-from edgewright_contracts.binning import offsets
+from edgewright_contracts.binning import Cells, offsets
 from edgewright_contracts.built import built
-from edgewright_contracts.channels import Channel
+from edgewright_contracts.channels import Channel, width
 from edgewright_contracts.errors import ContractError
 from edgewright_contracts.manifest import Manifest
 
 from ..storage import control
+from .expected import CONFIDENCE_WIDTH
 
 _LOG = logging.getLogger(__name__)
 
@@ -26,7 +27,14 @@ class Variant(NamedTuple):
     model: str
     version: str
     edge_hash: str
+    width: int  # of a row of cells
     at: int | None  # where the cells of its confidence begin; None: it has none
+
+    def confidence(self, edge_hash: str, cells: Cells | None) -> Cells | None:
+        """The cells of its confidence in a row that was counted under its channels."""
+        if self.at is None or cells is None or (edge_hash, cells.size) != (self.edge_hash, self.width):
+            return None
+        return cells[self.at : self.at + CONFIDENCE_WIDTH]
 
 
 class Packages:
@@ -64,8 +72,8 @@ def _known(engine: sa.Engine, blobs: Path, _mark: tuple[int, int]) -> dict[tuple
             manifest = msgspec.convert(row.manifest, built(Manifest))
             for one in manifest.variants:
                 baseline = decode_baseline((blobs / manifest.files[one.baseline].sha256).read_bytes())
-                place = confidence(baseline.channels)
-                out[row.digest[:16], one.id] = Variant(row.name, row.version, baseline.edge_hash, place)
+                cells = width(baseline.channels), confidence(baseline.channels)
+                out[row.digest[:16], one.id] = Variant(row.name, row.version, baseline.edge_hash, *cells)
         except (msgspec.ValidationError, ContractError, OSError) as error:
             _LOG.warning("no accuracy for %s %s: %s", row.name, row.version, error)
     return out

@@ -155,11 +155,10 @@ def _confidences(
     columns = (r.digest, r.variant, r.cohort, r.context, r.edge_hash, r.cells)
     where = (r.tier_s == 3600, r.t0_ms >= since - since % HOUR_MS, r.phase != "shadow")
     for row in connection.execute(sa.select(*columns).where(*where)):
-        known, cells = variants.get((row.digest, row.variant)), cells_of(row.cells)
-        if known is None or known.at is None or known.edge_hash != row.edge_hash or cells is None:
-            continue
-        part = Part(row.digest, row.variant, row.cohort, row.context)
-        yield part, cells[known.at : known.at + CONFIDENCE_WIDTH]
+        known = variants.get((row.digest, row.variant))
+        found = known.confidence(row.edge_hash, cells_of(row.cells)) if known else None
+        if found is not None:
+            yield Part(row.digest, row.variant, row.cohort, row.context), found
 
 
 def _reported(
@@ -177,9 +176,9 @@ def _reported(
             raise RequestError(f"expected at most {REPORTS} reports of chosen devices; choose fewer, or fewer hours")
         for row in rows:
             known = variants.get((row.digest, row.variant))
-            if known is not None and known.at is not None and known.edge_hash == row.edge_hash:
-                part = Part(row.digest, row.variant, fleets[row.device], row.context)
-                yield part, unpack(row.cells)[known.at : known.at + CONFIDENCE_WIDTH]
+            found = known.confidence(row.edge_hash, unpack(row.cells)) if known else None
+            if found is not None:
+                yield Part(row.digest, row.variant, fleets[row.device], row.context), found
 
 
 def _shares(

@@ -35,23 +35,25 @@ def by_cohort(
     query = sa.select(*keys, r.n_monitored, r.cells).where(
         r.tier_s == TIER_S, r.t0_ms >= now_ms - now_ms % HOUR_MS - hours * HOUR_MS, r.phase == "normal"
     )
-    sums: dict[tuple[str, ...], Cells] = {}
-    rows: dict[tuple[str, ...], int] = defaultdict(int)
+    sums: dict[tuple[Any, ...], Cells] = {}  # by keys, and the number of cells
+    rows: dict[tuple[Any, ...], int] = defaultdict(int)
     with telemetry_engine.connect() as connection:
         for *key, n, packed in connection.execute(query):
-            cells, at = cells_of(packed), tuple(key)
+            cells = cells_of(packed)
             if cells is not None:
+                at = (*key, cells.size)
                 sums[at] = cells if at not in sums else sums[at] + cells
                 rows[at] += n
     references = References(blobs)
     with control_engine.connect() as connection:
         references.learn(connection, {key[1] for key in sums})
     found = []
-    for (cohort, digest, variant, context, edge_hash), cells in sorted(sums.items()):
+    for at, cells in sorted(sums.items()):
+        cohort, digest, variant, context, edge_hash, width = at
         reference = references.of(digest, variant)
-        if reference is None or reference.edge_hash != edge_hash or reference.width != cells.size:
+        if reference is None or reference.edge_hash != edge_hash or reference.width != width:
             continue
-        n = rows[cohort, digest, variant, context, edge_hash]
+        n = rows[at]
         for part, channels in reference.channels.items():
             C = measures.pad([cells[where] for where in reference.slices[part]])
             R = measures.pad(reference.cells[part])

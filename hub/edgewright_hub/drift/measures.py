@@ -14,13 +14,14 @@ Cost: about 0.3 ms for 22 channels, 3 µs a channel in calls of thousands. Sourc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import fdtrc, gammaincc, gammaln
+from scipy.special import betainc, fdtrc, gammaincc, gammaln
 
 Floats = npt.NDArray[np.float64]
+WIDE: Final = 200.0  # standard deviation of a count from which its terms are too many to be added one by one
 
 
 def pad(rows: Sequence[npt.ArrayLike]) -> Floats:
@@ -181,12 +182,17 @@ def ebh(log_e: npt.ArrayLike, q: float = 0.05) -> npt.NDArray[np.bool_]:
 
 def _at_least(c: Floats, n: Floats, a: Floats, b: Floats) -> Floats:
     """P(X >= c) of X ~ BetaBinomial(n, a, b), each float64[channels]; summed on the short side of the mean, by the
-    ratio of one term to the next."""
-    out = np.ones_like(c)
-    some = np.flatnonzero(c > 0)
+    ratio of one term to the next. Where X is `WIDE`, of the beta distribution with its mean and variance instead."""
+    out, c = np.ones_like(c), np.minimum(c, n)
+    mean, size = a / (a + b), n * (a + b + 1) / (a + b + n)  # size: n of a binomial with this mean and variance of X/n
+    wide = n * np.sqrt(mean * (1 - mean) / size) > WIDE
+    if (broad := np.flatnonzero((c > 0) & wide)).size:
+        m, s = mean[broad], np.maximum(size[broad] - 1, 1e-9)
+        out[broad] = betainc((1 - m) * s, m * s, 1 - (c[broad] - 0.5) / n[broad])
+    some = np.flatnonzero((c > 0) & ~wide)
     if some.size == 0:
         return out
-    c, n, a, b = np.minimum(c[some], n[some]), n[some], a[some], b[some]
+    c, n, a, b = c[some], n[some], a[some], b[some]
     below = c <= n * a / (a + b)
     k = np.where(below, c - 1, c)
     step = np.where(below, -1.0, 1.0)

@@ -51,7 +51,13 @@ class Grids(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Columns:
     cells: Ragged  # a row for each window
+    totals: Cells  # of all cells of each window
     latency: Grids  # of `latency_total`; the owner is the window's place in the batch
+
+    def cells_of(self, row: int) -> tuple[int, int]:
+        """How many cells a window has, and their sum."""
+        starts = self.cells.starts
+        return int(starts[row + 1] - starts[row]), int(self.totals[row])
 
 
 def unpacked(windows: Sequence[Window]) -> Columns:
@@ -75,7 +81,8 @@ def unpacked(windows: Sequence[Window]) -> Columns:
         table = bins.values.reshape(-1, 2, CONFIDENCE_BINS)
         if (table[:, 1] > table[:, 0]).any():
             raise ContractError("correct_by_confidence", "hits of at most n in each bin", "more")
-    return Columns(cells, latency)
+    sums = np.concatenate(([0], np.cumsum(cells.values)))  # may turn over; the differences are right all the same
+    return Columns(cells, np.diff(sums[cells.starts]), latency)
 
 
 def grids(rows: Ragged, most: Cells) -> Grids:

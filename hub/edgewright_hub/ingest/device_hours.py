@@ -2,7 +2,8 @@
 
 Not at ingest: a fleet that reports once a minute would touch each row sixty times. Guarantee: a window is in its hour
 exactly once, because the cursor moves in the transaction that adds it; late ones are added to their hour like others.
-Retention keeps the windows that are not added yet. Cells of packed columns stop at 2**40, the most that they can hold.
+Retention keeps the windows that are not added yet. Cells of packed columns stop at 2**40, the most that they can hold,
+sums at 2**53.
 Cost: about 20 µs a window, 50 where each of a transaction is of another hour.
 """
 
@@ -16,7 +17,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from edgewright_contracts.binning import GRID_CELLS, Cells, pack, pack_grid
-from edgewright_contracts.codec import MAX_COUNT
+from edgewright_contracts.codec import MAX_COUNT, MAX_SUM
 from edgewright_contracts.report import CONFIDENCE_BINS
 from edgewright_contracts.unpacking import Index, ragged
 
@@ -68,6 +69,7 @@ def _add(connection: sa.Connection, rows: Sequence[Any]) -> None:
     if hours:
         known = np.array([row[len(KEY) : len(KEY) + len(SUMMED)] for row in hours], np.int64)
         np.add.at(sums, place, known)
+    np.minimum(sums, MAX_SUM, out=sums)
     rows, group = [*rows, *hours], np.concatenate((group, place))
     latency = _latency(rows, group, len(number))
     confidence, outcomes = _confidence(rows, group, len(number)), _outcomes(rows, group, len(number))

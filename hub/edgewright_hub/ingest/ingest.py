@@ -20,11 +20,12 @@ import msgspec
 from edgewright_contracts import birth, event, report
 from edgewright_contracts.desired import BirthMark, birth_mark
 
+from ..registry.edges import Layout
 from . import clones
 from .columns import Columns, Unchecked
 from .counting import Spool, ack, count, counted
 from .messages import Item
-from .refusals import LETTER_BYTES, Reason, Tally
+from .refusals import LETTER_BYTES, Reason, Tally, unlike
 from .rollups import Placed, Rollup, RollupKey, added, believed, keys_of, placed
 from .turns import Answer
 
@@ -46,7 +47,7 @@ class Known:
     """What the hub knows besides telemetry.db: asked for each report, so it must be quick."""
 
     cohort_of: Callable[[str], str]
-    edges_of: Callable[[str, str], str | None] = lambda _digest, _variant: None  # edge hash of a package's variant
+    layout_of: Callable[[str, str], Layout | None] = lambda _digest, _variant: None  # of a package's variant
 
 
 class Keys(NamedTuple):
@@ -90,6 +91,7 @@ class Ledger:
     """The rows that a batch touches, as they are in the database, and then as they shall be."""
 
     known: Known
+    columns: Columns  # of the windows
     spools: dict[SpoolKey, Spool] = field(default_factory=dict)
     devices: dict[str, Device] = field(default_factory=dict)
     births: dict[str, Row] = field(default_factory=dict)  # of devices whose birth is in the batch: the rest of the row
@@ -132,9 +134,9 @@ class Ledger:
             self.changed_spools.setdefault(key, item.message.arrived_ms)
         self._answer(key, again=again)
 
-    def add(self, rollups: dict[RollupKey, Rollup], columns: Columns, items: list[Item]) -> set[RollupKey]:
+    def add(self, rollups: dict[RollupKey, Rollup], items: list[Item]) -> set[RollupKey]:
         """Add the windows to the rollups that `rollup_keys` asked for; which of them changed."""
-        changed, unfit = added(rollups, self.placed, columns)
+        changed, unfit = added(rollups, self.placed, self.columns)
         item_of = {item.row: item for item in items}
         for one, said in unfit:
             self.refuse(item_of[one.row], "width", f"counted, but not in the rollups: {said}")
@@ -242,10 +244,9 @@ class Ledger:
             said = f"expected a time that was, got one in {ahead_s} s: set the clock of {item.device}"
             self.refuse(item, "clock", f"report.window.wall_start_ms: {said}")
             return
-        edges = self.known.edges_of(w.digest, w.variant)
-        if edges is not None and edges != w.edge_hash:
-            said = f"expected {edges}, as of the channels of {w.digest} {w.variant}, got {w.edge_hash}"
-            self.refuse(item, "edges", f"report.window.edge_hash: {said}")
+        layout = self.known.layout_of(w.digest, w.variant)
+        if layout is not None and (odd := unlike(w, layout, *self.columns.cells_of(item.row))):
+            self.refuse(item, *odd)
             return
         cohort = self.known.cohort_of(item.device)
         errors = sum(w.errors.values()) if w.errors else 0

@@ -115,7 +115,7 @@ def _opened(message: Message, raw: bytes | None, device: str, kind: topics.Kind)
             one = decode(UncheckedReport, raw, name="report", limit=REPORT_BYTES, wire="msgpack")
             item = Item(message, device, one.window, one.spool_id, one.seq)
             if said := absurd(one.window):
-                item.refuse("counts", f"report.window.n: {said}")
+                item.refuse("counts", f"report.window.{said}")
             return item
         case "event":
             step = event.decode_event(message.body)

@@ -1,8 +1,9 @@
 """Why a message is not counted, in a word that can be counted itself.
 
     malformed   bytes that are no message of this kind
-    counts      a number below 0, beyond 2**40, more errors than inferences, more inferences than any device can make
-    edges       cells that were counted under other channels than the package's
+    counts      a number below 0, beyond 2**40, more errors than inferences, more of anything than any device can do
+                in so long
+    edges       cells that were counted under other channels than the package's, or another number of them
     clock       a window of the future
     replay      a number that was counted before: a broker's or device's second delivery, or somebody else's
     foreign     one device speaks for another
@@ -18,14 +19,17 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
 import sqlalchemy as sa
 
+from edgewright_contracts.binning import unpack
 from edgewright_contracts.errors import ContractError
-from edgewright_contracts.report import Window
+from edgewright_contracts.report import CONFIDENCE_BINS, Window
 
+from ..registry.edges import Layout
 from ..storage import telemetry
 
 Reason = Literal["malformed", "counts", "edges", "clock", "replay", "foreign", "size", "topic", "width", "broken"]
@@ -33,7 +37,7 @@ LETTERS_EACH: Final = 100
 LETTERS_KEPT: Final = 10_000
 LETTER_BYTES: Final = 4096
 WAITING: Final = 10_000  # refusals that wait for a database
-FASTEST: Final = 1000  # inferences in a millisecond: more is nonsense
+FASTEST: Final = 1000  # inferences, labels or anything else in a millisecond: more is nonsense
 LONGEST_MS: Final = 400 * 86_400_000  # of one window
 
 _COUNTS: Final = frozenset((
@@ -99,11 +103,42 @@ def reason_of(error: ContractError) -> Reason:
 
 
 def absurd(window: Window) -> str:
-    """Why no device can have counted this, or nothing."""
+    """Why no device can have counted this, or nothing. Raises ContractError for labels that cannot be read."""
     length_ms = window.mono_end_ms - window.mono_start_ms
     if length_ms > LONGEST_MS:
-        return f"expected a window of at most {LONGEST_MS // 86_400_000} days, got {length_ms // 86_400_000}"
+        days = f"at most {LONGEST_MS // 86_400_000} days, got {length_ms // 86_400_000}"
+        return f"mono_end_ms: expected a window of {days}"
     most = FASTEST * (length_ms + 1000)
-    if window.n > most:
-        return f"expected at most {most} inferences in {length_ms} ms, got {window.n}"
+    for name, number in _told(window):
+        if number > most:
+            return f"{name}: expected at most {most} in {length_ms} ms, got {number}"
     return ""
+
+
+def _told(window: Window) -> Iterator[tuple[str, int]]:
+    """What is bounded by time alone, and not by another number of the window."""
+    yield "n", window.n
+    yield "repeated", window.repeated
+    yield "shadow.n", window.shadow.n
+    if window.rejected:
+        yield "rejected", sum(window.rejected.values())
+    for name, hits in window.outcomes.items():
+        yield f"outcomes[{name}]", hits.n
+    if data := window.correct_by_confidence:
+        bins = unpack(data, field="correct_by_confidence", count=2 * CONFIDENCE_BINS)
+        yield "correct_by_confidence", int(bins[:CONFIDENCE_BINS].sum())
+
+
+def unlike(window: Window, layout: Layout, width: int, total: int) -> tuple[Reason, str] | None:
+    """Why its so many cells, with that sum, cannot have been counted by its package."""
+    package = f"{window.digest} {window.variant}"
+    if window.edge_hash != layout.edge_hash:
+        said = f"edge_hash: expected {layout.edge_hash}, as of the channels of {package}, got {window.edge_hash}"
+        return "edges", f"report.window.{said}"
+    if width not in (0, layout.width):
+        said = f"cells: expected {layout.width} cells, as of the channels of {package}, got {width}"
+        return "edges", f"report.window.{said}"
+    if layout.most is not None and total > window.n * layout.most:
+        said = f"cells: expected a sum of at most {window.n * layout.most} of {window.n} inferences, got {total}"
+        return "counts", f"report.window.{said}"
+    return None

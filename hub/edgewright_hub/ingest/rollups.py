@@ -3,7 +3,7 @@
 Windows of synced or free-running clocks are placed at their own start; those without a clock at arrival, and those that
 say a time of more than a year ago, which no sum is kept of. A window belongs whole to the bucket of its start, in the
 tiers that are at least as wide as it; the widest tier takes everything. A cohort is the fleet of the device. Sums are
-exact in any order.
+exact in any order, and stop at 2**53: what one device says keeps no window of another out.
 
 Cost: one pass of numpy over a batch, and one addition for each rollup that it touches.
 """
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from edgewright_contracts import report
 from edgewright_contracts.binning import GRID_CELLS, Cells
-from edgewright_contracts.codec import MAX_COUNT
+from edgewright_contracts.codec import MAX_SUM
 from edgewright_contracts.errors import ContractError
 
 from ..storage.histograms import cells_bytes, cells_of, latency_bytes, latency_of
@@ -80,15 +80,16 @@ class Rollup:
         return cls(sums, cells_of(row["cells"]), latency_of(row["latency_total"]))
 
     def __add__(self, other: Rollup) -> Rollup:
-        """Raises ContractError when the sum is none, or leaves its bound."""
+        """Raises ContractError when the widths differ."""
         if self.cells is not None and other.cells is not None and self.cells.size != other.cells.size:
             said = f"{self.cells.size} cells, as under this edge hash before"
             raise ContractError("cells", said, f"{other.cells.size}")
         cells = self.cells if other.cells is None else other.cells if self.cells is None else self.cells + other.cells
-        latency = self.latency + other.latency
-        if (cells is not None and int(cells.max(initial=0)) > MAX_COUNT) or int(latency.max()) > MAX_COUNT:
-            raise ContractError("cells", f"sums of at most {MAX_COUNT}", "more")
-        return Rollup(self.sums + other.sums, cells, latency)
+        sums, latency = self.sums + other.sums, self.latency + other.latency
+        for counts in (sums, latency, cells):
+            if counts is not None:
+                np.minimum(counts, MAX_SUM, out=counts)
+        return Rollup(sums, cells, latency)
 
     def row(self, key: RollupKey) -> tuple[Any, ...]:
         return (*key, *self.sums.tolist(), latency_bytes(self.latency), cells_bytes(self.cells))

@@ -79,7 +79,7 @@ def _commit(engine: sa.Engine, batch: Batch, known: Known) -> list[Answer]:
         for item in batch.items:
             ledger.take(item)
         rollups = _load_rollups(connection, ledger.rollup_keys())
-        changed = ledger.add(rollups, batch.columns, batch.items)
+        changed = ledger.add(rollups, batch.items)
         _write(connection, ledger)
         rows = [rollups[key].row(key) for key in sorted(changed)]
         fill(connection, telemetry.rollups, _ROLLUP, rows, keys=ROLLUP_KEY)
@@ -88,7 +88,7 @@ def _commit(engine: sa.Engine, batch: Batch, known: Known) -> list[Answer]:
 
 def _load(connection: sa.Connection, batch: Batch, known: Known) -> Ledger:
     wanted = keys(batch.items)
-    ledger = Ledger(known)
+    ledger = Ledger(known, batch.columns)
     d, s = telemetry.devices.c, telemetry.spools.c
     for some in _chunks(sorted(wanted.devices), _CHUNK):
         for row in connection.execute(sa.select(*(d[name] for name in _DEVICE)).where(d.device.in_(some))).all():
