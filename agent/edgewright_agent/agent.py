@@ -122,13 +122,13 @@ class Agent(Parts):
         return self._models.all()
 
     def label(self, identifier: int, truth: int | str) -> None:
-        """The true class of an earlier prediction, as index or label: counted as outcome `correct`. Raises RequestError
-        for what is neither."""
+        """The true class of an earlier prediction, as index or label: counted as outcome `correct`, once for each
+        prediction, as it was told first. Raises RequestError for what is neither."""
         self._meter.outcome(outcomes.label(identifier, truth))
 
     def outcome(self, identifier: int, name: str, happened: bool) -> None:
-        """Whether something named came out of an earlier prediction, as ("pick_ok", True). Raises RequestError for
-        a name that no window can carry."""
+        """Whether something named came out of an earlier prediction, as ("pick_ok", True): counted once for each
+        prediction and name, as it was told first. Raises RequestError for a name that no window can carry."""
         self._meter.outcome(outcomes.named(identifier, name, happened))
 
     def redact(self, change: Redact) -> None:

@@ -148,12 +148,63 @@ def test_a_full_queue_sheds_rows_but_no_count_of_errors_contexts_or_labels(devic
 
 def test_labels_that_nobody_takes_in_time_are_shed_and_counted(device):
     model, meter, subject = device
-    x, labels = packages.draw(1, seed=4)
-    identifier = model.predict({"image": x[0]}).id
-    for _ in range(RING + 7):
-        meter.outcome(Outcome(identifier, "correct", int(labels[0])))
+    model.switch(Active(subject, Answers(OUTPUTS)))
+    x, _ = packages.draw(1, seed=4)
+    ids = [model.predict({"image": x[0]}).id for _ in range(RING)]
+    for identifier in (*ids[:7], *ids):
+        meter.outcome(Outcome(identifier, "correct", 0))
     (window,) = take(meter, subject)
     assert (window.outcomes["correct"], window.shed["outcomes"]) == (Hits(RING, RING), 7)
+
+
+def test_what_is_told_again_of_one_inference_counts_once_as_it_was_told_first(device):
+    model, meter, subject = device
+    x, labels = packages.draw(2, seed=4)
+    one, other = (model.predict({"image": image}).id for image in x)
+    wrong = (int(labels[0]) + 1) % 10
+    told = [
+        Outcome(one, "correct", "no such label"),  # tells nothing
+        Outcome(one, "correct", int(labels[0])),
+        Outcome(one, "correct", wrong),
+        Outcome(one, "pick_ok", 0),
+        Outcome(one, "pick_ok", 1),
+        Outcome(other, "pick_ok", 1),
+    ]
+    for outcome in told:
+        meter.outcome(outcome)
+    (window,) = take(meter, subject)
+    assert window.outcomes == {"correct": Hits(1, 1), "pick_ok": Hits(2, 1)}
+    assert int(binning.unpack(window.correct_by_confidence).sum()) == 2  # in all, and of the right ones
+    assert window.shed == {"outcomes": 3}
+    for outcome in told:
+        meter.outcome(outcome)
+    (window,) = take(meter, subject)  # nor in a later window
+    assert (window.outcomes, window.shed) == ({}, {"outcomes": 6})
+
+
+def test_an_inference_takes_the_place_of_an_older_one_and_has_been_told_nothing(device):
+    model, meter, subject = device
+    model.switch(Active(subject, Answers(OUTPUTS)))
+    x, _ = packages.draw(1, seed=4)
+    meter.outcome(Outcome(model.predict({"image": x[0]}).id, "pick_ok", 1))
+    for _ in range(RING - 1):
+        model.predict({"image": x[0]})
+    meter.drain()
+    meter.outcome(Outcome(model.predict({"image": x[0]}).id, "pick_ok", 1))
+    (window,) = take(meter, subject)
+    assert (window.outcomes, window.shed) == ({"pick_ok": Hits(2, 2)}, {})
+
+
+def test_outcomes_beyond_fifteen_names_are_shed_and_a_label_is_not(device):
+    model, meter, subject = device
+    x, labels = packages.draw(1, seed=4)
+    identifier = model.predict({"image": x[0]}).id
+    for i in range(20):
+        meter.outcome(Outcome(identifier, f"step{i}", 1))
+    meter.outcome(Outcome(identifier, "correct", int(labels[0])))
+    (window,) = take(meter, subject)
+    assert window.outcomes == {"correct": Hits(1, 1)} | {f"step{i}": Hits(1, 1) for i in range(15)}
+    assert window.shed == {"outcomes": 5}
 
 
 def test_an_inference_that_ends_after_a_switch_is_counted_under_what_it_ran_with(device, package):

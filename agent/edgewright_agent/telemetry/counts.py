@@ -15,14 +15,13 @@ import numpy as np
 from edgewright_contracts import binning
 from edgewright_contracts.channels import Binner
 from edgewright_contracts.errors import ContractError
-from edgewright_contracts.report import CONFIDENCE_BINS, Clock, Hits, Shift, Usage, Window
+from edgewright_contracts.report import CONFIDENCE_BINS, CORRECT, Clock, Hits, Shift, Usage, Window
 from edgewright_runtime.runtime import Array
 
-from .outcomes import Outcome
-from .ring import Found
+from .ring import NAMES
 from .rows import WRONG_AGE, Subject, Table
 
-OUTCOMES: Final = 15  # names beside `correct`
+OUTCOMES: Final = NAMES - 1  # names beside `correct`
 
 _ROWS_OF_3: Final = np.arange(3)[:, np.newaxis] * binning.GRID_CELLS  # three grids in one row
 
@@ -74,25 +73,15 @@ class Counts:
         except ContractError:  # channels that do not fit the outputs; a trial of the package finds it before
             self.shed["monitored"] += n
 
-    def join(self, one: Outcome, found: Found) -> None:
-        """Count a label or outcome of an inference of this subject and context."""
-        if one.name == "correct":
-            labels = found.subject.manifest.labels
-            if found.predicted < 0 or (isinstance(one.truth, str) and one.truth not in labels):
-                self.shed["outcomes"] += 1  # a class that cannot be compared
-                return
-            if isinstance(one.truth, str):  # there may be fewer labels than classes
-                hit = found.predicted < len(labels) and labels[found.predicted] == one.truth
-            else:
-                hit = found.predicted == one.truth
-            at = min(int(found.confidence * CONFIDENCE_BINS), CONFIDENCE_BINS - 1)
+    def join(self, name: str, hit: bool, confidence: float) -> None:
+        """Count what came of an inference of this subject and context."""
+        if name == CORRECT:
+            at = min(int(confidence * CONFIDENCE_BINS), CONFIDENCE_BINS - 1)
             self.by_confidence[at] += 1
             self.by_confidence[CONFIDENCE_BINS + at] += hit
-        else:
-            hit = bool(one.truth)
-        known = len(self.outcomes) - ("correct" in self.outcomes)
-        if one.name in self.outcomes or one.name == "correct" or known < OUTCOMES:
-            self.outcomes[one.name] = self.outcomes.get(one.name, Hits()) + Hits(1, int(hit))
+        known = len(self.outcomes) - (CORRECT in self.outcomes)
+        if name in self.outcomes or name == CORRECT or known < OUTCOMES:
+            self.outcomes[name] = self.outcomes.get(name, Hits()) + Hits(1, int(hit))
         else:
             self.shed["outcomes"] += 1
 

@@ -118,7 +118,11 @@ class Meter:
         for one in late:
             found = self._ring.find(one.id)
             if found is not None:
-                self._of(found.subject, found.context).join(one, found)
+                counts, hit = self._of(found.subject, found.context), found.hit(one)
+                if hit is not None and self._ring.first(one.id, one.name):
+                    counts.join(one.name, hit, found.confidence)
+                else:
+                    counts.shed["outcomes"] += 1
             elif until_ns is not None:
                 early.append(one)
             else:
