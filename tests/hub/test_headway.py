@@ -51,7 +51,7 @@ def test_a_stage_that_comes_no_nearer_to_its_end_for_a_day_stands_still() -> Non
     state, _ = step(state, SPEC, silent, Script([]), LONG - 2000)
     assert state.headway.stalled == ""
     state, _ = step(state, SPEC, silent, Script([]), LONG)
-    assert state.headway.stalled == "stage 1 (2) has not come nearer to its end for a day"
+    assert state.headway.stalled == "stage 1 (2) has not come nearer to its end for 24 h"
     assert unpacked(packed(state)) == state
     again, _ = step(state, SPEC, silent, Script([]), LONG + 5000)
     assert again == state, "nothing is written while nothing happens"
@@ -97,6 +97,18 @@ def test_evidence_is_headway_while_less_is_lacking_than_ever(
 ) -> None:
     state = _hours(_committed(), SPEC, everyone, 60, Evidently(log_ok, own=own))
     assert bool(state.headway.stalled) is stalls
+
+
+def test_evidence_that_took_long_may_fall_back_for_as_long() -> None:
+    rises = [0.05 * min(i, 40) for i in range(90)]
+    state, gate = _committed(), Evidently(rises)
+    state = _hours(state, SPEC, everyone, 78, gate)
+    assert state.headway.stalled == ""
+    at_ms = state.headway.at_ms
+    for hour in (40, 42):
+        state, _ = step(state, SPEC, everyone(state), gate, at_ms + 3_600_000 * hour)
+        assert bool(state.headway.stalled) is (hour == 42)
+    assert state.headway.stalled == "stage 1 (2) has not come nearer to its end for 41 h"
 
 
 def test_a_stage_in_which_nobody_is_left_stands_still_after_a_window() -> None:

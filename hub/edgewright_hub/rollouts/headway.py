@@ -7,9 +7,11 @@ anything is compared. It stands still, and needs a person,
     after a window  where nobody of its stage is left to judge, nobody is on the way, and there is nobody whom the stage
                     could be given to if all spoke, were open and not held
     after a day     (and two windows) in which it did not get on, whatever the reason; but not while devices that the
-                    stage is for wait for their hours or for bandwidth
+                    stage is for wait for their hours or for bandwidth; and where evidence is lacking, not before it
+                    stood still for as long as the stage took until then
 
-It takes a day because machines that rest at night need nobody. Cost for 10,000 devices: 0.1 ms.
+It takes a day because machines that rest at night need nobody; and evidence that takes weeks falls back for days.
+Cost for 10,000 devices: 0.1 ms.
 """
 
 from __future__ import annotations
@@ -49,22 +51,30 @@ def got_on(
     return before
 
 
-def stalled(members: Members, spec: RolloutSpec, stage: int, here: Bools, unable: Bools | None, still_s: float) -> str:
-    """Why the stage needs a person, after so long without headway; "": it does not. `here`: as in `exposure`."""
+def stalled(
+    headway: Headway, members: Members, spec: RolloutSpec, stage: int, here: Bools, unable: Bools | None,
+    got_on_s: float, still_s: float,
+) -> str:  # fmt: skip
+    """Why the stage needs a person, when it got on for so long and then stood still for so long; "": it needs none.
+
+    `here`: as in `exposure`.
+    """
     if still_s < spec.window_s:
         return ""
     named = f"stage {stage + 1} ({spec.ladder[stage]})"
     on_the_way = exposure.of_stage(members, stage) & members.has("asked", "resting", "active", "committed")
     if not on_the_way.any() and not exposure.to_come(members, spec, stage, unable).size:
         return f"nobody is left to judge or to wait for in {named}"
-    if still_s < DAY_S + 2 * spec.window_s:
+    patience_s = DAY_S + 2 * spec.window_s
+    if any(headway.lacks.values()):
+        patience_s = max(patience_s, got_on_s)
+    if still_s < patience_s:
         return ""
     if exposure.room(members, spec) and exposure.first_time(members, spec, stage, here, here).size:
         return ""
-    return f"{named} has not come nearer to its end for a day"
+    return f"{named} has not come nearer to its end for {patience_s / 3600:.0f} h"
 
 
 def _lacks(figure: Figure) -> float:
     of_its_own = figure.need_ok if figure.log_own is None else figure.log_own
-    missing = figure.need_ok - figure.log_ok, figure.need_ok - of_its_own, figure.log_lost - figure.need_ok
-    return sum(max(0.0, one) for one in missing)
+    return max(0.0, figure.need_ok - figure.log_ok, figure.need_ok - of_its_own, figure.log_lost - figure.need_ok)

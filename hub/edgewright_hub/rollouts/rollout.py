@@ -361,7 +361,8 @@ def _gets_on(
     now = headway.got_on(state.headway, state.members, was, state.figures, spec, now_ms)
     compares = state.stage == spec.experiment_stage and state.conclusion is None
     last_ms = max(now.at_ms, state.judged_ms) if compares else now.at_ms
-    why = headway.stalled(state.members, spec, state.stage, here, unable, (now_ms - last_ms) / 1000)
+    got_on_s, still_s = (last_ms - state.since_ms) / 1000, (now_ms - last_ms) / 1000
+    why = headway.stalled(now, state.members, spec, state.stage, here, unable, got_on_s, still_s)
     return msgspec.structs.replace(state, headway=msgspec.structs.replace(now, stalled=why))
 
 
