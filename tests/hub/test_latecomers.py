@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from edgewright_contracts.package import Package
+from edgewright_hub.rollouts import latecomers
 from edgewright_hub.storage import control, telemetry
 from edgewright_hub.web.views import rollouts
 from sim.house import HOUR, House
@@ -45,7 +46,8 @@ def grown(tmp_path_factory: pytest.TempPathFactory, packages: dict[str, Package]
 
 
 @pytest.fixture
-def house(tmp_path: Path, grown: House) -> House:
+def house(tmp_path: Path, grown: House, monkeypatch: pytest.MonkeyPatch) -> House:
+    monkeypatch.setattr(latecomers, "_SOME", 2)  # fewer than are away, so that what is read of them comes in parts
     return grown.copy(tmp_path)
 
 

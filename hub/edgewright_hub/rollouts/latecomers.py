@@ -15,7 +15,7 @@ Cost of a tick: 1 µs for each device, 16 µs for each that waits.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -210,29 +210,28 @@ class Latecomers:
 
     def _heard(self, devices: Sequence[str]) -> dict[str, tuple[Heard, str | None]]:
         """When devices were heard last, and what they ran."""
-        d, found = telemetry.devices.c, {}
-        with self._telemetry.connect() as connection:
-            for at in range(0, len(devices), _SOME):
-                query = sa.select(d.device, d.online, d.last_seen_ms, d.next_due_ms, d.digest)
-                for row in connection.execute(query.where(d.device.in_(devices[at : at + _SOME]))):
-                    found[row.device] = Heard(row.online, row.last_seen_ms, row.next_due_ms), row.digest
-        return found
+        d = telemetry.devices.c
+        query = sa.select(d.device, d.online, d.last_seen_ms, d.next_due_ms, d.digest)
+        rows = self._rows(query, d.device, devices)
+        return {row.device: (Heard(row.online, row.last_seen_ms, row.next_due_ms), row.digest) for row in rows}
 
     def _said(self, late: Sequence[Late]) -> dict[tuple[str, str], str]:
         """What devices said last in the turn that they had, by model and device; nothing where the turn was too short,
         or an operator has to put something right."""
         e, found = telemetry.events.c, {}
         turns = {(one.device.id, one.one.digest): one for one in late}
-        devices = [one.device.id for one in late]
+        query = sa.select(e.device, e.digest, e.arrived_ms, e.after, e.failure).order_by(e.id)
+        for row in self._rows(query, e.device, [one.device.id for one in late]):
+            one = turns.get((row.device, row.digest))
+            if one is not None and one.before is not None and row.arrived_ms >= (one.before.not_before or 0):
+                found[one.model, row.device] = {"model": "blocked", "operator": ""}.get(row.failure, row.after)
+        return found
+
+    def _rows(self, query: sa.Select[Any], device: sa.Column[str], devices: Sequence[str]) -> Iterator[sa.Row[Any]]:
+        """Those of these devices, `_SOME` in each SELECT."""
         with self._telemetry.connect() as connection:
             for at in range(0, len(devices), _SOME):
-                query = sa.select(e.device, e.digest, e.arrived_ms, e.after, e.failure).order_by(e.id)
-                for row in connection.execute(query.where(e.device.in_(devices[at : at + _SOME]))):
-                    one = turns.get((row.device, row.digest))
-                    if one is not None and one.before is not None and row.arrived_ms >= (one.before.not_before or 0):
-                        after = {"model": "blocked", "operator": ""}.get(row.failure, row.after)
-                        found[one.model, row.device] = after
-        return found
+                yield from connection.execute(query.where(device.in_(devices[at : at + _SOME])))
 
 
 def _caps(spec: RolloutSpec) -> list[tuple[int, int]]:
