@@ -7,13 +7,12 @@ class; what only an operator can put right is not asked again but waited for. A 
 takes no further part; one that is held or closed (`put off`) comes in later, by the same gates. `departures` says who
 leaves, retires and returns.
 
-A column has one place for each device, in the order in which they are given the release; nothing here is written to
-after it was made.
+A column has one place for each device, in the order in which they are given the release (`order`); nothing here is
+written to after it was made.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, get_args
@@ -256,20 +255,6 @@ class Members:
             lost=np.array([m.lost for m in rows], np.bool_),
         )
 
-    def joined(self, other: Members, rollout: str) -> Members:
-        """Both, each device at the place that its hash gives it; counts in waiting move with their devices."""
-        digests = tuple(sorted({*self.digests, *other.digests}))
-        devices = (*self.devices, *other.devices)
-        places = np.array(sorted(range(len(devices)), key=lambda i: order(rollout, devices[i])), np.intp)
-        both = {
-            name: np.concatenate(_even(getattr(self, name), getattr(other, name)), axis=-1)[..., places]
-            for name in COLUMNS
-            if name != "previous"
-        }
-        previous = np.concatenate([_moved(one.previous, one.digests, digests) for one in (self, other)])[places]
-        reasons = {**self.reasons, **other.reasons}
-        return Members.new([devices[i] for i in places], digests, reasons, previous=previous, **both)
-
 
 def widened(counts: Floats, metrics: int) -> Floats:
     """float64[..., metrics, devices] of it: empty rows for metrics that were not known when it was counted."""
@@ -277,22 +262,6 @@ def widened(counts: Floats, metrics: int) -> Floats:
     if missing <= 0:
         return counts
     return np.concatenate((counts, np.zeros((*counts.shape[:-2], missing, counts.shape[-1]))), axis=-2)
-
-
-def _even(*two: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
-    if two[0].ndim == 1:
-        return list(two)
-    metrics = max(one.shape[-2] for one in two)
-    return [widened(one, metrics) for one in two]
-
-
-def _moved(previous: npt.NDArray[np.int16], digests: Sequence[str], wanted: Sequence[str]) -> npt.NDArray[np.int16]:
-    return np.array([*(wanted.index(digest) for digest in digests), -1], np.int16)[previous]
-
-
-def order(rollout: str, device: str) -> bytes:
-    """Devices are taken in this order: fixed by the rollout, different in the next, independent of what they are."""
-    return hashlib.sha256(f"{rollout}\0{device}".encode()).digest()
 
 
 def happened(members: Members, places: Indices, happening: Happening, reasons: Sequence[str] = ()) -> Members:
