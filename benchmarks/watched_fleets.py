@@ -50,6 +50,8 @@ class Window(NamedTuple):
     edge_hash: str = EDGE_HASH
     phase: str = "normal"
     mono_start_ms: int = 0
+    spool_id: str = ""
+    seq: int = 0
     repeated: int = 0
     input_age: bytes = b""
 

@@ -221,6 +221,7 @@ def test_a_stream_ends_when_its_device_goes_on_to_another_digest(house: House) -
     first, second = (house.packages[v].digest[:16] for v in ("1.0.0", "2.0.0"))
     rng = np.random.default_rng(9)
     for version, ended in (("1.0.0", None), ("2.0.0", first), ("1.0.0", second)):
+        house.now += MINUTES_5
         house.window("pi-0", version, n=300, n_monitored=300, cells=draw_cells(house.packages[version], 300, rng))
         house.conductor.drift.tick(house.now)
         assert {v["digest"] for v in _verdicts(house, subject="pi-0", verdict="ended")} == ({ended} if ended else set())
@@ -241,6 +242,29 @@ def test_labels_of_a_version_that_a_device_ran_before_end_no_alarm(learned: Hous
             sa.select(control.cursors.c.position).where(control.cursors.c.name == CURSOR)
         ).scalar()
     assert read == _last_window(house), "it counts as read, so that it can be removed"
+
+
+def test_what_comes_late_of_a_version_that_a_device_ran_before_is_counted_there_and_ends_no_alarm(
+    learned: House,
+) -> None:
+    house = learned
+    first, second = (house.packages[v].digest[:16] for v in ("1.0.0", "2.0.0"))
+    _live(house, EIGHT, 4, moved=["pi-0"])
+    alarms, alerts, budget = _alarms(house), _alerts(house), house.conductor.drift.budget()
+    assert ("pi-0", "input") in alarms
+    cells = draw_cells(house.packages["2.0.0"], 250, house.rng)
+    # numbered before, and come now; then counted in the same span as what runs: an answer that was under way
+    for more in ({"seq": 0}, {"mono_end_ms": MINUTES_5, "start_ms": house.now - MINUTES_5}):
+        house.window("pi-0", "2.0.0", n=250, n_monitored=250, cells=cells, **more)
+        house.conductor.drift.tick(house.now)
+        assert (_alarms(house), _alerts(house), house.conductor.drift.budget()) == (alarms, alerts, budget)
+    late = _verdicts(house, subject="pi-0", digest=second)
+    assert {(v["verdict"], v["blocks"]) for v in late} == {("ended", 2)}
+    house.now += MINUTES_5
+    house.window("pi-0", "2.0.0", n=250, n_monitored=250, cells=cells)
+    house.conductor.drift.tick(house.now)
+    assert {v["verdict"] for v in _verdicts(house, subject="pi-0", digest=first)} == {"ended"}
+    assert {v["verdict"] for v in _verdicts(house, subject="pi-0", digest=second)} <= {"ok", "learning"}
 
 
 def _last_window(house: House) -> int:

@@ -46,7 +46,7 @@ def remember(connection: sa.Connection, watch: Watch, digests: set[str]) -> None
             continue
         group.streams.unpack(group.baselines.enter(key.subject, watch.cohorts_of(key.subject)[0]), row.kept)
         if row.verdict != "ended":
-            watch.running[key.subject, row.model] = key.digest
+            watch.running.note(key.subject, row.model, key.digest)
     for row in connection.execute(sa.select(control.drift_dispersion).where(s.digest.in_(digests))):
         group = watch.groups.get(GroupKey(row.digest, row.variant, row.context, row.part))
         if group is not None:
