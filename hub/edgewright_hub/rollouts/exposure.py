@@ -17,8 +17,8 @@ from typing import Final
 
 import numpy as np
 
-from .members import CAUSES, OPERATOR, Bools, Indices, Members
-from .specification import RETRIED, RolloutSpec, is_selector, stage_size
+from .members import OPERATOR, Bools, Indices, Members
+from .specification import RolloutSpec, is_selector, stage_size
 
 BURST_S: Final = 60.0
 
@@ -50,12 +50,6 @@ def first_time(members: Members, spec: RolloutSpec, stage: int, here: Bools, abl
     return chosen
 
 
-def of_stage(members: Members, stage: int) -> Bools:
-    """Those that the stage is judged on: its own devices, or all before it where it gave the release to nobody new."""
-    mine = members.stage == stage
-    return mine if mine.any() else members.given
-
-
 def to_come(members: Members, spec: RolloutSpec, stage: int, unable: Bools | None) -> Indices:
     """Devices that the stage could be given to still, if all spoke, were open and not held."""
     able = np.ones(len(members), np.bool_) if unable is None else ~unable
@@ -71,17 +65,6 @@ def again(members: Members, able: Bools, now_ms: int) -> Indices:
     """Devices whose back-off is over."""
     due = members.has("resting") & (members.cause != OPERATOR) & (members.due_ms <= now_ms)
     return np.flatnonzero(due & able)
-
-
-def given_up(members: Members, spec: RolloutSpec, now_ms: int) -> Bools:
-    """Resting devices that are not asked again: they failed too often, or their operator did not come in time."""
-    resting = members.has("resting")
-    if not resting.any():
-        return resting
-    most = np.array([spec.retry.of(cause).attempts if cause in RETRIED else 0 for cause in CAUSES])
-    operator = members.cause == OPERATOR
-    spent = np.where(operator, members.due_ms <= now_ms, members.attempts > most[members.cause])
-    return np.asarray(resting & spent)
 
 
 def asks_for_labels(spec: RolloutSpec, stage: int) -> bool:

@@ -23,7 +23,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from . import exposure
+from . import census, exposure
 from .figures import Figure
 from .members import Bools, Members
 from .processes import Metric
@@ -62,7 +62,7 @@ def stalled(
     if still_s < spec.window_s:
         return ""
     named = f"stage {stage + 1} ({spec.ladder[stage]})"
-    on_the_way = exposure.of_stage(members, stage) & members.has("asked", "resting", "active", "committed")
+    on_the_way = census.of_stage(members, stage) & members.has("asked", "resting", "active", "committed")
     if not on_the_way.any() and not exposure.to_come(members, spec, stage, unable).size:
         return f"nobody is left to judge or to wait for in {named}"
     patience_s = DAY_S + 2 * spec.window_s

@@ -7,26 +7,12 @@ at any point and runs it again on the same observations decides the same.
 Order within a step: what ends the rollout at once; what devices said; devices that took too long or are put off;
 counts; judgement; transition; wishes.
 
-Who counts. A device is *silent* when it is offline or its next report is overdue. Silent devices that were not given
-the release are passed over and come in when they speak again, under the same gates; so do those that an operator holds
-and those outside their maintenance windows, even if they were asked already and do not run the release yet (they are
-*put off*, and are not late). Devices that say they cannot run the release are passed over like these, and do not get it
-in the end. Those that are retired, or that the rollout is not for any more, leave it (`departures`). A device that
-falls silent after it was asked and before it runs the release leaves the denominator; if it has not answered within
-`device_timeout_s`, its wish is withdrawn and it is *late*: it gets the release after the end of the rollout. A device
-that falls silent *while running the release* stays in the denominator, so silence can never promote.
-
-A stage that gives the release to nobody new, as happens in small fleets, is judged on the devices of those before it.
-
-When it goes back: `retreat`.
-
-When it is done. Behind the last stage there is nobody whom more evidence could spare, so its end takes no proof that
-the release is no worse, but time: it waits until *every* device of the last stage that is present has reported its
-soak windows with the release, and until then watches for harm as before; and until no device that is present waits for
-its maintenance window. Devices that try again, because their link, power or disk failed, are waited for only as far as
-the share that any stage needs. This is so for a rollout of one stage too, and for the first version of a model.
-Devices that the end passes over get the release at once, or, where the specification asks for hours or caps, each in
-its turn (`latecomers`).
+A device is *silent* when it is offline or its next report is overdue. Silent devices that were not given the release
+are passed over and come in when they speak again, under the same gates; so do those that an operator holds and those
+outside their maintenance windows, even if they were asked already (`deferral`). Devices that say they cannot run the
+release are passed over like these, and do not get it in the end. Those that are retired, or that the rollout is not for
+any more, leave it (`departures`). Who of a stage counts: `census`. Whom it is given to: `exposure`. When it is done:
+`completion`; when it goes back: `retreat`; when it stands still and needs a person: `headway`.
 
 An experiment stays at its share whatever the gate says of promotion: only its conclusion leads on, or back.
 
@@ -43,7 +29,7 @@ import numpy as np
 
 from edgewright_contracts.errors import Refused
 
-from . import experiment, exposure, headway, interval, order, retreat
+from . import census, completion, deferral, experiment, exposure, headway, interval, order, retreat
 from .departures import departed
 from .experiment import Answer, Conclusion
 from .gates import Evidence, Gate, Judgement
@@ -51,8 +37,8 @@ from .headway import Headway
 from .hearing import Said, hear
 from .members import CODE, Bools, Member, Members, Numbers, happened
 from .processes import Counts, Floats
-from .specification import LONGEST_S, RolloutSpec
-from .state import ACTIVE, GOING_BACK, Command, RolloutState, move
+from .specification import RolloutSpec
+from .state import ACTIVE, GOING_BACK, Command, RolloutState, move, not_ahead
 from .wishes import KINDS, NOTHING, Wishes, all_of, together
 
 
@@ -156,7 +142,7 @@ def step(
         return retreat.withdrawn(state, seen.withdrawn, now_ms)
     if state.state in ("draft", "unapproved"):
         return state, NOTHING
-    state = _not_ahead(state, spec, now_ms)
+    state = not_ahead(state, spec, now_ms)
     was, given = state.members, state.members.given
     members = departed(_heard(state.members, spec, seen, now_ms), seen.retired, seen.left)
     state = msgspec.structs.replace(state, members=members)
@@ -165,7 +151,7 @@ def step(
     here = seen.present if seen.held is None else seen.present & ~seen.held
     here = here if seen.unable is None else here & ~seen.unable
     able = here if seen.open is None else here & seen.open
-    state = msgspec.structs.replace(state, members=_put_off(state.members, spec, seen, now_ms))
+    state = msgspec.structs.replace(state, members=_deferred(state.members, spec, seen, now_ms))
     off = all_of("back", given & ~state.members.given)
     state, judged = _judge(state, spec, seen, here, able, gate, now_ms)
     if state.state == "done":
@@ -176,25 +162,6 @@ def step(
         state, asked = _ask(state, spec, here, able, seen.bytes, now_ms)
         return _gets_on(state, was, spec, here, seen.unable, now_ms), together(off, judged, asked)
     return retreat.undone(state, spec, now_ms), together(off, judged)
-
-
-def _not_ahead(state: RolloutState, spec: RolloutSpec, now_ms: int) -> RolloutState:
-    """Without times that lie ahead. After the hub's clock was put back, what was written before counts as of now: else
-    nothing would be judged, asked or given up until the clock has caught up."""
-    members = state.members
-    longest_ms = now_ms + int(1000 * max(LONGEST_S, spec.device_timeout_s))
-    if (members.asked_ms > now_ms).any() or (members.due_ms > longest_ms).any():
-        asked_ms, due_ms = np.minimum(members.asked_ms, now_ms), np.minimum(members.due_ms, longest_ms)
-        state = msgspec.structs.replace(state, members=replace(members, asked_ms=asked_ms, due_ms=due_ms))
-    if max(state.since_ms, state.judged_ms, state.asked_ms, state.headway.at_ms) <= now_ms:
-        return state
-    return msgspec.structs.replace(
-        state,
-        since_ms=min(state.since_ms, now_ms),
-        judged_ms=min(state.judged_ms, now_ms),
-        asked_ms=min(state.asked_ms, now_ms),
-        headway=msgspec.structs.replace(state.headway, at_ms=min(state.headway.at_ms, now_ms)),
-    )
 
 
 def _heard(members: Members, spec: RolloutSpec, seen: Observation, now_ms: int) -> Members:
@@ -209,26 +176,8 @@ def _heard(members: Members, spec: RolloutSpec, seen: Observation, now_ms: int) 
     return members
 
 
-def _put_off(members: Members, spec: RolloutSpec, seen: Observation, now_ms: int) -> Members:
-    """Devices that do not run the release yet, and shall not for now or not at all."""
-    closed = None if seen.open is None else ~seen.open
-    for off, reason in ((seen.unable, "cannot run it"), (seen.held, "held by an operator"), (closed, "closed")):
-        if off is not None and (off := off & members.has("asked", "resting")).any():
-            places = np.flatnonzero(off)
-            members = happened(members, places, "put off", [reason] * places.size)
-    limit = 1000 * spec.device_timeout_s
-    silent = members.has("asked") & (now_ms - members.asked_ms > limit)
-    silent |= members.has("resting") & (now_ms - members.due_ms > limit) & ~seen.present
-    if silent.any():
-        places = np.flatnonzero(silent)
-        members = happened(members, places, "timeout", [f"no answer within {spec.device_timeout_s:g} s"] * places.size)
-    places = np.flatnonzero(exposure.given_up(members, spec, now_ms))
-    if not places.size:
-        return members
-    last = [members.reasons.get(members.devices[i], "") or "no reason told" for i in places.tolist()]
-    tries = members.attempts[places].tolist()
-    why = [f"given up after {n} attempts: {reason}" for n, reason in zip(tries, last, strict=True)]
-    return happened(members, places, "timeout", why)
+def _deferred(members: Members, spec: RolloutSpec, seen: Observation, now_ms: int) -> Members:
+    return deferral.late(deferral.put_off(members, seen.unable, seen.held, seen.open), spec, seen.present, now_ms)
 
 
 def _judge(
@@ -236,13 +185,7 @@ def _judge(
 ) -> tuple[RolloutState, Wishes]:
     due = now_ms - state.judged_ms >= 1000 * spec.window_s
     treated, control, members = interval.taken(state.members, seen.treated, seen.control, seen.present, due=due)
-    mine = exposure.of_stage(members, state.stage)
-    running, coming = members.has("active", "committed"), members.has("asked", "resting")
-    counted = mine & (running | (coming & able))
-    soaked = counted & running & seen.present & (members.windows >= spec.gate.soak_windows)
-    trying = members.has("resting") | (members.has("asked") & (members.attempts > 0))
-    soaking = np.count_nonzero(counted & seen.present & ~soaked & ~(trying & coming))
-    waiting = members.has("waiting")
+    count = census.of(members, state.stage, seen.present, able, spec.gate.soak_windows)
     last = state.stage == len(spec.ladder) - 1
     judgement = gate.judge(
         Evidence(
@@ -253,18 +196,18 @@ def _judge(
             ledger=state.ledger,
             exposed=int(np.count_nonzero(members.given)),
             failed=int(np.count_nonzero(members.has("failed"))),
-            expected=int(np.count_nonzero(counted)),
-            committed=int(np.count_nonzero(counted & members.has("committed"))),
-            reported=int(np.count_nonzero(soaked)),
+            expected=count.expected,
+            committed=count.committed,
+            reported=count.reported,
             last=last,
-            soaking=int(soaking) if last else 0,
+            soaking=count.soaking if last else 0,
             labels_block=exposure.asks_for_labels(spec, state.stage)
             and bool((members.labelled & members.given).any())
-            and bool(waiting.any()),  # else everyone has it, and nobody would be spared
+            and bool(members.has("waiting").any()),  # else everyone has it, and nobody would be spared
             compares=spec.experiment is not None,
         )
     )
-    troubles = _troubles(members, mine & trying) if judgement.verdict == "hold" else ""
+    troubles = census.troubles(members, state.stage) if judgement.verdict == "hold" else ""
     state = msgspec.structs.replace(
         state,
         members=members,
@@ -285,20 +228,7 @@ def _judge(
         return state, NOTHING
     if not last:
         return _next_stage(state, state.reason, now_ms), NOTHING
-    closed = int(np.count_nonzero(waiting & here & ~able))
-    if closed:
-        return msgspec.structs.replace(state, reason=f"{closed} devices wait for their maintenance windows"), NOTHING
-    # Those that failed stay with what they had; told so, that the rollout's short windows end for them too.
-    state = msgspec.structs.replace(move(state, "finish", judgement.reason, now_ms), outcome="promoted")
-    failed, never = members.has("failed"), members.has("failed", "gone")
-    if spec.paced:  # those that do not run it come later, each in its turn (`latecomers`)
-        later = int(np.count_nonzero(waiting | coming | members.has("late")))
-        if later:
-            said = f"{state.reason}; {later} devices were passed over, and come in their turn"
-            state = msgspec.structs.replace(state, reason=said)
-        return state, together(all_of("keep", running), all_of("back", failed | coming))
-    keep = ~never if seen.unable is None else ~never & ~(seen.unable & members.has("waiting"))
-    return state, together(all_of("keep", keep), all_of("back", failed))
+    return completion.done(state, spec, here, able, seen.unable, judgement.reason, now_ms)
 
 
 def _passed_by(state: RolloutState, spec: RolloutSpec, now_ms: int) -> RolloutState:
@@ -364,9 +294,3 @@ def _gets_on(
     got_on_s, still_s = (last_ms - state.since_ms) / 1000, (now_ms - last_ms) / 1000
     why = headway.stalled(now, state.members, spec, state.stage, here, unable, got_on_s, still_s)
     return msgspec.structs.replace(state, headway=msgspec.structs.replace(now, stalled=why))
-
-
-def _troubles(members: Members, trying: Bools) -> str:
-    """What keeps devices of a stage that were asked and try again."""
-    names = [members.devices[i] for i in np.flatnonzero(trying)[:3].tolist()]
-    return "".join(f"; {name} tries again ({members.reasons.get(name, '')})" for name in names)

@@ -6,6 +6,7 @@ changes it, and only `revert` leads on from one of them.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final, Literal
 
 import msgspec
@@ -19,6 +20,7 @@ from .figures import Figure
 from .gates import Ledger
 from .headway import Headway
 from .members import Members
+from .specification import LONGEST_S, RolloutSpec
 
 State = Literal[
     "draft", "unapproved", "running", "paused", "rolling-back", "rolled-back", "done", "reverting", "reverted",
@@ -104,6 +106,25 @@ def move(state: RolloutState, event: Event, reason: str, now_ms: int) -> Rollout
     paused = reason if event == "pause" else ""
     return msgspec.structs.replace(
         state, state=after, since_ms=since_ms, reason=reason, paused=paused, headway=Headway(at_ms=now_ms)
+    )
+
+
+def not_ahead(state: RolloutState, spec: RolloutSpec, now_ms: int) -> RolloutState:
+    """Without times that lie ahead. After the hub's clock was put back, what was written before counts as of now: else
+    nothing would be judged, asked or given up until the clock has caught up."""
+    members = state.members
+    longest_ms = now_ms + int(1000 * max(LONGEST_S, spec.device_timeout_s))
+    if (members.asked_ms > now_ms).any() or (members.due_ms > longest_ms).any():
+        asked_ms, due_ms = np.minimum(members.asked_ms, now_ms), np.minimum(members.due_ms, longest_ms)
+        state = msgspec.structs.replace(state, members=replace(members, asked_ms=asked_ms, due_ms=due_ms))
+    if max(state.since_ms, state.judged_ms, state.asked_ms, state.headway.at_ms) <= now_ms:
+        return state
+    return msgspec.structs.replace(
+        state,
+        since_ms=min(state.since_ms, now_ms),
+        judged_ms=min(state.judged_ms, now_ms),
+        asked_ms=min(state.asked_ms, now_ms),
+        headway=msgspec.structs.replace(state.headway, at_ms=min(state.headway.at_ms, now_ms)),
     )
 
 
