@@ -9,6 +9,7 @@ happens gets a `fallback`; `Rejected` says what is wrong with an input, `Unavail
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import numpy as np
@@ -31,4 +32,5 @@ def main(home: str, n: int = 1000) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that a supervisor's stop closes the agent, too
     main(sys.argv[1], *map(int, sys.argv[2:]))

@@ -214,7 +214,7 @@ def test_an_agent_that_fails_before_it_starts_leaves_no_lock_and_no_lost_boot(wo
 
 
 def test_no_collection_of_the_daemon_goes_through_what_was_there_when_it_began(world, monkeypatch):
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     frozen: list[int] = []
 
     def freeze():
@@ -398,7 +398,7 @@ def test_root_metadata_of_unreasonable_size_is_damaged(world):
 
 
 @pytest.mark.process
-def test_sigterm_ends_the_daemon_cleanly_and_a_kill_is_declared(world):
+def test_sigterm_or_a_closed_terminal_ends_the_daemon_cleanly_and_a_kill_is_declared(world):
     package = world.package("v1")
     with world.agent() as agent:
         world.want(package)
@@ -408,7 +408,7 @@ def test_sigterm_ends_the_daemon_cleanly_and_a_kill_is_declared(world):
         (home / "identity" / name).write_bytes(CREDENTIALS[name])
     code = "from edgewright.main import main; main()"
     command = [sys.executable, "-c", code, "agent", "run", "--home", str(home), "--listen", "127.0.0.1:0"]
-    for ending, unclean in ((signal.SIGTERM, 0), (signal.SIGKILL, 1)):
+    for ending, unclean in ((signal.SIGTERM, 0), (signal.SIGHUP, 0), (signal.SIGKILL, 1)):
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ})
         line = next(one for one in process.stderr if "serving" in one)
         url = line.split()[-1].strip('"')
@@ -417,7 +417,7 @@ def test_sigterm_ends_the_daemon_cleanly_and_a_kill_is_declared(world):
         process.send_signal(ending)
         process.stderr.read()
         process.stderr.close()
-        assert process.wait(60) == (0 if ending is signal.SIGTERM else -signal.SIGKILL)
+        assert process.wait(60) == (-signal.SIGKILL if unclean else 0)
         assert not status.alive(home)
         with world.agent():
             assert world.hub.wait(lambda: len(world.hub.births["dev-1"]) >= 2)

@@ -155,6 +155,18 @@ def test_a_first_package_without_a_verdict_goes_on_and_the_operator_hears_why(de
     assert device.disk.writes == writes
 
 
+def test_a_first_package_whose_process_dies_again_and_again_rests_and_is_tried_again(device, first):
+    for _ in range(3):
+        device.boot(unclean=True)
+    assert (device.host.answers, device.job.state.blocked) == (None, {})
+    back = next(e for e in device.host.told if e.after == "rollback")
+    assert (back.failure, back.reason) == ("power", "3 unclean boots in probation: crashed, killed or out of memory")
+    device.failing = None
+    device.want(1, digest=first.digest)
+    device.live(60, 1)
+    assert device.host.answers == first.digest
+
+
 @pytest.mark.parametrize("failure", ["model", "power"])
 def test_a_first_package_that_fails_or_that_the_power_fails_with_does_not_go_on(device, first, failure):
     device.job.keep(msgspec.structs.replace(device.job.record, state=State.ROLLBACK, failure=failure))

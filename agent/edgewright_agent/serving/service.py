@@ -21,10 +21,12 @@ log = logging.getLogger(__name__)
 
 
 def serve(agent: Agent, place: Place | None) -> None:
-    """Run until SIGTERM or SIGINT; without a `place`, nothing is served. Raises Unavailable for one that is taken."""
+    """Run until SIGTERM, SIGINT, or SIGHUP of a terminal that was closed; without a `place`, nothing is served. Raises
+    Unavailable for one that is taken."""
     ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN or number != signal.SIGHUP:  # as nohup leaves it
+            signal.signal(number, lambda *_: ended.set())
     try:
         listener = listen(place) if place is not None else None
     except BaseException:

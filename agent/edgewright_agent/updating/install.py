@@ -27,7 +27,7 @@ from .fetch import Link
 from .health import Conclusion
 from .inbox import Cleared, Inbox, Registered, Sealed, Wish
 from .job import Host, Interrupted, Job
-from .retreat import load_active, roll_back
+from .retreat import is_only, load_active, roll_back
 from .sideload import Sideloads
 from .slots import ModelState, Store, recover
 from .steps import Steps
@@ -98,7 +98,12 @@ class Installer:
         if then is Event.DELAYED:
             job.go(then, reason=f"{record.cuts} power cuts in {record.state}", failure="power")
         elif then is not None:
-            job.go(then, reason=f"{record.crashes} unclean boots in {record.state}", failure="model")
+            reason = f"{record.crashes} unclean boots in {record.state}"
+            if record.state is not State.SELFTEST and is_only(job):
+                # A process that is killed looks like one that crashed, and blocked here is without an answer for good.
+                job.go(Event.DELAYED, reason=f"{reason}: crashed, killed or out of memory", failure="power")
+            else:
+                job.go(then, reason=reason, failure="model")
 
     def _load(self, job: Job, interrupt: Callable[[], None]) -> None:
         job.load_at_s = None

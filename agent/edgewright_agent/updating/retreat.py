@@ -78,6 +78,12 @@ def roll_back(job: Job) -> None:
     job.save(msgspec.structs.replace(state, record=after, history=job.history))
 
 
+def is_only(job: Job) -> bool:
+    """Whether nothing on this device could answer in place of the package that the record is about."""
+    running = job.state.running
+    return running is None or (running.digest == job.record.digest and previous(job) is None)
+
+
 def _told(state: ModelState, digest: str) -> str:
     now = state.running
     if now is None:
