@@ -84,7 +84,9 @@ def webhooks(client: HubClient, as_json: bool) -> int:
 @webhook.command()
 @click.argument("address", metavar="URL")
 @click.option("--pages-only", is_flag=True, help="Not of tickets.")
-@click.option("--kind", default="", help="Only alerts of this kind: drift, expiry, retrain and so on.")
+@click.option(
+    "--kind", default="", help="Only alerts of this kind: drift, rollout, expiry, accuracy, retrain, export, hub."
+)
 @click.option("--subject", default="", help="Only alerts of this device, fleet or model.")
 @with_hub
 def add(client: HubClient, address: str, pages_only: bool, kind: str, subject: str, as_json: bool) -> None:

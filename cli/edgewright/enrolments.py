@@ -13,7 +13,7 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from edgewright_contracts.errors import RequestError
+from edgewright_contracts.errors import EdgewrightError, RequestError
 
 from .hub_client import HubClient, with_hub
 from .hubs import seconds
@@ -43,13 +43,18 @@ def enroll(
 ) -> None:
     """Make enrolment tokens for the devices of a table. Its columns: id (or serial), and as you like fleet, site, hw,
     profile, tz, tag.NAME, which the devices then have from the first moment."""
-    if out.exists():
-        raise RequestError(f"{out} is there already: tokens never replace others; name a new file")
     devices = read(table, prefix)
     asked = {"devices": devices, "fleet": fleet_name, "one_token": one_token, "expires_s": seconds(expires)}
-    made = client.post("/api/v1/fleet/expected", asked)["tokens"]
-    descriptor = os.open(out, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    try:  # first: tokens that are made and cannot be written are lost
+        descriptor = os.open(out, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    except FileExistsError:
+        raise RequestError(f"{out} is there already: tokens never replace others; name a new file") from None
     with os.fdopen(descriptor, "w", newline="") as stream:
+        try:
+            made = client.post("/api/v1/fleet/expected", asked)["tokens"]
+        except EdgewrightError:
+            out.unlink()
+            raise
         writer = csv.writer(stream)
         writer.writerow(("id", "token"))
         writer.writerows((one["device"], one["token"]) for one in made)

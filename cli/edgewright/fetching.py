@@ -176,7 +176,7 @@ def _awaited(client: HubClient, device: str, order: dict[str, Any], wait_s: floa
             return str(told["answer"]["text"])
         if told["state"] in ("arrived", "failed"):
             raise RequestError(f"{device} answered {ago(told['arrived_ms'])}, and events that old are gone: ask again")
-        if time.monotonic() >= until:
+        if not time.monotonic() < until:  # nor is it for nan
             where = (
                 "it is under way" if told["state"] == "under way" else "the device is away, and is asked when it comes"
             )

@@ -9,5 +9,5 @@ class ShownByDefault(click.Group):
     """Without a command of its own it is `show`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        known = (*self.commands, *ctx.help_option_names)
-        return super().parse_args(ctx, args if args and args[0] in known else ["show", *args])
+        meant = args and (not args[0].startswith("-") or args[0] in ctx.help_option_names)
+        return super().parse_args(ctx, args if meant else ["show", *args])

@@ -7,10 +7,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 import click
 import urllib3
+from urllib3.exceptions import LocationParseError
+from urllib3.util import parse_url
 
 from edgewright_contracts.errors import EdgewrightError, Refused, RequestError, Unavailable
 
@@ -26,9 +28,10 @@ class HubClient:
     """`url` as https://host:port; `ca` the hub's CA file, so that nothing but that hub is believed."""
 
     def __init__(self, url: str, *, ca: Path | None = None, token: str = "") -> None:
-        if ca is not None and not ca.is_file():
-            raise RequestError(f"--ca: expected the hub's CA certificate (ca.pem in its data directory), no file {ca}")
-        if urlsplit(url).scheme != "https" or not urlsplit(url).hostname:
+        if ca is not None and not (ca.is_file() and b"-----BEGIN CERTIFICATE" in ca.read_bytes()):
+            said = "it is none" if ca.is_file() else "there is no such file"
+            raise RequestError(f"--ca: expected the hub's CA certificate (ca.pem in its data directory), {ca}: {said}")
+        if not _is_address(url):
             raise RequestError(f"--hub expects https://HOST[:PORT], got {url!r}: a token never travels in the clear")
         self._url = url.rstrip("/")
         self._http = urllib3.PoolManager(ca_certs=str(ca) if ca else None, retries=False)
@@ -39,7 +42,7 @@ class HubClient:
 
     def post(self, path: str, body: object = None, *, patience_s: float = PATIENCE_S, late: str = "") -> Any:
         """`late`: what may have happened, and how to find out, when there is no answer in time."""
-        return self._call("POST", path, json.dumps(body or {}).encode(), patience_s=patience_s, late=late)
+        return self._call("POST", path, _json(body or {}), patience_s=patience_s, late=late)
 
     def post_bytes(self, path: str, body: bytes) -> Any:
         return self._call("POST", path, body, "application/octet-stream")
@@ -48,7 +51,7 @@ class HubClient:
         return self._bytes("GET", path, None, "")
 
     def put(self, path: str, body: object) -> Any:
-        return self._call("PUT", path, json.dumps(body).encode())
+        return self._call("PUT", path, _json(body))
 
     def delete(self, path: str) -> Any:
         return self._call("DELETE", path, None)
@@ -82,6 +85,21 @@ class HubClient:
         if answer.status < 400:
             return answer.data
         raise _failure(answer.status, answer.data, f"{method} {path}")
+
+
+def _json(body: object) -> bytes:
+    try:
+        return json.dumps(body, allow_nan=False).encode()
+    except ValueError:
+        raise RequestError("expected finite numbers, got one that is infinite or none (nan)") from None
+
+
+def _is_address(url: str) -> bool:
+    try:
+        found = parse_url(url)
+    except LocationParseError:  # as a port beyond 65535
+        return False
+    return found.scheme == "https" and bool(found.host)
 
 
 def path(*names: str, **asked: Any) -> str:
@@ -138,9 +156,12 @@ def read_token(file: Path | None) -> str:
     if file is None:
         return ""
     try:
-        return file.read_text("ascii").strip()
+        token = file.read_text("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"--token-file: expected a file that holds a token of the hub, {file}: {error}") from None
+    if not token or token.split() != [token]:
+        raise RequestError(f"--token-file: expected one token of the hub in {file}, got {len(token.split())} words")
+    return token
 
 
 def _failure(status: int, data: bytes, what: str) -> EdgewrightError:
@@ -149,7 +170,7 @@ def _failure(status: int, data: bytes, what: str) -> EdgewrightError:
     except (ValueError, KeyError, TypeError):
         message = data[:300].decode(errors="replace") or f"status {status}"
     if status >= 500:
-        return Unavailable(f"{what}: the hub failed: {message}")
+        return Unavailable(f"{what}: {message} (status {status})")
     if status in (401, 403):
         return RequestError(f"{what}: {message}; name a file with a token of the right role by --token-file")
     return Refused(message) if status in (409, 422) else RequestError(message)

@@ -208,10 +208,10 @@ def users(data: Path, as_json: bool) -> None:
 def migrate(data: Path, as_json: bool) -> None:
     """Bring both databases to this release's schema. `hub serve` does it too."""
     from edgewright_hub.storage.control import open_control
-    from edgewright_hub.storage.places import places
+    from edgewright_hub.storage.places import NAME, places
     from edgewright_hub.storage.telemetry import open_telemetry
 
-    if not data.is_dir():
+    if not (data / "hub.db").exists() and not (data / NAME).exists():
         raise RequestError(f"--data: expected a hub's directory, there is none at {data}")
     stored = places(data)
     open_control(stored.control).dispose()
@@ -266,6 +266,8 @@ def broker_config(
     now = datetime.now(UTC)
     if address.host in {"0.0.0.0", "::"} and not names:  # noqa: S104 - compared
         raise RequestError(f"--listen {address} is all interfaces: add --name HOST, by which devices reach the broker")
+    if address.port in (websocket_port, monitor_port) or (websocket_port and websocket_port == monitor_port):
+        raise RequestError("--listen, --websocket-port and --monitor-port: expected ports that differ")
     authority = open_authority(data / "ca", now=now)
     gone = NOBODY
     if (data / "hub.db").exists() or (data / NAME).exists():

@@ -86,7 +86,7 @@ def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; a failure is one message, and its traceback with --debug."""
     rest = [a for a in arguments if a != "--debug"]
     try:
-        code = cli.main(args=rest, standalone_mode=False)
+        code = cli.main(args=rest, prog_name="edgewright", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except (click.exceptions.Abort, KeyboardInterrupt):
         return _say("interrupted", 130)
@@ -102,7 +102,8 @@ def run(arguments: list[str]) -> int:
 def _told(error: Exception, arguments: list[str]) -> tuple[str, int]:
     """What a person is told, and the exit code."""
     if isinstance(error, click.ClickException):
-        return error.format_message(), 2
+        ctx = error.ctx if isinstance(error, click.UsageError) else None
+        return error.format_message() + (f" See `{ctx.command_path} --help`." if ctx else ""), 2
     if isinstance(error, EdgewrightError):
         return str(error), error.exit_code
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("edgewright"):

@@ -40,6 +40,8 @@ def enroll(
 
     enrolling = _enrolling("enroll")
     way = enrolling.Way(proxy, websocket)
+    if device is not None and not device.strip():
+        raise RequestError("--device is empty; leave it out for an id of this machine that fits the token")
     act_as_owner(home)
     while True:
         try:

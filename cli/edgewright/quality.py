@@ -140,6 +140,8 @@ def retrain(
     """Say when MODEL is to be trained again; without MODEL, show what was said. The alert of kind retrain tells what
     moved and how to fetch consented samples; examples/retrain acts on it."""
     if model is None:
+        if on_drift or max_age_days or address or never:
+            raise RequestError("expected the MODEL that this is about; `edgewright registry list` names them")
         rows = client.get("/api/v1/retrain")
         if as_json:
             click.echo(json.dumps({"policies": rows}))

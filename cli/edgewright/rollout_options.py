@@ -115,7 +115,7 @@ def _scaled(option: str, text: str, units: dict[str, float], expected: str) -> f
 
 
 def _count(stage: str) -> int | str:
-    return int(stage) if stage.strip().isdigit() else stage.strip()
+    return int(stage) if stage.strip().isdecimal() else stage.strip()
 
 
 def _margin(text: str) -> tuple[str, dict[str, float]]:
@@ -132,7 +132,7 @@ def _margin(text: str) -> tuple[str, dict[str, float]]:
 def _retry(text: str) -> tuple[str, dict[str, float]]:
     cause, _, said = text.partition("=")
     attempts, _, first = said.partition(":")
-    if not cause or not attempts.isdigit():
+    if not cause or not attempts.isdecimal():
         raise RequestError(f"--retry: expected CLASS=N or CLASS=N:TIME, as link=8:2min; got {text!r}")
     return cause, {"attempts": int(attempts), **({"first_s": seconds("--retry", first)} if first else {})}
 

@@ -112,9 +112,11 @@ def conclude(client: HubClient, rollout_id: str, promote: bool, back: bool, as_j
 
 
 def _verb(verb: str, text: str, *, why: bool = False) -> None:
+    default: dict[str, Any] = {} if why else {"default": ""}
+
     @rollout.command(verb, help=text)
     @click.argument("rollout_id", metavar="ID")
-    @click.option("--reason", default=None if why else "", required=why, help="Why; kept in the audit.")
+    @click.option("--reason", required=why, help="Why; kept in the audit.", **default)
     @with_hub
     def act(client: HubClient, rollout_id: str, reason: str, as_json: bool) -> int:
         return _tell(client.post(path("rollouts", rollout_id, verb), {"reason": reason}), as_json)

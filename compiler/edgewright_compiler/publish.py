@@ -87,7 +87,11 @@ class Hub:
     """The few requests of publishing. Every failure is one of ours: Refused 4xx, Unavailable 5xx or no answer."""
 
     def __init__(self, url: str, token: str, ca: Path | None) -> None:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            _ = parts.port  # beyond 65535 it is none
+        except ValueError as error:
+            raise RequestError(f"--hub expects https://HOST[:PORT], got {url!r}: {error}") from None
         local = parts.hostname in {"127.0.0.1", "localhost", "::1"}
         if not parts.hostname or parts.scheme not in {"https", "http"} or (parts.scheme == "http" and not local):
             raise RequestError(f"--hub expects https://HOST[:PORT], got {url!r}: a token never travels in the clear")

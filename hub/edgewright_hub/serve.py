@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import math
 import os
 import signal
 import time
@@ -51,7 +52,7 @@ from .rollouts.conductor import Conductor
 from .rollouts.desired_documents import retained
 from .storage import control, telemetry
 from .storage.control import open_control
-from .storage.places import move, places
+from .storage.places import Places, move, places
 from .storage.store import Hold, held, outside
 from .storage.telemetry import open_telemetry
 from .vitals import Vitals
@@ -130,12 +131,14 @@ async def serve(config: Config, *, stop: asyncio.Event, ready: Callable[[Running
         authority = open_authority(config.data / "ca", now=now)
         bound = (a.host for a in (config.https, config.mqtt) if is_address(a.host))
         authority.keep_server((*config.names, *bound), config.data / "ca", now=now)
-        stored = move(config.data, config.database) if config.database else places(config.data)
+        stored = Places(config.database, config.database) if config.database else places(config.data)
         control_engine = open_control(stored.control)
         stack.callback(control_engine.dispose)
         hold = stack.enter_context(held(control_engine))
         telemetry_engine = open_telemetry(stored.telemetry)
         stack.callback(telemetry_engine.dispose)
+        if config.database:  # both could be opened there
+            move(config.data, config.database)
         vitals = Vitals(
             {
                 "hub.db": (control_engine, sa.select(control.cursors).limit(1)),
@@ -299,6 +302,8 @@ def _check(config: Config) -> None:
         raise RequestError(f"--page: expected a loopback address, because the page asks no password; got {config.page}")
     if config.websocket and not config.broker:
         raise RequestError("--websocket is for a broker of its own (--broker); the embedded one is reached at --https")
+    if not all(map(math.isfinite, (config.tick_s, config.ack_s, config.window_s))):
+        raise RequestError("--tick-s, --ack-interval-s and --window-s: expected numbers of seconds, got nan")
     for option, address in (("--https", config.https), ("--mqtt", config.mqtt)):
         used = option == "--https" or config.broker is None
         if used and not config.names and not is_address(address.host):

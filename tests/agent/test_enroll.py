@@ -68,6 +68,13 @@ def test_two_machines_of_one_image_differ_where_the_board_has_a_number(tmp_path)
     )
 
 
+@pytest.mark.parametrize("url", ["http://hub.example", "hub.example", "https://[::1", "https://hub.example:99999"])
+def test_an_address_that_is_none_is_refused_before_anything_is_made(hub, tmp_path, url):
+    with pytest.raises(RequestError, match="begins with https://"):
+        enroll(RealDisk(), tmp_path / "d", hub=url, token=hub.token(), device="a")
+    assert not (tmp_path / "d").exists()
+
+
 def test_an_enrolled_home_is_enrolled_again_only_when_asked_and_keeps_its_key_and_what_it_holds(hub, tmp_path):
     home = tmp_path / "d"
     enroll(RealDisk(), home, hub=hub.url, token=hub.token(), device="again-1")

@@ -243,6 +243,9 @@ def test_wrong_addresses_and_absent_files_are_named(keys: Path, tmp_path: Path) 
     path = package(tmp_path / "p").root
     with pytest.raises(RequestError, match="in the clear"):
         publish(path, "http://hub.example", keys, "secret", None, now=NOW)
+    for url in ("https://[::1", "https://hub.example:99999"):
+        with pytest.raises(RequestError, match="--hub expects https://HOST"):
+            publish(path, url, keys, "secret", None, now=NOW)
     with pytest.raises(RequestError, match="no CA file"):
         publish(path, "https://127.0.0.1:1", keys, "secret", tmp_path / "ca.pem", now=NOW)
     with pytest.raises(Unavailable, match="no answer"):

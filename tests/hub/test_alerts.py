@@ -194,7 +194,7 @@ def test_a_webhook_may_want_pages_one_kind_or_one_subject_only(engine: sa.Engine
 
 
 def test_a_removed_webhook_hears_no_more_and_wrong_ones_are_refused(engine: sa.Engine) -> None:
-    for url in ("ftp://x.example/", "nonsense", "https:///x"):
+    for url in ("ftp://x.example/", "nonsense", "https:///x", "https://[::1", "https://x:99999/", "https://x y"):
         with pytest.raises(RequestError, match="expected https://HOST/PATH"):
             webhooks.add(engine, url, who="ann", now_ms=NOW)
     number = webhooks.add(engine, "https://x.example/", who="ann", now_ms=NOW)["id"]

@@ -46,6 +46,13 @@ def test_the_servers_certificate_follows_its_names_and_its_end(tmp_path: Path) -
     assert serial(place) != second
 
 
+@pytest.mark.parametrize("name", ["", "bad name", "ü.example", "a..b", "https://hub"])
+def test_a_server_has_no_name_that_is_none(tmp_path: Path, name: str) -> None:
+    authority = open_authority(tmp_path, now=NOW)
+    with pytest.raises(RequestError, match="--name: expected a host name"):
+        authority.keep_server((name,), tmp_path, now=NOW)
+
+
 def test_a_device_gets_a_client_certificate_that_can_neither_serve_nor_sign(tmp_path: Path) -> None:
     one = open_authority(tmp_path, now=NOW)
     signed = one.sign(wire.signing_request("cam-1")[0], "cam-1", now=NOW)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
 import pytest
 import sqlalchemy as sa
 
-from edgewright.main import run
+from edgewright.main import cli, run
 from edgewright_hub.storage import telemetry
 from edgewright_hub.storage.places import places
 from edgewright_hub.storage.telemetry import open_telemetry
@@ -69,6 +71,37 @@ def test_a_name_that_nothing_has_is_answered_by_what_it_names(edgewright: Callab
             assert (code, out, repr(name) in err) == (2, "", True), (line, err)
         code, out, err = edgewright(*("" if word == "@" else word for word in line.split()))
         assert (code, out, " empty" in err or "got ''" in err) == (2, "", True), (line, err)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("fleet alerts bogus", "No such command 'bogus'. See `edgewright fleet alerts --help`"),
+        ("fleet alerts close 99999999999999999999", "number: Input should be less than"),
+        (
+            "fleet webhook add https://x.example/ --kind rolout",
+            "drift, expiry, export, hub, retrain, rollout; got 'rol",
+        ),
+        ("fleet config pi-0 --set window_s=NaN", "expected finite numbers"),
+        ("fleet retrain --on-drift", "expected the MODEL"),
+        ("fleet collect pi-0 --device x", "No such option '--device'. See `edgewright fleet collect --help`"),
+        ("rollout create digits --version 1.0.0 --stages ²,100%", "stages: expected counts or percentages"),
+        ("rollout revert r99", "Missing option '--reason'"),
+        ("rollout status r99 --ca /dev/null", "expected the hub's CA certificate"),
+        ("rollout status r99 --hub https://[::1", "--hub expects https://HOST"),
+        ("rollout status r99 --hub https://hub:99999", "--hub expects https://HOST"),
+        ("rollout status r99 --token-file /dev/null", "expected one token of the hub in /dev/null, got 0 words"),
+        ("hub token --pattern ''", "pattern: expected 1 to 200 characters, got 0"),
+        ("hub user '' --role viewer", "name: expected 1 to 64 characters"),
+        ("hub broker-config /dev/null/x --listen 127.0.0.1:1883 --monitor-port 1883", "expected ports that differ"),
+        ("hub serve --window-s nan", "expected numbers of seconds"),
+    ],
+)
+def test_what_is_wrong_on_the_line_is_told_in_one_message(
+    edgewright: Callable[..., tuple[int, str, str]], line: str, said: str
+) -> None:
+    code, out, err = edgewright(*shlex.split(line))
+    assert (code, out, said in err, err.count("\n")) == (2, "", True, 1), err
 
 
 def test_devices_and_drift_are_listed(edgewright: Callable[..., tuple[int, str, str]]) -> None:
@@ -164,3 +197,100 @@ def test_a_wrong_configuration_is_refused_with_what_there_is(edgewright: Callabl
     ):
         code, out, err = edgewright("fleet", "config", *asked)
         assert (code, out, said in err) == (2, "", True), err
+
+
+LINES = """
+fleet accept pi-9
+fleet accuracy
+fleet acknowledge pi-9
+fleet alerts acknowledge 99
+fleet alerts close 99
+fleet alerts show
+fleet cohort
+fleet collect pi-9
+fleet config
+fleet decommission pi-9
+fleet devices
+fleet drift accept pi-9 --reason x
+fleet drift budget
+fleet drift show
+fleet enroll TABLE --out OUT
+fleet hold pi-9 --reason x
+fleet labels import TABLE
+fleet labels show
+fleet queue
+fleet refuse pi-9
+fleet release pi-9
+fleet retire pi-9
+fleet retrain
+fleet samples export --out FOLDER
+fleet samples list
+fleet samples request pi-9 --reason x
+fleet samples show
+fleet set pi-9 site=x
+fleet show pi-9
+fleet webhook add nonsense
+fleet webhook remove 99
+fleet webhook show
+fleet webhook test 99
+hub gc --dry-run
+registry approve digits 9 --reason x
+registry deprecate digits 9 --reason x
+registry diff digits 1.0.0 9
+registry gc --dry-run
+registry lineage nosuch
+registry list
+registry reopen digits 9 --reason x
+registry revoke digits 9 --reason x
+rollout abort r99
+rollout approve r99 --digest 00
+rollout conclude r99 --back
+rollout create digits --version 9
+rollout pause r99
+rollout plan digits --version 9
+rollout resume r99
+rollout revert r99 --reason x
+rollout status
+"""
+
+
+def _commands(command: click.Command, before: tuple[str, ...] = ()) -> Iterator[str]:
+    """Those that talk to a hub, as they are called."""
+    if isinstance(command, click.Group):
+        ctx = click.Context(command)
+        for name in command.list_commands(ctx):
+            found = command.get_command(ctx, name)
+            assert found is not None
+            yield from _commands(found, (*before, name))
+    elif {"url", "token_file"} <= {one.name for one in command.params}:
+        yield " ".join(before)
+
+
+def test_every_command_ends_with_one_message_or_one_json_object(
+    edgewright: Callable[..., tuple[int, str, str]], data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "table.csv").write_text("id\nA b\n")
+    (tmp_path / "wrong").write_text("wrong\n")
+    places = {"TABLE": str(tmp_path / "table.csv"), "OUT": str(tmp_path / "out"), "FOLDER": str(tmp_path / "folder")}
+    lines = [[places.get(word, word) for word in line.split()] for line in LINES.strip().splitlines()]
+    known = [one for name in ("fleet", "hub", "registry", "rollout") for one in _commands(_group(name), (name,))]
+    assert [one for one in known if not any(" ".join(line).startswith(one) for line in lines)] == []
+    nowhere = ["--hub", "https://127.0.0.1:1", "--ca", str(data / "ca.pem")]
+    here = {"fleet enroll", "fleet labels import"}  # the table is looked at before anybody is asked
+    for line in lines:
+        local = " ".join(line[:2]) in here or " ".join(line[:3]) in here
+        for more, code in ((nowhere, 3), (["--token-file", str(tmp_path / "wrong")], 2)):
+            ended, out, err = edgewright(*line, *more, "--json")
+            assert (ended in (code, 2 * local or code), out, err.count("\n")) == (True, "", 1), (line, err)
+            assert err.startswith("edgewright: "), err
+        ended, out, err = edgewright(*line, "--json")
+        assert ended in (0, 2), (line, err)
+        assert (out.count("\n"), err.count("\n")) == ((1, 0) if ended == 0 else (0, 1)), (line, out, err)
+        assert ended == 2 or isinstance(json.loads(out), dict)
+    assert not (tmp_path / "out").exists()
+
+
+def _group(name: str) -> click.Command:
+    found = cli.get_command(click.Context(cli), name)
+    assert found is not None
+    return found

@@ -190,6 +190,20 @@ def test_an_owner_whose_files_do_not_fit_leaves_nothing_behind(
     assert [place.name for place in data.iterdir()] == ["lock"]
 
 
+def test_a_server_that_cannot_be_reached_is_not_remembered(
+    tmp_path: Path, owner: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    ports = [one for name in ("https", "page", "mqtt") for one in (f"--{name}", "127.0.0.1:0")]
+    nowhere = ["--trust", str(owner / "hub"), "--database", "postgresql://hub@127.0.0.1:1/hub"]
+    assert run("hub", "serve", "--data", str(data), *ports, *nowhere) == 3
+    err = capsys.readouterr().err
+    assert ("the database hub cannot be used" in err, err.count("\n")) == (True, 1)
+    assert not (data / "database").exists()
+    assert run("hub", "migrate", "--data", str(data)) == 2
+    assert "expected a hub's directory" in capsys.readouterr().err
+
+
 def test_what_a_kill_cut_off_is_gone_after_the_next_start(start: Start, tmp_path: Path) -> None:
     for folder in ("", "ca", "keys", "repo/metadata", "repo/blobs"):
         place = tmp_path / "data" / folder

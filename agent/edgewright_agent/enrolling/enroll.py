@@ -91,7 +91,11 @@ def enroll(
     """
     secret = parse(token)
     base = hub.rstrip("/")
-    if urlsplit(base).scheme != "https":
+    try:
+        secure = urlsplit(base).scheme == "https" and urlsplit(base).port != 0
+    except ValueError:  # half of an IPv6 address, a port beyond 65535
+        secure = False
+    if not secure:
         raise RequestError(f"expected a hub URL that begins with https://, got {hub!r}")
     if way.proxy:
         tunnel.parse(way.proxy)

@@ -20,6 +20,7 @@ from ..storage import control
 from . import webhooks
 
 Severity = Literal["page", "ticket"]
+Kind = Literal["accuracy", "drift", "expiry", "export", "hub", "retrain", "rollout"]
 SHOWN: Final = 200  # closed ones in one answer
 KEY_CHARS: Final = 200
 TEXT_CHARS: Final = 2000
@@ -30,7 +31,7 @@ def open_alert(
     key: str,
     *,
     severity: Severity,
-    kind: str,
+    kind: Kind,
     subject: str,
     text: str,
     now_ms: int,
@@ -42,7 +43,7 @@ def open_alert(
     said = {"severity": severity, "text": text[:TEXT_CHARS], "detail": dict(detail or {})}
     found = connection.execute(sa.select(control.alerts).where(a.open_key == key)).first()
     if found is None:
-        who = {"key": key, "open_key": key, "kind": kind[:32], "subject": subject[:128]}
+        who = {"key": key, "open_key": key, "kind": kind, "subject": subject[:128]}
         made = control.alerts.insert().values(**who, **said, opened_ms=now_ms).returning(a.id)
         webhooks.announce(connection, "opened", _row(connection, connection.execute(made).scalar_one()), now_ms)
         return True

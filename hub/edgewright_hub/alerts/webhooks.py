@@ -52,8 +52,7 @@ def add(
 
     Raises RequestError for what is no address.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("https", "http") or not parts.hostname or len(url) > URL_CHARS:
+    if len(url) > URL_CHARS or not _is_address(url):
         raise RequestError(f"the webhook: expected https://HOST/PATH, got {url[:100]!r}")
     secret = secrets.token_urlsafe(32)
     row = {"url": url, "secret": secret, "pages_only": pages_only, "kind": kind, "subject": subject}
@@ -64,12 +63,20 @@ def add(
     return {"id": number, "secret": secret}
 
 
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("https", "http") and bool(parts.hostname) and parts.port != 0 and url.split() == [url]
+    except ValueError:  # a port beyond 65535, or half of an IPv6 address
+        return False
+
+
 def remove(engine: sa.Engine, identifier: int, *, who: str, now_ms: int) -> None:
     """What was not delivered yet goes with it. Raises RequestError."""
     with engine.begin() as connection:
         gone = connection.execute(control.webhooks.delete().where(control.webhooks.c.id == identifier)).rowcount
         if not gone:
-            raise RequestError(f"no webhook has the number {identifier}; `edgewright fleet webhook list` shows them")
+            raise RequestError(f"no webhook has the number {identifier}; `edgewright fleet webhook` lists them")
         connection.execute(control.deliveries.delete().where(control.deliveries.c.webhook == identifier))
         _note(connection, "webhook remove", str(identifier), who, now_ms)
 
@@ -79,7 +86,7 @@ def test(engine: sa.Engine, identifier: int, *, who: str, now_ms: int) -> int:
     with engine.begin() as connection:
         known = sa.select(control.webhooks.c.id).where(control.webhooks.c.id == identifier)
         if connection.execute(known).first() is None:
-            raise RequestError(f"no webhook has the number {identifier}; `edgewright fleet webhook list` shows them")
+            raise RequestError(f"no webhook has the number {identifier}; `edgewright fleet webhook` lists them")
         return _enqueue(connection, identifier, json.dumps({"what": "test", "alert": None, "by": who}), now_ms)
 
 

@@ -191,7 +191,8 @@ def _refuse_used(url: str) -> None:
             with engine.connect() as connection:
                 used = sa.inspect(connection).has_schema(schema)
         except sa.exc.OperationalError as error:
-            raise Unavailable(f"--database: the server cannot be reached: {error.orig}") from None
+            said = " ".join(str(error.orig).split())
+            raise Unavailable(f"--database: the server cannot be reached: {said}") from None
         finally:
             engine.dispose()
         if used:

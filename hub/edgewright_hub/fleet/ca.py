@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import ipaddress
+import re
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ CSR_BYTES: Final = 8 * 1024
 CA_LIFE: Final = timedelta(days=3650)
 SERVER_LIFE: Final = timedelta(days=397)
 DEVICE_LIFE: Final = timedelta(days=825)
+_HOST: Final = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
 _EARLY: Final = timedelta(minutes=5)  # for devices whose clock is a little behind
 
 
@@ -227,9 +229,14 @@ def _refuse_unfit(folder: Path, certificate: x509.Certificate) -> None:
 
 
 def _host(host: str) -> x509.GeneralName:
+    """Raises RequestError for what is neither a name nor an address of a machine."""
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
+        if not _HOST.fullmatch(host):
+            raise RequestError(
+                f"--name: expected a host name of a-z, 0-9, - and dots, or an address, got {host[:80]!r}"
+            ) from None
         return x509.DNSName(host)
 
 

@@ -82,8 +82,8 @@ def make(
         raise ContractError("uses", "1 to 1000000", str(uses))
     if not 0 < expires_s <= 366 * 86400:
         raise ContractError("expires_s", "more than 0 and at most a year", str(expires_s))
-    if len(pattern) > 200:
-        raise ContractError("pattern", "at most 200 characters", str(len(pattern)))
+    if not 1 <= len(pattern) <= 200:
+        raise ContractError("pattern", "1 to 200 characters", str(len(pattern)))
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", fleet):
         raise ContractError("fleet", "a name of a-z, 0-9 and -, at most 63 characters", repr(fleet))
     try:
@@ -145,7 +145,10 @@ def spend(connection: sa.Connection, token_hash: str) -> None:
 
 
 def grant(engine: sa.Engine, *, role: Role, name: str) -> str:
-    """A new API token. Raises ContractError for an unknown role, Unavailable when hub.db cannot be written."""
+    """A new API token. Raises ContractError for an unknown role or no name, Unavailable when hub.db cannot be
+    written."""
+    if not 1 <= len(name) <= 64 or name != name.strip() or not name.isprintable():
+        raise ContractError("name", "1 to 64 characters, no blank at either end", repr(name[:80]))
     if role not in get_args(Role):
         raise ContractError("role", " | ".join(get_args(Role)), repr(role))
     token = secrets.token_urlsafe(32)

@@ -133,8 +133,9 @@ def outside(engine: sa.Engine) -> Iterator[None]:
     try:
         yield
     except sa.exc.OperationalError as error:
+        said = " ".join(str(error.orig).split())
         raise Unavailable(
-            f"the database {engine.url.database} cannot be used: {error.orig}. Nothing was changed. "
+            f"the database {engine.url.database} cannot be used: {said}. Nothing was changed. "
             "See that the disk has room and that this user may write there, then repeat; "
             "`edgewright hub doctor` says more"
         ) from None

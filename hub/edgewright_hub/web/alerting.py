@@ -3,13 +3,18 @@ address they name."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Final, get_args
 
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import APIRouter, HTTPException, Path, Request
 from pydantic import BaseModel, Field
+
+from edgewright_contracts.errors import RequestError
 
 from ..alerts import alerts, webhooks
 from .api import Caller, Operator, Reader, hub_of, now_ms
+
+KINDS: Final = get_args(alerts.Kind)
+Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
 
 router = APIRouter()
 
@@ -21,12 +26,12 @@ def listed(request: Request, _: Reader, closed: bool = False) -> list[dict[str, 
 
 
 @router.post("/api/v1/alerts/{number}/acknowledge")
-def acknowledge(request: Request, number: int, caller: Operator) -> dict[str, Any]:
+def acknowledge(request: Request, number: Number, caller: Operator) -> dict[str, Any]:
     return alerts.acknowledge(hub_of(request).control, number, who=caller.name, now_ms=now_ms())
 
 
 @router.post("/api/v1/alerts/{number}/close")
-def close(request: Request, number: int, caller: Operator) -> dict[str, Any]:
+def close(request: Request, number: Number, caller: Operator) -> dict[str, Any]:
     return alerts.dismiss(hub_of(request).control, number, who=caller.name, now_ms=now_ms())
 
 
@@ -51,17 +56,19 @@ def deliveries(request: Request, _: Operator) -> list[dict[str, Any]]:
 @router.post("/api/v1/webhooks", status_code=201)
 def add(request: Request, body: WebhookBody, caller: Operator) -> dict[str, Any]:
     """Answers with the secret that signs what is sent; it is told this once."""
+    if body.kind not in ("", *KINDS):
+        raise RequestError(f"the webhook: expected a kind of alerts, {', '.join(KINDS)}; got {body.kind!r}")
     asked: dict[str, Any] = {"pages_only": body.pages_only, "kind": body.kind, "subject": body.subject}
     return webhooks.add(hub_of(request).control, body.url, **asked, who=_admin(caller), now_ms=now_ms())
 
 
 @router.post("/api/v1/webhooks/{number}/test")
-def test(request: Request, number: int, caller: Operator) -> dict[str, int]:
+def test(request: Request, number: Number, caller: Operator) -> dict[str, int]:
     return {"delivery": webhooks.test(hub_of(request).control, number, who=_admin(caller), now_ms=now_ms())}
 
 
 @router.post("/api/v1/webhooks/{number}/remove")
-def remove(request: Request, number: int, caller: Operator) -> dict[str, int]:
+def remove(request: Request, number: Number, caller: Operator) -> dict[str, int]:
     webhooks.remove(hub_of(request).control, number, who=_admin(caller), now_ms=now_ms())
     return {"removed": number}
 

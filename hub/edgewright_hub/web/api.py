@@ -287,7 +287,7 @@ def packages(request: Request, _: Reader) -> list[dict[str, Any]]:
 
 
 @router.get("/api/v1/events")
-def events(request: Request, _: Reader, after: int = 0) -> list[dict[str, Any]]:
+def events(request: Request, _: Reader, after: Annotated[int, Query(ge=0, le=2**53)] = 0) -> list[dict[str, Any]]:
     """At most 500 events of devices with an id above `after`, oldest first."""
     table = telemetry.events
     with hub_of(request).telemetry.connect() as connection:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
 
 from ..drift import days
@@ -38,7 +38,7 @@ def by(request: Request, _: Reader, key: str) -> list[dict[str, Any]]:
 
 
 @router.get("/api/v1/drift/cohorts")
-def cohorts(request: Request, _: Reader, hours: int = 24) -> list[dict[str, Any]]:
+def cohorts(request: Request, _: Reader, hours: Annotated[int, Query(ge=1, le=8760)] = 24) -> list[dict[str, Any]]:
     """How far each cohort's last hours lie from training, from the rollups: effect sizes, no verdicts."""
     hub = hub_of(request)
     return days.by_cohort(hub.control, hub.telemetry, hub.registry.blobs, now_ms=now_ms(), hours=hours)
