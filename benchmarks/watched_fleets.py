@@ -16,10 +16,11 @@ import numpy.typing as npt
 
 from edgewright_contracts.baseline import make
 from edgewright_contracts.binning import pack
+from edgewright_hub.drift import answers
 from edgewright_hub.drift.budget import Budget
 from edgewright_hub.drift.groups import DriftPolicy
 from edgewright_hub.drift.references import Reference, References, reference_of
-from edgewright_hub.drift.streams import KNOWN, SKEWED
+from edgewright_hub.drift.streams import SKEWED
 from edgewright_hub.drift.watch import Key, Watch
 from edgewright_hub.simulation.inputs import CHANNELS, EDGE_HASH, REFERENCE, Inputs
 
@@ -131,14 +132,5 @@ class Fleet:
         self.pages += [page for subject, page in now.items() if subject not in self._open]
         self._open = set() if ack else set(now)
         for _, subject in now if ack else ():
-            self._acknowledge(subject)
-
-    def _acknowledge(self, subject: str) -> None:
-        told = self.watch.alarms(subject)
-        for key in told:
-            if key.scope == "device":
-                group, at = self.watch.stream(key)
-                group.streams.rest(np.array([at]))
-                if group.streams.skew[at] == SKEWED:
-                    group.streams.skew[at] = KNOWN
-        self.watch.decide_cohorts(set(self.watch.groups))
+            ended = answers.acknowledge(self.watch, subject)
+            self.watch.decide_cohorts({key.group for key in ended})

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import numpy as np
 import sqlalchemy as sa
 
 from edgewright_contracts.built import built
@@ -27,12 +26,11 @@ from edgewright_contracts.built import built
 from ..fleet.roster import Roster
 from ..storage import control, telemetry
 from ..storage.store import upsert
-from . import decisions, kept, paging
+from . import answers, decisions, kept, paging
 from .budget import Budget
 from .groups import DriftPolicy
 from .kinds import FEED, PARTS
 from .references import References
-from .streams import KNOWN, SKEWED
 from .verdicts import KEY, row
 from .verdicts import describe as describe
 from .watch import TOLD, GroupKey, Key, Verdict, Watch
@@ -120,20 +118,10 @@ class FleetDrift:
         return self.budget()
 
     def acknowledge(self, subject: str, *, who: str, now_ms: int) -> int:
-        """End every alarm of a device or cohort; its detectors begin anew. How many. Raises RequestError for none.
-
-        What is ended of a cohort is ended of its devices too: the cohort's alarm is made of theirs and would come back
-        with the next window. What goes on moving is reported again.
-        """
+        """End every alarm of a device or cohort (`answers`). How many. Raises RequestError for none."""
         with self._lock:
             self._load(now_ms)
-            keys = self._watch.alarms(subject)
-            for key in keys:
-                if key.scope == "device":
-                    group, at = self._watch.stream(key)
-                    group.streams.rest(np.array([at]))
-                    if group.streams.skew[at] == SKEWED:
-                        group.streams.skew[at] = KNOWN
+            keys = answers.acknowledge(self._watch, subject)
 
             def note(connection: sa.Connection) -> int:
                 values = {"at_ms": now_ms, "who": who, "what": "drift acknowledge", "detail": subject}
@@ -143,26 +131,18 @@ class FleetDrift:
             return self._settled(keys, now_ms, note)
 
     def accept(self, subject: str, *, who: str, reason: str, now_ms: int) -> dict[str, int]:
-        """A new normal for the streams of a device or cohort that are in alarm, from their own windows since it began.
-
-        They are not compared with their cohort or with training any more. Raises RequestError when there is no alarm.
-        """
+        """A new normal for the streams of a device or cohort that are in alarm (`answers`). Raises RequestError when
+        there is none."""
         decisions.check("accept", reason)
         with self._lock:
             self._load(now_ms)
-            alarms = self._watch.alarms(subject)
-            keys = sorted(key for key in alarms if key.scope == "device")
-            before: list[tuple[Key, bytes]] = []
-            for key in keys:
-                group, at = self._watch.stream(key)
-                before.append((key, group.streams.pack(np.array([at]))[0]))
-                group.accept(at)
-            detail = {"streams": [list(key) for key in keys]}
+            alarms, before = answers.accept(self._watch, subject)
+            detail = {"streams": [list(key) for key, _ in before]}
             note = partial(
                 decisions.record, what="accept", subject=subject, who=who, reason=reason, now_ms=now_ms, detail=detail,
                 kept=msgspec.msgpack.encode(before),
             )  # fmt: skip
-            return {"accepted": len(keys), "decision": self._settled(alarms, now_ms, note)}
+            return {"accepted": len(before), "decision": self._settled(alarms, now_ms, note)}
 
     def undo(self, subject: str, *, who: str, reason: str, now_ms: int) -> dict[str, int]:
         """The normal from before the last acceptance of a device or cohort. Raises RequestError without one, Refused
@@ -172,19 +152,9 @@ class FleetDrift:
             self._load(now_ms)
             with self._control.connect() as connection:
                 number, before = decisions.last_acceptance(connection, subject)
-                streams = msgspec.msgpack.decode(before, type=built(list[tuple[Key, bytes]]))
+                streams = msgspec.msgpack.decode(before, type=built(answers.Kept))
                 self._know(connection, {key.digest for key, _ in streams})
-            keys = set()
-            for key, data in streams:
-                if not self._watch.known(key):
-                    continue  # ended and forgotten since
-                group, at = self._watch.stream(key)
-                ended = group.streams.ended[at]
-                if group.streams.unpack(at, data):
-                    group.streams.ended[at] = ended
-                    group.streams.rest(np.array([at]))
-                    group.baselines.pool()
-                    keys.add(key)
+            keys = answers.take_back(self._watch, streams)
             note = partial(
                 decisions.record, what="undo", subject=subject, who=who, reason=reason, now_ms=now_ms,
                 detail={"decision": number},
