@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 
 import pytest
 
@@ -97,6 +98,14 @@ def test_a_damaged_optimised_form_is_made_again_before_it_is_loaded(home):
         assert agent.model("digits").active.digest == second.digest
         assert world.hub.wait(lambda: any("self-test again: passed" in reason for reason in told(world)))
     assert file.read_bytes() == good
+
+
+def test_the_optimised_form_counts_as_bytes_written_although_a_child_writes_it(home):
+    world, _, second = home
+    store, disk = Store(RealDisk(), world.home("dev-1") / "models", "digits"), RealDisk()
+    shutil.rmtree(slot(world, "b") / "optimised")
+    proving.Proving(disk, threading.Event()).prove(store, "b")
+    assert disk.written > (slot(world, "b") / "optimised" / "model.onnx").stat().st_size
 
 
 def test_on_another_cpu_the_self_test_runs_once_more_before_anything_answers(home, monkeypatch):

@@ -188,6 +188,26 @@ def test_a_sample_is_put_under_the_devices_own_name(status, kind):
     assert send.traffic == (1, 0 if kind is None else 20)
 
 
+def test_after_a_connection_failed_the_certificate_is_read_anew():
+    made = []
+
+    class Pool:
+        def __init__(self, **options):
+            made.append(self)
+
+        def request(self, *_, **__):
+            if self is made[0]:
+                raise urllib3.exceptions.ProtocolError("the certificate has expired")
+            return urllib3.HTTPResponse(io.BytesIO(), status=204, preload_content=False)
+
+    send = Sender(Pool, "https://hub:8443/", "dev-1")
+    with pytest.raises(Unavailable, match="has expired"):
+        send("0" * 16, b"x")
+    send("0" * 16, b"x")
+    send("1" * 16, b"x")
+    assert len(made) == 2
+
+
 def test_a_sample_that_the_hub_will_never_take_does_not_keep_the_others_back(tmp_path):
     place = Place(tmp_path)
     place.refuses = True

@@ -37,6 +37,7 @@ class Sender:
             connection = getattr(answer.connection, "sock", None)
             said = answer.read(ANSWER_BYTES)
         except urllib3.exceptions.HTTPError as error:
+            self._pool = None  # the next one reads the certificate anew, which a renewal may have replaced
             raise Unavailable(f"{url}: {error}") from error
         came = self._wire.since_last(connection) or Bytes(len(data), len(said))
         answer.release_conn()

@@ -47,6 +47,7 @@ class Proving:
         """Run the self-test of a slot: (verdict, log); a pass is durable. Raises what `selftest` raises, OSError."""
         package, variant, slot = _opened(store, side)
         verdict, tail = selftest(package.root, variant.id, slot.runtime, stopping=self._stopping, interrupt=interrupt)
+        self._disk.written += sum(ref.size for ref in verdict.files.values())  # by the child, past the seam
         if verdict.passed:
             proof.write(self._disk, package.root, proof.make(package, variant, slot.runtime, verdict.files))
         return verdict, tail
