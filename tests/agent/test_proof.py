@@ -101,7 +101,7 @@ def test_a_damaged_optimised_form_is_made_again_before_it_is_loaded(home):
 
 
 def test_the_optimised_form_counts_as_bytes_written_although_a_child_writes_it(home):
-    world, _, second = home
+    world, *_ = home
     store, disk = Store(RealDisk(), world.home("dev-1") / "models", "digits"), RealDisk()
     shutil.rmtree(slot(world, "b") / "optimised")
     proving.Proving(disk, threading.Event()).prove(store, "b")
