@@ -260,6 +260,36 @@ def test_what_fits_no_more_is_dropped_oldest_first_and_counted():
     assert spool.told().dropped + len(spool.state.items) == 20
 
 
+def test_events_that_repeat_themselves_push_no_count_out_of_a_full_spool():
+    spool = open_spool(SimDisk(), cap=20_000)
+    spool.event(draft("fetch"))  # older than all others, and said once
+    for i in range(300):
+        spool.seal([window(i, start_ms=i * 60_000)], opened(1))
+        for after in ("open", "closed"):
+            spool.event(draft(after))
+            assert spool.state.held_bytes <= 20_000
+    windows = [report.decode_window(i.body) for i in spool.state.items if i.kind == "report"]
+    events = [event.decode_event(i.body) for i in spool.state.items if i.kind == "event"]
+    assert sum(w.n for w in windows) == sum(range(300))
+    assert max(w.span for w in windows) == 60  # resolution is lost, counts are not
+    assert (len(events), sum(w.span for w in windows)) == (601 - spool.state.dropped, 300)
+    assert len(events) > 20
+    assert [e.after for e in events[:1] + events[-2:]] == ["fetch", "open", "closed"]
+
+
+def test_repeated_events_go_before_any_window_and_what_was_said_once_goes_last():
+    spool = open_spool(SimDisk(), cap=3000)
+    for after in ("open", "open", "open", "fetch"):
+        spool.event(draft(after))
+    for i in range(60):
+        spool.seal([window(1, rollout=f"r{i}")], opened(1))  # distinct keys never merge
+        events = [event.decode_event(item.body).after for item in spool.state.items if item.kind == "event"]
+        lost = 1 + i - (len(spool.state.items) - len(events))
+        assert events == (["open", "fetch"] if lost else ["open"] * (len(events) - 1) + ["fetch"])
+    assert lost > 0
+    assert spool.state.dropped == lost + 2
+
+
 def test_a_restored_spool_takes_a_new_id_when_the_hub_is_ahead_of_it():
     disk = SimDisk()
     spool = open_spool(disk)

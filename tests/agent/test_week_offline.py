@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from edgewright_agent.delivery.spool import Spool, Terms
 from edgewright_contracts import binning, report
 from edgewright_contracts.birth import Unclean
+from edgewright_contracts.event import Event
 from edgewright_contracts.report import Gauge, Hits, Usage, Window
 from edgewright_hub.ingest.writer import commit
 from edgewright_hub.storage import telemetry
@@ -56,6 +57,16 @@ class Device:
     @property
     def mono_ms(self) -> int:
         return (self.now_s - self.booted_s) * 1000
+
+    def flap(self) -> None:
+        """A breaker opens and closes."""
+        for before, after in (("closed", "open"), ("open", "closed")):
+            self.spool.event(
+                Event(
+                    spool_id="0" * 16, seq=1, boot_id=f"{self.boots:016x}", mono_ms=self.mono_ms, wall_ms=None,
+                    model="digits", digest="a" * 64, before=before, after=after, reason=300 * "x",
+                )
+            )  # fmt: skip
 
     def pass_window(self, *, online: bool = False) -> None:
         start_ms, wall = self.mono_ms, BEGIN_MS + self.now_s * 1000
@@ -103,8 +114,8 @@ def deliver(device: Device, engine: sa.Engine) -> None:
     raise AssertionError("never empty")
 
 
-@pytest.mark.parametrize(("clock", "reboots"), [("always", 0), ("some boots", 60)])
-def test_after_a_week_offline_the_hubs_totals_are_the_devices(tmp_path, clock, reboots):
+@pytest.mark.parametrize(("clock", "reboots", "flaps"), [("always", 0, 0), ("some boots", 60, 1000)])
+def test_after_a_week_offline_the_hubs_totals_are_the_devices(tmp_path, clock, reboots, flaps):
     device = Device(clock=clock)
     engine = open_telemetry(tmp_path / "telemetry.db")
     deliver(device, engine)
@@ -117,20 +128,25 @@ def test_after_a_week_offline_the_hubs_totals_are_the_devices(tmp_path, clock, r
                 device.disk.crash("least")
             device.boot()
         device.pass_window()
+        if number < flaps:
+            device.flap()
         assert device.spool.state.held_bytes <= CAP
-    assert device.spool.state.dropped == 0
+    dropped = device.spool.state.dropped  # events alone, which is seen below
+    assert (dropped > 0) == (flaps > 0)
     assert device.disk.written < 12 * CAP
     deliver(device, engine)
     w = telemetry.windows.c
     with engine.connect() as connection:
         found = connection.execute(sa.select(w.digest, w.context, sa.func.sum(w.n)).group_by(w.digest, w.context)).all()
         bodies = [body for (body,) in connection.execute(sa.select(w.body))]
+        told = connection.execute(sa.select(sa.func.count()).select_from(telemetry.events)).scalar_one()
         rolled = connection.execute(
             sa.select(sa.func.sum(telemetry.rollups.c.n)).where(telemetry.rollups.c.tier_s == 3600)
         ).scalar_one()
     engine.dispose()
     assert {(digest, context): n for digest, context, n in found} == device.totals
     assert rolled == device.totals.total()
+    assert told == 2 * flaps - dropped
     reports = [report.decode_report(body).window for body in bodies]
     assert sum(one.span for one in reports) == windows * 3
     assert sum(one.usage.cpu_ms for one in reports) == windows * 3 * 200

@@ -186,7 +186,8 @@ def to_merge(state: State, groups: Sequence[object | None]) -> list[tuple[Item, 
 
 
 def _unnumbered(state: State, ids: tuple[int, ...]) -> list[Item]:
-    found = [i for i in state.items if i.id in ids]
+    wanted = set(ids)
+    found = [i for i in state.items if i.id in wanted]
     if len(found) != len(ids) or not found:
         raise RuleBroken(f"expected items {ids}, found {[i.id for i in found]}")
     if any(i.seq for i in found):

@@ -3,14 +3,16 @@
 Guarantee: once `seal` or `event` returns, a kill or power cut loses nothing of it and doubles nothing; what `offer`
 returns was durably numbered before. Rules in `ledger.py`, the file in `journal.py`.
 
-Bound: `cap` bytes of windows and events, in memory as on disk. Beyond it the oldest windows become hours, then days
-(`coarsening.py`), and only what does not fit even so is dropped, and counted. A seal while the hub is there is one
+Bound: `cap` bytes of windows and events, in memory as on disk. Beyond it events have a quarter of them, and the oldest
+windows become hours, then days (`coarsening.py`). What does not fit even so is dropped, and counted: counts come first,
+but for the last event of each kind, which says how a model or an update ended up. A seal while the hub is there is one
 durable write, with its numbers in it; a boot is another. Threads: any; one lock, held over the fsync, never taken by an
 inference.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -21,6 +23,7 @@ import msgspec
 
 from edgewright_contracts import birth, event, report
 from edgewright_contracts.birth import Unclean
+from edgewright_contracts.built import built
 from edgewright_contracts.desired import Ack
 from edgewright_contracts.errors import ContractError
 from edgewright_contracts.packing import pack
@@ -31,6 +34,7 @@ from .journal import Journal
 from .ledger import Item, Kind, Record, State
 
 CAP_BYTES: Final = 4 << 20
+EVENTS_PART: Final = 4  # of a full spool, events keep one part in so many: hundreds of them
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +43,19 @@ class Offer(NamedTuple):
     seq: int
     kind: Kind
     payload: bytes
+
+
+class EventKind(msgspec.Struct, frozen=True, rename={"before": "from", "after": "to"}):
+    """Events of one kind repeat each other: the same step of the same package in the same rollout."""
+
+    before: str
+    after: str
+    model: str = ""
+    digest: str = ""
+    rollout: str = ""
+
+
+_read_kind: Final = msgspec.json.Decoder(built(EventKind)).decode
 
 
 class Terms(NamedTuple):
@@ -88,12 +105,7 @@ class Spool:
         with self._lock:
             sealed = ledger.Sealed(tuple(("report", report.encode_window(w)) for w in windows), opened)
             numbers = [] if terms is None else _numbers(ledger.apply(self._state, sealed), terms)
-            self._write(sealed, *numbers)
-            if self._state.held_bytes > self._cap:
-                try:
-                    self._shrink()
-                except Exception as error:  # whatever it is, the windows are sealed: nobody may seal them again
-                    log.error("the spool is over its bound, and does not shrink: %r", error)  # noqa: TRY400
+            self._keep(sealed, *numbers)
 
     def lost(self, windows: int) -> None:
         """Count windows that cannot be kept, so that the hub hears of them. Raises OSError."""
@@ -103,7 +115,7 @@ class Spool:
     def event(self, draft: event.Event) -> None:
         """Durably keep an event; its spool id and number are set when it is offered. Raises OSError."""
         with self._lock:
-            self._write(ledger.Sealed((("event", event.encode_event(draft)),)))
+            self._keep(ledger.Sealed((("event", event.encode_event(draft)),)))
 
     def offer(self, terms: Terms = PLAIN) -> list[Offer]:
         """Everything numbered and unacknowledged, after numbering what may be: at most 16, oldest first."""
@@ -153,6 +165,15 @@ class Spool:
             trouble=self.trouble[:1024],
         )
 
+    def _keep(self, *records: Record) -> None:
+        """Write them, and make room behind them. Raises OSError, and then nothing was kept."""
+        self._write(*records)
+        if self._state.held_bytes > self._cap:
+            try:
+                self._shrink()
+            except Exception as error:  # whatever it is, they are sealed: nobody may seal them again
+                log.error("the spool is over its bound, and does not shrink: %r", error)  # noqa: TRY400
+
     def _write(self, *records: Record, durable: bool = True) -> None:
         """All of them or, raising OSError, none."""
         after = self._state
@@ -166,9 +187,15 @@ class Spool:
         self._state, self.trouble = after, ""
 
     def _shrink(self) -> None:
-        """The oldest become coarser, or go, until an eighth of the bound is free: so this comes seldom."""
-        state, records = self._state, list[Record]()
-        excess = state.held_bytes - self._cap * 7 // 8
+        """Until an eighth of the bound is free, so that this comes seldom: the events beyond their share go, then the
+        oldest windows become coarser, then what is missed least goes."""
+        state, records, goal = self._state, list[Record](), self._cap * 7 // 8
+        events = sum(len(i.body) for i in state.items if i.kind == "event")
+        beyond = min(events - self._cap // EVENTS_PART, state.held_bytes - goal)
+        if gone := _as_many([i for i in _missed_least(state) if i.kind == "event"], beyond):
+            records.append(_dropped(gone))
+            state = ledger.apply(state, records[-1])
+        excess = state.held_bytes - goal
         for span in coarsening.SPANS:
             groups = [
                 coarsening.group(coarsening.read_heading(i.body), span) if i.kind == "report" else None
@@ -185,16 +212,10 @@ class Spool:
                 records.append(ledger.Merged(tuple(i.id for i in items), body))
                 state = ledger.apply(state, records[-1])
                 excess -= sum(len(i.body) for i in items) - len(body)
-        ids, lost = [], 0
-        for item in sorted(state.unnumbered, key=lambda i: (i.kind == "event", i.id)):
-            if excess <= 0:
-                break
-            ids.append(item.id)
-            lost += coarsening.read_heading(item.body).span if item.kind == "report" else 1
-            excess -= len(item.body)
-        if ids:
+        if gone := _as_many(_missed_least(state), excess):
+            records.append(_dropped(gone))
+        if lost := sum(r.windows for r in records if isinstance(r, ledger.Dropped)):
             log.error("the spool is full: dropping %d windows or events that the hub will never see", lost)
-            records.append(ledger.Dropped(tuple(ids), lost))
         if records:
             self._write(*records)
 
@@ -206,6 +227,25 @@ def encode(item: Item, spool_id: str) -> bytes:
         return event.encode_event(msgspec.structs.replace(draft, spool_id=spool_id, seq=item.seq))
     raw = msgspec.msgpack.encode((report.VERSION, spool_id, item.seq, msgspec.Raw(item.body)))
     return pack(raw) if item.compress else raw
+
+
+def _missed_least(state: State) -> list[Item]:
+    """What may be dropped, in that order: events that a later one repeats, windows, the other events; of each, the
+    oldest first."""
+    last = {_read_kind(item.body): item.id for item in state.unnumbered if item.kind == "event"}
+    latest = set(last.values())
+    return sorted(state.unnumbered, key=lambda i: (2 if i.id in latest else i.kind == "report", i.id))
+
+
+def _as_many(items: Sequence[Item], size: int) -> list[Item]:
+    """As many as free `size` bytes; none of them for 0 or less."""
+    held = itertools.accumulate((len(item.body) for item in items), initial=0)
+    return [item for item, before in zip(items, held, strict=False) if before < size]
+
+
+def _dropped(items: Sequence[Item]) -> ledger.Dropped:
+    lost = sum(coarsening.read_heading(item.body).span if item.kind == "report" else 1 for item in items)
+    return ledger.Dropped(tuple(item.id for item in items), lost)
 
 
 def _numbers(state: State, terms: Terms) -> list[Record]:
