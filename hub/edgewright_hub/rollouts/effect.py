@@ -1,8 +1,9 @@
 """What a release changed: ratio and difference of a rate, with intervals that hold whenever they are looked at. Pure.
 
-Guarantee: the chance that an interval ever leaves out the truth, at any of the moments at which somebody looks, is at
-most 1 - `certainty`, as far as counts are Poisson with the dispersion `phi`. For this both are what is left when every
-ratio (every difference) is tested by an e-process of its own, and those are dropped that reach 1 / (1 - certainty).
+Guarantee: the chance that one of the two intervals ever leaves out the truth, at any of the moments at which somebody
+looks, is at most 1 - `certainty`, as far as counts are Poisson with the dispersion `phi`. A quarter of that chance is
+spent on each interval of the counts, for which both are what is left when every ratio (every difference) is tested by
+an e-process of its own, and those are dropped that have grown to 1 / chance.
 
     ratio        given the sum of treated and control events of each interval, only the ratio decides how they split:
                  the likelihood of each ratio of a grid is kept, and stands against its mean over all ratios. Between
@@ -11,8 +12,11 @@ ratio (every difference) is tested by an e-process of its own, and those are dro
                  and however it moves (`processes`): linear in d, so two sums for each stake s are all that is kept; and
                  the same with the sides changed.
 
-Rates are of events: failed runs, slow runs, wrong labels, misses of an outcome. Less is better. Control rates are what
-the treated devices would have by their own pre-period (difference in differences).
+The other half is spent on the devices. Control rates are what the treated devices would have by their own pre-period
+(difference in differences), and that is an estimate: both intervals are wider by what the two groups may lie apart
+without any effect (`likeness`). More time does not shrink that, more devices and a longer pre-period do.
+
+Rates are of events: failed runs, slow runs, wrong labels, misses of an outcome. Less is better.
 
 Cost: 20 µs for an interval, 0.3 ms for an effect; 5 kB of state for a metric.
 
@@ -28,6 +32,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from .likeness import Likeness
 from .processes import Floats, Interval, Metric
 
 STEP: Final = 0.025
@@ -50,10 +55,12 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     n_t: float = 0.0
     k_c: float = 0.0
     n_c: float = 0.0
+    weight: float = 0.0  # what all intervals tell of the ratio, as expected events
+    likeness: Likeness = Likeness()  # of all intervals, by this weight; of the control so far
 
 
 class Effect(msgspec.Struct, frozen=True, kw_only=True):
-    """Treated against control: (low, high) holds the truth with `certainty`, whenever it is read."""
+    """Treated against control: (low, high) holds the truth, whenever it is read."""
 
     metric: Metric
     treated: float  # rate
@@ -66,7 +73,8 @@ class Effect(msgspec.Struct, frozen=True, kw_only=True):
     difference: float
     difference_low: float
     difference_high: float
-    certainty: float
+    certainty: float  # that both intervals hold the truth
+    apart: float | None = 0.0  # so far, as a share, such devices may lie apart without any effect; None: no bound
 
     @property
     def better(self) -> bool:
@@ -77,10 +85,11 @@ class Effect(msgspec.Struct, frozen=True, kw_only=True):
         return self.difference_low > 0 or self.ratio_low > 1
 
 
-def compared(before: Comparison, seen: Interval) -> Comparison:
+def compared(before: Comparison, seen: Interval, alike: Likeness | None) -> Comparison:
     """With one more interval; unchanged by one in which either side counted nothing."""
-    if seen.n_t <= 0 or seen.e_c <= 0 or seen.e_t <= 0:
+    if alike is None or seen.n_t <= 0 or seen.e_c <= 0 or seen.e_t <= 0:
         return before
+    told = seen.e_c * seen.e_t / (seen.e_c + seen.e_t)
     n_c = seen.e_c / (seen.e_t / seen.n_t)
     ratio = seen.k_t * GRID - (seen.k_t + seen.k_c) * np.log((seen.e_c + _RATIOS * seen.e_t) / (seen.e_c + seen.e_t))
     return Comparison(
@@ -91,16 +100,25 @@ def compared(before: Comparison, seen: Interval) -> Comparison:
         n_t=before.n_t + seen.n_t,
         k_c=before.k_c + seen.k_c,
         n_c=before.n_c + n_c,
+        weight=before.weight + told,
+        likeness=alike.after(before.likeness, told / (before.weight + told)),
     )
 
 
 def effect(metric: Metric, comparison: Comparison, phi: float, certainty: float = 0.95) -> Effect | None:
-    """None before the first interval. `certainty` is of each of the two intervals."""
-    if not comparison.ratio:
+    """None before the first interval. Both intervals hold the truth with `certainty`."""
+    if not comparison.weight:
         return None
     treated, control = comparison.k_t / comparison.n_t, comparison.k_c / comparison.n_c
-    low, high = _ratios(np.frombuffer(comparison.ratio) / phi, math.log(1 / (1 - certainty)))
-    need = math.log(2 * len(STAKES) / (1 - certainty))
+    chance = 1 - certainty  # a half for the devices, a quarter for each interval
+    apart = comparison.likeness.apart(chance / 2)
+    apart = math.inf if apart > REACH else apart
+    low, high = _ratios(np.frombuffer(comparison.ratio) / phi, math.log(4 / chance))
+    need = math.log(3 * len(STAKES) * 4 / chance)
+    less, more = (
+        _bound(np.frombuffer(kept).reshape(2, -1) / phi, need) for kept in (comparison.control, comparison.treated)
+    )
+    most = _bound(np.stack((comparison.n_c * _LESS, -STAKES * comparison.k_c)) / phi, need)  # the control's rate
     return Effect(
         metric=metric,
         treated=treated,
@@ -108,12 +126,13 @@ def effect(metric: Metric, comparison: Comparison, phi: float, certainty: float 
         n=int(comparison.n_t),
         n_control=int(comparison.n_c),
         ratio=treated / control if control else None,
-        ratio_low=low,
-        ratio_high=high,
+        ratio_low=low * math.exp(-apart),
+        ratio_high=None if high is None or math.isinf(apart) else high * math.exp(apart),
         difference=treated - control,
-        difference_low=-_bound(np.frombuffer(comparison.control).reshape(2, -1) / phi, need),
-        difference_high=_bound(np.frombuffer(comparison.treated).reshape(2, -1) / phi, need),
+        difference_low=max(-less - most * (math.exp(apart) - 1), -1.0),
+        difference_high=min(more + most * (1 - math.exp(-apart)), 1.0),
         certainty=certainty,
+        apart=None if math.isinf(apart) else math.expm1(apart),
     )
 
 

@@ -35,7 +35,9 @@ def answer(experiment: Experiment, effects: tuple[Effect, ...], compared_s: floa
 
 
 def told(one: Effect) -> str:
+    apart = "in any way" if one.apart is None else f"by {one.apart:.0%}"
     return (
         f"{one.metric} {one.treated:.2%} against {one.control:.2%}, a difference of {100 * one.difference:+.2f} points "
-        f"({100 * one.difference_low:+.2f} to {100 * one.difference_high:+.2f}, {one.certainty:.0%} sure)"
+        f"({100 * one.difference_low:+.2f} to {100 * one.difference_high:+.2f}, {one.certainty:.0%} sure"
+        + (f"; the devices by themselves may differ {apart})" if one.apart != 0 else ")")
     )

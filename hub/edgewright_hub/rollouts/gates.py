@@ -26,6 +26,7 @@ never reset when a stage is promoted. Cost: 0.3 ms, and 1 ms for 10,000 devices 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal, Protocol
 
@@ -36,6 +37,7 @@ from edgewright_contracts.errors import RequestError
 
 from .effect import Comparison, Effect, compared, effect
 from .figures import Figure, rates, told
+from .likeness import likeness
 from .processes import (
     METRICS,
     Counts,
@@ -164,9 +166,12 @@ class SequentialGate:
         processes = evidence.ledger.of(len(self._margins))
         comparisons = evidence.ledger.comparisons
         if evidence.treated.trials.any():
-            seen = self._seen(evidence, processes)
+            rows = len(processes)
+            control, since = self._sound(evidence, processes)
+            sides = evidence.treated.of(rows), control, evidence.pre.of(rows)
+            seen = [interval(i, *sides, process.phi) for i, process in enumerate(processes)]
             if evidence.compares:
-                comparisons = self._compared(comparisons, seen)
+                comparisons = self._compared(evidence, seen, control, since)
             processes = tuple(map(self._moved, self._margins, processes, seen))
         ledger = Ledger(processes, comparisons)
         known = [bool(row.any()) for row in evidence.pre.trials]
@@ -217,14 +222,17 @@ class SequentialGate:
             f"{evidence.committed} of {evidence.expected} devices committed; {judged or 'nothing counted'}",
         )
 
-    def _seen(self, evidence: Evidence, processes: tuple[Process, ...]) -> list[Interval]:
-        rows = len(processes)
-        sides = evidence.treated.of(rows), self._sound(evidence, processes), evidence.pre.of(rows)
-        return [interval(i, *sides, process.phi) for i, process in enumerate(processes)]
-
-    def _compared(self, before: dict[Metric, Comparison], seen: list[Interval]) -> dict[Metric, Comparison]:
-        rates = {m: one for m, one in zip(self._margins, seen, strict=True) if m not in ONCE and m != "shadow"}
-        return {metric: compared(before.get(metric, Comparison()), one) for metric, one in rates.items()}
+    def _compared(
+        self, evidence: Evidence, seen: Sequence[Interval], control: Counts, since: Counts
+    ) -> dict[Metric, Comparison]:
+        before, after = evidence.ledger.comparisons, {}
+        processes = evidence.ledger.of(len(seen))
+        treated, pre = evidence.treated.of(len(seen)), evidence.pre.of(len(seen))
+        for i, (metric, one, process) in enumerate(zip(self._margins, seen, processes, strict=True)):
+            if metric not in ONCE and metric != "shadow":
+                alike = likeness(i, treated, control, since, pre, process.phi)
+                after[metric] = compared(before.get(metric, Comparison()), one, alike)
+        return after
 
     def _effects(self, ledger: Ledger) -> tuple[Effect, ...]:
         phi = dict(zip(self._margins, (process.phi for process in ledger.processes), strict=True))
@@ -239,21 +247,22 @@ class SequentialGate:
             return against_limit(process, self.policy.shadow_limit or 1.0, margin.r1, seen)
         return advance(process, margin, self.policy.error_limit if metric == "error" else None, seen)
 
-    def _sound(self, evidence: Evidence, processes: tuple[Process, ...]) -> Counts:
-        """The control without devices that left their own pre-period."""
+    def _sound(self, evidence: Evidence, processes: tuple[Process, ...]) -> tuple[Counts, Counts]:
+        """The control and what it counted so far, without devices that left their own pre-period."""
         rows = len(processes)
         control, since, pre = evidence.control.of(rows), evidence.since.of(rows), evidence.pre.of(rows)
         need = self.need_bad + math.log(max(1, control.trials.shape[1]))
-        trials, events = control.trials, control.events
+        sound = control, since
         for i, ((metric, margin), process) in enumerate(zip(self._margins.items(), processes, strict=True)):
-            if margin is None or metric in ONCE or metric == "shadow" or not trials[i].any():
+            if margin is None or metric in ONCE or metric == "shadow" or not control.trials[i].any():
                 continue
             gone = left(i, margin, need, since=since, pre=pre, phi=process.phi)
             if gone.size:
-                if trials is control.trials:
-                    trials, events = trials.copy(), events.copy()
-                trials[i, gone] = events[i, gone] = 0.0
-        return Counts(trials, events)
+                if sound[0] is control:
+                    sound = _copied(control), _copied(since)
+                for one in sound:
+                    one.trials[i, gone] = one.events[i, gone] = 0.0
+        return sound
 
     def _figure(
         self, metric: Metric, margin: Margin | None, process: Process, evidence: Evidence, *, known: bool
@@ -276,3 +285,7 @@ class SequentialGate:
             need_ok=-math.log(beta),
             log_lost=process.log_lost,
         )
+
+
+def _copied(counts: Counts) -> Counts:
+    return Counts(counts.trials.copy(), counts.events.copy())

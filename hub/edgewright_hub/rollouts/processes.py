@@ -256,19 +256,26 @@ def left(index: int, margin: Margin, need: float, *, since: Counts, pre: Counts,
 
 
 def pre_rates(events: Floats, trials: Floats, phi: float = 1.0) -> Floats:
-    """Each device's rate before, drawn towards the fleet's where it is known from few events, float64[devices].
+    """Each device's rate before, drawn towards the fleet's where it is known from few events, float64[devices]."""
+    common, alike = prior(events, trials, phi)
+    worth = PRIOR_EVENTS[1] if alike is None else alike
+    return np.asarray((events + worth) / (trials + worth / common))
 
-    The fleet's rate is worth so many events as the devices are alike: the shape of the gamma distribution that has the
-    spread of their rates beyond what chance (`phi` times Poisson's) makes (empirical Bayes, method of moments).
+
+def prior(events: Floats, trials: Floats, phi: float) -> tuple[float, float | None]:
+    """The fleet's rate, and so many events as it is worth to a device; None: too little was seen to tell.
+
+    It is worth as many as the devices are alike: the shape of the gamma distribution that has the spread of their rates
+    beyond what chance (`phi` times Poisson's) makes (empirical Bayes, method of moments).
     """
     total_k, total_n = float(events.sum()), float(trials.sum())
     common = (total_k + 0.5) / (total_n + 1.0)
-    least, alike, most = PRIOR_EVENTS
-    if total_k >= TELLING and np.count_nonzero(trials) >= TELLING:
-        squares = common**2 * float(trials @ trials)
-        spread = float(events @ events) - 2 * common * float(events @ trials) + squares - phi * total_k
-        alike = min(max(squares / max(spread, squares / most), least), most)
-    return np.asarray((events + alike) / (trials + alike / common))
+    if total_k < TELLING or np.count_nonzero(trials) < TELLING:
+        return common, None
+    least, _, most = PRIOR_EVENTS
+    squares = common**2 * float(trials @ trials)
+    spread = float(events @ events) - 2 * common * float(events @ trials) + squares - phi * total_k
+    return common, min(max(squares / max(spread, squares / most), least), most)
 
 
 def _counted(
