@@ -21,6 +21,7 @@ from edgewright_hub.drift.budget import Budget
 from edgewright_hub.drift.groups import DriftPolicy
 from edgewright_hub.drift.references import Reference, References, reference_of
 from edgewright_hub.drift.streams import SKEWED
+from edgewright_hub.drift.verdicts import pages
 from edgewright_hub.drift.watch import Key, Watch
 from edgewright_hub.simulation.inputs import CHANNELS, EDGE_HASH, REFERENCE, Inputs
 
@@ -125,7 +126,7 @@ class Fleet:
             alarmed = [("device", s.devices[at]) for at in np.flatnonzero(s.alarm[: len(s.devices)]).tolist()]
             for scope, subject in (*alarmed, ("cohort", FLEET)):
                 key = Key(scope, subject, *group_key)
-                if self.watch.pages(key):
+                if pages(self.watch, key):
                     now[scope, subject] = Page(self.day, scope, subject, key.part)
             skewed = np.flatnonzero(s.skew[: len(s.devices)] == SKEWED)
             self.skewed.update(s.devices[at] for at in skewed.tolist())

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from .streams import KNOWN, SKEWED
+from .verdicts import alarms
 from .watch import Key, Watch
 
 Kept = list[tuple[Key, bytes]]  # streams of devices as they were, as bytes
@@ -24,7 +25,7 @@ Kept = list[tuple[Key, bytes]]  # streams of devices as they were, as bytes
 
 def acknowledge(watch: Watch, subject: str) -> set[Key]:
     """The alarms that ended. Raises RequestError for none."""
-    ended = watch.alarms(subject)
+    ended = alarms(watch, subject)
     for key in ended:
         if key.scope == "device":
             group, at = watch.stream(key)
@@ -37,7 +38,7 @@ def acknowledge(watch: Watch, subject: str) -> set[Key]:
 def accept(watch: Watch, subject: str) -> tuple[set[Key], Kept]:
     """The alarms that ended, and the streams that have a new normal, as they were before. Raises RequestError for
     none."""
-    ended, before = watch.alarms(subject), []
+    ended, before = alarms(watch, subject), []
     for key in sorted(key for key in ended if key.scope == "device"):
         group, at = watch.stream(key)
         before.append((key, group.streams.pack(np.array([at]))[0]))

@@ -13,7 +13,7 @@ stream that is stored; all streams are kept in memory (`streams`).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -29,11 +29,10 @@ from ..storage.store import upsert
 from . import answers, decisions, kept, paging
 from .budget import Budget
 from .groups import DriftPolicy
-from .kinds import FEED, PARTS
 from .references import References
-from .verdicts import KEY, row
+from .verdicts import KEY, Verdict, pages, row, verdict
 from .verdicts import describe as describe
-from .watch import TOLD, GroupKey, Key, Verdict, Watch
+from .watch import GroupKey, Key, Watch
 
 CURSOR: Final = "drift.windows"
 RANK: Final = {"alarm": 0, "skewed": 1}  # of verdicts, those that people are to read first
@@ -247,7 +246,7 @@ class FleetDrift:
         return any(self._told.get(key) != self._says(key) for key in touched)
 
     def _says(self, key: Key) -> tuple[Verdict, bool]:
-        return self._watch.verdict(key), self._watch.pages(key)
+        return verdict(self._watch, key), pages(self._watch, key)
 
     def _store(self, now_ms: int, note: Callable[[sa.Connection], int] = lambda _: 0) -> int:
         """All that changed, and how far was read, with the note of who decided. Its number."""
@@ -270,7 +269,7 @@ class FleetDrift:
             if key in self._watch.groups
         ]
         with self._control.begin() as connection:
-            self._page(connection, rows, now_ms)
+            paging.tell(connection, self._watch, keys, now_ms)
             upsert(connection, control.drift, rows, keys=KEY)
             upsert(connection, control.drift_dispersion, spreads, keys=GroupKey._fields)
             upsert(connection, control.cursors, [{"name": CURSOR, "position": self._position}], keys=["name"])
@@ -285,22 +284,3 @@ class FleetDrift:
             self._known -= gone
             self._told = {key: said for key, said in self._told.items() if key.digest not in gone}
         return number
-
-    def _page(self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]], now_ms: int) -> None:
-        """Open, change and close the alerts of what is stored."""
-        subjects = {Key(*(row[name] for name in KEY))._replace(part="") for row in rows}
-        open_now = paging.opened(connection)
-        for subject in sorted(subjects):
-            parts = [k for k in (subject._replace(part=part) for part in (*PARTS, FEED)) if self._watch.known(k)]
-            alarms = [k for k in parts if self._watch.verdict(k) in TOLD]
-            name = paging.name(*subject[:5])
-            if not alarms and name not in open_now:
-                continue
-            told = [describe(row(self._watch, k, now_ms)) for k in alarms]
-            paging.page(
-                connection,
-                name,
-                told,
-                wakes=any(self._watch.pages(k) for k in alarms),
-                now_ms=now_ms,
-            )

@@ -2,33 +2,49 @@
 moved.
 
 What drifted is a page; what always differed (skew) is a ticket, since it can wait for the morning; and so is a device
-whose cohort pages for the same, since that page lists it, and what moved before a whole day was known (`watch.pages`).
+whose cohort pages for the same, since that page lists it, and what moved before a whole day was known
+(`verdicts.pages`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from ..alerts import alerts
 from ..storage import control
+from .kinds import FEED, PARTS
+from .verdicts import TOLD, describe, pages, row, verdict
+from .watch import Key, Watch
 
 KIND: Final = "drift"
 
 
-def opened(connection: sa.Connection) -> set[str]:
+def tell(connection: sa.Connection, watch: Watch, keys: Iterable[Key], now_ms: int) -> None:
+    """Open, change and close the alerts of these streams."""
+    open_now = _opened(connection)
+    for subject in sorted({key._replace(part="") for key in keys}):
+        parts = [k for k in (subject._replace(part=part) for part in (*PARTS, FEED)) if watch.known(k)]
+        alarms = [k for k in parts if verdict(watch, k) in TOLD]
+        name = _name(*subject[:5])
+        if alarms or name in open_now:
+            told = [describe(row(watch, k, now_ms)) for k in alarms]
+            _page(connection, name, told, wakes=any(pages(watch, k) for k in alarms), now_ms=now_ms)
+
+
+def _opened(connection: sa.Connection) -> set[str]:
     """Keys of the alerts of drift that are open."""
     a = control.alerts.c
     return {str(key) for key in connection.execute(sa.select(a.open_key).where(a.kind == KIND)).scalars() if key}
 
 
-def name(scope: str, subject: str, digest: str, variant: str, context: str) -> str:
+def _name(scope: str, subject: str, digest: str, variant: str, context: str) -> str:
     return f"drift {scope} {subject} {digest} {variant} {context}".rstrip()
 
 
-def page(
+def _page(
     connection: sa.Connection,
     key: str,
     alarms: Sequence[Mapping[str, Any]],

@@ -1,24 +1,21 @@
 """All streams of a hub in memory, and what is decided over them: alarms of devices, of cohorts, and skew. Pure.
 
 Guarantee: as long as nothing moves, at most as many pages a month are expected, over all streams together, as the
-budget allows (`budget`). Until a baseline spans a whole day an alarm is no page (`pages`): it may be the evening. What
-a device counted under other channels than its package has, or in a context that its package does not declare, is
-counted apart (`foreign`) and never merged: a device cannot invent streams.
+budget allows (`budget`). What a device counted under other channels than its package has, or in a context that its
+package does not declare, is counted apart (`foreign`) and never merged: a device cannot invent streams.
 
-Order: windows → `take` → `decide`; then `verdict`, `moves` and `state` say what people read. A stream whose device went
-on to another digest has ended; its windows that come late are counted there and begin nothing again (`running`). Cost:
-about 0.2 ms a window in calls of hundreds.
+Order: windows → `take` → `decide`; then `verdicts` says what people read. A stream whose device went on to another
+digest has ended; its windows that come late are counted there and begin nothing again (`running`). Cost: about 0.2 ms a
+window in calls of hundreds.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
-
-from edgewright_contracts.errors import RequestError
 
 from . import feed, skew
 from .arrivals import Window, turns
@@ -27,14 +24,11 @@ from .cohorts import SILENT_MS, Cohort, cohort
 from .groups import DriftPolicy, Group
 from .kinds import FEED
 from .measures import Floats
-from .moves import Moved, widest
 from .references import References
 from .running import Running
 from .streams import EVIDENCE, OWN, SKEWED, Index
 
-Verdict = Literal["ok", "alarm", "skewed", "ended", "learning"]
 IDLE_MS: Final = 24 * 3600_000  # streams of a digest that nobody ran for so long are dropped
-TOLD: Final = ("alarm", "skewed")  # verdicts that a person is to hear of
 SHOWN: Final = 20  # devices of a cohort whose channels are looked at
 
 
@@ -86,6 +80,11 @@ class Watch:
         group = self.groups[key.group]
         return group, group.streams.index[key.subject]
 
+    def known(self, key: Key) -> bool:
+        if key.scope == "cohort":
+            return key in self.cohorts
+        return key.group in self.groups and key.subject in self.groups[key.group].streams.index
+
     def belong(self, members: Mapping[str, tuple[str, ...]]) -> set[Key]:
         """The fleet of each device, first, and the named cohorts that it is in. The keys whose verdict changed by it:
         streams of other devices have ended, and cohorts that nobody is in."""
@@ -99,7 +98,7 @@ class Watch:
                     s.ended[at] = True
                     self.running.forget(device, self.references.model(group_key.digest))
                     changed.add(Key("device", device, *group_key))
-        for key in [key for key in self.cohorts if key.subject not in self._rows_of(key.group)]:
+        for key in [key for key in self.cohorts if key.subject not in self.rows_of(key.group)]:
             del self.cohorts[key]
             changed.add(key)
         return changed | self.decide_cohorts({key.group for key in changed})
@@ -174,7 +173,7 @@ class Watch:
     def watched_cohorts(self) -> int:
         """Streams of cohorts, of those that have a device whose stream goes on."""
         counts = (
-            sum(not group.streams.ended[rows].all() for rows in self._rows_of(key).values())
+            sum(not group.streams.ended[rows].all() for rows in self.rows_of(key).values())
             for key, group in self.groups.items()
         )
         return max(1, sum(counts))
@@ -216,7 +215,7 @@ class Watch:
             # Who is compared with others, having no past yet, cannot say that the cohort moved.
             live = ((s.tested[every] & (s.against[every] == 0)) | skewed) & ~s.ended[every]
             live &= s.heard_ms[every] > s.heard_ms.max() - SILENT_MS
-            for name, members in self._rows_of(group_key).items():
+            for name, members in self.rows_of(group_key).items():
                 key, mine = Key("cohort", name, *group_key), members[live[members]]
                 now = None
                 if mine.size:
@@ -233,7 +232,7 @@ class Watch:
                     self.cohorts[key] = now
         return changed
 
-    def _rows_of(self, key: GroupKey) -> dict[str, Index]:
+    def rows_of(self, key: GroupKey) -> dict[str, Index]:
         """The devices of each cohort, as rows of a group."""
         devices = self.groups[key].streams.devices
         if key not in self._rows or self._rows[key][0] != len(devices):
@@ -249,102 +248,7 @@ class Watch:
         moves = (group.moved(group.streams.index[device]) for device in one.devices[:SHOWN])
         return any(m.js_beyond_chance >= self.policy.js_floor for several in moves for m in several)
 
-    # What people read.
-
-    def known(self, key: Key) -> bool:
-        if key.scope == "cohort":
-            return key in self.cohorts
-        return key.group in self.groups and key.subject in self.groups[key.group].streams.index
-
-    def verdict(self, key: Key) -> Verdict:
-        if key.scope == "cohort":
-            return _verdict_of(self.cohorts[key]) if key in self.cohorts else "ended"
-        group, at = self.stream(key)
-        if group.streams.ended[at]:
-            return "ended"
-        drifted, skewed = self.state(key)
-        if drifted or skewed:
-            return "alarm" if drifted else "skewed"
-        return "ok" if group.streams.tested[at] else "learning"
-
-    def state(self, key: Key) -> tuple[bool, bool]:
-        """(drifted, always differed)."""
-        if key.scope == "cohort":
-            return self.cohorts[key].alarm, self.cohorts[key].skewed
-        group, at = self.stream(key)
-        return bool(group.streams.alarm[at]), bool(group.streams.skew[at] == SKEWED)
-
-    def moves(self, key: Key) -> tuple[Moved, ...]:
-        """What moved in a stream of a device, or in those of a cohort's listed devices."""
-        if key.scope == "cohort":
-            devices = self.cohorts[key].devices[:SHOWN] if key in self.cohorts else ()
-            return widest(self.moves(key._replace(scope="device", subject=device)) for device in devices)
-        if key.group not in self.groups or key.subject not in self.groups[key.group].streams.index:
-            return ()
-        group, at = self.stream(key)
-        moves = group.moved(at) if group.streams.n[at, EVIDENCE] else ()
-        return widest([moves, skew.channels(group, at)]) if group.streams.skew[at] == SKEWED else moves
-
-    def behind(self, key: Key) -> tuple[int, int]:
-        """(rows, blocks) of the devices that a cohort lists, else of all; rows as in the verdict of one device: what
-        came since they moved, their past when they are skewed, else the open blocks."""
-        now = self.cohorts.get(key)
-        if now is None:
-            return 0, 0
-        s = self.groups[key.group].streams
-        at = np.array([s.index[device] for device in now.devices], np.intp)
-        if not at.size:
-            every = self._rows_of(key.group)[key.subject]
-            at = every[~s.ended[every]]
-        row = EVIDENCE if now.alarm else OWN if now.skewed else 0
-        return int(s.n[at, row].sum()), int(s.blocks[at].sum())
-
-    def since(self, key: Key) -> int:
-        if key.scope == "cohort":
-            return self.cohorts[key].since_ms if key in self.cohorts else 0
-        group, at = self.stream(key)
-        if group.streams.skew[at] == SKEWED and not group.streams.alarm[at]:
-            return int(group.streams.start_ms[at, OWN])
-        return int(group.streams.since_ms[at])
-
-    def pages(self, key: Key) -> bool:
-        """Whether somebody is to be woken for a stream: it drifts, knows a whole day, and no cohort that pages for the
-        same lists its device."""
-        if not self.known(key) or not self.state(key)[0]:
-            return False
-        if key.scope == "cohort":
-            streams = self.groups[key.group].streams
-            return any(streams.day[streams.index[device]] for device in self.cohorts[key].devices)
-        group, at = self.stream(key)
-        return bool(group.streams.day[at]) and not any(
-            whole.alarm and key.subject in whole.devices and self.pages(cohort_key)
-            for cohort_key, whole in self._wholes(key)
-        )
-
-    def _wholes(self, key: Key) -> list[tuple[Key, Cohort]]:
-        keys = (key._replace(scope="cohort", subject=name) for name in self.cohorts_of(key.subject))
-        return [(one, self.cohorts[one]) for one in keys if one in self.cohorts]
-
-    def alarms(self, subject: str) -> set[Key]:
-        """The alarms of a device or cohort, and of a cohort's devices. Raises RequestError for none."""
-        mine = {k for k in self.cohorts if k.subject == subject and _verdict_of(self.cohorts[k]) in TOLD}
-        for group_key, group in self.groups.items():
-            cohort_key = Key("cohort", subject, *group_key)
-            listed = self.cohorts[cohort_key].devices if cohort_key in mine else ()
-            beneath = self._rows_of(group_key).get(subject, ()) if cohort_key in mine else ()
-            for device in {subject, *listed, *(group.streams.devices[at] for at in beneath)}:
-                key = Key("device", device, *group_key)
-                if self.known(key) and (device in listed or self.verdict(key) in TOLD):
-                    mine.add(key)
-        if not mine:
-            raise RequestError(f"{subject!r} has no drift alarm; `edgewright fleet drift` lists them")
-        return mine
-
 
 def _idle(group: Group, before_ms: int) -> bool:
     s, used = group.streams, len(group.streams.devices)
     return bool(s.ended[:used].all() and s.heard_ms[:used].max(initial=0) < before_ms)
-
-
-def _verdict_of(one: Cohort) -> Verdict:
-    return "alarm" if one.alarm else "skewed" if one.skewed else "ok"

@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse
 
-from ..drift.watch import Verdict
+from ..drift.verdicts import Verdict
 from ..exports import exposition, progress
 from ..exports.exposition import Family, one
 from ..ingest import refusals
