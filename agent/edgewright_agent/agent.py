@@ -21,7 +21,7 @@ from . import clock as clocks
 from .clock import Clock, SystemClock
 from .delivery.mqtt import Transport
 from .disk import Disk, RealDisk
-from .hosting.live import Live
+from .hosting.live import Before, Live
 from .inference.model import Fallback, Model
 from .limits.governor import Step
 from .parts import Parts
@@ -54,12 +54,15 @@ class Agent(Parts):
         clock: Clock | None = None,
     ) -> None:
         super().__init__(Path(home), runtimes, transport, disk or RealDisk(), clock or SystemClock())
+        self._before: Before = "stopped"
 
     def __enter__(self) -> Agent:
         logging.getLogger(__package__).addHandler(self._tail)
         self._spool.begin(self._reporter.windows.opened())
         try:
-            self._installer.boot(unclean=self._spool.after_crash, cut=restarted(self._disk, self.home))
+            unclean, cut = self._spool.after_crash, restarted(self._disk, self.home)
+            self._before = ("power cut" if cut else "crash or kill") if unclean else "stopped"
+            self._installer.boot(unclean=unclean, cut=cut)
             with contextlib.suppress(OSError):  # the errands' thread looks again, and tells what is wrong
                 self._following.look()
             self._following.anew()
@@ -143,6 +146,7 @@ class Agent(Parts):
         return Live(
             pid=os.getpid(),
             boot_id=self.boot_id,
+            before=self._before,
             uptime_s=(self._clock.monotonic_ns() - self._began_ns) / 1e9,
             clock=clocks.state(self._clock),
             link=self._transport.condition(),

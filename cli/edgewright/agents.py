@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from edgewright_agent.updating.slots import Slot
 
 WIDTH = 80
+SPARE_MB = 4  # that an update leaves free (edgewright_agent.updating.steps)
+TODAY = {"link_bytes": "on the link", "written_bytes": "written"}
 
 HOME = click.option(
     "--home", type=click.Path(file_okay=False, path_type=Path), required=True, help="The device's directory."
@@ -114,9 +116,13 @@ def told(found: Status, home: Path) -> list[str]:
         elif m.state != "idle" or m.failure:
             blame = f" ({m.failure})" if m.failure else ""
             lines.append(f"  update to {m.wanted[:16]}, attempt {m.attempt}: {m.state}{blame}: {m.reason}".rstrip(": "))
+        if m.waits:
+            lines.append(f"  {m.waits}")
         lines += [f"  blocked {digest[:16]}: {why}" for digest, why in m.blocked.items()]
         if m.blocked:
             lines.append(f"  tried again only when cleared: edgewright agent clear --home {home} {m.name}")
+    if found.free_mb < SPARE_MB:
+        lines.append(f"  the disk of {home} is full ({found.free_mb} MB are free): no update can be taken")
     open_, waiting = found.unacknowledged, found.sealed
     lines.append(f"reports: {open_} offered and not acknowledged, {waiting} waiting, {found.dropped} dropped")
     return lines
@@ -148,7 +154,7 @@ def _living(live: Live) -> list[str]:
     """What only the running agent knows."""
     lines = [f"  up {_span(live.uptime_s)}, clock {live.clock}, windows of {live.window_s:.0f} s"]
     if "rss_mb" in live.used:  # else it has not looked yet
-        lines.append("  uses: " + ", ".join(f"{name} {value:g}" for name, value in live.used.items()))
+        lines.append("  " + _using(live.used))
     if live.shed:
         lines.append("  held back to stay within its limits: " + ", ".join(live.shed))
     if live.disk:
@@ -156,6 +162,16 @@ def _living(live: Live) -> list[str]:
     if live.dead:
         lines.append(f"  ended, and must be started again: {', '.join(live.dead)}")
     return lines
+
+
+def _using(used: dict[str, float]) -> str:
+    words = [f"memory {used['rss_mb']:.0f} MB"]
+    if "background_permille" in used:
+        words.append(f"{used['background_permille'] / 10:.1f} % of a core beside inference")
+    if "temperature_c" in used:
+        words.append(f"{used['temperature_c']:.0f} °C")
+    today = [f"{used[name] / 1000:.0f} kB {what}" for name, what in TODAY.items() if name in used]
+    return ", ".join(words) + (f"; today {', '.join(today)}" if today else "")
 
 
 def _span(seconds: float) -> str:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 
+import msgspec
 import pytest
 
 from edgewright.main import run
 from edgewright_agent.console import bench, collect
 from edgewright_agent.console.logtail import LINES, LogTail
 from edgewright_agent.disk import RealDisk
+from edgewright_agent.updating.slots import Store
+from edgewright_agent.updating.update import Record, State
 from edgewright_contracts.desired import Command
 from edgewright_contracts.errors import RequestError, Unavailable
-from sim import packages
+from sim import homes, packages
 from sim.clock import SimClock
 
 LATER = 2**45  # of a command's end, ms
@@ -104,6 +108,25 @@ def test_a_long_log_is_cut_from_its_beginning_until_it_fits(world):
     assert kept == lines[-len(kept) :]
     assert len(kept) > 20
     assert json.loads(collect.collect(home, log="", budget=10)).keys() == {"error"}
+
+
+def test_of_many_models_in_trouble_the_collection_keeps_what_it_can_and_counts_the_rest(world, tmp_path):
+    home = world.home("dev-1")
+    homes.install(tmp_path / "models", world.package("v1"))
+    for n in range(60):
+        shutil.copytree(tmp_path / "models" / "digits", home / "models" / f"m{n:02}")
+        store = Store(RealDisk(), home / "models", f"m{n:02}")
+        if n % 3 == 0:
+            blocked = {f"{k:064x}": "self-test: " + "why " * 200 for k in range(5)}
+            record = Record(state=State.BLOCKED, failure="model", reason="why " * 200)
+            store.save(msgspec.structs.replace(store.state, blocked=blocked, record=record))
+    text = collect.collect(home, log="a line\n" * 100)
+    assert len(text) <= collect.BUDGET
+    told = json.loads(text)
+    kept = told["status"]["models"]
+    assert told["left_out"] + len(kept) == 60
+    assert [m["state"] for m in kept[:20]] == ["blocked"] * 20
+    assert told["config"] == json.loads(collect.collect(home, log="", budget=10**6))["config"]
 
 
 def test_the_tail_of_the_log_is_kept_for_the_boot_after_and_the_flash_is_spared(tmp_path):

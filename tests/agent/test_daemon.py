@@ -25,6 +25,7 @@ from edgewright.main import run
 from edgewright_agent import identity
 from edgewright_agent.agent import Agent
 from edgewright_agent.console import status
+from edgewright_agent.console.collect import facts
 from edgewright_agent.disk import RealDisk, atomic_write
 from edgewright_agent.enrolling import enroll
 from edgewright_agent.serving import listening, service
@@ -419,7 +420,9 @@ def test_sigterm_or_a_closed_terminal_ends_the_daemon_cleanly_and_a_kill_is_decl
         process.stderr.close()
         assert process.wait(60) == (-signal.SIGKILL if unclean else 0)
         assert not status.alive(home)
-        with world.agent():
+        assert facts(home)["boot"] == {"ended": "crash, kill or power cut" if unclean else "stopped"}
+        with world.agent() as agent:
+            assert agent.live().before == ("crash or kill" if unclean else "stopped")
             assert world.hub.wait(lambda: len(world.hub.births["dev-1"]) >= 2)
         assert len(world.hub.births["dev-1"][-1].unclean) == unclean
         world.hub.births["dev-1"].clear()

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import time
 
+import msgspec
 import pytest
 
 from edgewright.main import main
 from edgewright_agent.console import status
+from edgewright_agent.disk import RealDisk
 from edgewright_agent.hosting import live
 from edgewright_agent.hosting.presence import Presence
-from edgewright_contracts.desired import Config, Desired, Limits
+from edgewright_agent.updating.slots import Store
+from edgewright_agent.updating.update import Record, State
+from edgewright_contracts.desired import Config, Desired, DesiredModel, Limits, Probation
+from sim import homes
 
 
 def run(arguments, monkeypatch):
@@ -44,6 +49,19 @@ def test_status_tells_the_link_the_days_left_and_what_is_wrong_within_80_columns
     assert "secret" not in text
     assert "in memory only" in text
     assert all(len(line) <= 80 for line in text.splitlines() if str(home) not in line), text
+
+
+def test_status_says_what_a_probation_waits_for_and_that_a_disk_is_full(world, capsys, monkeypatch):
+    monkeypatch.setattr(RealDisk, "free", lambda self, path: 3 << 20)
+    homes.install(world.home("dev-1") / "models", world.package("v1"))
+    store = Store(RealDisk(), world.home("dev-1") / "models", "digits")
+    wanted = DesiredModel(name="digits", digest=store.state.running.digest, probation=Probation(windows=3, max_s=3600))
+    record = Record(state=State.PROBATION, wanted=wanted, healthy=1, tried_s=720.0)
+    store.save(msgspec.structs.replace(store.state, record=record))
+    assert run(["agent", "status", "--home", str(world.home("dev-1"))], monkeypatch) == 0
+    text = capsys.readouterr().out
+    assert "1 of 3 healthy windows (with an inference), 12 of 60 min" in text
+    assert "is full (3 MB are free): no update can be taken" in text
 
 
 def test_status_says_that_an_agent_within_an_application_answers_no_questions(world, capsys, monkeypatch):

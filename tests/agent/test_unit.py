@@ -188,7 +188,8 @@ class Fake:
     def live(self):
         link = Condition(online=True, way="wss://hub:443/mqtt")
         return Live(
-            pid=1, boot_id="b" * 16, uptime_s=2.0, clock="synced", link=link, dead=self.ended, shed=["shadow"], used={},
+            pid=1, boot_id="b" * 16, before="stopped", uptime_s=2.0, clock="synced", link=link, dead=self.ended,
+            shed=["shadow"], used={},
             window_s=300.0, profile="normal", desired_rev=3, config_version=4, traffic=(1, 2), overhead=(3, 4), disk="",
         )  # fmt: skip
 

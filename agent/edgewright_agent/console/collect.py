@@ -1,7 +1,8 @@
 """Collect: all that somebody who looks for a fault far away would ask for, in one JSON object within a byte budget.
 
 Read from the disk, beside a running agent or without one. Guarantee: no key, token or password is in it, and no input
-of a model; `log` is cut from its beginning until the whole fits, then `events` are.
+of a model. What does not fit is cut: `log` from its beginning, then `events` and `errors` (which repeat the models),
+then what is blocked and long reasons, then models, those that are well first; `left_out` counts these.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from .logtail import FILE
 
 BUDGET: Final = event.LOG_TAIL_BYTES
 EVENTS: Final = 20
+NEWEST: Final = 2  # blocked digests of a model, where not all have room
 HIDDEN: Final = "[removed]"
 _SECRETS: Final = (
     re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
@@ -49,10 +51,20 @@ def collect(home: Path, *, log: str | None = None, more: dict[str, Any] | None =
     disk. Raises RequestError for a home that is none."""
     found = _clean({**facts(home), **(more or {})})
     lines = redacted(log if log is not None else _left(home)).splitlines()
-    told = found["events"]
-    while len(text := json.dumps({**found, "log": lines})) > budget and (lines or told):
-        short = lines or told
-        del short[: max(1, len(short) // 8)]
+    found |= {"log": lines, "left_out": 0}
+    models = found["status"]["models"]
+    for some in (lines, found["events"], found["errors"]):
+        while len(json.dumps(found)) > budget and some:
+            del some[: max(1, len(some) // 8)]
+    if len(json.dumps(found)) > budget:
+        for model in models:
+            model["blocked"] = {digest: why[:80] for digest, why in [*model["blocked"].items()][-NEWEST:]}
+            model["reason"] = model["reason"][:80]
+        models.sort(key=lambda model: model["state"] == "idle" and not model["failure"])
+    while len(json.dumps(found)) > budget and models:
+        models.pop()
+        found["left_out"] += 1
+    text = json.dumps(found)
     return text if len(text) <= budget else json.dumps({"error": f"expected at most {budget} bytes, got {len(text)}"})
 
 
@@ -74,7 +86,8 @@ def facts(home: Path) -> dict[str, Any]:
             "free_mb": disk.free(home) >> 20,
             "uptime_s": _uptime_s(),
         },
-        "boots": [msgspec.to_builtins(one) for one in held.unclean] if held else [],  # that ended unclean
+        "boot": _boot(known, held.open is not None if held else False),
+        "boots": [msgspec.to_builtins(one) for one in held.unclean] if held else [],  # ended unclean, hub not told yet
         "errors": [
             {"model": m.name, "state": m.state, "class": m.failure, "reason": m.reason}
             for m in known.models
@@ -82,6 +95,15 @@ def facts(home: Path) -> dict[str, Any]:
         ],
         "events": [_said(one) for one in bodies[-EVENTS:]],  # that the hub has not acknowledged
     }
+
+
+def _boot(known: status.Status, under_way: bool) -> dict[str, Any]:
+    """This boot and how the one before it ended; without a running agent, how the last one did."""
+    if known.live is not None:
+        return {"id": known.live.boot_id, "up_s": round(known.live.uptime_s), "before": known.live.before}
+    if known.alive:
+        return {"before": "unknown: the agent answers no questions"}
+    return {"ended": "crash, kill or power cut" if under_way else "stopped"}
 
 
 def _clean(value: Any) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from edgewright_contracts import desired as down
-from edgewright_contracts.errors import ContractError
+from edgewright_contracts.errors import ContractError, RequestError
 
 from .. import identity
 from ..delivery import journal
@@ -20,6 +20,7 @@ from ..hosting.live import Live
 from ..identity import Identity
 from ..updating import sideload, slots
 from ..updating.slots import Slot
+from ..updating.update import Record, State
 
 
 class ModelStatus(msgspec.Struct, frozen=True):
@@ -32,6 +33,7 @@ class ModelStatus(msgspec.Struct, frozen=True):
     reason: str
     failure: str | None
     blocked: dict[str, str]
+    waits: str = ""  # what the probation waits for
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -49,10 +51,11 @@ class Status(msgspec.Struct, frozen=True):
     proxy: str = ""  # without its password
     damage: str = ""  # of the identity
     live: Live | None = None  # what the running agent says itself; None: none answers
+    free_mb: int = 0  # of the disk that the home is on
 
 
 def read(home: Path) -> Status:
-    """Raises RequestError when `home` is not enrolled and nothing was ever sideloaded there."""
+    """Raises RequestError when `home` is not enrolled and holds no package."""
     who = of(home)
     disk = RealDisk()
     held = journal.read(disk, home / "spool").state
@@ -71,17 +74,18 @@ def read(home: Path) -> Status:
         certificate_ends=valid.ends if (valid := who.validity()) else None,
         proxy=who.hub.proxy.rpartition("@")[2],
         live=live.ask(home),
+        free_mb=disk.free(home) >> 20,
     )
 
 
 def of(home: Path) -> Identity:
-    """Whose home it is. A model that is installed answers although the identity beside it is damaged, without a hub.
+    """Whose home it is. A model that is installed answers whatever became of the identity beside it, without a hub.
     Raises RequestError, ContractError."""
     lone = sideload.waiting(home) and not identity.is_enrolled(home)
     try:
         return identity.alone(home) if lone else identity.load(home)
-    except ContractError as error:
-        if not (home / "models").is_dir():
+    except RequestError as error:
+        if not any((home / "models").glob("*/[ab]/manifest.json")):
             raise
         return msgspec.structs.replace(identity.alone(home), damage=str(error))
 
@@ -117,7 +121,17 @@ def _model(disk: RealDisk, root: Path) -> ModelStatus:
         reason=damage or record.reason,
         failure=record.failure,
         blocked=state.blocked,
+        waits=_waits(record),
     )
+
+
+def _waits(record: Record) -> str:
+    wanted = record.wanted
+    if record.state is not State.PROBATION or wanted is None:
+        return ""
+    asked = wanted.probation
+    minutes, most = record.tried_s / 60, asked.max_s / 60
+    return f"{record.healthy} of {asked.windows} healthy windows (with an inference), {minutes:.0f} of {most:.0f} min"
 
 
 def _rev(home: Path) -> int:

@@ -11,7 +11,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -25,9 +25,13 @@ ANSWER_BYTES: Final = 64 << 10
 WAIT_S: Final = 2.0
 
 
+Before = Literal["stopped", "crash or kill", "power cut"]  # or there was none: "stopped"
+
+
 class Live(msgspec.Struct, frozen=True):
     pid: int
     boot_id: str
+    before: Before  # how the boot before this one ended
     uptime_s: float
     clock: Clock
     link: Condition
