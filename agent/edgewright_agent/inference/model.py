@@ -158,7 +158,9 @@ class Model:
         began = now()
         active = self._active
         if active is None:
-            missing = Unavailable(f"model {self.name} has no package yet; wait() returns when it has")
+            missing = Unavailable(
+                f"no package of {self.name} answers, agent status says why; wait() returns when one does"
+            )
             return self._otherwise(inputs, missing)
         batch: dict[str, Array] = {}
         number: int | None = None

@@ -1,8 +1,9 @@
 """HTTP/1.1 on a listening socket: one thread a connection, everything bounded. Knows nothing of models.
 
 Guarantee: no request, however it is framed, slow or large, ends a thread, holds one for longer than `Limits` say, or
-takes more memory than the bound that `answer` gave for its body. What is refused before its body was read is answered,
-and its connection ended: unread bytes would be taken for the next request. h11 does the framing (chunks, keep-alive,
+takes more memory than the bound that `admit` gave for its body; nor do all together, beyond `Limits.bodies`. What is
+refused before its body was read is answered, and its connection ended: unread bytes would be taken for the next
+request. h11 does the framing (chunks, keep-alive,
 100-continue; RFC 9112); one request costs it 50 µs. An answer is one write, with TCP_NODELAY.
 """
 
@@ -30,6 +31,8 @@ class Limits(NamedTuple):
     idle_s: float = 75.0  # that a connection may wait for its next request
     request_s: float = 20.0  # from a request's first byte to its last, and for its answer to be taken
     drain_s: float = 2.0  # to read what a refused client still sends, so that it gets to read the answer
+    bodies: int = 64 << 20  # bytes, of all connections together; a request that is alone may have more
+    end_s: float = 2.0  # that requests under way have to be answered when the server ends
 
 
 LIMITS: Final = Limits()
@@ -73,14 +76,35 @@ class Refusal(Exception):
         self.response = response
 
 
+class Room:
+    """The bytes of all bodies that are being read or answered."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._taken = most, 0
+        self._guard = threading.Lock()
+
+    def takes(self, size: int, held: int) -> bool:
+        """Whether there is room for `size` more beside the `held` of the same request."""
+        with self._guard:
+            if self._taken + size > self._most and self._taken > held:
+                return False
+            self._taken += size
+            return True
+
+    def give_back(self, size: int) -> None:
+        with self._guard:
+            self._taken -= size
+
+
 class Server:
     """`run` accepts until `close`, which any thread may call."""
 
     def __init__(self, listener: socket.socket, answering: Answering, limits: Limits = LIMITS) -> None:
         self._listener, self._answering, self._limits = listener, answering, limits
         self._places = threading.Semaphore(limits.connections)
-        self._links: set[socket.socket] = set()
-        self._guard = threading.Lock()
+        self._room = Room(limits.bodies)
+        self._conversations: set[Conversation] = set()
+        self._left = threading.Condition()
         self._closed = False
 
     @property
@@ -105,33 +129,37 @@ class Server:
             if not self._places.acquire(blocking=False):
                 _turn_away(link, self._limits.connections)
                 continue
-            with self._guard:
-                self._links.add(link)
-            threading.Thread(target=self._serve, args=(link,), name="edgewright-http", daemon=True).start()
+            one = Conversation(link, self._answering, self._limits, self._room)
+            with self._left:
+                self._conversations.add(one)
+            threading.Thread(target=self._serve, args=(link, one), name="edgewright-http", daemon=True).start()
 
     def close(self) -> None:
-        """No connection is left behind."""
+        """What is under way is answered, if that takes no longer than `end_s`; no connection is left behind."""
         self._closed = True
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        with self._guard:
-            for link in self._links:
-                with contextlib.suppress(OSError):
-                    link.shutdown(socket.SHUT_RDWR)
+        with self._left:
+            for one in self._conversations:
+                one.end()
+            self._left.wait_for(lambda: not self._conversations, self._limits.end_s)
+            for one in self._conversations:
+                one.cut()
 
-    def _serve(self, link: socket.socket) -> None:
+    def _serve(self, link: socket.socket, one: Conversation) -> None:
         try:
             if link.family != socket.AF_UNIX:
                 link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            Conversation(link, self._answering, self._limits).run()
+            one.run()
         except (Ended, OSError) as error:  # whatever a peer does to its own connection
             log.debug("a connection ended: %r", error)
         except Exception:
             log.exception("a connection went wrong")
         finally:
-            with self._guard:
-                self._links.discard(link)
+            with self._left:
+                self._conversations.discard(one)
+                self._left.notify_all()
             link.close()
             self._places.release()
 
@@ -139,34 +167,54 @@ class Server:
 class Conversation:
     """The requests of one connection, one after another."""
 
-    def __init__(self, link: socket.socket, answering: Answering, limits: Limits) -> None:
-        self._link, self._answering, self._limits = link, answering, limits
+    def __init__(self, link: socket.socket, answering: Answering, limits: Limits, room: Room) -> None:
+        self._link, self._answering, self._limits, self._room = link, answering, limits, room
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES)
+        self._held = 0  # bytes of `room`
+        self._asked = self._ending = False  # a request is under way; it is the last
+
+    def end(self) -> None:
+        """After the request that is under way; from any thread."""
+        self._ending = True
+        if not self._asked:
+            self.cut()
+
+    def cut(self) -> None:
+        with contextlib.suppress(OSError):
+            self._link.shutdown(socket.SHUT_RDWR)
 
     def run(self) -> None:
         """Raises Ended, OSError."""
-        while True:
-            try:
-                request = self._request()
-            except Refusal as refused:
-                self._send(refused.response._replace(close=True))
-                self._drain()
-                return
-            except h11.RemoteProtocolError as error:
-                status = error.error_status_hint
-                self._send(_refused(status, f"expected a request of HTTP/1.1, got what is none: {error}"))
-                self._drain()
-                return
-            self._send(self._answering.answer(request), head_only=request.method == "HEAD")
-            if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
-                return
-            self._http.start_next_cycle()
+        try:
+            while self._next():
+                self._http.start_next_cycle()
+        finally:
+            self._room.give_back(self._held)
+
+    def _next(self) -> bool:
+        """One request and its answer; whether another may follow."""
+        try:
+            request = self._request()
+        except Refusal as refused:
+            self._send(refused.response._replace(close=True))
+            self._drain()
+            return False
+        except h11.RemoteProtocolError as error:
+            status = error.error_status_hint
+            self._send(_refused(status, f"expected a request of HTTP/1.1, got what is none: {error}"))
+            self._drain()
+            return False
+        response = self._answering.answer(request)
+        self._send(response._replace(close=response.close or self._ending), head_only=request.method == "HEAD")
+        self._room.give_back(self._held)
+        self._held, self._asked = 0, False
+        return self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
 
     def _request(self) -> Request:
         """Raises Ended, Refusal, h11.RemoteProtocolError, OSError."""
         buffered = bool(self._http.trailing_data[0])
         deadline = time.monotonic() + (self._limits.request_s if buffered else self._limits.idle_s)
-        began, request, bound = buffered, Request("", "", {}), 0
+        self._asked, request, bound = buffered, Request("", "", {}), 0
         body = bytearray()
         while True:
             event = self._http.next_event()
@@ -174,9 +222,9 @@ class Conversation:
                 if self._http.they_are_waiting_for_100_continue:
                     go_on = h11.InformationalResponse(status_code=100, headers=[])
                     self._link.sendall(self._http.send(go_on) or b"")
-                self._http.receive_data(self._receive(deadline, began))
-                if not began:
-                    began, deadline = True, time.monotonic() + self._limits.request_s
+                self._http.receive_data(self._receive(deadline))
+                if not self._asked:
+                    self._asked, deadline = True, time.monotonic() + self._limits.request_s
             elif isinstance(event, h11.Request):
                 request = _understood(event)
                 admitted = self._answering.admit(request)
@@ -192,17 +240,21 @@ class Conversation:
                 if len(body) > bound:
                     self._answering.oversized(request)
                     raise Refusal(_too_large(bound, "more"))
+                if not self._room.takes(len(event.data), self._held):
+                    said = f"all requests under way may have {self._limits.bodies} bytes together; try again"
+                    raise Refusal(_refused(503, said))
+                self._held += len(event.data)
             elif isinstance(event, h11.EndOfMessage):
                 return request._replace(body=bytes(body))
             else:  # ConnectionClosed
                 raise Ended
 
-    def _receive(self, deadline: float, began: bool) -> bytes:
+    def _receive(self, deadline: float) -> bytes:
         try:
             self._link.settimeout(max(0.001, deadline - time.monotonic()))
             return self._link.recv(CHUNK)
         except TimeoutError:
-            if not began:
+            if not self._asked:
                 raise Ended from None
             said = f"expected the whole request within {self._limits.request_s:g} s"
             raise Refusal(_refused(408, said)) from None

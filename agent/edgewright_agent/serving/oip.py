@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from edgewright_contracts.errors import RequestError
+from edgewright_contracts.errors import RequestError, Unavailable
 from edgewright_contracts.manifest import MAX_ELEMENTS, Manifest, TensorIn, TensorOut, Variant
 from edgewright_runtime.runtime import Array
 
@@ -113,6 +113,8 @@ def answer(
         if binary:
             blobs.append(_little(y).tobytes())
             outputs.append({**said, "parameters": {"binary_data_size": len(blobs[-1])}})
+        elif not np.isfinite(y).all():
+            raise Unavailable(f"output {key!r} has numbers that JSON cannot carry (NaN or infinite); ask for it binary")
         else:
             outputs.append({**said, "data": y.reshape(-1).tolist()})
     body: dict[str, Any] = {"model_name": name, "model_version": version}

@@ -70,7 +70,8 @@ class Routes:
                 raise RequestError("expected a body without Content-Encoding: nothing is inflated here")
             match parts:
                 case ["v2", "models", name, *_, "infer"]:
-                    return oip.bound(_active(self._model(name)).subject.manifest)
+                    bound = oip.bound(_active(self._model(name)).subject.manifest)
+                    return bound if oip.JSON_LENGTH.lower() in request.headers else min(bound, oip.JSON_BYTES)
                 case _:
                     return OUTCOME_BYTES
         except EdgewrightError as error:
@@ -114,8 +115,11 @@ class Routes:
                     raise Unavailable(f"ended, and must be started again: {', '.join(dead)}")
                 return {"live": True}
             case ["v2", "health", "ready"]:
-                if not any(m.active for m in self._agent.models()):
-                    raise Unavailable("no model has a package yet")
+                models = self._agent.models()
+                if missing := [m.name for m in models if m.active is None] or ([] if models else ["any model"]):
+                    raise Unavailable(
+                        f"no package answers for {', '.join(missing)}; `edgewright agent status` says why"
+                    )
                 return {"ready": True}
             case ["v2", "models", name]:
                 return metadata(name, _active(self._model(name)))
@@ -211,7 +215,7 @@ def metadata(name: str, active: Active) -> dict[str, Any]:
 
 def _active(model: Model) -> Active:
     if model.active is None:
-        raise Unavailable(f"model {model.name} has no package yet")
+        raise Unavailable(f"no package of {model.name} answers here; `agent status` says why")
     return model.active
 
 
