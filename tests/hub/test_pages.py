@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import sqlalchemy as sa
@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from edgewright_contracts.package import Package
+from edgewright_hub.drift.verdicts import Verdict
 from edgewright_hub.fleet import inventory
 from edgewright_hub.ingest.writer import commit
 from edgewright_hub.registry import stages
@@ -22,6 +23,7 @@ from edgewright_hub.rollouts.progress import unpacked
 from edgewright_hub.storage import control, telemetry
 from edgewright_hub.web import pages
 from edgewright_hub.web.api import Hub
+from edgewright_hub.web.app import page_app
 from edgewright_hub.web.views import alarms, wording
 from sim import wire
 from sim.house import House
@@ -299,6 +301,54 @@ def test_every_page_answers_and_one_of_a_device_that_there_is_not_says_so(house:
         answer = client.get(f"/devices/{name}")
         assert answer.status_code == 404
         assert "no device is called" in answer.text
+
+
+STATE = {"channels": [], "blocks": 3, "n": 1200, "kinds": []}
+WORDS = {"alarm": "moved", "ok": "steady", "skewed": "not as in training", "learning": "learning"}
+
+
+def test_every_verdict_on_a_device_has_its_word_on_the_page(house: House) -> None:
+    assert {*WORDS, "ended"} == set(get_args(Verdict))
+    house.enrol(*(f"pi-{verdict}" for verdict in WORDS), "pi-all")
+    for verdict in (*WORDS, "ended"):
+        _drifted(house, f"pi-{verdict}", verdict, "feed")
+        _drifted(house, "pi-all", verdict, "output")
+    html = pages.render(_hub(house), house.now)
+    for verdict, word in WORDS.items():
+        assert re.search(rf"pi-{verdict} lab .*? nothing – 0 0 – {word}", _text(html)), verdict
+    assert re.search(r"pi-all lab .*? nothing – 0 0 moved –", _text(html))
+    assert ("<th>feed</th>" in html, "<th>embedding</th>" in html) == (True, False)
+
+
+def _drifted(house: House, device: str, verdict: str, part: str) -> None:
+    row = {"subject": device, "digest": "0" * 16, "variant": "onnx-fp32", "context": verdict, "part": part}
+    row |= {"scope": "device", "model": "digits", "state": STATE, "verdict": verdict}
+    with house.control.begin() as connection:
+        connection.execute(control.drift.insert().values(**row, since_ms=house.now, updated_ms=house.now))
+
+
+def test_a_device_whose_reports_do_not_come_is_overdue_on_its_own_page_too(house: House) -> None:
+    house.enrol("pi-0")
+    assert "pi-0 online" in _text(pages.render_device(_hub(house), "pi-0", house.now))
+    late = pages.render_device(_hub(house), "pi-0", house.now + 2000 * 3600_000)
+    assert "pi-0 overdue" in _text(late)
+
+
+def test_what_cannot_be_shown_is_a_page_for_a_browser_and_json_for_a_program(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = TestClient(page_app(_hub(house)), base_url="http://127.0.0.1", raise_server_exceptions=False)
+    browser, program = {"Accept": "text/html,*/*;q=0.8"}, {"Accept": "*/*"}
+    assert client.get("/nope", headers=program).json()["error"].startswith("nothing here answers GET /nope")
+    answer = client.get("/nope", headers=browser)
+    assert (answer.status_code, "nothing here answers GET /nope" in _text(answer.text)) == (404, True)
+    monkeypatch.setattr(pages, "render_fleet", lambda *_: 1 / 0)
+    answer = client.get("/fleet", headers=browser)
+    assert (answer.status_code, "the hub failed (ZeroDivisionError)" in _text(answer.text)) == (503, True)
+    assert "default-src 'self'" in answer.headers["content-security-policy"]
+    assert client.get("/fleet", headers=program).json() == {
+        "error": "the hub failed (ZeroDivisionError); its log says more"
+    }
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,8 @@ def page_app(hub: Hub) -> FastAPI:
     app = _app(hub)
     _answer(app)
     app.include_router(pages.router)
+    for kind, answer in _ANSWERS:
+        app.add_exception_handler(kind, pages.read_by_people(answer))
     app.mount("/static", pages.static)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
     return app
@@ -100,11 +102,8 @@ def _app(hub: Hub) -> FastAPI:
     app = FastAPI(title="Edgewright hub", docs_url=None, redoc_url=None)
     app.state.hub = hub
     app.include_router(api.health_router)
-    app.add_exception_handler(EdgewrightError, _expected)
-    app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(SQLAlchemyError, _database)
-    app.add_exception_handler(Exception, _unexpected)
+    for kind, answer in _ANSWERS:
+        app.add_exception_handler(kind, answer)
     app.add_middleware(Bounded)
     return app
 
@@ -140,6 +139,15 @@ async def _database(_: Request, error: Exception) -> Response:
 
 async def _unexpected(_: Request, error: Exception) -> Response:
     return _error(503, f"the hub failed ({type(error).__name__}); its log says more")
+
+
+_ANSWERS: Final = (
+    (EdgewrightError, _expected),
+    (HTTPException, _http),
+    (RequestValidationError, _invalid),
+    (SQLAlchemyError, _database),
+    (Exception, _unexpected),
+)
 
 
 class Bounded:

@@ -14,15 +14,16 @@ loaded from elsewhere. A page shows and says which command acts: it asks no pass
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import HTMLResponse, StreamingResponse
+from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.staticfiles import StaticFiles
 
 from edgewright_contracts.errors import RequestError
@@ -33,6 +34,8 @@ from .views import devices, fleet, overview, packages, wording
 
 BEAT_S: Final = 10.0
 LOOK_S: Final = 1.0
+
+Answer = Callable[[Request, Exception], Awaitable[Response]]
 
 _HEADERS: Final = {"Cache-Control": "no-store", "Content-Security-Policy": "default-src 'self'; img-src 'self' data:"}
 
@@ -55,7 +58,7 @@ def render_registry(hub: Hub, at_ms: int) -> str:
 
 def render_device(hub: Hub, device: str, at_ms: int) -> str:
     """Raises RequestError for an unknown one."""
-    return wording.render("device.html", devices.one(hub, device), at_ms)
+    return wording.render("device.html", devices.one(hub, device, at_ms), at_ms)
 
 
 @router.get("/")
@@ -79,6 +82,19 @@ def device_page(request: Request, device: str) -> HTMLResponse:
         return HTMLResponse(render_device(hub_of(request), device, now_ms()), headers=_HEADERS)
     except RequestError as error:
         return HTMLResponse(wording.render("nothing.html", {"said": str(error)}, now_ms()), 404, headers=_HEADERS)
+
+
+def read_by_people(answer: Answer) -> Answer:
+    """What went wrong as a page, for a browser that asked for one."""
+
+    async def shown(request: Request, error: Exception) -> Response:
+        said = await answer(request, error)
+        if "text/html" not in request.headers.get("accept", ""):
+            return said
+        text = wording.render("nothing.html", {"said": json.loads(bytes(said.body))["error"]}, now_ms())
+        return HTMLResponse(text, said.status_code, headers=_HEADERS)
+
+    return shown
 
 
 @router.get("/live")

@@ -13,8 +13,7 @@ async function refresh() {
   if (busy) { again = true; return; }
   busy = true;
   try {
-    const answer = await fetch(location.pathname, { cache: "no-store" });
-    if (!answer.ok) throw new Error(answer.statusText);
+    const answer = await fetch(location.pathname, { cache: "no-store", headers: { Accept: "text/html" } });
     const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
     document.querySelector("main").replaceWith(fresh.querySelector("main"));
     document.title = fresh.title;

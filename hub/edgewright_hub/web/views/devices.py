@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -12,13 +12,16 @@ from ...fleet import inventory
 from ...storage import control
 from ..api import Hub, overdue
 
+VERDICTS: Final = ("learning", "ok", "skewed", "alarm")  # of several contexts the last of these is shown
 
-def one(hub: Hub, device: str) -> dict[str, Any]:
+
+def one(hub: Hub, device: str, now_ms: int) -> dict[str, Any]:
     """Raises RequestError for an unknown one."""
     with hub.control.connect() as ours, hub.telemetry.connect() as theirs:
         known = inventory.show(ours, theirs, device, hub.conductor.roster.read(ours).get(device))
         held = last(ours, "hold", [device]).get(device)
-    return {"device": known, "held": held, "orders": hub.conductor.orders.listed(device)[:10]}
+    late = overdue(known["online"], known["next_due_ms"], now_ms)
+    return {"device": known, "overdue": late, "held": held, "orders": hub.conductor.orders.listed(device)[:10]}
 
 
 def last(connection: sa.Connection, what: str, subjects: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -78,5 +81,5 @@ def _line(
         "inferences": hour[0],
         "errors": hour[1],
         "alarm": any(v["verdict"] == "alarm" for v in mine),
-        "parts": {v["part"]: v["verdict"] for v in sorted(mine, key=lambda v: v["verdict"] == "alarm")},
+        "parts": {v["part"]: v["verdict"] for v in sorted(mine, key=lambda v: VERDICTS.index(v["verdict"]))},
     }

@@ -67,6 +67,7 @@ def view(hub: Hub, now_ms: int) -> dict[str, Any]:
         "accuracy": reader.read(hub.control, hub.telemetry, packages_known, now_ms=now_ms)["models"],
         "condition": reader.CONDITION,
         "devices": rows[:ROWS],
+        "parts": [part for part in alarms.PARTS if any(part in d["parts"] for d in rows[:ROWS])],
         "devices_total": len(rows),
         "devices_online": sum(d["online"] and not d["overdue"] for d in rows),
         "devices_held": sum(d["held"] for d in rows),
