@@ -255,7 +255,7 @@ def test_a_link_that_counts_back_makes_no_window_that_cannot_be_told(world):
 
 def test_the_kernels_bound_follows_what_is_used_where_the_limit_is_smaller_than_the_agent(world, monkeypatch):
     bounds = []
-    monkeypatch.setattr(cgroup, "bound", bounds.append)
+    monkeypatch.setattr(cgroup, "bound", lambda high: bounds.append(high) or True)
     rss = resident_kb() / 1024
     world.run(Config(limits=Limits(rss_mb=1)), 30)
     assert len(bounds) == 1 or bounds[-1] > bounds[0]  # not again at every look
@@ -264,6 +264,13 @@ def test_the_kernels_bound_follows_what_is_used_where_the_limit_is_smaller_than_
     assert bounds[-1] == 10 * rss
     world.run(Config(), 30)
     assert bounds[-1] is None
+
+
+def test_the_kernel_is_told_of_a_limit_again_while_another_process_is_in_the_cgroup(world, monkeypatch):
+    bounds = []
+    monkeypatch.setattr(cgroup, "bound", lambda high: bounds.append(high) or len(bounds) > 2)
+    world.run(Config(limits=Limits(rss_mb=10_000)), 60)
+    assert bounds == [10_000] * 3
 
 
 def test_bytes_count_as_the_wire_carries_them_and_a_restart_gives_no_new_budget(world):
