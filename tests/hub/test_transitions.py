@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from edgewright_contracts.desired import Desired
 from edgewright_contracts.errors import Refused
 from edgewright_contracts.package import Package
-from edgewright_hub.rollouts import retreat, rollout
+from edgewright_hub.rollouts import completion, retreat, rollout
 from edgewright_hub.rollouts.desired_documents import retained
 from edgewright_hub.rollouts.specification import Experiment, RolloutSpec
 from edgewright_hub.rollouts.state import TABLE, Event, RolloutState, State
@@ -160,28 +160,17 @@ def _die(*_: Any) -> None:
     raise Died
 
 
-def grown_at(place: Path, packages: dict[str, Package]) -> House:
-    """Four devices that have run 1.0.0 for a while."""
-    house = House(place, packages)
-    house.publish_package("1.0.0")
-    house.publish_package("2.0.0")
-    house.enrol(*FOUR)
-    house.start("1.0.0", stages=("100%",))
-    house.live(FOUR, 20, until="done")
-    house.live(FOUR, 10)
-    return house
-
-
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory: pytest.TempPathFactory, packages: dict[str, Package]) -> House:
-    return grown_at(tmp_path_factory.mktemp("grown"), packages)
+    """Four devices that have run 1.0.0 for a while."""
+    return House(tmp_path_factory.mktemp("grown"), packages).settle(FOUR)
 
 
 @pytest.fixture(scope="module")
 def grown_there(tmp_path_factory: pytest.TempPathFactory, packages: dict[str, Package]) -> House:
     place = tmp_path_factory.mktemp("grown-there")
     postgresql.chosen(place, asked=True)
-    return grown_at(place, packages)
+    return House(place, packages).settle(FOUR)
 
 
 def _consent_and_revert(fleet: Fleet) -> None:
@@ -271,7 +260,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory, grown: House) -> Callable[[st
 
         taken = rollout.move
         with pytest.MonkeyPatch.context() as patch:
-            for module in (rollout, retreat):
+            for module in (rollout, completion, retreat):
                 patch.setattr(module, "move", move)
             SCENES[scene][0](fleet)
         return fleet, passed
