@@ -106,28 +106,46 @@ def alone(home: Path) -> Identity:
 
 
 def load(home: Path) -> Identity:
-    """Raises RequestError when `home` was never enrolled, ContractError when what it holds is damaged."""
-    folder = home / "identity"
-    try:
-        hub = (folder / "hub.json").read_bytes()
-        root = (folder / "root.json").read_bytes()
-    except FileNotFoundError:
+    """Raises RequestError when `home` was never enrolled, ContractError when a file of its identity is damaged or
+    lost."""
+    if not is_enrolled(home):
         raise RequestError(
             f"expected an enrolled device in {home}, found no identity; "
             f"`edgewright agent enroll --hub URL --token TOKEN --home {home}` makes one. "
             f"Without a hub: `edgewright agent sideload FILE.ewp --home {home}`"
-        ) from None
-    if len(root) > ROOT_BYTES:
-        raise ContractError("root.json", f"at most {ROOT_BYTES} bytes", f"{len(root)} bytes")
+        )
+    return Identity(home, hub(home), _file(home, "root.json", ROOT_BYTES))
+
+
+def hub(home: Path) -> Hub:
+    """Of an enrolled device. Raises ContractError."""
+    data = _file(home, "hub.json", HUB_BYTES)
     try:
-        return Identity(home, decode(Hub, hub, name="hub.json", limit=HUB_BYTES, wire="json"), root)
+        return decode(Hub, data, name="hub.json", limit=HUB_BYTES, wire="json")
     except ContractError as error:
-        whole = "a device's identity; remove the file and enrol again under the same id: models and reports stay"
-        raise ContractError(str(folder / "hub.json"), whole, f"a damaged one ({error})") from None
+        raise _damaged(home, "hub.json", str(error)) from None
 
 
 def is_enrolled(home: Path) -> bool:
-    return (home / "identity" / "hub.json").is_file()
+    """Whether it ever was: one file of an identity that is lost does not undo that."""
+    return any((home / "identity" / name).exists() for name in ("hub.json", "root.json"))
+
+
+def _file(home: Path, name: str, limit: int) -> bytes:
+    try:
+        data = (home / "identity" / name).read_bytes()
+    except FileNotFoundError:
+        raise _damaged(home, name, "none") from None
+    except OSError as error:
+        raise _damaged(home, name, str(error)) from error
+    if len(data) > limit:
+        raise _damaged(home, name, f"{len(data)} bytes, where {limit} are the most")
+    return data
+
+
+def _damaged(home: Path, name: str, got: str) -> ContractError:
+    mended = "which `edgewright agent enroll --again` with a new token makes again (models and reports stay)"
+    return ContractError(str(home / "identity" / name), f"a file of this device's identity, {mended}", got)
 
 
 def validity(pem: bytes) -> Validity:

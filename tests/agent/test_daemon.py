@@ -155,7 +155,7 @@ def test_whoever_looks_at_a_home_with_a_damaged_file_sees_which_it_is(world, cap
     assert run(["agent", "predict", "--home", str(home), "digits", str(tmp_path / "x.npy")]) == 0
     (home / "identity" / "hub.json").write_bytes(b"{")
     assert run(["agent", "status", "--home", str(home)]) == 0
-    assert "remove the file and enrol again under the same id" in capsys.readouterr().out
+    assert "`edgewright agent enroll --again` with a new token makes again" in capsys.readouterr().out
     with Agent(home, runtimes=["onnxruntime"]) as agent:  # it answers; nobody else is trusted instead
         assert agent.model("digits").wait(60)
         assert agent._sideloads._enrolled

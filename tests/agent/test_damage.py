@@ -8,9 +8,14 @@ import shutil
 import msgspec
 import pytest
 
+from edgewright_agent import identity
+from edgewright_agent.agent import Agent
+from edgewright_agent.console import status
+from edgewright_agent.delivery.nohub import NoHub
 from edgewright_agent.disk import RealDisk
 from edgewright_agent.updating.sideload import CLEAR, FOLDER, Sideload, Sideloads
 from edgewright_agent.updating.slots import Damaged, Store
+from edgewright_contracts.errors import RequestError
 from sim import homes, packages
 
 
@@ -111,3 +116,28 @@ def test_a_state_that_is_lost_is_not_taken_for_a_device_without_packages(world, 
     (home / "models" / "digits" / "state.json").unlink()
     with pytest.raises(Damaged, match="something was committed"):
         Store(RealDisk(), home / "models", "digits")
+
+
+@pytest.mark.parametrize("lost", [("hub.json",), ("root.json",), ("hub.json", "root.json")])
+def test_a_lost_file_of_the_identity_leaves_the_model_answering_and_status_says_the_way_back(world, lived_in, lost):
+    home = world.home("dev-1")
+    shutil.copytree(lived_in / "models", home / "models")
+    for name in lost:
+        (home / "identity" / name).unlink()
+    found = status.read(home)
+    assert "`edgewright agent enroll" in found.damage
+    assert len(lost) == 2 or f"identity/{lost[0]}: expected a file of this device's identity" in found.damage
+    with Agent(home, transport=NoHub()) as agent:
+        assert agent.model("digits").predict({"image": packages.draw(1, seed=1)[0][0]}).digest
+        assert agent.identity.damage
+    shutil.rmtree(home / "models")
+    with pytest.raises(RequestError, match="agent enroll"):  # there is nothing that could answer
+        status.of(home)
+
+
+def test_an_enrolled_device_that_lost_a_file_of_its_identity_takes_no_package_on_a_persons_word(world, lived_in):
+    home = world.home("dev-1")
+    shutil.copytree(lived_in, home, dirs_exist_ok=True)
+    (home / "identity" / "hub.json").unlink()
+    assert status.of(home).damage
+    assert identity.is_enrolled(home)

@@ -94,6 +94,24 @@ def test_an_enrolled_home_is_enrolled_again_only_when_asked_and_keeps_its_key_an
     assert (home / "spool" / "kept").read_bytes() == b"windows"
 
 
+@pytest.mark.parametrize("lost", ["hub.json", "root.json"])
+def test_a_lost_file_of_the_identity_is_made_again_under_the_same_name(hub, tmp_path, lost):
+    home, name = tmp_path / "d", f"holed-{lost[:3]}"
+    enroll(RealDisk(), home, hub=hub.url, token=hub.token(), device=name)
+    folder = home / "identity"
+    before = {file: (folder / file).read_bytes() for file in ("device.key", "hub.json", "root.json")}
+    (folder / lost).unlink()
+    with pytest.raises(RequestError, match=f"enrolled already as {name}. Add --again"):
+        enroll(RealDisk(), home, hub=hub.url, token=hub.token())
+    assert enroll(RealDisk(), home, hub=hub.url, token=hub.token(), again=True).device == name
+    assert {file: (folder / file).read_bytes() for file in before} == before
+    (folder / "hub.json").write_bytes(b"{")
+    (folder / "device.crt").unlink()
+    with pytest.raises(RequestError, match="add --device with the id that the hub knows"):
+        enroll(RealDisk(), home, hub=hub.url, token=hub.token(), again=True)
+    assert enroll(RealDisk(), home, hub=hub.url, token=hub.token(), device=name, again=True).device == name
+
+
 def test_a_device_that_must_wait_for_a_yes_says_so_and_comes_in_by_the_same_key(hub, tmp_path):
     asked = {"hub": hub.url, "token": hub.token(kind="queue"), "device": "patient-1"}
     for _ in range(2):

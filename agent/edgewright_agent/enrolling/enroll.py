@@ -31,11 +31,11 @@ from edgewright_contracts.codec import Text, decode
 from edgewright_contracts.errors import ContractError, Refused, RequestError, Unavailable
 from edgewright_contracts.topics import DEVICE
 
-from .. import tls
+from .. import identity, tls
 from ..clock import Clock, SystemClock
 from ..delivery import tunnel
 from ..disk import Disk, atomic_write
-from ..identity import Endpoint, Hub, Websocket, is_enrolled, load
+from ..identity import Endpoint, Hub, Websocket, is_enrolled
 from .names import fitting
 
 TOKEN_PREFIX = "ew1."  # noqa: S105 - the name of the format
@@ -136,7 +136,8 @@ class _Exchange:
         if (self._disk.size(self._folder / "root.json") or 0) and self._disk.read(self._folder / "root.json") != root:
             raise Refused(
                 f"{self._base} serves packages of another owner than this device was enrolled for; "
-                "enrol with another --home, where no models of the first are"
+                "enrol with another --home, where no models of the first are. If it is the same owner, this device's "
+                f"{self._folder / 'root.json'} is damaged: remove it and repeat"
             )
         fits(answer.certificate, key, device)
         if self._way.websocket and answer.websocket is None:
@@ -188,20 +189,36 @@ def _seen(key: ec.EllipticCurvePrivateKey) -> str:
 
 def _who(home: Path, named: str | None, pattern: str, *, again: bool) -> str:
     """The id to ask for. Raises RequestError."""
-    known = load(home).device if is_enrolled(home) else None
-    if known is not None:
+    if is_enrolled(home):
+        known = _name(home)
         if not again:
             raise RequestError(
-                f"{home} is enrolled already as {known}. Add --again to renew it with this token (models and reports "
-                f"stay), name another --home, or remove {home / 'identity'} first to give it a new key"
+                f"{home} is enrolled already{f' as {known}' if known else ''}. Add --again to renew it with this token "
+                f"(models and reports stay), name another --home, or remove {home / 'identity'} first to give it a "
+                "new key"
             )
-        if named not in (None, known):
+        if known is None and named is None:
+            raise RequestError(f"{home} was enrolled and lost its name; add --device with the id that the hub knows")
+        if known is not None and named not in (None, known):
             raise RequestError(f"{home} is {known}, and reports as it; another id needs another --home")
-        return known
+        named = known or named
     device = named or fitting(pattern)
     if not DEVICE.match(device):
         raise RequestError(f"expected a device id of a-z, 0-9 and -, at most 63 characters, got {device!r}")
     return device
+
+
+def _name(home: Path) -> str | None:
+    """Of an enrolled device; its certificate says it where hub.json is damaged or lost."""
+    try:
+        return identity.hub(home).device
+    except ContractError:
+        pass
+    try:
+        names = _names(x509.load_pem_x509_certificate((home / "identity" / "device.crt").read_bytes()))
+    except (OSError, ValueError):
+        return None
+    return names[0] if names else None
 
 
 def _leave(disk: Disk, folder: Path, *, key: bool) -> None:
@@ -269,9 +286,13 @@ def fits(certificate: str, key: ec.EllipticCurvePrivateKey, device: str) -> None
         found = x509.load_pem_x509_certificate(certificate.encode())
     except ValueError as error:
         raise ContractError("certificate", "a PEM certificate", str(error)) from None
-    names = [a.value for a in found.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    names = _names(found)
     if names != [device] or found.public_key() != key.public_key():
         raise Refused(f"expected a certificate for {device} and this device's key, got one for {names}")
+
+
+def _names(certificate: x509.Certificate) -> list[str]:
+    return [str(a.value) for a in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
 
 
 def request(pool: urllib3.PoolManager, method: str, url: str, limit: int, body: bytes | None = None) -> bytes:
