@@ -1,7 +1,12 @@
 """What the devices of a part are compared with: their own past, their fleet's, else training. Arrays.
 
 A device's own blocks, once there are enough of them; until then the sum of those of its fleet; else the reference of
-the package. A baseline that does not span a whole day yet knows only some hours of it: `Streams.day` says whose does.
+the package.
+
+A baseline knows the day when each hour of the day was seen, a day after its first block or later: time that passed
+without a window, between a test on the bench and the site or over a weekend, taught nothing. Of a device that rests
+each day, when its own hours came again: more hours of running in a row without a new one than it has, `RESTS` at
+least. And when it grows no more, after `learn_ms` in days in which it was heard, it knows all that it will.
 """
 
 from __future__ import annotations
@@ -11,20 +16,22 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from .detectors import HOUR_MS
+from . import hours
+from .detectors import DAY_MS, HOUR_MS
 from .measures import Floats
 from .streams import EVIDENCE, OWN, Bools, Index, Ints, Streams
 
-DAY_MS: Final = 24 * HOUR_MS
+RESTS: Final = 12  # hours
 
 
 class Baselines:
     """`training`: reference counts [channels, cells]; a device's own are in `streams`."""
 
-    def __init__(self, streams: Streams, training: Floats, *, blocks: int, rows: int) -> None:
+    def __init__(self, streams: Streams, training: Floats, *, blocks: int, rows: int, learn_ms: int) -> None:
         self.training = training
         self._streams = streams
         self._blocks, self._rows = blocks, rows  # from which a past may be used
+        self._learn_ms = learn_ms
         self._fleets: list[str] = []
         self._fleet_at: list[int] = []  # of each device, into `_fleets`
         self._sums = np.zeros((0, *training.shape))  # of the own baselines of each fleet
@@ -69,17 +76,35 @@ class Baselines:
     def grow(self, at: Index) -> None:
         """By what waits as evidence, which is emptied by nobody here."""
         s = self._streams
-        s.add(at, OWN, s.counts[at, EVIDENCE], s.n[at, EVIDENCE], s.start_ms[at, EVIDENCE])
+        s.pour(at, EVIDENCE, OWN)
         s.own_blocks[at] += s.waiting[at]
         mine = self._of(at)
         np.add.at(self._sums, mine, s.counts[at, EVIDENCE])
         np.add.at(self._held, mine, s.waiting[at])
 
-    def complete(self, at: Index, now_ms: Ints) -> Bools:
-        """Whose baseline spans a whole day only now."""
+    def hear(self, at: Index, start_ms: Ints, end_ms: Ints) -> None:
+        """Windows come, of which nothing was counted yet: when was it running?"""
+        s, heard = self._streams, self._streams.heard_ms[at]
+        new = hours.touched(start_ms, end_ms) & ~self._seen(at)
+        s.known_hours[at] = np.where(new, 0, s.known_hours[at] + hours.later(start_ms, end_ms, heard, HOUR_MS))
+        s.days[at] += hours.later(start_ms, end_ms, heard, DAY_MS)
+        s.heard_ms[at] = np.maximum(heard, end_ms)
+
+    def complete(self, at: Index) -> Bools:
+        """Whose baseline knows the day, with what waits to enter it."""
+        s, seen = self._streams, self._seen(at)
+        whole = (seen == hours.ALL) & (s.heard_ms[at] - s.start_ms[at, OWN] >= DAY_MS)
+        again = s.known_hours[at] > np.maximum(hours.count(seen), RESTS)
+        return np.asarray((s.n[at, OWN] > 0) & (whole | again) | self.old(at))
+
+    def old(self, at: Index) -> Bools:
+        """Whose baseline grows no more."""
         s = self._streams
-        spans = (s.n[at, OWN] > 0) & (now_ms - s.start_ms[at, OWN] >= DAY_MS)
-        return np.asarray(spans & ~s.day[at])
+        return np.asarray((s.n[at, OWN] > 0) & (s.days[at] * DAY_MS > self._learn_ms))
+
+    def _seen(self, at: Index) -> Ints:
+        held = self._streams.hours[at]
+        return np.asarray(held[:, 0] | held[:, EVIDENCE] | held[:, OWN])
 
     def _of(self, at: Index | slice) -> Index:
         return np.asarray(self._fleet_at, np.intp)[at]

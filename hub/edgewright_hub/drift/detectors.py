@@ -22,9 +22,10 @@ from .measures import Floats
 
 DELTAS: Final = (0.5, 1.0, 2.0, 3.0, 4.0)  # shifts of the z-score that a detector mixes over
 HOUR_MS: Final = 3600_000
-SCALES_MS: Final = (0, HOUR_MS, 6 * HOUR_MS, 24 * HOUR_MS)  # 0: a block as soon as it holds enough rows
+DAY_MS: Final = 24 * HOUR_MS
+SCALES_MS: Final = (0, HOUR_MS, 6 * HOUR_MS, DAY_MS)  # 0: a block as soon as it holds enough rows
 WEIGHTS: Final = (1 / 2, 1 / 6, 1 / 6, 1 / 6)  # share of the false-alarm budget; windows are where delay is short
-MONTH_MS: Final = 30 * 24 * HOUR_MS
+MONTH_MS: Final = 30 * DAY_MS
 NOTHING: Final = -1e9  # stands for log 0, which JSON cannot hold
 _DELTA: Final = np.asarray(DELTAS)
 _LOG_WEIGHTS: Final = np.log(WEIGHTS)

@@ -12,9 +12,9 @@ What happens to a window, in this order:
   4  when all detectors of the stream are at rest, what came since they last were enters the device's baseline. So a
      block waits until what followed has cleared it; a device in alarm, or on its way to one, teaches nothing; and after
      `learn_ms` a baseline is fixed, so that a slow drift meets what was normal in the beginning;
-  5  when a device's baseline spans a whole day, all that came so far is normal, alarms or not, and it begins anew:
-     until then nobody can tell a shift from the evening. So for the fleet's first day all blocks are measured apart
-     (`first_day`), the strange ones too, and that is the dispersion from then on.
+  5  when a device's baseline knows the day, all that came so far is normal, alarms or not, and it begins anew: until
+     then nobody can tell a shift from the evening. So for the fleet's first day, until half of its blocks come from
+     devices that know theirs, all are measured apart (`first_day`), strange ones too: the dispersion from then on.
 
 Successive blocks against a baseline that grows by them are independent contrasts, so a baseline need not be 20 times as
 large as a block before it is used; what it holds of a long block that is being tested is taken off first.
@@ -30,9 +30,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from . import detectors, measures
+from . import detectors, hours, measures
 from .baselines import Baselines
-from .detectors import MONTH_MS, SCALES_MS
+from .detectors import DAY_MS, MONTH_MS, SCALES_MS
 from .dispersion import ENOUGH, LIMIT, RUN, Dispersion, cautious, shares
 from .measures import Floats, Pearson
 from .moves import Channels, Moved, moved
@@ -47,7 +47,7 @@ class DriftPolicy(msgspec.Struct, frozen=True, kw_only=True):
     n_min: int = 200  # rows of a block
     own_blocks: int = 6
     own_rows: int = 2000
-    learn_ms: int = 14 * 24 * 3600_000
+    learn_ms: int = 14 * DAY_MS  # counted in days in which a device was heard
     q: float = 0.05  # share of false ones among the channels said to have moved
     js_floor: float = 0.05  # beyond chance; no channel moved further: not worth a person's time
     clear_ms: int = 24 * 3600_000
@@ -66,7 +66,9 @@ class Group:
         self.streams = Streams(len(channels.widths), max(channels.widths))
         shape = (self.streams.channels, self.streams.cells)
         reference = np.zeros(shape) if training is None else measures.pad(training)
-        self.baselines = Baselines(self.streams, reference, blocks=policy.own_blocks, rows=policy.own_rows)
+        self.baselines = Baselines(
+            self.streams, reference, blocks=policy.own_blocks, rows=policy.own_rows, learn_ms=policy.learn_ms
+        )
         self.dispersion = Dispersion.empty(len(BASELINES), SCALES, shape[0])
         self.first_day: Dispersion | None = Dispersion.empty(len(BASELINES), SCALES, shape[0])
 
@@ -76,8 +78,8 @@ class Group:
         """One window of each device in `at` (all different): cells [m, channels, cells]."""
         s, now = self.streams, start_ms + length_ms
         s.span_ms[at] += length_ms
-        s.heard_ms[at] = np.maximum(s.heard_ms[at], now)
-        s.add(at, 0, cells, n, start_ms)
+        self.baselines.hear(at, start_ms, now)
+        s.add(at, 0, cells, n, start_ms, hours.touched(start_ms, now))
         due = s.n[at, 0] >= self.policy.n_min
         for scale in range(SCALES):
             if scale:
@@ -88,9 +90,9 @@ class Group:
             block = s.counts[who, scale].astype(np.float64)
             self._test(who, scale, block)
             if scale == 0:
-                self._settle(who, block, now[due])
+                self._settle(who, now[due])
             if scale + 1 < SCALES:
-                s.add(who, scale + 1, block, s.n[who, scale], s.start_ms[who, scale])
+                s.pour(who, scale, scale + 1)
             s.empty(who, scale)
 
     # A block.
@@ -181,38 +183,46 @@ class Group:
         part = (s.start_ms[at, EVIDENCE] > s.start_ms[at, scale]) & s.young[at]
         return np.where(part[:, None, None], np.maximum(block - s.counts[at, EVIDENCE], 0), 0.0)
 
-    def _settle(self, at: Index, block: Floats, now_ms: Ints) -> None:
+    def _settle(self, at: Index, now_ms: Ints) -> None:
         """After the test of the shortest scale: what waited enters the baseline, or waits on."""
         s = self.streams
         s.blocks[at] += 1
-        s.young[at] &= (s.n[at, OWN] == 0) | (now_ms - s.start_ms[at, OWN] < self.policy.learn_ms)
-        whole = self.baselines.complete(at, now_ms)
+        whole = self.baselines.complete(at) & ~s.day[at]
+        ends = self.first_day is not None and bool(whole.any()) and self._known_by_half(int(now_ms.max()))
+        whole &= self.first_day is None or ends
         rest = (detectors.level(s.log_r[at]) < REST).all(1) & ~s.alarm[at]
         cleared = at[(rest | whole) & (s.waiting[at] > 0)]
         self.baselines.grow(cleared[s.young[cleared]])
         s.empty(cleared, EVIDENCE)
         s.waiting[cleared] = 0
-        if whole.any():
-            self._know_the_day(at[whole])
-        s.add(at, EVIDENCE, block, s.n[at, 0], s.start_ms[at, 0])
+        s.young[at] &= ~self.baselines.old(at)
+        s.day[at[whole]] = True
+        s.forget_alarm(at[whole])  # it may have been the evening
+        if ends:
+            self._end_first_day()
+        s.pour(at, 0, EVIDENCE)
         s.waiting[at] += 1
         alarm = s.alarm[at]
-        self._clear(at[alarm], block[alarm], now_ms[alarm])
+        self._clear(at[alarm], now_ms[alarm])
 
-    def _know_the_day(self, at: Index) -> None:
-        """Their baselines have every hour of a day from here on: what was an alarm may have been the evening."""
-        s = self.streams
-        s.day[at] = True
-        s.forget_alarm(at)
-        if self.first_day is not None:
-            self.first_day.runs[:] = self.dispersion.runs
-            self.dispersion, self.first_day = self.first_day, None
-            s.ratios[:], s.pairs[:] = 0, 0  # they were beside another dispersion
+    def _known_by_half(self, now_ms: int) -> bool:
+        """Whether half of the blocks are of devices that know the day: else those of a few that ran before all others
+        are lost in the mean. Of devices that were heard within a day."""
+        s, every = self.streams, np.arange(len(self.streams.devices))
+        here = every[~s.ended[every] & (s.heard_ms[every] > now_ms - DAY_MS)]
+        return bool(2 * s.blocks[here] @ self.baselines.complete(here) >= s.blocks[here].sum())
 
-    def _clear(self, at: Index, block: Floats, now_ms: Ints) -> None:
+    def _end_first_day(self) -> None:
+        """What all blocks vary by, from here on."""
+        assert self.first_day is not None
+        self.first_day.runs[:] = self.dispersion.runs
+        self.dispersion, self.first_day = self.first_day, None
+        self.streams.ratios[:], self.streams.pairs[:] = 0, 0  # they were beside another dispersion
+
+    def _clear(self, at: Index, now_ms: Ints) -> None:
         """An alarm ends when `clear_times` merged days in a row are like the baseline again."""
         s = self.streams
-        s.add(at, CLEARING, block, s.n[at, 0], s.start_ms[at, 0])
+        s.pour(at, 0, CLEARING)
         done = at[now_ms - s.start_ms[at, CLEARING] >= self.policy.clear_ms]
         if done.size:
             p = measures.simes_rows(self._row_p(done, CLEARING))
@@ -257,13 +267,12 @@ class Group:
         """What it shows now is normal: what it shows since it began to move becomes its baseline, which grows anew."""
         s, one = self.streams, np.array([at])
         moves = bool(s.alarm[at]) or self.log_e(one)[0] > SUSPECT
-        blocks, counts = int(s.waiting[at]), s.counts[one, EVIDENCE].copy()
-        n, start_ms = s.n[one, EVIDENCE].copy(), s.start_ms[one, EVIDENCE].copy()
         if moves:
             s.empty(one, OWN)
-            s.add(one, OWN, counts, n, start_ms)
-            s.own_blocks[at] = blocks
+            s.pour(one, EVIDENCE, OWN)
+            s.own_blocks[at] = s.waiting[at]
             s.young[at], s.day[at] = True, False
+            s.known_hours[at], s.days[at] = 0, 1
         s.rest(one)
         s.accepted[at] = True
         s.skew[at] = KNOWN

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from .detectors import DELTAS, NOTHING, SCALES_MS
+from .detectors import DAY_MS, DELTAS, NOTHING, SCALES_MS
 from .measures import Floats
 
 Index = npt.NDArray[np.intp]
@@ -53,7 +53,11 @@ _NUMBERS: Final[tuple[tuple[str, tuple[int, ...], Any, float], ...]] = (
     ("day", (), np.bool_, 0),
     ("against", (), np.int8, len(BASELINES) - 1),
     ("skew", (), np.int8, UNCHECKED),
+    ("hours", (ROWS,), np.int64, 0),
+    ("known_hours", (), np.int64, 0),
+    ("days", (), np.int64, 0),
 )
+_SINCE: Final = 3  # the last of them, which hubs before 22 November 2026 did not store
 
 
 class Streams:
@@ -80,9 +84,12 @@ class Streams:
     foreign: Ints  # windows under other channels
     accepted: Bools  # somebody said that its own windows are the normal: it is never compared with others
     young: Bools  # its baseline still grows
-    day: Bools  # its baseline knows every hour of the day
+    day: Bools  # its baseline knows the day (baselines.complete)
     against: npt.NDArray[np.int8]  # into BASELINES: what the last block was tested with
     skew: npt.NDArray[np.int8]
+    hours: Ints  # of the day, that each of `counts` has something of (hours.touched)
+    known_hours: Ints  # of running since the last that brought an hour of the day which it had not seen
+    days: Ints  # of UTC, in which it was heard since its baseline began
 
     def __init__(self, channels: int, cells: int) -> None:
         self.channels, self.cells = channels, cells
@@ -109,16 +116,22 @@ class Streams:
                 new[: len(old)] = old
             setattr(self, name, new)
 
-    def add(self, at: Index, row: int, cells: npt.NDArray[Any], n: Ints, start_ms: Ints) -> None:
+    def add(self, at: Index, row: int, cells: npt.NDArray[Any], n: Ints, start_ms: Ints, hours: Ints) -> None:
         held = self.start_ms[at, row]
         self.start_ms[at, row] = np.where(self.n[at, row] > 0, np.minimum(held, start_ms), start_ms)
         self.counts[at, row] += cells
         self.n[at, row] += n
+        self.hours[at, row] |= hours
+
+    def pour(self, at: Index, row: int, into: int) -> None:
+        """Add one row of `counts` to another."""
+        self.add(at, into, self.counts[at, row], self.n[at, row], self.start_ms[at, row], self.hours[at, row])
 
     def empty(self, at: Index, row: int) -> None:
         self.counts[at, row] = 0
         self.n[at, row] = 0
         self.start_ms[at, row] = 0
+        self.hours[at, row] = 0
 
     def rest(self, at: Index) -> None:
         """Begin anew: no alarm, no evidence, nothing open. The baseline stays, and what is known of its blocks."""
@@ -151,11 +164,17 @@ class Streams:
             plain = zlib.decompress(data)
         except zlib.error:
             return False
-        sizes = [int(np.prod(shape, dtype=np.int64)) for _, shape, _, _ in _NUMBERS]
-        if len(plain) != 8 * sum(sizes) + 4 * self.counts[at].size:
+        for stored in (_NUMBERS, _NUMBERS[:-_SINCE]):
+            sizes = [int(np.prod(shape, dtype=np.int64)) for _, shape, _, _ in stored]
+            if len(plain) == 8 * sum(sizes) + 4 * self.counts[at].size:
+                break
+        else:
             return False
         numbers = np.split(np.frombuffer(plain, "<f8", sum(sizes)), np.cumsum(sizes)[:-1])
-        for (name, shape, dtype, _), values in zip(_NUMBERS, numbers, strict=True):
+        for (name, shape, dtype, _), values in zip(stored, numbers, strict=True):
             getattr(self, name)[at] = values.reshape(shape).astype(dtype)
         self.counts[at] = np.frombuffer(plain, "<f4", offset=8 * sum(sizes)).reshape(self.counts[at].shape)
+        if stored is not _NUMBERS:  # a day that it knows stays known; else its hours are to be seen from here on
+            self.hours[at], self.known_hours[at] = 0, 0
+            self.days[at] = 1 + (self.heard_ms[at] - self.start_ms[at, OWN]) // DAY_MS if self.n[at, OWN] else 0
         return True
