@@ -253,6 +253,12 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Package]:
     return {v: make_package(root / v, version=v, seed=i) for i, v in enumerate(("1.0.0", "2.0.0"))}
 
 
+@pytest.fixture
+def house(tmp_path: Path, grown: House) -> House:
+    """What the module has `grown`, for one test alone."""
+    return grown.copy(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory, packages: dict[str, Package]) -> Iterator[Path]:
     """A hub with two published packages and three devices that listen to nobody."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -23,20 +22,8 @@ EIGHT = [f"pi-{i}" for i in range(8)]
 
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory: pytest.TempPathFactory, packages: dict[str, Package]) -> House:
-    house = House(tmp_path_factory.mktemp("grown"), packages)
-    house.publish_package("1.0.0")
-    house.publish_package("2.0.0")
-    house.enrol(*EIGHT)
-    house.start("1.0.0", stages=("100%",))
-    house.live(EIGHT, 20, until="done")
-    house.live(EIGHT, 20)
-    return house
-
-
-@pytest.fixture
-def house(tmp_path: Path, grown: House) -> House:
     """Eight devices that have run 1.0.0 for a while."""
-    return grown.copy(tmp_path)
+    return House(tmp_path_factory.mktemp("grown"), packages).settle(EIGHT, 20)
 
 
 def _harmful(version: str) -> float:
@@ -53,12 +40,6 @@ def _retire(house: House, device: str, state: str = "retired") -> None:
         t.execute(
             telemetry.devices.update().where(telemetry.devices.c.device == device).values(online=state == "enrolled")
         )
-
-
-def _place(house: House, device: str, site: str) -> None:
-    mine = control.devices.update().where(control.devices.c.id == device)
-    with house.control.begin() as connection:
-        connection.execute(mine.values(attributes={"site": site}))
 
 
 @pytest.mark.parametrize("restarted", [False, True])
@@ -157,32 +138,32 @@ def test_a_device_that_is_enrolled_again_takes_its_turn_with_the_others(house: H
 
 def test_a_device_that_leaves_the_cohort_is_not_given_the_release_and_comes_in_when_it_is_back(house: House) -> None:
     for device in EIGHT:
-        _place(house, device, "a")
+        house.put(device, "a")
     name = house.start("2.0.0", selector="site=a", stages=("100%",), concurrency=1)
     house.live(EIGHT, 1)
     moved, returned, *_ = [device for device in EIGHT if device not in _running(house)]
-    _place(house, moved, "hospital")
-    _place(house, returned, "hospital")
+    house.put(moved, "hospital")
+    house.put(returned, "hospital")
     house.live(EIGHT, 1)
     said = house.conductor.rollout(name)["excluded"]
     assert said == [{"why": "gone: the rollout is not for it any more", "n": 2, "devices": said[0]["devices"]}]
-    _place(house, returned, "a")
+    house.put(returned, "a")
     assert house.live(EIGHT, 20, until="done")["outcome"] == "promoted"
     assert _running(house) == [device for device in EIGHT if device != moved]
     house.live(EIGHT, 2)
     assert house.version(moved) == "1.0.0"
-    _place(house, moved, "a")
+    house.put(moved, "a")
     house.live(EIGHT, 2)
     assert house.version(moved) == "2.0.0", "after the end it comes as other later devices do"
 
 
 def test_a_device_that_runs_the_release_is_judged_with_the_others_wherever_it_is_moved(house: House) -> None:
     for device in EIGHT:
-        _place(house, device, "a")
+        house.put(device, "a")
     house.start("2.0.0", selector="site=a", stages=(1, "100%"))
     house.live(EIGHT, 2)
     [canary] = _running(house)
-    _place(house, canary, "b")
+    house.put(canary, "b")
     seen = house.live(EIGHT, 20, wrong=_harmful, until="rolled-back")
     assert (seen["outcome"], house.version(canary)) == ("rolled back", "1.0.0")
 
@@ -200,7 +181,7 @@ def test_a_device_that_was_asked_and_leaves_is_told_to_stay_with_what_it_had() -
 
 def test_a_stage_that_means_only_devices_that_have_the_release_is_refused(house: House) -> None:
     for device in EIGHT:
-        _place(house, device, "lab" if device < "pi-2" else "b")
+        house.put(device, "lab" if device < "pi-2" else "b")
     house.start("2.0.0", selector="site=lab", stages=("100%",))
     house.live(EIGHT, 20, until="done")
     with pytest.raises(Refused, match=r"the stage site=lab means none of the 6 devices that would be given it: others"):
@@ -227,7 +208,7 @@ def test_an_experiment_that_leaves_nobody_to_compare_with_is_refused(
 
 def test_a_stage_whose_devices_are_all_retired_is_passed_by_with_a_note(house: House) -> None:
     for device in EIGHT:
-        _place(house, device, "lab" if device < "pi-2" else "b")
+        house.put(device, "lab" if device < "pi-2" else "b")
     house.start("2.0.0", stages=("site=lab", 1, "100%"))
     for device in ("pi-0", "pi-1"):
         _retire(house, device)
@@ -243,7 +224,7 @@ def test_a_stage_whose_devices_are_all_retired_is_passed_by_with_a_note(house: H
 
 def test_no_stage_is_passed_by_into_the_last_while_nobody_has_shown_what_the_release_does(house: House) -> None:
     for device in EIGHT:
-        _place(house, device, "lab" if device < "pi-2" else "b")
+        house.put(device, "lab" if device < "pi-2" else "b")
     house.start("2.0.0", stages=("site=lab", "100%"))
     for device in ("pi-0", "pi-1"):
         _retire(house, device)

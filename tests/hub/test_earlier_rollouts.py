@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -31,27 +30,10 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Package]:
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory: pytest.TempPathFactory, packages: dict[str, Package]) -> House:
     """Four devices, two at site a and two at site b, that have run 1.0.0 for a while."""
-    house = House(tmp_path_factory.mktemp("grown"), packages)
-    for version in VERSIONS:
-        house.publish_package(version)
-    house.enrol(*FOUR)
+    house = House(tmp_path_factory.mktemp("grown"), packages).settle(FOUR)
     for device in FOUR:
-        place(house, device, "a" if device < "pi-2" else "b")
-    house.start(ONE, stages=("100%",))
-    house.live(FOUR, 20, until="done")
-    house.live(FOUR, 10)
+        house.put(device, "a" if device < "pi-2" else "b")
     return house
-
-
-@pytest.fixture
-def house(tmp_path: Path, grown: House) -> House:
-    return grown.copy(tmp_path)
-
-
-def place(house: House, device: str, site: str, **tags: str) -> None:
-    with house.control.begin() as connection:
-        mine = control.devices.update().where(control.devices.c.id == device)
-        connection.execute(mine.values(attributes={"site": site, "tags": tags}))
 
 
 def runs(house: House, devices: list[str] = FOUR) -> list[str]:
@@ -220,7 +202,7 @@ def test_rollouts_of_other_devices_are_not_in_the_way(house: House) -> None:
 def test_a_device_that_moves_stays_in_the_rollout_that_gave_it_its_release(house: House) -> None:
     at_a = house.start(TWO, selector="site=a", stages=("100%",))
     house.live(FOUR, 1)
-    place(house, "pi-0", "b")
+    house.put("pi-0", "b")
     with pytest.raises(Refused, match=rf"rollout {at_a} \(digits 2\.0\.0\) is running on 1 of the same devices"):
         house.start(THREE, selector="site=b", stages=("100%",))
     house.live(FOUR, 1)
@@ -232,7 +214,7 @@ def test_a_device_that_moves_is_taken_over_only_when_its_rollout_has_ended(house
     house.start(TWO, selector="site=a", stages=("100%",))
     at_b = house.start(THREE, selector="site=b", stages=("100%",))
     house.live(FOUR, 1)
-    place(house, "pi-0", "b")
+    house.put("pi-0", "b")
     house.live(FOUR, 1)
     assert house.version("pi-0") == TWO
     assert "pi-0" not in [one["device"] for one in house.conductor.rollout(at_b)["devices"]]
@@ -243,12 +225,12 @@ def test_a_device_that_moves_is_taken_over_only_when_its_rollout_has_ended(house
 
 
 def test_a_device_that_several_rollouts_mean_is_in_one_of_them(house: House) -> None:
-    place(house, "pi-3", "b", line="3")
+    house.put("pi-3", "b", line="3")
     house.start(TWO, selector="site=a", stages=("100%",))
     house.now += 1
     on_line = house.start(THREE, selector="tag.line=3", stages=("100%",))
     house.enrol("pi-4")
-    place(house, "pi-4", "a", line="3")
+    house.put("pi-4", "a", line="3")
     house.live([*FOUR, "pi-4"], 2)
     assert runs(house, [*FOUR, "pi-4"]) == [TWO, TWO, ONE, THREE, TWO]
     assert [one["device"] for one in house.conductor.rollout(on_line)["devices"]] == ["pi-3"]
@@ -272,8 +254,8 @@ def test_a_revert_reaches_devices_that_got_the_release_after_its_end(house: Hous
     name = bring(house, TWO, selector="site=a")
     other = bring(house, TWO, selector="site=b")
     house.enrol("new-a", "new-b")
-    place(house, "new-a", "a")
-    place(house, "new-b", "b")
+    house.put("new-a", "a")
+    house.put("new-b", "b")
     everyone = [*FOUR, "new-a", "new-b"]
     house.live(everyone, 2)
     assert runs(house, everyone) == [TWO] * 6

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -32,19 +31,7 @@ CANNOT = CAN | {"runtimes": {"tvm": "0.1"}}
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory: pytest.TempPathFactory, packages: dict[str, Package]) -> House:
     """Four devices that have run 1.0.0 for a while."""
-    house = House(tmp_path_factory.mktemp("grown"), packages)
-    house.publish_package("1.0.0")
-    house.publish_package("2.0.0")
-    house.enrol(*FOUR)
-    house.start("1.0.0", stages=("100%",))
-    house.live(FOUR, 20, until="done")
-    house.live(FOUR, 10)
-    return house
-
-
-@pytest.fixture
-def house(tmp_path: Path, grown: House) -> House:
-    return grown.copy(tmp_path)
+    return House(tmp_path_factory.mktemp("grown"), packages).settle(FOUR)
 
 
 def _says(house: House, birth: dict[str, Any], *devices: str) -> None:

@@ -160,28 +160,17 @@ def _die(*_: Any) -> None:
     raise Died
 
 
-def grown_at(place: Path, packages: dict[str, Package]) -> House:
-    """Four devices that have run 1.0.0 for a while."""
-    house = House(place, packages)
-    house.publish_package("1.0.0")
-    house.publish_package("2.0.0")
-    house.enrol(*FOUR)
-    house.start("1.0.0", stages=("100%",))
-    house.live(FOUR, 20, until="done")
-    house.live(FOUR, 10)
-    return house
-
-
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory: pytest.TempPathFactory, packages: dict[str, Package]) -> House:
-    return grown_at(tmp_path_factory.mktemp("grown"), packages)
+    """Four devices that have run 1.0.0 for a while."""
+    return House(tmp_path_factory.mktemp("grown"), packages).settle(FOUR)
 
 
 @pytest.fixture(scope="module")
 def grown_there(tmp_path_factory: pytest.TempPathFactory, packages: dict[str, Package]) -> House:
     place = tmp_path_factory.mktemp("grown-there")
     postgresql.chosen(place, asked=True)
-    return grown_at(place, packages)
+    return House(place, packages).settle(FOUR)
 
 
 def _consent_and_revert(fleet: Fleet) -> None:

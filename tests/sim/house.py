@@ -106,6 +106,22 @@ class House:
                     )
                 )  # fmt: skip
 
+    def settle(self, devices: list[str], windows: int = 10) -> House:
+        """All versions are published; the devices are enrolled and have run the first for so many windows."""
+        for version in self.packages:
+            self.publish_package(version)
+        self.enrol(*devices)
+        self.start(next(iter(self.packages)), stages=("100%",))
+        self.live(devices, 20, until="done")
+        self.live(devices, windows)
+        return self
+
+    def put(self, device: str, site: str, **tags: str) -> None:
+        """Somebody says where the device is."""
+        mine = control.devices.update().where(control.devices.c.id == device)
+        with self.control.begin() as connection:
+            connection.execute(mine.values(attributes={"site": site, "tags": tags}))
+
     def wanted(self, device: str) -> Desired | None:
         with self.control.connect() as c:
             row = c.execute(sa.select(control.desired.c.document).where(control.desired.c.device == device)).scalar()
