@@ -19,6 +19,8 @@ from .hub_client import HubClient, path, with_hub
 from .inventory import SELECT, named
 from .tables import ago, print_table
 
+LABEL_DAYS = 30  # of which labels are, unless the newest contradict the others
+
 
 @click.command()
 @click.option("--model", default="", help="Only this one.")
@@ -47,7 +49,8 @@ def accuracy(
             where = (escape(one["cohort"]), escape(one["context"] or "–"))
             version = escape(f"{one['version']} {one['variant']}")
             moved = f", [red]{', '.join(one['drift'])} moved[/]" if one["drift"] else ""
-            table.add_row(version, *where, _expected(one), _rate(one["labelled"]), _said(_holds(one)) + moved)
+            since = f" [dim]({one['label_days']} d)[/]" if one["label_days"] < LABEL_DAYS else ""
+            table.add_row(version, *where, _expected(one), _rate(one["labelled"]), _said(_holds(one)) + since + moved)
         console.print(table)
         rows = [(one, name, rate) for one in found["slices"] for name, rate in one["outcomes"].items()]
         if rows:

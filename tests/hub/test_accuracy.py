@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from edgewright_contracts.channels import SCORE_BINS, SCORE_ONE
+from edgewright_hub.accuracy.change import newest
 from edgewright_hub.accuracy.expected import TRUST, Slice, combined, expected
 from edgewright_hub.accuracy.outcomes import rate
 
@@ -93,6 +94,34 @@ def test_labels_tell_when_what_it_has_learnt_no_longer_holds_and_move_the_estima
         assert unlabelled.low > truth, "without labels nobody can see it: the estimate is wrong then, as is written"
     held = [expected(World(seed).live(300, label=0.1)[0]) for seed in range(100)]
     assert sum(one is not None and one.holds == "disagrees" for one in held) <= 3
+
+
+@pytest.mark.parametrize(("harm", "days"), [(0.2, 7), (0.4, 3)])
+def test_after_a_collapse_the_labels_since_count_and_not_the_month_before(harm: float, days: int) -> None:
+    told = []
+    for seed in range(20):
+        world = World(seed)
+        before, _ = world.live(60 * (30 - days), label=0.02)
+        since, _ = world.live(60 * days, label=0.02, harm=harm)
+        now, truth = world.live(60, label=0.0, harm=harm)
+        whole = Slice(now.confidence, now.n, before.labelled + since.labelled, before.hits + since.hits)
+        recent = Slice(now.confidence, now.n, since.labelled, since.hits)
+        found = expected(recent)
+        assert found is not None
+        told.append((newest(whole, {days: recent}) == days, found.holds == "disagrees", found.low < truth < found.high))
+    chosen, disagrees, covered = np.mean(told, axis=0)
+    assert min(chosen, disagrees) >= 0.95
+    assert covered >= 0.85
+
+
+def test_labels_of_what_did_not_change_are_seldom_left_out() -> None:
+    chosen = 0
+    for seed in range(200):
+        world = World(seed)
+        (before, _), (since, _) = world.live(60 * 23, label=0.02), world.live(60 * 7, label=0.02)
+        whole = Slice(since.confidence, since.n, before.labelled + since.labelled, before.hits + since.hits)
+        chosen += newest(whole, {7: since}) is not None
+    assert chosen <= 2
 
 
 def test_the_sum_makes_the_mean_confidence_exact() -> None:

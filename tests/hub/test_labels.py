@@ -159,7 +159,7 @@ def test_labels_of_devices_are_counted_once_and_stay_when_their_windows_go(house
     assert expected["value"] < expected["confidence"] - 0.1
     doubt.tick(house.control, house.telemetry, house.registry.blobs, house.now)
     (alert,) = alerts.listed(house.control)
-    assert alert["text"].startswith("labels say that digits 1.0.0 in lab is right in 60% of 200")
+    assert alert["text"].startswith("labels of 30 days say that digits 1.0.0 in lab is right in 60% of 200")
     doubt.tick(house.control, house.telemetry, house.registry.blobs, house.now + 31 * 24 * HOUR)
     assert alerts.listed(house.control) == [], "labels of a month ago say nothing"
     house.window("pi-0", "1.0.0", labels_n=1, outcomes={"correct": [1, 1]})

@@ -27,12 +27,12 @@ def tick(control_engine: sa.Engine, telemetry_engine: sa.Engine, blobs: Path, no
                     continue
                 key = ":".join((KIND, one["digest"], one["variant"], one["cohort"], one["context"]))
                 keys.add(key)
-                expected, labelled = one["expected"], one["labelled"]
+                expected = one["expected"]
                 there = ", ".join(filter(None, (one["cohort"], one["context"])))
                 where = f"{model['model']} {one['version']} in {there or 'a fleet without a name'}"
                 text = (
-                    f"labels say that {where} is right in {labelled['value']:.0%} of {labelled['n']}, "
-                    f"where its confidence said {expected['confidence']:.0%}"
+                    f"labels of {one['label_days']} days say that {where} is right in {expected['right']:.0%} of "
+                    f"{expected['labels']}, where its confidence said {expected['confidence']:.0%}"
                 )
                 open_alert(
                     connection,

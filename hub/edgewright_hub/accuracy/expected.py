@@ -75,28 +75,27 @@ class Expected:
     sd: float
     noise: float
     unknown: float = 0.0  # share of answers without a confidence, right or wrong
+    right: float | None = None  # share of the labels with confidence that were right
 
 
 def expected(counted: Slice) -> Expected | None:
     """None when no confidence was counted."""
-    bins = counted.confidence[:SCORE_BINS].astype(np.float64)
-    n, missing = bins.sum(), float(counted.confidence[SCORE_BINS])
-    if n == 0:
+    found = tenths(counted)
+    if found is None:
         return None
-    means = _means(bins, float(counted.confidence[SCORE_BINS + 1]) / SCORE_ONE)
-    w, c = _tenths(bins, means)
+    w, c = found
+    n, missing = float(counted.confidence[:SCORE_BINS].sum()), float(counted.confidence[SCORE_BINS])
     said = float(w @ c)
     k, h = counted.labelled.sum(0).astype(np.float64), counted.hits.sum(0).astype(np.float64)
     tau2 = _devices(counted, c, said)
     shares = _shares(counted.n)
     prior = _prior(c)
-    off = _surprise(counted, c, prior, tau2)
-    if abs(off) > DISAGREES_Z:  # what the package's word is worth is less than was thought: as little as labels show
-        prior *= off**2
+    off, less = _surprise(counted, c, prior, tau2)
+    prior *= less
     variance = float(w @ prior @ w) + tau2 * float(shares @ shares)
     value = said
     if k.any():
-        gain, seen = _gain(counted, w, c, prior, tau2, shares)
+        gain, seen = _gain(counted, w, c, prior, tau2, shares, _noise(counted, c, TRUST / less))
         value += float(gain @ (h[seen] / k[seen] - c[seen]))
         variance -= float(gain @ _cross(counted, w, prior, tau2, shares)[seen])
     least = max(0.5 / (n + 1), LEAST_SHARE)
@@ -104,7 +103,22 @@ def expected(counted: Slice) -> Expected | None:
     sd, noise = math.sqrt(max(variance, 0.0)), math.sqrt(value * (1 - value) / n)
     unknown = missing / (n + missing)
     low, high = _interval(value, math.hypot(sd, noise), unknown)
-    return Expected(int(n), value, low, high, said, int(k.sum()), _holds(k.sum(), off), sd, noise, unknown)
+    right = float(h.sum() / k.sum()) if k.any() else None
+    return Expected(int(n), value, low, high, said, int(k.sum()), _holds(k.sum(), off), sd, noise, unknown, right)
+
+
+def tenths(counted: Slice) -> tuple[Floats, Floats] | None:
+    """Share and mean confidence of each tenth; None when no confidence was counted."""
+    bins = counted.confidence[:SCORE_BINS].astype(np.float64)
+    if not bins.any():
+        return None
+    return _tenths(bins, _means(bins, float(counted.confidence[SCORE_BINS + 1]) / SCORE_ONE))
+
+
+def apart(counted: Slice) -> float:
+    """Variance between devices of what their accuracy is beside their confidence."""
+    found = tenths(counted)
+    return _devices(counted, found[1], float(found[0] @ found[1])) if found else 0.0
 
 
 def combined(parts: Sequence[Expected]) -> Expected | None:
@@ -169,20 +183,20 @@ def _devices(counted: Slice, c: Floats, said: float) -> float:
     return float((DEVICES_KNOWN * assumed + (k.size - 1) * found) / (DEVICES_KNOWN + k.size - 1))
 
 
-def _noise(counted: Slice, c: Floats) -> Floats:
-    """Variance of the share of right labels in each bin that has any."""
+def _noise(counted: Slice, c: Floats, trust: float) -> Floats:
+    """Variance of the share of right labels in each bin that has any; `trust` labels say what the confidence says."""
     k, h = counted.labelled.sum(0), counted.hits.sum(0)
-    rate = (TRUST * c + h) / (TRUST + k)
+    rate = (trust * c + h) / (trust + k)
     return np.asarray(rate * (1 - rate) / np.maximum(k, 1))
 
 
 def _gain(
-    counted: Slice, w: Floats, c: Floats, prior: Floats, tau2: float, shares: Floats
+    counted: Slice, w: Floats, c: Floats, prior: Floats, tau2: float, shares: Floats, noise: Floats
 ) -> tuple[Floats, npt.NDArray[np.bool_]]:
     """What each labelled bin's surprise moves the estimate by."""
     seen = counted.labelled.sum(0) > 0
     labelled = counted.labelled.sum(1) / counted.labelled.sum()
-    among = prior + tau2 * float(labelled @ labelled) + np.diag(_noise(counted, c))
+    among = prior + tau2 * float(labelled @ labelled) + np.diag(noise)
     gain = np.linalg.solve(among[np.ix_(seen, seen)], _cross(counted, w, prior, tau2, shares)[seen])
     return gain, seen
 
@@ -194,16 +208,19 @@ def _cross(counted: Slice, w: Floats, prior: Floats, tau2: float, shares: Floats
     return np.asarray(prior @ w + tau2 * both)
 
 
-def _surprise(counted: Slice, c: Floats, prior: Floats, tau2: float) -> float:
-    """How far labels are off what the confidence of the labelled inferences said, in standard deviations."""
+def _surprise(counted: Slice, c: Floats, prior: Floats, tau2: float) -> tuple[float, float]:
+    """How far labels are off what the confidence of the labelled inferences said, in standard deviations; and where
+    that is too far, how much less than was thought the package's word is worth: as little as explains it."""
     k = counted.labelled.sum(0).astype(np.float64)
     total = k.sum()
     if total < LEAST_LABELS:
-        return 0.0
+        return 0.0, 1.0
     w, each = k / total, counted.labelled.sum(1) / total
     said = float(w @ c)
-    variance = float(w @ prior @ w) + tau2 * float(each @ each) + said * (1 - said) / total
-    return float((counted.hits.sum() / total - said) / math.sqrt(variance))
+    calibration, others = float(w @ prior @ w), tau2 * float(each @ each) + said * (1 - said) / total
+    far = float(counted.hits.sum() / total - said)
+    off = far / math.sqrt(calibration + others)
+    return off, max(1.0, (far**2 - others) / calibration) if abs(off) > DISAGREES_Z else 1.0
 
 
 def _holds(labels: float, off: float) -> Holds:

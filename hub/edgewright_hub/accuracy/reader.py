@@ -1,9 +1,9 @@
 """Accuracy of models, from rollups and labels: expected without labels, recalibrated by them, by cohort and context.
 
-Sums are those of the rollups of an hour, which are exact; labels are of the last `LABEL_DAYS`, by arrival. A device is
-of the fleet that it is in now. Rollups do not know devices: what some of them counted is read from their reports, which
-are kept for a day. Nothing is written. Cost: about 2 ms for each variant and cohort of a day; 20 µs for each report of
-chosen devices.
+Sums are those of the rollups of an hour, which are exact; labels are of the last `LABEL_DAYS`, by arrival, or of the
+last days alone where these contradict them (`change`). A device is of the fleet that it is in now. Rollups do not know
+devices: what some of them counted is read from their reports, which are kept for a day. Nothing is written. Cost: about
+2 ms for each variant and cohort of a day; 20 µs for each report of chosen devices.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from edgewright_contracts.report import CONFIDENCE_BINS, CORRECT
 
 from ..storage import control, telemetry
 from ..storage.histograms import cells_of
+from . import change
+from .change import DAYS
 from .expected import CONFIDENCE_WIDTH, Expected, Slice, combined, expected
 from .labels import DAY_MS, Labels
 from .outcomes import rate
@@ -45,6 +47,7 @@ class Counted(NamedTuple):
     confidence: Cells
     n: dict[str, int]  # of each device
     labels: dict[str, Labels]  # likewise
+    recent: dict[int, dict[str, Labels]]  # the same, of the last days alone
 
 
 def read(
@@ -69,9 +72,10 @@ def read(
         d = control.devices.c
         rows = connection.execute(sa.select(d.id, d.fleet)).all()
         fleets = {row.id: row.fleet for row in rows if devices is None or row.id in devices}
-        labels = _labels(connection, now_ms - LABEL_DAYS * DAY_MS, {digest for digest, _ in variants}, fleets)
+        digests = {digest for digest, _ in variants}
+        labels = {days: _labels(connection, now_ms - days * DAY_MS, digests, fleets) for days in (LABEL_DAYS, *DAYS)}
         moved = _moved(connection, fleets)
-    counted: dict[Part, Counted] = defaultdict(lambda: Counted(np.zeros(CONFIDENCE_WIDTH, np.int64), {}, {}))
+    counted: dict[Part, Counted] = defaultdict(lambda: Counted(np.zeros(CONFIDENCE_WIDTH, np.int64), {}, {}, {}))
     with telemetry_engine.connect() as connection:
         whole = devices is None
         sums = _confidences(connection, since, variants) if whole else _reported(connection, since, variants, fleets)
@@ -79,9 +83,11 @@ def read(
             counted[part].confidence[:] += cells
         for part, device, n in _shares(connection, since, variants, fleets):
             counted[part].n[device] = n
-    for (part, device), found in labels.items():
-        if (part.digest, part.variant) in variants:
-            counted[part].labels[device] = found
+    for days, some in labels.items():
+        for (part, device), found in some.items():
+            if (part.digest, part.variant) in variants:
+                one = counted[part]
+                (one.labels if days == LABEL_DAYS else one.recent.setdefault(days, {}))[device] = found
     chosen = {
         part: one
         for part, one in counted.items()
@@ -107,18 +113,28 @@ def _model(
 ) -> dict[str, Any]:
     slices, found = [], []
     for part in parts:
-        one = expected(_slice(counted[part]))
+        days, counts = _speaking(counted[part])
+        one = expected(counts)
         found += [one] if one else []
         version = variants[part.digest, part.variant].version
         drift = {"drift": sorted(moved.get(part, ()))}
-        slices.append({"version": version, **part._asdict(), **_told(one), **_rates([counted[part]]), **drift})
+        told = {**_told(one), **_rates([counted[part]]), "label_days": days, **drift}
+        slices.append({"version": version, **part._asdict(), **told})
     return {"model": name, **_told(combined(found)), **_rates(counted[part] for part in parts), "slices": slices}
 
 
-def _slice(counted: Counted) -> Slice:
+def _speaking(counted: Counted) -> tuple[int, Slice]:
+    """The days whose labels speak for now, and what they say."""
+    whole = _slice(counted, counted.labels)
+    recent = {days: _slice(counted, labels) for days, labels in counted.recent.items()}
+    days = change.newest(whole, recent)
+    return (days, recent[days]) if days else (LABEL_DAYS, whole)
+
+
+def _slice(counted: Counted, by_device: Mapping[str, Labels]) -> Slice:
     devices = sorted({*counted.n, *counted.labels})
     none = Labels()
-    labels: Cells = np.array([counted.labels.get(d, none).confidence for d in devices], np.int64)
+    labels: Cells = np.array([by_device.get(d, none).confidence for d in devices], np.int64)
     labels = labels.reshape(-1, 2, CONFIDENCE_BINS)
     n: Cells = np.array([counted.n.get(d, 0) for d in devices], np.int64)
     return Slice(counted.confidence, n, labels[:, 0], labels[:, 1])
@@ -127,7 +143,7 @@ def _slice(counted: Counted) -> Slice:
 def _told(one: Expected | None) -> dict[str, Any]:
     if one is None:
         return {"expected": None}
-    names = ("n", "value", "low", "high", "confidence", "labels", "holds", "unknown")
+    names = ("n", "value", "low", "high", "confidence", "labels", "right", "holds", "unknown")
     return {"expected": {name: getattr(one, name) for name in names}}
 
 
