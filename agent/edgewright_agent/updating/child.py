@@ -2,6 +2,8 @@
 
 It has a session of its own, so that what ends the agent's process group leaves the verdict to the agent, and -P, so
 that it imports nothing from the working directory. What it prints is read only as far as it may be of use.
+
+How long it may take is counted in its own processor time, so that a device which has none to give blames nobody.
 """
 
 from __future__ import annotations
@@ -15,16 +17,23 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
+from ..limits.device import TICK_NS
 from .verdict import VERDICT_BYTES, CutShort, Ended
 
 LOG_TAIL: Final = 8000
 INTERRUPT_S: Final = 0.5  # between two looks at what cannot wait
 
 
-def run(arguments: list[str], stopping: threading.Event, interrupt: Callable[[], None], timeout_s: float) -> Ended:
-    """Raises CutShort when `stopping` is set, OSError when there is no process to be had, and what `interrupt` does."""
+def run(
+    arguments: list[str], stopping: threading.Event, interrupt: Callable[[], None], busy_s: float, wall_s: float
+) -> Ended:
+    """Until it ends by itself, or has lasted and worked `busy_s`, or has lasted `wall_s`.
+
+    Raises CutShort when `stopping` is set, OSError when there is no process to be had, and what `interrupt` does.
+    """
     child = subprocess.Popen(
         [sys.executable, "-P", "-m", "edgewright_agent.updating.selftest_child", *arguments],
         stdin=subprocess.DEVNULL,
@@ -33,7 +42,7 @@ def run(arguments: list[str], stopping: threading.Event, interrupt: Callable[[],
         start_new_session=True,
     )
     try:
-        return _heard(child, stopping, interrupt, time.monotonic() + timeout_s)
+        return _heard(child, stopping, interrupt, busy_s, wall_s)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)  # and whatever it started
@@ -44,12 +53,18 @@ def run(arguments: list[str], stopping: threading.Event, interrupt: Callable[[],
 
 
 def _heard(
-    child: subprocess.Popen[bytes], stopping: threading.Event, interrupt: Callable[[], None], end_s: float
+    child: subprocess.Popen[bytes],
+    stopping: threading.Event,
+    interrupt: Callable[[], None],
+    busy_s: float,
+    wall_s: float,
 ) -> Ended:
-    """Listen until the child ends, or `end_s` has passed; of its output the beginning is kept, of its log the end."""
+    """Of its output the beginning is kept, of its log the end."""
     assert child.stdout is not None
     assert child.stderr is not None
-    out, log, look_s = b"", b"", time.monotonic() + INTERRUPT_S
+    out, log, used_s = b"", b"", 0.0
+    began_s = time.monotonic()
+    look_s = began_s + INTERRUPT_S
     with selectors.DefaultSelector() as open_streams:
         for stream in (child.stdout, child.stderr):
             open_streams.register(stream, selectors.EVENT_READ)
@@ -72,6 +87,13 @@ def _heard(
                 if stopping.is_set():
                     raise CutShort("the agent stops; the self-test will be run again")
                 interrupt()
-                if now >= end_s:
+                used_s, lasted_s = _used_s(child.pid), now - began_s
+                if lasted_s >= wall_s or min(lasted_s, used_s) >= busy_s:
                     break
-    return Ended(code, out, log.decode(errors="replace"))
+    return Ended(code, out, log.decode(errors="replace"), used_s)
+
+
+def _used_s(pid: int) -> float:
+    """Processor time of a child, and of those that it has waited for itself (proc(5)). Raises OSError."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) * TICK_NS / 1e9

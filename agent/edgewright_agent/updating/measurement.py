@@ -1,8 +1,9 @@
 """Measurement: load time, peak memory and latency of a package on this device, against its own budgets.
 
 It runs in the self-test's process, beside a model that answers and at a lower priority, so what is slow once proves
-nothing: everything noisy is measured three times, as probation asks for three windows, and the best one counts. Of a
-run the shorter of wall and CPU time is judged, so that waiting for another process is not held against the model.
+nothing: everything noisy is measured three times, as probation asks for three windows, and the best one counts. Of
+loading and of a run the shorter of wall and CPU time is judged, so that waiting for another process, or for a slow
+disk, is not held against the model.
 
 - p95 latency and memory: over the budget by FAR is the model's failure; by less is told, and left to probation, where
   windows of real work judge it. Memory is what loading and running the file adds to this process, as the compiler
@@ -19,10 +20,12 @@ import ctypes
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from edgewright_contracts.manifest import Budgets
 from edgewright_runtime.runtime import Array, Session
+
+T = TypeVar("T")
 
 FAR: Final = 2.0
 ROUNDS: Final = 3
@@ -35,7 +38,8 @@ _RESET: Final = Path("/proc/self/clear_refs")
 
 
 class Measured(NamedTuple):
-    load_s: float  # best of up to ROUNDS
+    load_s: float  # best of up to ROUNDS, of wall time
+    loading_s: float  # likewise, of the shorter of wall and CPU time
     p95_ms: float  # of one sample, best of ROUNDS, of wall time
     busy_ms: float  # likewise, of the shorter of wall and CPU time
     rss_mb: float  # that loading and running it added to the process, at the peak
@@ -54,9 +58,8 @@ def measured(
     """`opened` loads the model anew; `tried` runs its self-test, whose memory does not count; `row` is one sample."""
     restart_peak()
     before = resident_mb("VmHWM")
-    start = time.perf_counter()
-    session = opened()
-    load_s = time.perf_counter() - start
+    span, session = _timed(opened)
+    loads = [span]
     for _ in range(WARM_UP):
         session.run(row)
     rounds = [_round(session, row) for _ in range(ROUNDS)]
@@ -64,18 +67,22 @@ def measured(
     tried(session)
     del session
     for _ in range(ROUNDS - 1):
-        if budgets.load_s is not None and load_s > budgets.load_s:
-            start = time.perf_counter()
-            opened()
-            load_s = min(load_s, time.perf_counter() - start)
-    return Measured(load_s, min(wall for wall, _ in rounds), min(busy for _, busy in rounds), added)
+        if budgets.load_s is not None and min(busy for _, busy in loads) > budgets.load_s * 1e9:
+            loads.append(_timed(opened)[0])
+    return Measured(
+        min(wall for wall, _ in loads) / 1e9,
+        min(busy for _, busy in loads) / 1e9,
+        min(wall for wall, _ in rounds),
+        min(busy for _, busy in rounds),
+        added,
+    )
 
 
 def missed(budgets: Budgets, found: Measured) -> Missed:
     failures: list[str] = []
     strains: list[str] = []
-    if budgets.load_s is not None and found.load_s > budgets.load_s:
-        failures.append(f"loading takes {found.load_s:.3g} s, budget {budgets.load_s:g} s")
+    if budgets.load_s is not None and found.loading_s > budgets.load_s:
+        failures.append(f"loading takes {found.loading_s:.3g} s, budget {budgets.load_s:g} s")
     if budgets.p95_ms is not None and found.busy_ms > budgets.p95_ms:
         far = found.busy_ms > FAR * budgets.p95_ms
         (failures if far else strains).append(f"p95 latency {found.busy_ms:.3g} ms, budget {budgets.p95_ms:g} ms")
@@ -108,12 +115,18 @@ def _round(session: Session, row: Mapping[str, Array]) -> tuple[float, float]:
     busy: list[int] = []
     end = time.perf_counter_ns() + int(ROUND_S * 1e9)
     while len(walls) < RUNS and (len(walls) < LEAST_RUNS or time.perf_counter_ns() < end):
-        worked, start = time.process_time_ns(), time.perf_counter_ns()
-        session.run(row)
-        wall = time.perf_counter_ns() - start
+        (wall, worked), _ = _timed(lambda: session.run(row))
         walls.append(wall)
-        busy.append(min(wall, time.process_time_ns() - worked))
+        busy.append(worked)
     return _p95_ms(walls), _p95_ms(busy)
+
+
+def _timed(work: Callable[[], T]) -> tuple[tuple[int, int], T]:
+    """((wall time, the shorter of wall and CPU time), ns; what `work` made)."""
+    worked, start = time.process_time_ns(), time.perf_counter_ns()
+    made = work()
+    wall = time.perf_counter_ns() - start
+    return (wall, min(wall, time.process_time_ns() - worked)), made
 
 
 def _p95_ms(spans: list[int]) -> float:

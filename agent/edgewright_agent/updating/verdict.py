@@ -28,13 +28,15 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 class Ended(NamedTuple):
-    code: int | None  # None: it hung; negative: died of this signal
+    code: int | None  # None: it did not, and was ended; negative: died of this signal
     out: bytes
     log: str
+    used_s: float = 0.0  # processor time until the agent last looked
 
 
 class CutShort(Unavailable):
-    """The self-test was ended from outside: by a service manager, a shell, or the end of the agent."""
+    """The self-test was ended from outside: by a service manager, a shell, the end of the agent, or a device without
+    processor time for it."""
 
 
 class NoVerdict(Unavailable):
