@@ -1,4 +1,4 @@
-"""The JSON API: what a person's tools, a publisher and an enrolling device may ask of the hub.
+"""The JSON API: what all of its modules share, and enrolment, events and configuration.
 
 Reading needs the role viewer; changing rollouts and settings and making enrolment tokens, operator; publishing,
 publisher; an admin may do everything. Enrolment needs no role: its token is the credential. Nor does /healthz, which
@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
@@ -26,16 +25,11 @@ from edgewright_contracts.codec import KIB, decode
 from edgewright_contracts.errors import ContractError
 
 from ..fleet import enrolment, tokens
-from ..fleet.attributes import shown
 from ..fleet.ca import Authority
-from ..fleet.roster import attributes_of
-from ..fleet.selectors import parse
 from ..ingest.consumer import Consumer
-from ..registry.registry import TARGETS_BYTES, Registry
-from ..rollouts import records
+from ..registry.registry import Registry
 from ..rollouts.conductor import Conductor
 from ..rollouts.configuration import Asked
-from ..rollouts.evidence import Heard
 from ..storage import control, telemetry
 from .samples import Samples
 from .websocket import PATH
@@ -185,30 +179,6 @@ def make_token(request: Request, body: TokenBody, caller: Operator) -> dict[str,
     return {"token": token}
 
 
-# Publishing.
-
-
-@router.put("/api/v1/blobs/{sha256}")
-async def put_blob(request: Request, sha256: str, _: Publisher) -> Response:
-    new = await hub_of(request).registry.put_blob(sha256, request.stream())
-    return Response(status_code=201 if new else 200)
-
-
-@router.post("/api/v1/targets")
-async def post_targets(request: Request, caller: Publisher, candidate: bool = False) -> dict[str, int]:
-    """The owner's next list; `candidate`: what is new in it waits for an operator's approval."""
-    hub = hub_of(request)
-    body = await body_of(request, TARGETS_BYTES)
-    version = await run_in_threadpool(hub.registry.post_targets, body, now=datetime.now(UTC), candidate=candidate)
-    with hub.control.begin() as connection:
-        connection.execute(
-            control.audit.insert().values(
-                at_ms=now_ms(), who=caller.name, what="publish", detail=f"targets version {version}"
-            )
-        )
-    return {"version": version}
-
-
 async def body_of(request: Request, limit: int) -> bytes:
     out = bytearray()
     async for chunk in request.stream():
@@ -219,71 +189,6 @@ async def body_of(request: Request, limit: int) -> bytes:
 
 
 # Reading.
-
-
-@router.get("/api/v1/devices")
-def devices(request: Request, _: Reader, select: str = "") -> list[dict[str, Any]]:
-    """Every device, or those enrolled that a selector means: what it last said of itself, what its newest window ran,
-    and how much it has reported."""
-    hub = hub_of(request)
-    selector, now = parse(select) if select else None, now_ms()
-    with hub.telemetry.connect() as connection:
-        said = {row.device: row for row in connection.execute(sa.select(telemetry.devices))}
-        interrupted: dict[str, list[dict[str, Any]]] = {}
-        for row in connection.execute(sa.select(telemetry.interruptions)):
-            interrupted.setdefault(row.device, []).append(dict(row._mapping))
-    with hub.control.connect() as connection:
-        enrolled = connection.execute(sa.select(control.devices).order_by(control.devices.c.id)).all()
-        fleet = hub.conductor.roster.read(connection)
-        wanted = {row.device: row for row in connection.execute(sa.select(control.desired))}
-    return [
-        {
-            "device": row.id,
-            "fleet": row.fleet,
-            "state": row.state,
-            "held": bool(row.held),
-            "attributes": shown(attributes_of(row.attributes)),
-            "cohorts": list(fleet[row.id].cohorts) if row.id in fleet else [],
-            "enrolled_ms": row.enrolled_ms,
-            **_said(said.get(row.id), now),
-            "desired": wanted[row.id].document if row.id in wanted else None,
-            "interruptions": interrupted.get(row.id, []),
-        }
-        for row in enrolled
-        if selector is None or (row.id in fleet and selector.means(fleet[row.id]))
-    ]
-
-
-def overdue(online: bool, next_due_ms: int | None, now_ms: int) -> bool:
-    """Whether the connection of a device stands and its next report does not come."""
-    return online and not Heard(online=True, last_seen_ms=0, next_due_ms=next_due_ms).present(now_ms)
-
-
-def _said(row: Any, now_ms: int) -> dict[str, Any]:
-    """What a device's row of telemetry.db tells; None: it has not said anything yet."""
-    if row is None:
-        nothing = dict.fromkeys(("last_seen_ms", "next_due_ms", "birth", "running"))
-        return {"online": False, "overdue": False, **nothing, "windows": 0, "inferences": 0}
-    running = {name: getattr(row, name) for name in ("device", "digest", "variant", "phase", "rollout")}
-    return {
-        "online": bool(row.online),
-        "overdue": overdue(bool(row.online), row.next_due_ms, now_ms),
-        "last_seen_ms": row.last_seen_ms,
-        "next_due_ms": row.next_due_ms,
-        "birth": row.birth,
-        "running": running if row.digest is not None else None,
-        "windows": row.windows,
-        "inferences": row.inferences,
-    }
-
-
-@router.get("/api/v1/packages")
-def packages(request: Request, _: Reader) -> list[dict[str, Any]]:
-    table = control.packages
-    with hub_of(request).control.connect() as connection:
-        rows = connection.execute(sa.select(table).order_by(table.c.name, table.c.published_ms)).all()
-        blocked = records.blocked(connection)
-    return [{**row._mapping, "blocked_by": blocked.get(row.digest)} for row in rows]
 
 
 @router.get("/api/v1/events")

@@ -1,5 +1,6 @@
 """The API of devices: what they are, who is held, which cohorts there are, and all that is known of one.
 
+GET  /api/v1/devices?select=SELECTOR    each in a few words
 GET  /api/v1/devices/ID                 desired against reported, refusals, history
 POST /api/v1/fleet/attributes           {devices | select, set: {site: …}}
 POST /api/v1/fleet/hold | release       {devices | select, reason}
@@ -20,11 +21,14 @@ from edgewright_contracts.codec import decode
 from edgewright_contracts.errors import RequestError
 
 from ..fleet import inventory, queue, roster
+from ..fleet.attributes import shown
 from ..fleet.inventory import Reason, Whom
-from ..fleet.selectors import SELECTOR_CHARS
+from ..fleet.roster import attributes_of
+from ..fleet.selectors import SELECTOR_CHARS, parse
+from ..rollouts.evidence import Heard
 from ..rollouts.state import ACTIVE
-from ..storage import control
-from .api import SPEC_BYTES, Operator, Reader, body_of, hub_of, now_ms, overdue
+from ..storage import control, telemetry
+from .api import SPEC_BYTES, Operator, Reader, body_of, hub_of, now_ms
 
 LIST_BYTES: Final = 4 * 1024**2
 T = TypeVar("T")
@@ -42,6 +46,62 @@ class Held(Whom, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 class Cohort(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     selector: Annotated[str, msgspec.Meta(max_length=SELECTOR_CHARS)]
+
+
+@router.get("/api/v1/devices")
+def devices(request: Request, _: Reader, select: str = "") -> list[dict[str, Any]]:
+    """Every device, or those enrolled that a selector means: what it last said of itself, what its newest window ran,
+    and how much it has reported."""
+    hub = hub_of(request)
+    selector, now = parse(select) if select else None, now_ms()
+    with hub.telemetry.connect() as connection:
+        said = {row.device: row for row in connection.execute(sa.select(telemetry.devices))}
+        interrupted: dict[str, list[dict[str, Any]]] = {}
+        for row in connection.execute(sa.select(telemetry.interruptions)):
+            interrupted.setdefault(row.device, []).append(dict(row._mapping))
+    with hub.control.connect() as connection:
+        enrolled = connection.execute(sa.select(control.devices).order_by(control.devices.c.id)).all()
+        fleet = hub.conductor.roster.read(connection)
+        wanted = {row.device: row for row in connection.execute(sa.select(control.desired))}
+    return [
+        {
+            "device": row.id,
+            "fleet": row.fleet,
+            "state": row.state,
+            "held": bool(row.held),
+            "attributes": shown(attributes_of(row.attributes)),
+            "cohorts": list(fleet[row.id].cohorts) if row.id in fleet else [],
+            "enrolled_ms": row.enrolled_ms,
+            **_said(said.get(row.id), now),
+            "desired": wanted[row.id].document if row.id in wanted else None,
+            "interruptions": interrupted.get(row.id, []),
+        }
+        for row in enrolled
+        if selector is None or (row.id in fleet and selector.means(fleet[row.id]))
+    ]
+
+
+def overdue(online: bool, next_due_ms: int | None, now_ms: int) -> bool:
+    """Whether the connection of a device stands and its next report does not come."""
+    return online and not Heard(online=True, last_seen_ms=0, next_due_ms=next_due_ms).present(now_ms)
+
+
+def _said(row: Any, now_ms: int) -> dict[str, Any]:
+    """What a device's row of telemetry.db tells; None: it has not said anything yet."""
+    if row is None:
+        nothing = dict.fromkeys(("last_seen_ms", "next_due_ms", "birth", "running"))
+        return {"online": False, "overdue": False, **nothing, "windows": 0, "inferences": 0}
+    running = {name: getattr(row, name) for name in ("device", "digest", "variant", "phase", "rollout")}
+    return {
+        "online": bool(row.online),
+        "overdue": overdue(bool(row.online), row.next_due_ms, now_ms),
+        "last_seen_ms": row.last_seen_ms,
+        "next_due_ms": row.next_due_ms,
+        "birth": row.birth,
+        "running": running if row.digest is not None else None,
+        "windows": row.windows,
+        "inferences": row.inferences,
+    }
 
 
 @router.get("/api/v1/devices/{device:path}")

@@ -1,5 +1,8 @@
-"""The API of packages: their stages, where they come from, in what they differ, and files that nothing needs.
+"""The API of packages: publishing, their stages, where they come from, how they differ, and files that nothing needs.
 
+PUT  /api/v1/blobs/SHA256                                                   a file of a package, by its publisher
+POST /api/v1/targets?candidate=true                                         the owner's next list
+GET  /api/v1/packages
 POST /api/v1/packages/NAME/VERSION/approve | reopen | deprecate | revoke    {reason}
 GET  /api/v1/packages/NAME/lineage
 GET  /api/v1/packages/NAME/diff?old=VERSION&new=VERSION
@@ -10,22 +13,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
 
 from edgewright_contracts.built import built
 from edgewright_contracts.errors import RequestError
 from edgewright_contracts.manifest import Manifest
 
 from ..registry import garbage, lineage, stages
+from ..registry.registry import TARGETS_BYTES
 from ..rollouts import records
 from ..rollouts.state import ACTIVE
 from ..storage import control
-from .api import Operator, Reader, hub_of, now_ms
+from .api import Operator, Publisher, Reader, body_of, hub_of, now_ms
 
 router = APIRouter()
 
@@ -36,6 +42,36 @@ class Decision(BaseModel):
 
 class Collection(BaseModel):
     dry_run: bool = False
+
+
+@router.put("/api/v1/blobs/{sha256}")
+async def put_blob(request: Request, sha256: str, _: Publisher) -> Response:
+    new = await hub_of(request).registry.put_blob(sha256, request.stream())
+    return Response(status_code=201 if new else 200)
+
+
+@router.post("/api/v1/targets")
+async def post_targets(request: Request, caller: Publisher, candidate: bool = False) -> dict[str, int]:
+    """The owner's next list; `candidate`: what is new in it waits for an operator's approval."""
+    hub = hub_of(request)
+    body = await body_of(request, TARGETS_BYTES)
+    version = await run_in_threadpool(hub.registry.post_targets, body, now=datetime.now(UTC), candidate=candidate)
+    with hub.control.begin() as connection:
+        connection.execute(
+            control.audit.insert().values(
+                at_ms=now_ms(), who=caller.name, what="publish", detail=f"targets version {version}"
+            )
+        )
+    return {"version": version}
+
+
+@router.get("/api/v1/packages")
+def packages(request: Request, _: Reader) -> list[dict[str, Any]]:
+    table = control.packages
+    with hub_of(request).control.connect() as connection:
+        rows = connection.execute(sa.select(table).order_by(table.c.name, table.c.published_ms)).all()
+        blocked = records.blocked(connection)
+    return [{**row._mapping, "blocked_by": blocked.get(row.digest)} for row in rows]
 
 
 @router.post("/api/v1/packages/{name:path}/{version:path}/{verb}")

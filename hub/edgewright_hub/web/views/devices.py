@@ -10,7 +10,8 @@ import sqlalchemy as sa
 
 from ...fleet import inventory
 from ...storage import control
-from ..api import Hub, overdue
+from ..api import Hub
+from ..devices import overdue
 
 VERDICTS: Final = ("learning", "ok", "skewed", "alarm")  # of several contexts the last of these is shown
 
