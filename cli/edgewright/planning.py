@@ -34,6 +34,10 @@ def print_plan(plan: dict[str, Any]) -> None:
     console.print("many devices roll it back, if they do not fail without it too", style="dim")
     rates = ", ".join(f"{metric} {rate:.3%}" for metric, rate in plan["rates"].items())
     console.print(f"usual rates: {escape(rates) or 'nothing was counted before; fixed limits hold'}", highlight=False)
+    if "label" in plan["rates"]:
+        late = plan["label_delay_s"]
+        told = "how late labels come is not known: the times leave it out"
+        console.print(told if late is None else f"labels come {lasting(late)} late in the mean", highlight=False)
     full, delta = plan["bytes"]["full"], plan["bytes"]["delta"]
     console.print(f"downloads: {size(full)} in all, {size(delta)} with the patches there are", highlight=False)
     for one in plan["openings"][:ZONES]:

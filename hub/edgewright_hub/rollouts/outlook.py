@@ -56,15 +56,19 @@ class Outlook(msgspec.Struct, frozen=True, kw_only=True):
     windows: float | None  # until a good release is with every device; None: never by itself
 
 
-def usual(pre: Counts, processes: Sequence[Process], windows: float, policy: GatePolicy) -> dict[Metric, Usual]:
-    """Of every metric that was counted in the period before, which held `windows` for each device that reported."""
+def usual(
+    pre: Counts, processes: Sequence[Process], windows: float, policy: GatePolicy, *, label_delay: float = 0.0
+) -> dict[Metric, Usual]:
+    """Of every metric that was counted in the period before, which held `windows` for each device that reported;
+    `label_delay`: also in windows."""
     found = {}
     for i, metric in enumerate(policy.metrics[: len(pre.trials)]):
         trials, devices = float(pre.trials[i].sum()), int(np.count_nonzero(pre.trials[i]))
         if trials and _blocks(metric):
             phi = processes[i].phi if i < len(processes) else 1.0
             rate = float(pre.events[i].sum()) / trials
-            found[metric] = Usual(trials=trials / devices / max(windows, 1.0), rate=rate, phi=phi)
+            delay = label_delay if metric == "label" else 0.0
+            found[metric] = Usual(trials=trials / devices / max(windows, 1.0), rate=rate, phi=phi, delay=delay)
     return found
 
 

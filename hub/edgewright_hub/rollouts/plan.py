@@ -2,8 +2,9 @@
 
 Guarantee: nothing moves. Which devices a count or a share means is drawn when the rollout is created, so only numbers
 are told of those; of a selector, names. Times are of a good release (`outlook`), in windows of this rollout and at the
-rates at which these devices counted in the 24 hours before. A stage begins when it is open somewhere, the last when it
-has been open everywhere, and its wait for that is in what it takes.
+rates at which these devices counted in the 24 hours before, labels as late as they came of earlier versions, as far as
+that is known (`label_delay`). A stage begins when it is open somewhere, the last when it has been open everywhere, and
+its wait for that is in what it takes.
 
 The longest is what the parts of which there is a bound take together: every batch of `concurrency` devices uses up its
 time-out, the bandwidth is the cap, evidence comes as expected, and each stage waits for the next maintenance window.
@@ -60,6 +61,7 @@ def plan(
     processes: Sequence[Process],
     *,
     reported_s: float,  # by each device in the period before, in the mean
+    label_delay_s: float | None,  # in the mean; None: not known, and left out
     downloads: Mapping[str, Download],  # by device
     left_out: Mapping[str, list[str]],
     now_ms: int,
@@ -69,7 +71,8 @@ def plan(
     groups = [member.group for member in joined]
     reached = exposed(spec, groups)
     windows = max(1.0, reported_s / spec.window_s)
-    known = usual(Counts(members.pre[0], members.pre[1]), processes, windows, spec.gate)
+    pre, delay = Counts(members.pre[0], members.pre[1]), (label_delay_s or 0.0) / spec.window_s
+    known = usual(pre, processes, windows, spec.gate, label_delay=delay)
     ahead = outlook(spec.gate, known, reached, len(joined), pre_windows=windows)
     full = sum(one.full for one in downloads.values())
     zones = Counter(fleet[member.device].tz for member in joined)
@@ -87,6 +90,7 @@ def plan(
         "expected_s": takes,
         "longest_s": total,
         "rates": {metric: one.rate for metric, one in known.items()},
+        "label_delay_s": label_delay_s,
         "approvals": spec.approvals,
         "openings": _openings(spec, zones, now_ms),
         "excluded": told(left_out),

@@ -20,11 +20,13 @@ from edgewright_contracts.errors import ContractError
 
 from ..fleet.roster import Roster
 from ..fleet.selectors import Device
+from ..storage import control
 from . import admission, plan
 from .abilities import Abilities
 from .admission import Proposal
 from .desired_documents import Documents
 from .downloads import download
+from .label_delay import label_delay_h
 from .members import Member
 from .processes import Process
 from .readings import Readings
@@ -86,10 +88,17 @@ class Prospects:
             seen.joined,
             seen.processes,
             reported_s=self._readings.reported_s(proposal.previous, now_ms),
+            label_delay_s=None if (late := self._label_delay_h(proposal.spec.model, now_ms)) is None else 3600 * late,
             downloads=downloads,
             left_out=plan.excluded(proposal, seen.fleet, self._readings.heard(), now_ms),
             now_ms=now_ms,
         )
+
+    def _label_delay_h(self, model: str, now_ms: int) -> float | None:
+        p = control.packages.c
+        with self._control.connect() as connection:
+            digests = connection.execute(sa.select(p.digest).where(p.name == model)).scalars().all()
+        return label_delay_h(self._readings.labelled(digests, now_ms))
 
     def patch(self, old: str, new: str) -> int | None:
         """Bytes of the patch from a file to another, by their hashes; None: there is none."""

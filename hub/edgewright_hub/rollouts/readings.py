@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, Final, TypeVar
 
 import msgspec
+import numpy as np
 import sqlalchemy as sa
 
 from edgewright_contracts.desired import Desired
@@ -26,7 +27,7 @@ from . import admission, evidence
 from .abilities import Abilities
 from .desired_documents import current
 from .members import Member
-from .processes import Process
+from .processes import Floats, Process
 from .promoted import Promoted, promoted_for
 from .specification import RolloutSpec
 from .state import GOING_BACK, RolloutState
@@ -36,6 +37,8 @@ BATCH: Final = 5_000  # windows or events read in one tick
 TOGETHER: Final = 50  # devices whose past is read in one SELECT
 SAMPLE: Final = 300_000  # windows that tell how much they vary
 TIMED: Final = 100  # devices that tell how much of the time they report
+LABELLED_MS: Final = 60 * 24 * HOUR_MS  # that tell how late labels come
+UNUSED_MS: Final = 24 * HOUR_MS  # before a version that began within them
 
 
 T = TypeVar("T")
@@ -108,6 +111,26 @@ class Readings:
         with self._engine.connect() as connection:
             found = [float(ms) / 1000 for _, ms in connection.execute(query.where(*where))]
         return sum(found) / len(found) if found else 0.0
+
+    def labelled(self, digests: Sequence[str], now_ms: int) -> list[tuple[Floats, Floats]]:
+        """Inferences and labels of each version that began within `LABELLED_MS`: float64[hours] since it did."""
+        r, short = telemetry.rollups.c, sorted({digest[:16] for digest in digests})
+        begin = now_ms - LABELLED_MS
+        query = sa.select(r.digest, r.t0_ms, sa.func.sum(r.n), sa.func.sum(r.labels_n)).group_by(r.digest, r.t0_ms)
+        where = (r.tier_s == HOUR_MS // 1000, r.t0_ms >= begin, r.digest.in_(short), r.phase != "shadow")
+        found: dict[str, list[tuple[int, float, float]]] = {}
+        with self._engine.connect() as connection:
+            for digest, t0_ms, n, labels in connection.execute(query.where(*where).order_by(r.t0_ms)):
+                found.setdefault(digest, []).append((t0_ms, float(n), float(labels)))
+        out = []
+        for hours in found.values():
+            if hours[0][0] < begin + UNUSED_MS:
+                continue
+            at = np.array([(t0_ms - hours[0][0]) // HOUR_MS for t0_ms, _, _ in hours])
+            counts = np.zeros((2, int(at[-1]) + 1))
+            counts[:, at] = np.array([(n, labels) for _, n, labels in hours]).T
+            out.append((counts[0], counts[1]))
+        return out
 
     def before(
         self, spec: RolloutSpec, fleet: Mapping[str, Device], previous: Mapping[str, str | None], now_ms: int
