@@ -316,3 +316,12 @@ def test_what_the_broker_kept_is_no_sign_of_life(telemetry_engine: sa.Engine) ->
 def test_a_report_says_when_the_next_is_due(telemetry_engine: sa.Engine) -> None:
     take(telemetry_engine, report(1, next_due_s=300))
     assert _device(telemetry_engine).next_due_ms == NOW + 300_000
+
+
+def test_a_window_that_comes_late_does_not_say_what_runs_now(telemetry_engine: sa.Engine) -> None:
+    old, new = ({"digest": name * 16, "rollout": f"r{name}"} for name in "ab")
+    for seq, which, runs in ((1, old, "a"), (3, new, "b"), (2, old, "b"), (4, old, "a")):
+        take(telemetry_engine, report(seq, **which))
+        row = _device(telemetry_engine)
+        assert (row.digest, row.rollout) == (runs * 16, f"r{runs}")
+    assert (row.windows, row.inferences) == (4, 40)

@@ -5,8 +5,8 @@ the rollups, write the rows and commit, and only then acknowledge. A message tha
 counted; if its number can still be read, that number is taken as done, so that the device is not held up for ever by a
 report that nobody can use. A window that fits no rollup is kept and leaves a note.
 
-A device's row also holds what its newest window ran and how much it has reported in all, because windows themselves
-are kept for a day or so only.
+A device's row also holds what its newest window ran (by their numbers, since some come late) and how much it has
+reported in all, because windows themselves are kept for a day or so only.
 """
 
 from __future__ import annotations
@@ -266,7 +266,8 @@ class Ledger:
         row.next_due_ms = arrived_ms + w.next_due_s * 1000
         row.windows += 1
         row.inferences += w.n
-        row.digest, row.variant, row.phase, row.rollout = w.digest, w.variant, w.phase, w.rollout
+        if row.digest is None or item.seq > self.spools.get((item.device, item.spool_id), Spool()).highest:
+            row.digest, row.variant, row.phase, row.rollout = w.digest, w.variant, w.phase, w.rollout
 
     def _event(self, item: Item, step: event.Event) -> None:
         arrived_ms = item.message.arrived_ms

@@ -138,7 +138,7 @@ devices: Final = Table(
     # Since it first spoke: never less, although retention removes the windows.
     Column("windows", BigInteger, nullable=False, server_default="0"),
     Column("inferences", BigInteger, nullable=False, server_default="0"),
-    # What the window that came last had run; null before the first.
+    # What its newest window had run; null before the first.
     Column("digest", String(16)),
     Column("variant", String(32)),
     Column("phase", String(16)),
