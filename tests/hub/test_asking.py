@@ -72,11 +72,12 @@ def bearer(hub: Hub, role: tokens.Role) -> dict[str, str]:
     return {"Authorization": f"Bearer {tokens.grant(hub.control, role=role, name=role)}"}
 
 
-def drifted(house: House, device: str, verdict: str = "alarm") -> None:
+def drifted(house: House, device: str, verdict: str = "alarm", *, pages: bool = True) -> None:
     channel = {"name": "mean", "js": 0.4, "p": 1e-9, "psi": 1.0, "psi_chance": 0.1}
     row = {
         "scope": "device", "subject": device, "digest": house.packages["1.0.0"].digest[:16], "variant": "onnx-fp32",
-        "context": "", "part": "input", "model": "digits", "state": {"channels": [channel]}, "verdict": verdict,
+        "context": "", "part": "input", "model": "digits", "state": {"channels": [channel], "pages": pages},
+        "verdict": verdict,
         "since_ms": house.now - 5000, "updated_ms": house.now,
     }  # fmt: skip
     with house.control.begin() as connection:
@@ -150,6 +151,9 @@ def test_drift_asks_for_training_with_what_moved_and_how_to_fetch_samples(client
     assert client.post("/api/v1/retrain/digits", json={"on_drift": True}).status_code == 200
     assert client.post("/api/v1/retrain/words", json={"on_drift": True}).status_code == 400
     client.post("/api/v1/webhooks", json={"url": "https://x.example/", "kind": "retrain", "subject": "digits"})
+    retraining.tick(house.control, house.now)
+    assert client.get("/api/v1/alerts").json() == []
+    drifted(house, "pi-1", pages=False)  # its first day: it may be the evening
     retraining.tick(house.control, house.now)
     assert client.get("/api/v1/alerts").json() == []
     drifted(house, "pi-1")

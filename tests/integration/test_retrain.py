@@ -123,7 +123,7 @@ def test_drift_leads_to_a_candidate_that_waits_for_approval(example: ModuleType,
         row = {
             "scope": "device", "subject": "pi-0", "digest": house.packages["1.0.0"].digest[:16], "model": "digits",
             "variant": "onnx-fp32", "context": "", "part": "input", "verdict": "alarm", "since_ms": house.now,
-            "state": {"channels": [{"name": "std", "js": 0.3}]}, "updated_ms": house.now,
+            "state": {"channels": [{"name": "std", "js": 0.3}], "pages": True}, "updated_ms": house.now,
         }  # fmt: skip
         with house.control.begin() as connection:
             connection.execute(control.drift.insert().values(**row))

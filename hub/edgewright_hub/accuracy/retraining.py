@@ -80,11 +80,13 @@ def _newest(connection: sa.Connection, model: str) -> Any:
 
 
 def _drift(connection: sa.Connection, model: str) -> list[dict[str, Any]]:
-    """Streams in alarm, those of cohorts first."""
+    """Streams in alarm that would wake somebody, those of cohorts first: what moves before a whole day is known may be
+    the evening, and every release begins with such a day."""
     d = control.drift.c
     names = ("scope", "subject", "digest", "variant", "context", "part", "since_ms")
     query = sa.select(control.drift).where(d.model == model, d.verdict == "alarm")
-    rows = connection.execute(query.order_by(d.scope, d.subject, d.part).limit(STREAMS))
+    found = connection.execute(query.order_by(d.scope, d.subject, d.part)).all()
+    rows = [row for row in found if row.state.get("pages")][:STREAMS]
     return [
         {
             **{name: getattr(row, name) for name in names},
