@@ -15,8 +15,8 @@ from rich.table import Table
 
 from edgewright_contracts.errors import EdgewrightError, RequestError
 
+from .credentials import seconds
 from .hub_client import HubClient, with_hub
-from .hubs import seconds
 from .tables import ago, print_table
 
 _NAMES: Final = ("id", "serial")

@@ -1,36 +1,25 @@
-"""`edgewright hub`: run the hub, make tokens, keep the databases up to date, back up, restore, configure a broker."""
+"""`edgewright hub`: run the hub, keep its databases up to date, back up, restore, configure a broker."""
 
 from __future__ import annotations
 
 import json
 import logging
-import re
 import shlex
-import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
 from edgewright_contracts.errors import RequestError
 
-from . import registries
+from . import credentials, registries
+from .hub_folder import DATA, JSON, say, served_before
 
 if TYPE_CHECKING:
-    from edgewright_hub.fleet.tokens import Role
     from edgewright_hub.serve import Address, Running
-
-_DATA = click.option(
-    "--data",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("hub-data"),
-    show_default=True,
-    help="The hub's directory.",
-)
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 @click.group()
@@ -39,7 +28,7 @@ def hub() -> None:
 
 
 @hub.command()
-@_DATA
+@DATA
 @click.option("--trust", type=click.Path(path_type=Path, exists=True, file_okay=False),
               help="The owner's hub folder (`edgewright keys init`); needed at the first start.")  # fmt: skip
 @click.option("--database", metavar="URL", help="Keep what is known on PostgreSQL: postgresql://USER@HOST/NAME.")
@@ -64,7 +53,7 @@ def hub() -> None:
 @click.option("--influx-org", default="edgewright", show_default=True, help="Its organisation.")
 @click.option("--influx-bucket", default="edgewright", show_default=True, help="Its bucket.")
 @click.option("--influx-token-file", type=click.Path(path_type=Path, dir_okay=False), help="A file with its token.")
-@_JSON
+@JSON
 def serve(
     data: Path,
     trust: Path | None,
@@ -121,90 +110,8 @@ def serve(
 
 
 @hub.command()
-@_DATA
-@click.option("--uses", type=click.IntRange(1, 1_000_000), default=1, show_default=True, help="How many devices.")
-@click.option("--expires", default="1d", show_default=True, help="Life of the token: 90s, 30m, 12h, 7d.")
-@click.option("--pattern", default=".*", show_default=True, help="Regular expression for the whole device id.")
-@click.option("--fleet", default="default", show_default=True, help="Fleet of the devices that use it.")
-@click.option("--queue", is_flag=True, help="Devices that use it wait for `fleet accept`.")
-@_JSON
-def token(data: Path, uses: int, expires: str, pattern: str, fleet: str, queue: bool, as_json: bool) -> None:
-    """Make an enrolment token. Works on the data directory, whether or not the hub runs."""
-    from edgewright_hub.fleet import tokens
-    from edgewright_hub.fleet.ca import open_authority
-    from edgewright_hub.registry.registry import Registry
-    from edgewright_hub.storage.control import open_control
-    from edgewright_hub.storage.places import places
-
-    _served_before(data)
-    engine = open_control(places(data).control)
-    try:
-        made = tokens.issue(
-            engine,
-            uses=uses,
-            expires_s=seconds(expires),
-            pattern=pattern,
-            fleet=fleet,
-            root_sha256=Registry(data / "repo", data / "keys", engine).first_root_sha256,
-            ca_sha256=open_authority(data / "ca", now=datetime.now(UTC)).ca_sha256,
-            now_ms=int(time.time() * 1000),
-            kind="queue" if queue else "open",
-        )
-    finally:
-        engine.dispose()
-    click.echo(json.dumps({"token": made}) if as_json else made)
-
-
-@hub.command()
-@click.argument("name")
-@click.option("--role", type=click.Choice(["viewer", "operator", "publisher", "admin"]))
-@click.option("--replace", is_flag=True, help="End the token that NAME has, and make another.")
-@click.option("--revoke", is_flag=True, help="Only end it.")
-@_DATA
-@_JSON
-def user(name: str, role: Role | None, replace: bool, revoke: bool, data: Path, as_json: bool) -> None:
-    """Make an API token for NAME: viewer reads, operator rolls out and enrols, publisher publishes, admin does all.
-    Works on the data directory, whether or not the hub runs, which follows at once."""
-    from edgewright_hub.fleet import tokens
-    from edgewright_hub.storage.control import open_control
-    from edgewright_hub.storage.places import places
-
-    if revoke == bool(role) or (revoke and replace):
-        raise RequestError("expected --role ROLE (with --replace, if NAME has a token), or --revoke alone")
-    _served_before(data)
-    engine, now_ms = open_control(places(data).control), int(time.time() * 1000)
-    try:
-        if role is None:
-            number = tokens.dismiss(engine, name, now_ms=now_ms)
-            return _say({"name": name, "revoked": number}, f"{name} has no token any more ({number} ended)", as_json)
-        made = tokens.appoint(engine, role=role, name=name, replace=replace, now_ms=now_ms)
-        return _say({"name": name, "role": role, "token": made}, made, as_json)
-    finally:
-        engine.dispose()
-
-
-@hub.command()
-@_DATA
-@_JSON
-def users(data: Path, as_json: bool) -> None:
-    """Who has an API token, and with which role."""
-    from edgewright_hub.fleet import tokens
-    from edgewright_hub.storage.control import open_control
-    from edgewright_hub.storage.places import places
-
-    _served_before(data)
-    engine = open_control(places(data).control)
-    try:
-        known = tokens.holders(engine)
-    finally:
-        engine.dispose()
-    text = "\n".join(f"{name:<24} {role}" for name, role in known)
-    _say({"users": [{"name": name, "role": role} for name, role in known]}, text, as_json)
-
-
-@hub.command()
-@_DATA
-@_JSON
+@DATA
+@JSON
 def migrate(data: Path, as_json: bool) -> None:
     """Bring both databases to this release's schema. `hub serve` does it too."""
     from edgewright_hub.storage.control import open_control
@@ -216,34 +123,34 @@ def migrate(data: Path, as_json: bool) -> None:
     stored = places(data)
     open_control(stored.control).dispose()
     open_telemetry(stored.telemetry).dispose()
-    _say({"ok": True, "databases": ["hub.db", "telemetry.db"]}, "both databases are up to date", as_json)
+    say({"ok": True, "databases": ["hub.db", "telemetry.db"]}, "both databases are up to date", as_json)
 
 
 @hub.command()
-@_DATA
-@_JSON
+@DATA
+@JSON
 def doctor(data: Path, as_json: bool) -> int:
     """Say what may be wrong with the hub. Exits with 1 if anything is."""
     from edgewright_hub.doctor import examine
 
-    _served_before(data)
+    served_before(data)
     findings = examine(data, now=datetime.now(UTC))
     well = all(one.well for one in findings)
     text = "\n".join(f"{'ok  ' if one.well else 'BAD '} {one.check:<18} {one.said}" for one in findings)
-    _say({"ok": well, "findings": [one._asdict() for one in findings]}, text, as_json)
+    say({"ok": well, "findings": [one._asdict() for one in findings]}, text, as_json)
     return 0 if well else 1
 
 
 @hub.command("broker-config")
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
-@_DATA
+@DATA
 @click.option("--listen", default="127.0.0.1:8883", show_default=True, help="HOST:PORT of mosquitto.")
 @click.option("--websocket-port", type=click.IntRange(1, 65535), help="Speak MQTT over WebSocket there, too.")
 @click.option("--monitor-port", type=click.IntRange(1, 65535),
               help="Tell one user with a password, on this machine, how the broker fares ($SYS).")  # fmt: skip
 @click.option("--name", "names", multiple=True, help="Name or address by which devices and the hub reach it.")
 @click.option("--user", help="The user that mosquitto becomes when root starts it.  [default for root: mosquitto]")
-@_JSON
+@JSON
 def broker_config(
     directory: Path,
     data: Path,
@@ -293,31 +200,31 @@ def broker_config(
     text = f"wrote {conf}: {len(gone.devices)} devices retired, {len(gone.serials)} certificates revoked\n"
     text += f"start it:  mosquitto -c {conf}\nif it runs: kill -HUP its process\nuse it:    {use}"
     answer = {"configuration": str(conf), "broker": f"mqtts://{told}"}
-    _say({**answer, "retired": list(gone.devices), "revoked": len(gone.serials)}, text, as_json)
+    say({**answer, "retired": list(gone.devices), "revoked": len(gone.serials)}, text, as_json)
 
 
 @hub.command()
 @click.argument("target", type=click.Path(path_type=Path, dir_okay=False))
-@_DATA
-@_JSON
+@DATA
+@JSON
 def backup(target: Path, data: Path, as_json: bool) -> None:
     """Write everything of the hub to TARGET, one file, while it runs or not. It holds the hub's secrets."""
     from edgewright_hub.backup.backup import make
 
-    _served_before(data)
+    served_before(data)
     made = make(data, target, now=datetime.now(UTC))
     size = target.stat().st_size
     text = f"wrote {target} ({size / 1e6:.1f} MB, {len(made.files)} files): {_counted(made.counts)}"
     note = "it holds the hub's keys: keep it where only you can read it"
     answer = {"file": str(target), "bytes": size, "files": len(made.files), "counts": made.counts}
-    _say({**answer, "revisions": made.revisions}, f"{text}\n{note}", as_json)
+    say({**answer, "revisions": made.revisions}, f"{text}\n{note}", as_json)
 
 
 @hub.command()
 @click.argument("archive", type=click.Path(path_type=Path, dir_okay=False))
-@_DATA
+@DATA
 @click.option("--database", metavar="URL", help="Put both databases on this PostgreSQL server; it has none of a hub.")
-@_JSON
+@JSON
 def restore(archive: Path, data: Path, database: str | None, as_json: bool) -> None:
     """Make the hub of ARCHIVE again in an empty directory, here or on another machine (docs/operations.md)."""
     from edgewright_hub.backup.restore import restore as make
@@ -330,26 +237,15 @@ def restore(archive: Path, data: Path, database: str | None, as_json: bool) -> N
         f"  edgewright hub serve --data {shlex.quote(done.data)} --name NAME\n"
         f"the owner's list is version {done.targets}; publish again what was published since"
     )
-    _say(msgspec.to_builtins(done), text, as_json)
+    say(msgspec.to_builtins(done), text, as_json)
 
 
-hub.add_command(registries.gc)
+for command in (credentials.token, credentials.user, credentials.users, registries.gc):
+    hub.add_command(command)
 
 
 def _counted(counts: dict[str, int]) -> str:
     return ", ".join(f"{number} {name}" for name, number in counts.items())
-
-
-def _say(answer: dict[str, Any], text: str, as_json: bool) -> None:
-    click.echo(json.dumps(answer) if as_json else text)
-
-
-def _served_before(data: Path) -> None:
-    if not (data / "repo" / "metadata" / "1.root.json").exists():
-        raise RequestError(
-            f"--data: expected a hub's directory, {data} is none yet: "
-            "start it once with `edgewright hub serve --trust DIR`"
-        )
 
 
 def _address(text: str, option: str) -> Address:
@@ -367,10 +263,3 @@ def _broker(url: str) -> Address:
         raise RequestError(f"--broker: expected mqtts://HOST:PORT (TLS with client certificates), got {url!r}")
     rest = url.removeprefix("mqtts://").rstrip("/")
     return _address(rest if rest.rpartition(":")[2].isdigit() else f"{rest}:8883", "--broker")
-
-
-def seconds(text: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
-    if not found:
-        raise RequestError(f"--expires: expected a number with s, m, h or d, for instance 12h, got {text!r}")
-    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
