@@ -95,7 +95,7 @@ def expected(counted: Slice) -> Expected | None:
     variance = float(w @ prior @ w) + tau2 * float(shares @ shares)
     value = said
     if k.any():
-        gain, seen = _gain(counted, w, c, prior, tau2, shares, _noise(counted, c, TRUST / less))
+        gain, seen = _gain(counted, w, prior, tau2, shares, _noise(counted, c, TRUST / less))
         value += float(gain @ (h[seen] / k[seen] - c[seen]))
         variance -= float(gain @ _cross(counted, w, prior, tau2, shares)[seen])
     least = max(0.5 / (n + 1), LEAST_SHARE)
@@ -191,7 +191,7 @@ def _noise(counted: Slice, c: Floats, trust: float) -> Floats:
 
 
 def _gain(
-    counted: Slice, w: Floats, c: Floats, prior: Floats, tau2: float, shares: Floats, noise: Floats
+    counted: Slice, w: Floats, prior: Floats, tau2: float, shares: Floats, noise: Floats
 ) -> tuple[Floats, npt.NDArray[np.bool_]]:
     """What each labelled bin's surprise moves the estimate by."""
     seen = counted.labelled.sum(0) > 0
