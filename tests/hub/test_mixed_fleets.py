@@ -238,7 +238,20 @@ def test_the_page_of_a_harmful_release_ends_when_a_later_one_is_promoted_instead
     assert _noted(house) == [f"rollout:{name}: 3.0.0 was promoted to all that were given 2.0.0 (rollout {mended})"]
 
 
-def make_later(house: House, version: str) -> str:
+@pytest.mark.parametrize("change", [{"state": "retired"}, {"fleet": "yard"}])
+def test_the_page_does_not_wait_for_a_device_that_has_left_since(house: House, change: dict[str, str]) -> None:
+    name = house.start("2.0.0", stages=(1, "100%"), fleet="lab")
+    house.live(FOUR, 60, wrong=lambda v: 0.9 if v == "2.0.0" else 0.05, until="rolled-back")
+    (had,) = [d["device"] for d in house.conductor.rollout(name)["devices"] if d["stage"] is not None]
+    with house.control.begin() as connection:
+        connection.execute(control.devices.update().where(control.devices.c.id == had).values(**change))
+    house.live(FOUR, 3)
+    make_later(house, "3.0.0", fleet="lab")
+    house.live([device for device in FOUR if device != had], 60, until="done")
+    assert _alerts(house) == [(f"rollout:{name}", "page", True)]
+
+
+def make_later(house: House, version: str, **more: Any) -> str:
     """Publish the first version again under another number, and start it."""
     package = house.packages["1.0.0"]
     with house.control.begin() as connection:
@@ -246,7 +259,7 @@ def make_later(house: House, version: str) -> str:
         connection.execute(control.packages.insert().values(**row, manifest=msgspec.to_builtins(package.manifest)))
     house.packages = {**house.packages, version: _Renamed(package, "d" * 64)}  # type: ignore[dict-item]
     house.edges[version] = house.edges["1.0.0"]
-    return house.start(version, stages=("100%",))
+    return house.start(version, stages=("100%",), **more)
 
 
 class _Renamed:

@@ -192,7 +192,7 @@ class Conductor:
                 changes = self._rounds.changes(connection, documents, {}, fleet)
                 write(connection, {state.id: columns(state, now_ms)}, [(w, state.id, spec) for w in wishes], changes)
                 note(connection, now_ms, who, f"rollout {what}", f"{rollout_id}: {reason}" if reason else rollout_id)
-                notices.moved(connection, before, state, spec, now_ms)
+                notices.moved(connection, before, state, spec, fleet, now_ms)
             self._send(changes.bodies)
 
     def revoke(self, name: str, version: str, *, reason: str, who: str, now_ms: int) -> list[str]:

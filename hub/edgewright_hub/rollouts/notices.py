@@ -6,19 +6,22 @@
     rollout:ID:blocked another rollout sent its release back, so the hub paused it: a ticket
 
 The first is over when a later release of the model was promoted to the same devices, since what was wrong has been put
-right; a ticket of it already when all devices are back. The second is over when the rollout is judged again, or ends;
+right; those that were retired since, or that its rollout is not for any more, do not count. A ticket of it is over
+already when all devices are back. The second is over when the rollout is judged again, or ends;
 the third when it ends, or goes back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from ..alerts import alerts
+from ..fleet.selectors import Device
 from ..storage import control
+from .admission import chosen
 from .progress import unpacked
 from .records import note
 from .retreat import away
@@ -28,7 +31,10 @@ from .state import ACTIVE, GOING_BACK, RolloutState
 QUIET: Final = ("taken back", "withdrawn")  # somebody wanted it so
 
 
-def moved(connection: sa.Connection, before: RolloutState, after: RolloutState, spec: RolloutSpec, now_ms: int) -> None:
+def moved(
+    connection: sa.Connection, before: RolloutState, after: RolloutState, spec: RolloutSpec,
+    fleet: Mapping[str, Device], now_ms: int,
+) -> None:  # fmt: skip
     """What people are told, or no longer told, of a step or a command."""
     if after.stage > before.stage and not before.exposed:
         note(connection, now_ms, "hub", "rollout stage", f"{after.id}: {after.reason}")
@@ -37,7 +43,7 @@ def moved(connection: sa.Connection, before: RolloutState, after: RolloutState, 
     if after.state == "rolled-back" and before.state != "rolled-back" and after.outcome in QUIET and not away(after):
         _close(connection, f"rollout:{after.id}", "all devices are back", now_ms)
     if after.state == "done" and before.state != "done":
-        _superseded(connection, after, spec, now_ms)
+        _superseded(connection, after, spec, fleet, now_ms)
     if after.state not in ACTIVE or after.state in GOING_BACK:
         _close(connection, f"rollout:{after.id}:blocked", f"it is {after.state}", now_ms)
     why = after.headway.stalled
@@ -86,15 +92,18 @@ def _sent_back(connection: sa.Connection, state: RolloutState, spec: RolloutSpec
     )
 
 
-def _superseded(connection: sa.Connection, state: RolloutState, spec: RolloutSpec, now_ms: int) -> None:
+def _superseded(
+    connection: sa.Connection, state: RolloutState, spec: RolloutSpec, fleet: Mapping[str, Device], now_ms: int
+) -> None:
     """Close what is open about earlier releases of the model that these devices were given."""
     reached = frozenset(state.members.devices)
     for row in _open(connection, spec.model):
-        earlier = unpacked(row.progress)
-        had = [d for d, given in zip(earlier.members.devices, earlier.members.given.tolist(), strict=True) if given]
-        if row.id != state.id and row.state not in ACTIVE and reached.issuperset(had):
-            version = stored(row.spec).version
-            why = f"{spec.version} was promoted to all that were given {version} (rollout {state.id})"
+        earlier, about = unpacked(row.progress), stored(row.spec)
+        had = {d for d, given in zip(earlier.members.devices, earlier.members.given.tolist(), strict=True) if given}
+        still = had.intersection(chosen(about, fleet))
+        if row.id != state.id and row.state not in ACTIVE and still <= reached:
+            whom = "all that were" if still == had else "all that are left of those that were"
+            why = f"{spec.version} was promoted to {whom} given {about.version} (rollout {state.id})"
             _close(connection, f"rollout:{row.id}", why, now_ms)
 
 

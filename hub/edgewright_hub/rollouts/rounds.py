@@ -139,7 +139,8 @@ class Rounds:
             grants += [(wish, after.id, spec) for wish in wishes]
             if after != before:
                 stepped[after.id] = columns(after, now_ms)
-                told.append(partial(notices.moved, before=before, after=after, spec=spec, now_ms=now_ms))
+                tell = partial(notices.moved, before=before, after=after, spec=spec, fleet=fleet, now_ms=now_ms)
+                told.append(tell)
         positions = {"rollout.windows": windows, "rollout.events": events}
         moved = {name: rows[-1].id for name, rows in positions.items() if rows}
         more_to_read = max(len(windows), len(events)) == BATCH
