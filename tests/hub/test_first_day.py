@@ -63,6 +63,16 @@ class Site:
             self.pages += [hour] * woken.size
             s.rest(woken)
 
+    def restart(self) -> None:
+        """A hub that comes back with what it stored."""
+        before = self.group
+        kept = before.streams.pack(np.arange(len(before.streams.devices)))
+        self.group = Group(before.policy, CHANNELS, list(before.baselines.training))
+        for device, data in zip(before.streams.devices, kept, strict=True):
+            assert self.group.streams.unpack(self.group.baselines.enter(device, "lab"), data)
+        self.group.unpack_dispersion(before.pack_dispersion())
+        self.group.baselines.pool()
+
     @property
     def know(self) -> list[bool]:
         return [bool(one) for one in self.group.streams.day[: len(self.group.streams.devices)]]
@@ -95,11 +105,14 @@ def test_a_test_on_the_bench_the_day_before_is_no_day(who: Sequence[int], before
 def test_a_weekend_without_power_teaches_nothing_of_the_day() -> None:
     site, monday = Site(), 7 * 24
     site.live(NOON, NOON + 3)
+    site.restart()
     site.live(monday + 12, monday + 34, lit=lamps)
+    site.restart()
     assert not any(site.know)
-    site.live(monday + 34, monday + 84, lit=lamps)
-    assert site.pages == []
+    site.live(monday + 34, monday + 38, lit=lamps)
     assert all(site.know)
+    site.live(monday + 38, monday + 84, lit=lamps)
+    assert site.pages == []
 
 
 def test_a_window_that_comes_late_makes_no_day() -> None:
