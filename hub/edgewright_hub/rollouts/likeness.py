@@ -1,6 +1,6 @@
 """How surely two groups of devices are made alike by their pre-period: what an effect must allow for. Pure.
 
-The exposures of treated and control devices (`processes.pre_rates`) are estimates. Whatever they are wrong by stays the
+The exposures of treated and control devices (`past.pre_rates`) are estimates. Whatever they are wrong by stays the
 same for the whole comparison, and a week of counts would find it with certainty; so `effect` widens its intervals by
 it. Two parts, as variances of log(e_t / e_c):
 
@@ -29,7 +29,8 @@ import msgspec
 import numpy as np
 from scipy.special import stdtrit
 
-from .processes import PRIOR_EVENTS, Counts, Floats, prior
+from .past import PRIOR_EVENTS, prior
+from .processes import Counts, Floats
 
 FEWEST: Final = 0.5  # degrees of freedom: of one device nothing is known about how devices differ
 _MANY: Final = 1e9

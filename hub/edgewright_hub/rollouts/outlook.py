@@ -25,7 +25,8 @@ from scipy.special import ndtr
 from edgewright_contracts.eprocess import RHO, RHYTHM
 
 from .gates import ADVISORY, ONCE, GatePolicy, SequentialGate
-from .processes import TELLS, Counts, Margin, Metric, Process
+from .past import TELLING, unsure
+from .processes import TELLS, Counts, Margin, Metric, Process, tolerated
 
 CHANCE: Final = 0.8
 LONGEST: Final = 10_000.0  # windows; what takes longer does not end by itself
@@ -147,10 +148,16 @@ class _Growth:
             self._difference += float(gains.max())
         self._against_own(n_t, t, devices * pre_windows * usual.trials * usual.rate)
         treated = RATIOS[:, None] * t
-        fell = np.log((1 + margin.r0 * _RHO * share) / (1 + margin.r0 * share))
+        r0 = tolerated(margin, self._apart(devices, fleet, pre_windows))
+        fell = np.log((1 + r0 * _RHO * share) / (1 + r0 * share))
         rose = np.log(_RHO) - fell
         self._mean += treated * rose - c * fell
         self._variance += treated * rose**2 + c * fell**2
+
+    def _apart(self, devices: int, fleet: int, pre_windows: float) -> float:
+        n = np.full(min(fleet, TELLING), pre_windows * self._usual.trials)
+        of_one = float(unsure(n * self._usual.rate, n, self._usual.phi)[0]) if self._usual.rate else 0.0
+        return math.sqrt(of_one * (1 / devices + 1 / (fleet - devices)))
 
     def _against_own(self, n: float, k: float, before: float) -> None:
         rate, margin = self._usual.rate, self._margin

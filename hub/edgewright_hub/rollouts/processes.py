@@ -7,7 +7,8 @@ safe to watch. Counts are taken as Poisson with the dispersion `phi` frozen at t
 Four bases for a metric, the best that there is:
 
     control      rate ratio of treated over control, each device's own pre-period rate as its exposure, so that devices
-                 that have always differed do not count against the release (difference in differences)
+                 that have always differed do not count against the release (difference in differences). Harm is more
+                 than `r0`, and more than the pre-period's own error explains, at the safe end of 99 %
     pre-period   nobody is left as control: the treated devices before, at the safe end of a 98 % interval, and for harm
                  half as much again, because the hour of the day is another
     limit        an absolute limit: of the error rate for the first version of a model, of the disagreement of a shadow
@@ -38,19 +39,20 @@ from typing import Annotated, Final, Literal
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from scipy.special import gammainccinv, gammaincinv
+from scipy.special import gammainccinv, gammaincinv, ndtri
 
 from edgewright_contracts.eprocess import CERTAINTY, RHO, RHYTHM, mixed, rate_llr, ratio_llr
+
+from .past import pre_rates, unsure
 
 Floats = npt.NDArray[np.float64]
 Metric = str  # a row of Counts
 Basis = Literal["control", "pre-period", "limit", "none"]
 
 METRICS: Final = ("error", "slow", "label")  # the first rows of Counts; the others are `gates.GatePolicy.metrics`
-PRIOR_EVENTS: Final = (1.0, 20.0, 50.0)  # what the fleet's rate is worth to a device: at least, not known, at most
-TELLING: Final = 20  # devices, and events, from which the spread of rates can be told
 TELLS: Final = 0.09  # evidence that an event expected before must be worth, when nothing has changed
 PRIOR_TRIALS: Final = (2_000.0, 20_000.0)  # least and most weight of the pre-period in the guess of the common rate
+_SAFE: Final = float(ndtri(1 - CERTAINTY))
 _RHO: Final = np.asarray(RHO)
 _STAKES: Final = np.geomspace(0.02, 6.0, 24)  # of `_difference`
 
@@ -121,6 +123,7 @@ class Interval(msgspec.Struct, frozen=True):
     k_c: float = 0.0  # control
     e_t: float = 0.0  # trials times the devices' own rates before, of the treated devices
     e_c: float = 0.0  # and of the control; 0: there is none
+    apart: float = 0.0  # standard deviation of log(e_t / e_c): what the pre-period leaves unsure (`past.unsure`)
     own_n: float = 0.0  # the pre-period of the treated devices that counted in this interval, where they have one
     own_k: float = 0.0
     own_now_n: float = 0.0  # of them, in this interval
@@ -144,12 +147,19 @@ def interval(index: int, treated: Counts, control: Counts, pre: Counts, phi: flo
     own = pre_n[mine] > 0
     weight = min(max(total_n, PRIOR_TRIALS[0]), PRIOR_TRIALS[1])
     n_t = float(now.sum())
+    e_t = n_t if rate is None else float(now @ rate[mine])
+    e_c = float(others.sum() if rate is None else others @ rate)
+    apart = 0.0
+    if rate is not None and e_c > 0:
+        squares = unsure(pre_k, pre_n, phi) * rate**2
+        apart = math.sqrt(float(now**2 @ squares[mine]) / e_t**2 + float(others**2 @ squares) / e_c**2)
     return Interval(
         k_t=float(k_now.sum()),
         n_t=n_t,
         k_c=float(control.events[index].sum()),
-        e_t=n_t if rate is None else float(now @ rate[mine]),
-        e_c=float(others.sum() if rate is None else others @ rate),
+        e_t=e_t,
+        e_c=e_c,
+        apart=apart,
         own_n=float(pre_n[mine].sum()),
         own_k=float(pre_k[mine].sum()),
         own_now_n=float(now[own].sum()),
@@ -172,7 +182,8 @@ def advance(process: Process, margin: Margin, limit: float | None, seen: Interva
     if seen.e_c > 0:
         scaled = seen.e_c / (seen.e_t / n)
         counts = seen.k_c, k, seen.e_c, seen.e_t
-        bad = bad + ratio_llr(*counts, margin.r0 * _RHO, margin.r0)
+        usual = tolerated(margin, seen.apart)
+        bad = bad + ratio_llr(*counts, usual * _RHO, usual)
         ok = process.ok + ratio_llr(*counts, 1.0, margin.r1)
         gained = _difference(process, margin, seen, 0.0, scaled)
         return _counted(process, seen, scaled, bad=bad, ok=ok, gained=gained, own=own, basis="control")
@@ -188,6 +199,12 @@ def advance(process: Process, margin: Margin, limit: float | None, seen: Interva
     bad = bad + rate_llr(k, n, limit, _RHO)
     ok = process.ok + k * math.log(0.1) + 0.9 * limit * n  # a tenth of the limit against the limit
     return _counted(process, seen, 0.0, bad=bad, ok=ok, basis="limit")
+
+
+def tolerated(margin: Margin, apart: float) -> float:
+    """Ratio to the control from which on it is harm, where the pre-period says no more than that the two are so far
+    `apart` (`Interval`)."""
+    return max(margin.r0, math.exp(_SAFE * apart))
 
 
 def against_limit(process: Process, limit: float, excluded: float, seen: Interval) -> Process:
@@ -253,29 +270,6 @@ def left(index: int, margin: Margin, need: float, *, since: Counts, pre: Counts,
     bets = (k[rose] * np.log(_RHO)[:, None] - (_RHO[:, None] - 1) * high * n[rose]) / phi
     gone: npt.NDArray[np.intp] = rose[np.logaddexp.reduce(bets, axis=0) - math.log(len(RHO)) >= need]
     return gone if 2 * gone.size < np.count_nonzero(n) else gone[:0]
-
-
-def pre_rates(events: Floats, trials: Floats, phi: float = 1.0) -> Floats:
-    """Each device's rate before, drawn towards the fleet's where it is known from few events, float64[devices]."""
-    common, alike = prior(events, trials, phi)
-    worth = PRIOR_EVENTS[1] if alike is None else alike
-    return np.asarray((events + worth) / (trials + worth / common))
-
-
-def prior(events: Floats, trials: Floats, phi: float) -> tuple[float, float | None]:
-    """The fleet's rate, and so many events as it is worth to a device; None: too little was seen to tell.
-
-    It is worth as many as the devices are alike: the shape of the gamma distribution that has the spread of their rates
-    beyond what chance (`phi` times Poisson's) makes (empirical Bayes, method of moments).
-    """
-    total_k, total_n = float(events.sum()), float(trials.sum())
-    common = (total_k + 0.5) / (total_n + 1.0)
-    if total_k < TELLING or np.count_nonzero(trials) < TELLING:
-        return common, None
-    least, _, most = PRIOR_EVENTS
-    squares = common**2 * float(trials @ trials)
-    spread = float(events @ events) - 2 * common * float(events @ trials) + squares - phi * total_k
-    return common, min(max(squares / max(spread, squares / most), least), most)
 
 
 def _counted(
