@@ -137,6 +137,8 @@ class Evidence:
     soaking: int  # devices of the last stage that are present and have not reported long enough; before it, 0
     labels_block: bool  # this stage's promotion waits for labels, and for outcomes
     compares: bool = False  # the effect of the release is wanted too
+    missed: tuple[bool, ...] = ()  # by metrics: a control was waited for in vain
+    by_themselves: bool = False  # as many may well have failed as early with a harmless release (`background`)
 
 
 class Judgement(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,7 +174,8 @@ class SequentialGate:
             seen = [interval(i, *sides, process.phi) for i, process in enumerate(processes)]
             if evidence.compares:
                 comparisons = self._compared(evidence, seen, control, since)
-            processes = tuple(map(self._moved, self._margins, processes, seen))
+            missed = (*evidence.missed, *(False,) * rows)[:rows]
+            processes = tuple(map(self._moved, self._margins, processes, seen, missed))
         ledger = Ledger(processes, comparisons)
         known = [bool(row.any()) for row in evidence.pre.trials]
         figures = tuple(
@@ -187,7 +190,8 @@ class SequentialGate:
     def _decide(self, evidence: Evidence, figures: tuple[Figure, ...], *, common: bool) -> tuple[Verdict, str]:
         """`common`: devices fail without the release too, and little says that they fail more with it."""
         policy = self.policy
-        if evidence.failed > policy.failed_share * evidence.exposed and not common:
+        usual = common or evidence.by_themselves
+        if evidence.failed > policy.failed_share * evidence.exposed and not usual:
             return "rollback", (
                 f"{evidence.failed} of {evidence.exposed} devices failed with the release "
                 f"(more than {policy.failed_share:.0%})"
@@ -197,7 +201,8 @@ class SequentialGate:
                 against = f"evidence {told(figure.log_bad)}, {told(self.need_bad)} is enough"
                 return "rollback", f"{rates(figure)}: {against}"
         if evidence.expected == 0:
-            return "hold", "no device of this stage can be judged yet"
+            failed = f"{evidence.failed} of {evidence.exposed} devices failed, as some do by themselves; "
+            return "hold", (failed if evidence.failed else "") + "no device of this stage can be judged yet"
         for what, count in (("committed", evidence.committed), ("reported long enough", evidence.reported)):
             if count < policy.reported_share * evidence.expected:
                 return "hold", f"{count} of {evidence.expected} devices {what} ({policy.reported_share:.0%} needed)"
@@ -239,13 +244,18 @@ class SequentialGate:
         found = (effect(metric, one, phi[metric]) for metric, one in ledger.comparisons.items())
         return tuple(one for one in found if one is not None)
 
-    def _moved(self, metric: Metric, process: Process, seen: Interval) -> Process:
+    def _moved(self, metric: Metric, process: Process, seen: Interval, missed: bool) -> Process:
+        """`missed`: a control was waited for in vain. Then only harm is judged: the hour in which others stand still is
+        not like the day before."""
         margin = self._margins[metric]
         if margin is None:
             return process
         if metric == "shadow":
             return against_limit(process, self.policy.shadow_limit or 1.0, margin.r1, seen)
-        return advance(process, margin, self.policy.error_limit if metric == "error" else None, seen)
+        after = advance(process, margin, self.policy.error_limit if metric == "error" else None, seen)
+        if not missed:
+            return after
+        return msgspec.structs.replace(after, ok=process.ok, difference=process.difference, best=process.best)
 
     def _sound(self, evidence: Evidence, processes: tuple[Process, ...]) -> tuple[Counts, Counts]:
         """The control and what it counted so far, without devices that left their own pre-period."""

@@ -29,7 +29,7 @@ import numpy as np
 
 from edgewright_contracts.errors import Refused
 
-from . import census, completion, deferral, experiment, exposure, headway, interval, order, retreat
+from . import background, census, completion, deferral, experiment, exposure, headway, interval, order, retreat
 from .departures import departed
 from .experiment import Answer, Conclusion
 from .gates import Evidence, Gate, Judgement
@@ -184,13 +184,16 @@ def _judge(
     state: RolloutState, spec: RolloutSpec, seen: Observation, here: Bools, able: Bools, gate: Gate, now_ms: int
 ) -> tuple[RolloutState, Wishes]:
     due = now_ms - state.judged_ms >= 1000 * spec.window_s
-    treated, control, members = interval.taken(state.members, seen.treated, seen.control, seen.present, due=due)
+    taken = interval.taken(
+        state.members, seen.treated, seen.control, seen.present, due=due, alone_ms=state.alone_ms, now_ms=now_ms
+    )
+    members = taken.members
     count = census.of(members, state.stage, seen.present, able, spec.gate.soak_windows)
     last = state.stage == len(spec.ladder) - 1
     judgement = gate.judge(
         Evidence(
-            treated=treated,
-            control=control,
+            treated=taken.treated,
+            control=taken.control,
             since=Counts(members.since[0], members.since[1]),
             pre=Counts(members.pre[0], members.pre[1]),
             ledger=state.ledger,
@@ -205,6 +208,8 @@ def _judge(
             and bool((members.labelled & members.given).any())
             and bool(members.has("waiting").any()),  # else everyone has it, and nobody would be spared
             compares=spec.experiment is not None,
+            missed=taken.missed,
+            by_themselves=background.by_themselves(members, spec.window_s),
         )
     )
     troubles = census.troubles(members, state.stage) if judgement.verdict == "hold" else ""
@@ -213,7 +218,8 @@ def _judge(
         members=members,
         ledger=judgement.ledger,
         figures=judgement.figures,
-        judged_ms=now_ms if treated.trials.any() else state.judged_ms,
+        judged_ms=now_ms if taken.treated.trials.any() else state.judged_ms,
+        alone_ms=taken.alone_ms,
         reason=judgement.reason + troubles,
     )
     if judgement.verdict == "rollback":

@@ -73,6 +73,7 @@ class RolloutState(msgspec.Struct, frozen=True, kw_only=True):
     since_ms: int = 0  # of the stage, or of the roll back
     ledger: Ledger = Ledger()
     judged_ms: int = 0
+    alone_ms: tuple[int, ...] = ()  # by metrics: since when the control that is hoped for counts nothing; 0: it does
     bucket: float | None = None  # bytes that might be asked for at `asked_ms`; None: nothing was asked for yet
     asked_ms: int = 0
     reason: str = ""  # of the last judgement or transition, for people
@@ -117,12 +118,13 @@ def not_ahead(state: RolloutState, spec: RolloutSpec, now_ms: int) -> RolloutSta
     if (members.asked_ms > now_ms).any() or (members.due_ms > longest_ms).any():
         asked_ms, due_ms = np.minimum(members.asked_ms, now_ms), np.minimum(members.due_ms, longest_ms)
         state = msgspec.structs.replace(state, members=replace(members, asked_ms=asked_ms, due_ms=due_ms))
-    if max(state.since_ms, state.judged_ms, state.asked_ms, state.headway.at_ms) <= now_ms:
+    if max(state.since_ms, state.judged_ms, state.asked_ms, state.headway.at_ms, *state.alone_ms) <= now_ms:
         return state
     return msgspec.structs.replace(
         state,
         since_ms=min(state.since_ms, now_ms),
         judged_ms=min(state.judged_ms, now_ms),
+        alone_ms=tuple(min(since, now_ms) for since in state.alone_ms),
         asked_ms=min(state.asked_ms, now_ms),
         headway=msgspec.structs.replace(state.headway, at_ms=min(state.headway.at_ms, now_ms)),
     )
