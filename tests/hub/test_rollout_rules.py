@@ -396,6 +396,16 @@ def test_an_experiment_ends_when_the_interval_leaves_out_nothing_or_its_time_is_
     assert says in after.conclusion.reason
 
 
+def test_what_an_experiment_found_is_told_with_what_the_devices_may_differ_by_themselves() -> None:
+    known = msgspec.structs.replace(_effect(-0.03, 0.01), ratio=0.8, ratio_low=0.6, ratio_high=0.98, apart=0.14)
+    assert experiment.told(known).endswith(
+        "a difference of -1.00 points (-3.00 to +1.00, 95% sure), a ratio of 0.80 (0.60 to 0.98); "
+        "the devices by themselves may differ by 14%"
+    )
+    unbounded = msgspec.structs.replace(known, ratio_low=0.0, ratio_high=None, apart=None)
+    assert experiment.told(unbounded).endswith("(0.00 to any); the devices by themselves may differ in any way")
+
+
 def test_harm_ends_an_experiment_too_and_nobody_concludes_what_has_not_begun() -> None:
     spec = _spec(experiment=Experiment(share="50%"))
     state, gate = started(spec, 20), Script(["hold", "promote", "promote", "hold", "rollback"])

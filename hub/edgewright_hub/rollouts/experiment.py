@@ -1,7 +1,8 @@
 """An experiment: a rollout that stays at a share of its devices until what the release changes is known. Pure.
 
-It ends by a person, by time, or when the interval of the effect on its outcome leaves out 0; that interval holds
-whenever it is looked at (`effect`), so that looking at every step costs nothing. Harm ends it before, as in any stage.
+It ends by a person, by time, or when an interval of the effect on its outcome leaves out that there is none: of the
+difference 0, or of the ratio 1. Both hold whenever they are looked at (`effect`), so that looking at every step costs
+nothing. Harm ends it before, as in any stage.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ def answer(experiment: Experiment, effects: tuple[Effect, ...], compared_s: floa
 
 
 def told(one: Effect) -> str:
+    high = "any" if one.ratio_high is None else f"{one.ratio_high:.2f}"
+    ratio = "" if one.ratio is None else f", a ratio of {one.ratio:.2f} ({one.ratio_low:.2f} to {high})"
     apart = "in any way" if one.apart is None else f"by {one.apart:.0%}"
     return (
         f"{one.metric} {one.treated:.2%} against {one.control:.2%}, a difference of {100 * one.difference:+.2f} points "
-        f"({100 * one.difference_low:+.2f} to {100 * one.difference_high:+.2f}, {one.certainty:.0%} sure"
-        + (f"; the devices by themselves may differ {apart})" if one.apart != 0 else ")")
+        f"({100 * one.difference_low:+.2f} to {100 * one.difference_high:+.2f}, {one.certainty:.0%} sure){ratio}"
+        + (f"; the devices by themselves may differ {apart}" if one.apart != 0 else "")
     )
