@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgewright_contracts.errors import Refused, RequestError
-from edgewright_hub.rollouts import exposure, rollout
+from edgewright_hub.rollouts import experiment, exposure, rollout
 from edgewright_hub.rollouts.effect import Effect
 from edgewright_hub.rollouts.hearing import News
 from edgewright_hub.rollouts.members import HAPPENINGS, IS_GIVEN, MEMBERS, NEXT, STATUSES, Member, Members
