@@ -20,6 +20,8 @@ from typing import Final, NamedTuple, Protocol
 
 import h11
 
+from .room import Room
+
 HEAD_BYTES: Final = 16 << 10
 CHUNK: Final = 256 << 10
 
@@ -74,26 +76,6 @@ class Refusal(Exception):
 
     def __init__(self, response: Response) -> None:
         self.response = response
-
-
-class Room:
-    """The bytes of all bodies that are being read or answered."""
-
-    def __init__(self, most: int) -> None:
-        self._most, self._taken = most, 0
-        self._guard = threading.Lock()
-
-    def takes(self, size: int, held: int) -> bool:
-        """Whether there is room for `size` more beside the `held` of the same request."""
-        with self._guard:
-            if self._taken + size > self._most and self._taken > held:
-                return False
-            self._taken += size
-            return True
-
-    def give_back(self, size: int) -> None:
-        with self._guard:
-            self._taken -= size
 
 
 class Server:
