@@ -13,10 +13,13 @@ from edgewright_agent.agent import Agent
 from edgewright_agent.console import status
 from edgewright_agent.delivery.nohub import NoHub
 from edgewright_agent.disk import RealDisk
+from edgewright_agent.updating.recovery import recover
 from edgewright_agent.updating.sideload import CLEAR, FOLDER, Sideload, Sideloads
-from edgewright_agent.updating.slots import Damaged, Store
+from edgewright_agent.updating.slots import Damaged, ModelState, Store
+from edgewright_agent.updating.update import State
 from edgewright_contracts.errors import RequestError
 from sim import homes, packages
+from sim.twin import Device
 
 
 class ReadOnly(RealDisk):
@@ -114,8 +117,55 @@ def test_a_state_that_is_lost_is_not_taken_for_a_device_without_packages(world, 
     home = world.home("dev-1")
     shutil.copytree(lived_in, home, dirs_exist_ok=True)
     (home / "models" / "digits" / "state.json").unlink()
-    with pytest.raises(Damaged, match="something was committed"):
+    with pytest.raises(Damaged, match="something was installed"):
         Store(RealDisk(), home / "models", "digits")
+
+
+@pytest.fixture
+def uncommitted(lived_in, tmp_path):
+    """A home whose two packages are both on trial still, and whose state.json is gone."""
+    home = tmp_path / "uncommitted"
+    shutil.copytree(lived_in, home)
+    model = home / "models" / "digits"
+    (model / "committed.json").unlink()
+    (model / "state.json").unlink()
+    return home
+
+
+@pytest.mark.parametrize("left", [None, b"", b"\0" * 300, b'{"v":2,"active":"b","a":{"dig'])
+def test_without_a_state_and_a_commit_the_newest_package_in_the_slots_answers_on_trial(uncommitted, left):
+    if left is not None:
+        (uncommitted / "models" / "digits" / "state.json").write_bytes(left)
+    (found,) = status.read(uncommitted).models
+    assert (found.state, found.running.version, found.previous.version) == ("damaged", "2.0.0", "1.0.0")
+    with Agent(uncommitted, transport=NoHub()) as agent:
+        prediction = agent.model("digits").predict({"image": packages.draw(1, seed=1)[0][0]})
+        state = agent.states()["digits"]
+        assert prediction.digest == state.running.digest
+        assert state.record.state is State.PROBATION
+    if left is None:  # what it found stands in its state again
+        assert Store(RealDisk(), uncommitted / "models", "digits").state.running.version == "2.0.0"
+
+
+def test_what_is_not_whole_or_was_never_tested_is_not_taken_for_a_package(uncommitted):
+    disk, root = RealDisk(), uncommitted / "models" / "digits"
+    (root / "b" / "variants" / "onnx-fp32" / "model.onnx").write_bytes(b"rot")
+    assert recover(disk, root).running.version == "1.0.0"
+    assert recover(disk, root).b is None
+    (root / "a" / "proof.json").write_bytes(b"{")
+    assert recover(disk, root) == ModelState()
+
+
+def test_a_package_found_in_a_slot_that_takes_the_process_down_is_left_for_the_other(uncommitted, tmp_path):
+    (tmp_path / "twin").mkdir()
+    device = Device(tmp_path / "twin")
+    shutil.copytree(uncommitted / "models", device.models, dirs_exist_ok=True)
+    answered = []
+    for unclean in (False, True, True, True):
+        device.boot(unclean=unclean)
+        answered.append(device.job.state.running.version)
+    device.agent.close()
+    assert answered == ["2.0.0", "2.0.0", "2.0.0", "1.0.0"]
 
 
 @pytest.mark.parametrize("lost", [("hub.json",), ("root.json",), ("hub.json", "root.json")])

@@ -12,6 +12,7 @@ from edgewright_runtime.runtime import Array, Session, open_session
 from ..disk import RealDisk
 from ..inference.checks import checker
 from ..updating import proof, slots
+from ..updating.recovery import recover
 from . import status
 
 
@@ -25,7 +26,7 @@ def installed(home: Path, name: str) -> tuple[Package, slots.Slot]:
     try:
         store = slots.Store(disk, home / "models", name)
     except ContractError:  # as the agent does
-        store = slots.Store(disk, home / "models", name, slots.recover(disk, home / "models" / name))
+        store = slots.Store(disk, home / "models", name, recover(disk, home / "models" / name))
     slot, side = store.state.running, store.state.active
     if slot is None or side is None:
         raise Unavailable(f"model {name} has no package yet ({store.state.record.state}: {store.state.record.reason})")

@@ -19,6 +19,7 @@ from ..hosting import live
 from ..hosting.live import Live
 from ..identity import Identity
 from ..updating import sideload, slots
+from ..updating.recovery import recover
 from ..updating.slots import Slot
 from ..updating.update import Record, State
 
@@ -109,7 +110,7 @@ def _model(disk: RealDisk, root: Path) -> ModelStatus:
     try:
         state = slots.load(disk, root)
     except ContractError as error:  # whoever looks at the device must see just this
-        state, damage = slots.recover(disk, root), f"{error}; the agent goes on from this at its next start"
+        state, damage = recover(disk, root), f"{error}; the agent goes on from this at its next start"
     record = state.record
     return ModelStatus(
         name=root.name,

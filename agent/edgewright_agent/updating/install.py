@@ -27,9 +27,10 @@ from .fetch import Link
 from .health import Conclusion
 from .inbox import Cleared, Inbox, Registered, Sealed, Wish
 from .job import Host, Interrupted, Job
+from .recovery import recover
 from .retreat import is_only, load_active, roll_back
 from .sideload import Sideloads
-from .slots import ModelState, Store, recover
+from .slots import ModelState, Store
 from .steps import Steps
 from .update import Event, Record, State
 

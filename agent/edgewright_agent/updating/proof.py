@@ -76,7 +76,7 @@ def read(disk: Disk, package: Package, variant: Variant, runtime: str) -> Proof 
     One that cannot be read is none. Raises Unavailable when the runtime does not work here.
     """
     try:
-        proof = decode(Proof, disk.read(package.root / FILE), name=FILE, limit=BYTES, wire="json")
+        proof = kept(disk, package.root)
         if proof != make(package, variant, runtime, proof.files, proof.doubt):
             return None
         for name, ref in proof.files.items():
@@ -86,6 +86,11 @@ def read(disk: Disk, package: Package, variant: Variant, runtime: str) -> Proof 
     except (OSError, ContractError):
         return None
     return proof
+
+
+def kept(disk: Disk, folder: Path) -> Proof:
+    """As it lies there, whether it still holds or not. Raises ContractError, OSError."""
+    return decode(Proof, disk.read(folder / FILE), name=FILE, limit=BYTES, wire="json")
 
 
 def to_load(package: Package, variant: Variant, proof: Proof | None) -> tuple[Path, bool]:

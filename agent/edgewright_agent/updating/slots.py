@@ -6,8 +6,8 @@
     models/<name>/parts/<sha256>  downloads
 
 Guarantee: `state.json` names a slot only while that slot is whole and durable. It is forgotten there before the first
-byte of it is overwritten. A state.json that is damaged, or of a later agent, costs the update that was under way, and
-not the model that answers.
+byte of it is overwritten. A state.json that is damaged, lost, or of a later agent costs the update that was under way,
+and not the model that answers (`recovery`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from edgewright_contracts.package import Package
 from edgewright_runtime.golden import GOLDEN_FILE
 
 from ..disk import Disk, atomic_write
+from . import proof
 from .quality import PrePeriod
 from .update import Record
 
@@ -31,6 +32,7 @@ STATE_BYTES: Final = 1 << 20
 VERSION: Final = 2  # 2: shadow runs, held updates; 1 is read
 
 Side = Literal["a", "b"]
+SIDES: Final[tuple[Side, Side]] = ("a", "b")
 
 
 class Damaged(ContractError):
@@ -76,15 +78,6 @@ class Committed(msgspec.Struct, frozen=True):
     slot: Slot
 
 
-class Lasting(msgspec.Struct, frozen=True):
-    """What every version of `state.json` says in the same words."""
-
-    active: Side | None = None
-    a: Slot | None = None
-    b: Slot | None = None
-    blocked: dict[Sha256, str] = {}
-
-
 class Store:
     """The slots of one model. Not thread-safe: the install thread owns it."""
 
@@ -101,7 +94,7 @@ class Store:
         if side is None or slot is None:
             return
         data = msgspec.json.encode(Committed(side, slot))
-        if _committed(self.disk, self.root) != Committed(side, slot):
+        if committed(self.disk, self.root) != Committed(side, slot):
             atomic_write(self.disk, self.root / "committed.json", data)
 
     def save(self, state: ModelState) -> None:
@@ -154,13 +147,7 @@ class Store:
         """`package`, and every file of the slot's variant is what was signed. Raises Damaged, OSError."""
         package, slot = self.package(side), self.state.slot(side)
         assert slot is not None
-        for file in files(package.manifest, package.manifest.variant(slot.variant)):
-            path, ref = package.root / file, package.manifest.files[file]
-            if self.disk.size(path) != ref.size:
-                raise Damaged(str(path), f"{ref.size} bytes", f"{self.disk.size(path)}")
-            got = self.disk.sha256(path)
-            if got != ref.sha256:
-                raise Damaged(str(path), f"sha256 {ref.sha256}", got)
+        intact(self.disk, package, package.manifest.variant(slot.variant))
         return package
 
 
@@ -170,38 +157,34 @@ def load(disk: Disk, root: Path) -> ModelState:
     try:
         data = disk.read(path)
     except FileNotFoundError:
-        if _committed(disk, root) is None:
+        tested = any(disk.size(root / side / proof.FILE) is not None for side in SIDES)
+        if committed(disk, root) is None and not tested:
             return ModelState()
-        raise Damaged(str(path), "a file, as something was committed here", "none") from None
+        raise Damaged(str(path), "a file, as something was installed here", "none") from None
     except OSError as error:
         raise Damaged(str(path), "a file that can be read", str(error)) from error
     return msgspec.structs.replace(decode(ModelState, data, name=str(path), limit=STATE_BYTES, wire="json"), v=VERSION)
 
 
-def recover(disk: Disk, root: Path) -> ModelState:
-    """What can be told of a model whose `load` raises: it answers with what was committed last. Reads only.
-
-    A package that was on trial is not taken for good: the record that would judge it is lost. Without anything that was
-    committed it is, for nothing else is here to answer.
-    """
-    try:
-        data = disk.read(root / "state.json")
-        known = decode(Lasting, data, name="state.json", limit=STATE_BYTES, wire="json")
-    except (ContractError, OSError):
-        known = Lasting()
-    state = ModelState(active=known.active, a=known.a, b=known.b, blocked=known.blocked)
-    good = _committed(disk, root)
-    if good is not None and good.slot.digest not in known.blocked:
-        state = msgspec.structs.replace(state.with_slot(good.side, good.slot), active=good.side)
-    return state
-
-
-def _committed(disk: Disk, root: Path) -> Committed | None:
+def committed(disk: Disk, root: Path) -> Committed | None:
+    """What is known of it without `state.json`; None when nothing was, or that is damaged as well."""
     try:
         data = disk.read(root / "committed.json")
         return decode(Committed, data, name="committed.json", limit=STATE_BYTES, wire="json")
     except (ContractError, OSError):
-        return None  # none yet, or damaged as well
+        return None
+
+
+def intact(disk: Disk, package: Package, variant: Variant) -> None:
+    """Every file of `variant` is what was signed. Raises Damaged, OSError."""
+    for file in files(package.manifest, variant):
+        path, ref = package.root / file, package.manifest.files[file]
+        size = disk.size(path)
+        if size != ref.size:
+            raise Damaged(str(path), f"{ref.size} bytes", f"{size}")
+        got = disk.sha256(path)
+        if got != ref.sha256:
+            raise Damaged(str(path), f"sha256 {ref.sha256}", got)
 
 
 def needed(variant: Variant) -> tuple[str, ...]:
