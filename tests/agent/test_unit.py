@@ -105,6 +105,12 @@ def test_without_systemd_without_root_or_without_an_identity_it_says_what_to_do(
     assert list((tmp_path / "units").iterdir()) == []
 
 
+@pytest.mark.parametrize("bounds", [{"memory_high": "lots"}, {"memory_high": "0"}, {"cpu_quota": "half"}])
+def test_bounds_that_systemd_would_ignore_are_refused(tmp_path, bounds):
+    with pytest.raises(RequestError, match="expected a bound such as"):
+        unit_of(tmp_path, **bounds)
+
+
 def test_a_unit_is_refused_that_could_never_listen(tmp_path, enrolled):
     home = enrolled.home
     for good in ("127.0.0.1:8500", "unix:/run/edgewright/agent.sock", f"unix:{home}/oip.sock"):

@@ -37,10 +37,10 @@ def clear(home: Path, name: str, begins: str = "") -> Done:
     barred = orders.barred(before)
     wanted = [digest for digest in barred if digest.startswith(begins)]
     if not wanted:
-        others = ", ".join(digest[:16] for digest in barred) or "nothing"
-        raise RequestError(
-            f"expected a digest of {name} that is blocked or held here, got {begins or 'none'}; {others} is"
-        )
+        if not barred:
+            raise RequestError(f"nothing of {name} is blocked or held here, so there is nothing to clear")
+        others = ", ".join(digest[:16] for digest in barred)
+        raise RequestError(f"expected a digest of {name} that is blocked or held here ({others}), got {begins!r}")
     sideload.ask_to_clear(disk, home, name, wanted)
     if status.alive(home):
         _wait(disk, home / "models" / name, before)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import re
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,10 @@ RUNTIME: Final = Path("/run/edgewright")  # RuntimeDirectory, made at each start
 COMMAND_S: Final = 120
 
 Run = Callable[[Sequence[str]], None]
+
+
+_MEMORY: Final = re.compile(r"[1-9][0-9]*[KMGT]?|[1-9][0-9]?%|100%")  # systemd.resource-control(5)
+_QUOTA: Final = re.compile(r"[1-9][0-9]*%")
 
 
 class Options(NamedTuple):
@@ -60,6 +65,9 @@ def text(options: Options) -> str:
     for value in options:
         if any(c in str(value) for c in "\n\r\0"):
             raise RequestError(f"expected one line, got {str(value)!r}")
+    for value, form, example in ((options.memory_high, _MEMORY, "200M"), (options.cpu_quota, _QUOTA, "50%")):
+        if value and not form.fullmatch(value):
+            raise RequestError(f"expected a bound such as {example}, got {value!r}")
     _reachable(options)
     bounds = [
         *([f"MemoryHigh={options.memory_high}"] if options.memory_high else []),
