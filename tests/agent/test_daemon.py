@@ -28,6 +28,7 @@ from edgewright_agent.console import status
 from edgewright_agent.console.collect import facts
 from edgewright_agent.disk import RealDisk, atomic_write
 from edgewright_agent.enrolling import enroll
+from edgewright_agent.hosting.lock import HomeLock
 from edgewright_agent.serving import listening, service
 from edgewright_contracts.errors import ContractError, Refused, RequestError, Unavailable
 from sim import packages
@@ -190,6 +191,49 @@ def test_a_thread_that_does_not_end_keeps_its_home_from_a_second_agent(world, mo
     hung.join()
     agent.close()
     world.agent().close()
+
+
+FORKS = """
+import os, sys
+from pathlib import Path
+from edgewright_agent.hosting.lock import HomeLock
+lock, (heard, told) = HomeLock(Path(sys.argv[1])), os.pipe()
+if os.fork() == 0:
+    lock.release()  # as at the end of its own `with` block
+    os.write(told, b"x")
+    os.read(int(sys.argv[2]), 1)
+    os._exit(0)
+os.read(heard, 1)
+print("forked", flush=True)
+sys.stdin.readline()
+lock.release()
+print("released", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("ending", ["released", "killed"])
+def test_a_worker_that_the_application_forked_neither_frees_its_home_nor_keeps_it(tmp_path, ending):
+    held, working = os.pipe()
+    command = [sys.executable, "-c", FORKS, str(tmp_path), str(held)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=[held]
+    ) as application:
+        os.close(held)
+        try:
+            assert application.stdout.readline() == "forked\n"
+            assert status.alive(tmp_path)
+            if ending == "killed":
+                application.kill()
+                application.wait()
+            else:
+                application.stdin.write("\n")
+                application.stdin.flush()
+                assert application.stdout.readline() == "released\n"
+            assert not status.alive(tmp_path)
+            HomeLock(tmp_path).release()
+        finally:
+            os.close(working)  # the worker ends
 
 
 def test_an_agent_that_fails_before_it_starts_leaves_no_lock_and_no_lost_boot(world):
