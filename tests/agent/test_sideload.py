@@ -153,7 +153,7 @@ def test_a_person_clears_what_is_blocked_and_is_told_so_when_it_comes_again(shel
     assert run(clear) == 2
     assert run([*done, str(shelf / "v1.ewp")]) == 0
     assert run([*clear, "--json"]) == 2
-    assert "blocked or held here, got none; nothing is" in capsys.readouterr().err
+    assert "nothing of digits is blocked or held here" in capsys.readouterr().err
     assert run([*done, str(shelf / "bad.ewp")]) == 1
     digest = read_package(shelf / "bad.ewp").digest
     capsys.readouterr()
