@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from edgewright_hub.drift import hours
+from edgewright_hub.drift import hours, skew
 from edgewright_hub.drift.budget import Budget
 from edgewright_hub.drift.groups import DriftPolicy, Group
 from edgewright_hub.drift.moves import Channels
@@ -142,6 +142,17 @@ def test_one_device_does_not_end_the_first_day_of_a_fleet() -> None:
     assert site.know == [False] * DEVICES, "the first waits for the others"
     site.live(42, 96, lit=lamps)
     assert site.group.first_day is None
+    assert site.know == [True] * DEVICES
+    assert site.pages == []
+
+
+def test_a_device_that_differs_when_it_comes_into_an_old_fleet_is_not_paged_for_its_first_day() -> None:
+    """Its blocks began anew after three hours: the first whole day is all that its baseline has, but for these."""
+    site, morning = Site(), 7 * 24 + 6
+    site.live(12, morning, who=range(DEVICES - 1), lit=lamps)
+    site.live(morning, morning + 3, lit=lamps)
+    skew.begin_past(site.group, DEVICES - 1)
+    site.live(morning + 3, 9 * 24, lit=lamps)
     assert site.know == [True] * DEVICES
     assert site.pages == []
 

@@ -105,11 +105,14 @@ class Group:
             for name in ("before", "pairs", "run", "runs"):
                 getattr(s, name)[other] = 0
             s.against[at] = which
+            thin = np.zeros(at.size, np.bool_)
         else:
             held = self._admitted(at, scale, block)
             reference = np.where((which < 2)[:, None, None], np.maximum(reference - held, 0), reference)
+            # Little is left beside a block that most of the baseline came in: some hours, by which no day is judged.
+            thin = (which == 0) & (2 * reference[:, 0].sum(1) < s.n[at, scale])
         sound = ~(s.alarm[at] | (self.log_e(at) > SUSPECT))
-        past = (which != 0) & (s.own_blocks[at] > 0)
+        past = ((which != 0) | thin) & (s.own_blocks[at] > 0)
         learning = past & sound if self.first_day is None else past
         if learning.any():  # how blocks differ from their own device's is known before they may be judged by that
             own = s.counts[at[learning], OWN].astype(np.float64)
@@ -118,7 +121,7 @@ class Group:
             self._learn(at[learning], scale, pearson(block[learning], own, self.channels), sound[learning])
         ready = self.baselines.ready(at)
         for baseline in range(len(BASELINES)):
-            these = (which == baseline) & ready if baseline == 0 else which == baseline
+            these = (which == baseline) & ready & ~thin if baseline == 0 else which == baseline
             found = pearson(block[these], reference[these], self.channels)
             counted = _held_apart(found, s.channels)  # not so of a baseline that has nothing but this block
             if counted.any():
