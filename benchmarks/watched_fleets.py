@@ -44,6 +44,7 @@ class Window(NamedTuple):
     cells: bytes
     start_ms: int
     mono_end_ms: int
+    arrived_ms: int
     n: int = ROWS
     n_monitored: int = ROWS
     digest: str = "0" * 16
@@ -112,7 +113,7 @@ class Fleet:
             cells = self.inputs.draw(here, np.full(here.size, ROWS), tilts[here], self.rng)
             start_ms = START_MS + self._steps * WINDOW_S * 1000
             rows = [
-                Window(self.names[at], pack(mine), start_ms, WINDOW_S * 1000)
+                Window(self.names[at], pack(mine), start_ms, WINDOW_S * 1000, start_ms + WINDOW_S * 1000)
                 for at, mine in zip(here.tolist(), cells, strict=True)
             ]
             self.watch.decide(self.watch.take(rows))

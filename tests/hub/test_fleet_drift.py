@@ -66,16 +66,19 @@ def _live(
     cells: Draw | None = None,
     n: int = 250,
     step: int = MINUTES_5,
+    behind: Iterable[str] = (),
     version: str = "1.0.0",
     **more: Any,
 ) -> None:
-    """Devices report windows drawn from the reference of a version; of those in `moved` the input is shifted."""
-    package, shifted = house.packages[version], set(moved)
+    """Devices report windows drawn from the reference of a version; of those in `moved` the input is
+    shifted; the clocks of those that are `behind` stood still for 26 hours."""
+    package, shifted, slow = house.packages[version], set(moved), set(behind)
     for _ in range(windows):
         house.now += step
         rows = [
             house.row(
-                device, version, n=n, n_monitored=n, mono_start_ms=0, mono_end_ms=step, start_ms=house.now - step,
+                device, version, n=n, n_monitored=n, mono_start_ms=0, mono_end_ms=step,
+                start_ms=house.now - step - (device in slow) * 26 * HOUR,
                 cells=cells(device, house.rng) if cells else draw_cells(package, n, house.rng, shift=device in shifted),
                 **more,
             )
@@ -579,3 +582,11 @@ def test_a_silent_device_leaves_the_mean_of_its_cohort_and_keeps_its_alarm(learn
     assert ("lab", "input") in _alarms(house)
     _live(house, EIGHT[1:], 7, step=4 * HOUR)
     assert _alarms(house) == {("pi-0", "input")}
+
+
+def test_devices_whose_clocks_are_a_day_behind_are_not_silent(learned: House) -> None:
+    house, moved = learned, EIGHT[:4]
+    house.now += 26 * HOUR
+    _live(house, EIGHT, 4, moved=moved, behind=EIGHT[:7])
+    cohort = _verdicts(house, scope="cohort", verdict="alarm")
+    assert [(v["subject"], v["part"], v["devices"]) for v in cohort] == [("lab", "input", moved)]

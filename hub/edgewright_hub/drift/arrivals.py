@@ -13,6 +13,7 @@ class Window(NamedTuple):
     n: int
     start_ms: int
     length_ms: int
+    arrived_ms: int
 
 
 def turns(windows: Iterable[Window]) -> list[list[Window]]:

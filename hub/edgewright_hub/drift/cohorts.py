@@ -1,9 +1,9 @@
 """Drift of a cohort: the mean of the e-values of its devices' streams, which is an e-value whatever they share. Pure.
 
 A cohort is a fleet, or one with a name. Only devices count that are compared with their own past (`watch`): who merely
-differs from others has not moved. Devices that have said nothing for `SILENT_MS` are left out until they speak again:
-what they last said would weigh on the mean for ever. Which devices it is, e-BH says. A cohort is skewed when more than
-half of its devices are.
+differs from others has not moved. Devices of which nothing came for `SILENT_MS`, by the hub's clock, are left out until
+they speak again: what they last said would weigh on the mean for ever. Which devices it is, e-BH says. A cohort is
+skewed when more than half of its devices are.
 """
 
 from __future__ import annotations

@@ -198,8 +198,9 @@ class FleetDrift:
     def _read(self) -> Sequence[Any]:
         w = telemetry.windows.c
         columns = (
-            w.id, w.device, w.spool_id, w.seq, w.start_ms, w.mono_start_ms, w.mono_end_ms, w.digest, w.variant,
-            w.context, w.edge_hash, w.phase, w.placed, w.n, w.n_monitored, w.cells, w.repeated, w.input_age, w.outcomes,
+            w.id, w.device, w.spool_id, w.seq, w.arrived_ms, w.start_ms, w.mono_start_ms, w.mono_end_ms, w.digest,
+            w.variant, w.context, w.edge_hash, w.phase, w.placed, w.n, w.n_monitored, w.cells, w.repeated, w.input_age,
+            w.outcomes,
         )  # fmt: skip
         query = sa.select(*columns).where(w.id > (self._position or 0)).order_by(w.id).limit(BATCH)
         with self._telemetry.connect() as connection:

@@ -56,8 +56,9 @@ _NUMBERS: Final[tuple[tuple[str, tuple[int, ...], Any, float], ...]] = (
     ("hours", (ROWS,), np.int64, 0),
     ("known_hours", (), np.int64, 0),
     ("days", (), np.int64, 0),
+    ("arrived_ms", (), np.int64, 0),
 )
-_SINCE: Final = 3  # the last of them, which hubs before 22 November 2026 did not store
+_SINCE: Final = 4  # the last of them, which hubs before 22 November 2026 did not store
 
 
 class Streams:
@@ -74,7 +75,7 @@ class Streams:
     span_ms: Ints  # of all windows
     own_blocks: Ints  # in the own baseline
     waiting: Ints  # blocks in the evidence
-    heard_ms: Ints  # end of the last window
+    heard_ms: Ints  # end of the last window, by the device's clock
     p: Floats  # of the last block; NaN of one that was not tested
     tested: Bools  # a block at least
     alarm: Bools
@@ -90,6 +91,7 @@ class Streams:
     hours: Ints  # of the day, that each of `counts` has something of (hours.touched)
     known_hours: Ints  # of running since the last that brought an hour of the day which it had not seen
     days: Ints  # of UTC, in which it was heard since its baseline began
+    arrived_ms: Ints  # when a window came last, by the hub's clock
 
     def __init__(self, channels: int, cells: int) -> None:
         self.channels, self.cells = channels, cells
@@ -176,5 +178,6 @@ class Streams:
         self.counts[at] = np.frombuffer(plain, "<f4", offset=8 * sum(sizes)).reshape(self.counts[at].shape)
         if stored is not _NUMBERS:  # a day that it knows stays known; else its hours are to be seen from here on
             self.hours[at], self.known_hours[at] = 0, 0
+            self.arrived_ms[at] = self.heard_ms[at]
             self.days[at] = 1 + (self.heard_ms[at] - self.start_ms[at, OWN]) // DAY_MS if self.n[at, OWN] else 0
         return True

@@ -132,16 +132,18 @@ class Watch:
                     group.streams.foreign[at] += 1
                 elif part == FEED:
                     if row.n:
-                        waiting[key].append(Window(at, feed.counts(row), row.n, row.start_ms, length))
+                        waiting[key].append(Window(at, feed.counts(row), row.n, row.start_ms, length, row.arrived_ms))
                 elif row.n_monitored:
                     mine = np.zeros((group.streams.channels, group.streams.cells))
                     for into, where in zip(mine, reference.slices[part], strict=True):
                         into[: where.stop - where.start] = cells[where]
-                    waiting[key].append(Window(at, mine, row.n_monitored, row.start_ms, length))
+                    waiting[key].append(Window(at, mine, row.n_monitored, row.start_ms, length, row.arrived_ms))
         for key, windows in waiting.items():
+            group = self.groups[key]
             for turn in turns(windows):
                 rows_at, n, start_ms, length_ms = (np.array([w[i] for w in turn]) for i in (0, 2, 3, 4))
-                self.groups[key].take(rows_at, np.stack([w.cells for w in turn]), n, start_ms, length_ms)
+                group.streams.arrived_ms[rows_at] = [w.arrived_ms for w in turn]
+                group.take(rows_at, np.stack([w.cells for w in turn]), n, start_ms, length_ms)
         return touched
 
     def _went_on(self, device: str, digest: str) -> set[Key]:
@@ -214,7 +216,7 @@ class Watch:
             skewed = s.skew[every] == SKEWED
             # Who is compared with others, having no past yet, cannot say that the cohort moved.
             live = ((s.tested[every] & (s.against[every] == 0)) | skewed) & ~s.ended[every]
-            live &= s.heard_ms[every] > s.heard_ms.max() - SILENT_MS
+            live &= s.arrived_ms[every] > s.arrived_ms.max() - SILENT_MS
             for name, members in self.rows_of(group_key).items():
                 key, mine = Key("cohort", name, *group_key), members[live[members]]
                 now = None
@@ -251,4 +253,4 @@ class Watch:
 
 def _idle(group: Group, before_ms: int) -> bool:
     s, used = group.streams, len(group.streams.devices)
-    return bool(s.ended[:used].all() and s.heard_ms[:used].max(initial=0) < before_ms)
+    return bool(s.ended[:used].all() and s.arrived_ms[:used].max(initial=0) < before_ms)
