@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
@@ -34,10 +34,15 @@ def print_plan(plan: dict[str, Any]) -> None:
     console.print("many devices roll it back, if they do not fail without it too", style="dim")
     rates = ", ".join(f"{metric} {rate:.3%}" for metric, rate in plan["rates"].items())
     console.print(f"usual rates: {escape(rates) or 'nothing was counted before; fixed limits hold'}", highlight=False)
-    if "label" in plan["rates"]:
+    for metric, came in plan["seldom"].items():
+        last = f"{datetime.fromtimestamp(came['last_ms'] / 1000, UTC):%a %d %b}"
+        told = f"on {came['days']} of the last 30 days, the last on {last}, and none since: waited for"
+        console.print(f"{escape(metric)}: {told}", highlight=False)
+    if "label" in plan["rates"] and "label" not in plan["seldom"]:
         late = plan["label_delay_s"]
         told = "how late labels come is not known: the times leave it out"
         console.print(told if late is None else f"labels come {lasting(late)} late in the mean", highlight=False)
+    print_unknown(console, plan["not_waited_for"])
     full, delta = plan["bytes"]["full"], plan["bytes"]["delta"]
     console.print(f"downloads: {size(full)} in all, {size(delta)} with the patches there are", highlight=False)
     for one in plan["openings"][:ZONES]:
@@ -53,6 +58,11 @@ def print_plan(plan: dict[str, Any]) -> None:
     if plan["approvals"]:
         console.print(f"begins when {plan['approvals']} other persons have approved it", highlight=False)
     print_left_out(console, plan["excluded"])
+
+
+def print_unknown(console: Console, metrics: Sequence[str]) -> None:
+    for metric in metrics:
+        console.print(f"{escape(metric)}: none in the 30 days before, so it is not waited for", highlight=False)
 
 
 def print_left_out(console: Console, excluded: Sequence[dict[str, Any]]) -> None:

@@ -14,7 +14,7 @@ from rich.table import Table
 from edgewright_contracts.errors import RequestError
 
 from .hub_client import HubClient, path, with_hub
-from .planning import lasting, print_left_out, print_plan, size
+from .planning import lasting, print_left_out, print_plan, print_unknown, size
 from .rollout_options import specified
 from .tables import print_table, toned
 
@@ -142,6 +142,8 @@ def _tell(state: dict[str, Any], as_json: bool) -> int:
     for line in _asked(state):
         console.print(escape(line), highlight=False)
     console.print(escape(state["reason"]), highlight=False)
+    if state["state"] in ("draft", "unapproved", "running", "paused"):
+        print_unknown(console, state["not_waited_for"])
     if state["state"] == "unapproved":
         console.print(
             f"edgewright rollout approve {state['id']} --digest {state['digest']}", highlight=False, soft_wrap=True

@@ -105,12 +105,13 @@ class Conductor:
         seen = self._prospects.look(self._consented(spec), now_ms, force=force)
         with self._lock, self._control.begin() as connection:
             fleet, proposal = self._prospects.propose(connection, seen.proposal.spec, now_ms, force=force)
-            spec, joined, processes = proposal.spec, seen.joined, seen.processes
+            spec = proposal.spec
             if proposal.previous != seen.proposal.previous:  # something else moved meanwhile
-                joined, processes = self._readings.before(spec, fleet, proposal.previous, now_ms)
+                seen = self._prospects.past(fleet, proposal, now_ms)
             mark = hashlib.sha256(f"{now_ms}{spec.digest}".encode()).hexdigest()[:4]
             state = RolloutState(id=f"r{proposal.number}-{mark}", author=who)
-            state = rollout.enrol(msgspec.structs.replace(state, ledger=Ledger(processes)), joined)
+            state = msgspec.structs.replace(state, ledger=Ledger(seen.processes), seldom=tuple(seen.seldom))
+            state = rollout.enrol(state, seen.joined)
             state, _ = rollout.command(state, spec, "start", f"started by {who}", now_ms)
             values = {"id": state.id, "name": spec.model, "spec": msgspec.to_builtins(spec), "created_ms": now_ms}
             connection.execute(control.rollouts.insert().values(**values, **columns(state, now_ms)))

@@ -7,8 +7,8 @@
 
 The first is over when a later release of the model was promoted to the same devices, since what was wrong has been put
 right; those that were retired since, or that its rollout is not for any more, do not count. A ticket of it is over
-already when all devices are back. The second is over when the rollout is judged again, or ends;
-the third when it ends, or goes back.
+already when all devices are back. The second is over when the rollout is judged again, or ends; the third when it ends,
+or goes back.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -25,12 +26,14 @@ from scipy.special import ndtr
 from edgewright_contracts.eprocess import RHO, RHYTHM
 
 from .gates import ADVISORY, ONCE, GatePolicy, SequentialGate
+from .label_past import DAYS, Came
 from .past import TELLING, unsure
 from .processes import TELLS, Counts, Margin, Metric, Process, tolerated
 
 CHANCE: Final = 0.8
 LONGEST: Final = 10_000.0  # windows; what takes longer does not end by itself
 RATIOS: Final = np.geomspace(1.02, 100.0, 160)  # regressions that are tried
+NONE: Final[Mapping[Metric, Came]] = MappingProxyType({})
 _STAKES: Final = np.geomspace(0.02, 6.0, 24)
 _RHO: Final = np.asarray(RHO)
 
@@ -42,6 +45,7 @@ class Usual(msgspec.Struct, frozen=True, kw_only=True):
     rate: float
     phi: float = 1.0
     delay: float = 0.0  # windows until a trial is told, in the mean: labels come late
+    past: float = 1.0  # times as long as that of other metrics the period before is
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,18 +62,22 @@ class Outlook(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def usual(
-    pre: Counts, processes: Sequence[Process], windows: float, policy: GatePolicy, *, label_delay: float = 0.0
-) -> dict[Metric, Usual]:
+    pre: Counts, processes: Sequence[Process], windows: float, policy: GatePolicy,
+    *, label_delay: float = 0.0, seldom: Mapping[Metric, Came] = NONE,
+) -> dict[Metric, Usual]:  # fmt: skip
     """Of every metric that was counted in the period before, which held `windows` for each device that reported;
-    `label_delay`: also in windows."""
+    `label_delay`: also in windows. What came on some days only is as late, in the mean, as half of the time between."""
     found = {}
     for i, metric in enumerate(policy.metrics[: len(pre.trials)]):
         trials, devices = float(pre.trials[i].sum()), int(np.count_nonzero(pre.trials[i]))
         if trials and _blocks(metric):
             phi = processes[i].phi if i < len(processes) else 1.0
             rate = float(pre.events[i].sum()) / trials
-            delay = label_delay if metric == "label" else 0.0
-            found[metric] = Usual(trials=trials / devices / max(windows, 1.0), rate=rate, phi=phi, delay=delay)
+            delay, past = label_delay if metric == "label" else 0.0, 1.0
+            if (came := seldom.get(metric)) is not None:
+                delay, past = max(delay, DAYS / came.days / 2 * windows), float(DAYS)
+            one = trials / devices / max(windows, 1.0) / past
+            found[metric] = Usual(trials=one, rate=rate, phi=phi, delay=delay, past=past)
     return found
 
 
@@ -146,7 +154,7 @@ class _Growth:
             less = -np.expm1(-_STAKES)
             gains = margin.delta * n_t * less - _STAKES * t + np.log1p(share * less) * c
             self._difference += float(gains.max())
-        self._against_own(n_t, t, devices * pre_windows * usual.trials * usual.rate)
+        self._against_own(n_t, t, devices * pre_windows * usual.past * usual.trials * usual.rate)
         treated = RATIOS[:, None] * t
         r0 = tolerated(margin, self._apart(devices, fleet, pre_windows))
         fell = np.log((1 + r0 * _RHO * share) / (1 + r0 * share))

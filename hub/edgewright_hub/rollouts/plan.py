@@ -3,8 +3,8 @@
 Guarantee: nothing moves. Which devices a count or a share means is drawn when the rollout is created, so only numbers
 are told of those; of a selector, names. Times are of a good release (`outlook`), in windows of this rollout and at the
 rates at which these devices counted in the 24 hours before, labels as late as they came of earlier versions, as far as
-that is known (`label_delay`). A stage begins when it is open somewhere, the last when it has been open everywhere, and
-its wait for that is in what it takes.
+that is known (`label_delay`), or at the rate of the last month (`label_past`). A stage begins when it is open
+somewhere, the last when it has been open everywhere, and its wait for that is in what it takes.
 
 The longest is what the parts of which there is a bound take together: every batch of `concurrency` devices uses up its
 time-out, the bandwidth is the cap, evidence comes as expected, and each stage waits for the next maintenance window.
@@ -18,14 +18,17 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+import msgspec
+
 from ..fleet.selectors import Device
 from . import schedule
 from .admission import Proposal, exposed
 from .downloads import Download
 from .evidence import Heard
+from .label_past import Came, unknown
 from .members import Member, Members
 from .outlook import Outlook, outlook, usual
-from .processes import Counts, Process
+from .processes import Counts, Metric, Process
 from .specification import RolloutSpec, is_selector
 
 NAMES: Final = 20  # of devices, of one stage or one reason
@@ -60,6 +63,7 @@ def plan(
     joined: tuple[Member, ...],
     processes: Sequence[Process],
     *,
+    seldom: Mapping[Metric, Came],  # labels and outcomes that came before the last 24 hours only
     reported_s: float,  # by each device in the period before, in the mean
     label_delay_s: float | None,  # in the mean; None: not known, and left out
     downloads: Mapping[str, Download],  # by device
@@ -72,7 +76,7 @@ def plan(
     reached = exposed(spec, groups)
     windows = max(1.0, reported_s / spec.window_s)
     pre, delay = Counts(members.pre[0], members.pre[1]), (label_delay_s or 0.0) / spec.window_s
-    known = usual(pre, processes, windows, spec.gate, label_delay=delay)
+    known = usual(pre, processes, windows, spec.gate, label_delay=delay, seldom=seldom)
     ahead = outlook(spec.gate, known, reached, len(joined), pre_windows=windows)
     full = sum(one.full for one in downloads.values())
     zones = Counter(fleet[member.device].tz for member in joined)
@@ -91,6 +95,8 @@ def plan(
         "longest_s": total,
         "rates": {metric: one.rate for metric, one in known.items()},
         "label_delay_s": label_delay_s,
+        "seldom": msgspec.to_builtins(dict(seldom)),
+        "not_waited_for": unknown(spec.gate, members),
         "approvals": spec.approvals,
         "openings": _openings(spec, zones, now_ms),
         "excluded": told(left_out),

@@ -12,6 +12,7 @@ from edgewright_contracts.errors import RequestError
 
 from ..storage import control
 from .gates import SequentialGate
+from .label_past import unknown
 from .members import STATUSES, Members
 from .progress import packed, unpacked
 from .specification import RolloutSpec, Stage, is_selector, stage_size, stored
@@ -51,6 +52,7 @@ def describe(row: sa.Row[Any]) -> dict[str, Any]:
         "devices_total": reachable,
         "devices_exposed": state.exposed,
         "devices_by_status": {status: n for status, n in zip(STATUSES, counts, strict=True) if n},
+        "not_waited_for": unknown(spec.gate, members),
         "figures": [msgspec.to_builtins(figure) for figure in state.figures],
         "approvals": {"needed": spec.approvals, "author": state.author, "by": list(state.approved)},
         "effects": [msgspec.to_builtins(effect) for effect in state.effects],

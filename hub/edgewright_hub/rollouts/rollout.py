@@ -185,8 +185,9 @@ def _judge(
 ) -> tuple[RolloutState, Wishes]:
     due = now_ms - state.judged_ms >= 1000 * spec.window_s
     taken = interval.taken(
-        state.members, seen.treated, seen.control, seen.present, due=due, alone_ms=state.alone_ms, now_ms=now_ms
-    )
+        state.members, seen.treated, seen.control, seen.present, due=due, alone_ms=state.alone_ms, now_ms=now_ms,
+        seldom=[row for row, metric in enumerate(spec.gate.metrics) if metric in state.seldom],
+    )  # fmt: skip
     members = taken.members
     count = census.of(members, state.stage, seen.present, able, spec.gate.soak_windows)
     last = state.stage == len(spec.ladder) - 1

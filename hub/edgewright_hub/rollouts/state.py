@@ -20,6 +20,7 @@ from .figures import Figure
 from .gates import Ledger
 from .headway import Headway
 from .members import Members
+from .processes import Metric
 from .specification import LONGEST_S, RolloutSpec
 
 State = Literal[
@@ -73,6 +74,7 @@ class RolloutState(msgspec.Struct, frozen=True, kw_only=True):
     since_ms: int = 0  # of the stage, or of the roll back
     ledger: Ledger = Ledger()
     judged_ms: int = 0
+    seldom: tuple[Metric, ...] = ()  # labels and outcomes that came before the last 24 hours only (`label_past`)
     alone_ms: tuple[int, ...] = ()  # by metrics: since when the control that is hoped for counts nothing; 0: it does
     bucket: float | None = None  # bytes that might be asked for at `asked_ms`; None: nothing was asked for yet
     asked_ms: int = 0
