@@ -191,7 +191,7 @@ class Group:
         s = self.streams
         s.blocks[at] += 1
         whole = self.baselines.complete(at) & ~s.day[at]
-        ends = self.first_day is not None and bool(whole.any()) and self._known_by_half(int(now_ms.max()))
+        ends = self.first_day is not None and bool(whole.any()) and self._known_by_half()
         whole &= self.first_day is None or ends
         rest = (detectors.level(s.log_r[at]) < REST).all(1) & ~s.alarm[at]
         cleared = at[(rest | whole) & (s.waiting[at] > 0)]
@@ -208,11 +208,11 @@ class Group:
         alarm = s.alarm[at]
         self._clear(at[alarm], now_ms[alarm])
 
-    def _known_by_half(self, now_ms: int) -> bool:
+    def _known_by_half(self) -> bool:
         """Whether half of the blocks are of devices that know the day: else those of a few that ran before all others
-        are lost in the mean. Of devices that were heard within a day."""
+        are lost in the mean. Of devices of which something came within a day."""
         s, every = self.streams, np.arange(len(self.streams.devices))
-        here = every[~s.ended[every] & (s.heard_ms[every] > now_ms - DAY_MS)]
+        here = every[~s.ended[every] & (s.arrived_ms[every] > s.arrived_ms.max() - DAY_MS)]
         return bool(2 * s.blocks[here] @ self.baselines.complete(here) >= s.blocks[here].sum())
 
     def _end_first_day(self) -> None:
