@@ -169,6 +169,13 @@ def test_what_an_older_release_stored_is_not_taken_for_a_standstill() -> None:
     assert (state.headway.stalled, state.headway.at_ms) == ("", 10 * DAY_MS)
 
 
+def _alerts(house: House) -> list[tuple[str, str, bool]]:
+    """Key, severity, and whether it is closed."""
+    with house.control.connect() as connection:
+        rows = connection.execute(sa.select(control.alerts).order_by(control.alerts.c.id)).all()
+    return [(row.key, row.severity, row.open_key is None) for row in rows]
+
+
 def test_a_rollout_that_nobody_is_left_for_is_one_ticket_until_somebody_comes_or_it_ends(
     tmp_path: Path, packages: dict[str, Package]
 ) -> None:
@@ -183,23 +190,17 @@ def test_a_rollout_that_nobody_is_left_for_is_one_ticket_until_somebody_comes_or
         with house.control.begin() as connection:
             connection.execute(control.devices.update().values(state=state))
 
-    def alerts() -> list[tuple[str, str, bool]]:
-        a = control.alerts.c
-        with house.control.connect() as connection:
-            rows = connection.execute(sa.select(control.alerts).order_by(a.id)).all()
-        return [(row.key, row.severity, row.open_key is None) for row in rows]
-
     enrolled("retired")
     house.live([], 10)
-    assert alerts() == [(key, "ticket", False)]
+    assert _alerts(house) == [(key, "ticket", False)]
     enrolled("enrolled")
     house.live([], 1)
-    assert alerts() == [(key, "ticket", True)]
+    assert _alerts(house) == [(key, "ticket", True)]
     enrolled("retired")
     house.live([], 10)
-    assert alerts() == [(key, "ticket", True), (key, "ticket", False)]
+    assert _alerts(house) == [(key, "ticket", True), (key, "ticket", False)]
     house.conductor.command(name, "abort", who="ann", now_ms=house.now)
-    assert alerts() == [(key, "ticket", True), (key, "ticket", True)]
+    assert _alerts(house) == [(key, "ticket", True), (key, "ticket", True)]
     a = control.audit.c
     with house.control.connect() as connection:
         said = sa.select(a.detail).where(a.what == "alert close").order_by(a.id)
@@ -209,3 +210,48 @@ def test_a_rollout_that_nobody_is_left_for_is_one_ticket_until_somebody_comes_or
         f"rollout {name} stands still: nobody is left to judge or to wait for in stage 1 (100%). Its reason: nobody is "
         "left for stage 1 (100%), and nobody has the release: abort it, and begin anew"
     )
+
+
+@pytest.mark.parametrize("end", ["approve", "abort", "revoke"])
+def test_a_rollout_that_waits_for_approval_for_a_day_is_one_ticket_until_it_is_over(
+    tmp_path: Path, packages: dict[str, Package], end: str
+) -> None:
+    house = House(tmp_path, packages)
+    house.publish_package("2.0.0")
+    house.enrol("pi-0", "pi-1")
+    name, digest = house.start("2.0.0", stages=("100%",), approvals=2), packages["2.0.0"].digest
+    key = f"rollout:{name}:still"
+
+    def after(ms: int) -> str | None:
+        house.now += ms
+        house.tick()
+        with house.control.connect() as connection:
+            return connection.execute(sa.select(control.alerts.c.text)).scalar()
+
+    assert after(DAY_MS - 1) is None
+    waits = f"rollout {name} stands still: for more than a day it has waited for {{}} to approve it. "
+    said = f"{waits}`edgewright rollout approve {name} --digest {digest}`, or abort it"
+    assert after(1) == said.format("2 persons")
+    house.conductor.approve(name, digest, who="ben", now_ms=house.now)
+    assert _alerts(house) == [(key, "ticket", False)]
+    assert after(DAY_MS) == said.format("1 person")
+    house.restart()
+    after(DAY_MS)
+    assert _alerts(house) == [(key, "ticket", False)], "one ticket, however long it waits"
+    if end == "approve":
+        house.conductor.approve(name, digest, who="cleo", now_ms=house.now)
+    elif end == "abort":
+        house.conductor.command(name, "abort", who="ann", now_ms=house.now)
+    else:
+        house.conductor.revoke("digits", "2.0.0", reason="it sees ghosts", who="ann", now_ms=house.now)
+        house.tick()
+    assert _alerts(house) == [(key, "ticket", True)]
+
+
+def test_a_day_of_waiting_for_approval_begins_anew_where_the_clock_was_put_back() -> None:
+    spec = msgspec.structs.replace(SPEC, approvals=1)
+    state, _ = rollout.command(RolloutState(id="r"), spec, "start", "", 10 * DAY_MS)
+    state, _ = step(state, spec, everyone(state), Script([]), DAY_MS)
+    assert (state.since_ms, state.headway.stalled) == (DAY_MS, "")
+    state, _ = step(state, spec, everyone(state), Script([]), 2 * DAY_MS)
+    assert state.headway.stalled

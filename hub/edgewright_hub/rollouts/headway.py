@@ -1,5 +1,7 @@
 """Whether a rollout that is running gets on, and why it needs a person when it does not. Pure; arrays of columns.
 
+One that waits for approval needs a person after a day.
+
 It gets on when a device of it comes to another status, when devices report with the release until they have soaked, and
 when a metric that promotion waits for lacks less evidence than it ever did in this stage; an experiment also while
 anything is compared. It stands still, and needs a person,
@@ -73,6 +75,13 @@ def stalled(
     if exposure.room(members, spec) and exposure.first_time(members, spec, stage, here, here).size:
         return ""
     return f"{named} has not come nearer to its end for {patience_s / 3600:.0f} h"
+
+
+def unapproved(persons: int, waits_s: float) -> str:
+    """Why a rollout for which so many persons more must consent needs one of them; "": it does not yet."""
+    if waits_s < DAY_S:
+        return ""
+    return f"for more than a day it has waited for {persons} person{'s' * (persons > 1)} to approve it"
 
 
 def _lacks(figure: Figure) -> float:

@@ -1,8 +1,8 @@
 """Alerts about rollouts: they open and close in the transaction of what they are about, and the audit says why.
 
     rollout:ID         the release is sent back: a page, or a ticket where an experiment or a revocation takes it back
-    rollout:ID:still   it stands still and needs a person, since it cannot be judged, or does not get on (`headway`): a
-                       ticket
+    rollout:ID:still   it stands still and needs a person, since it waits for approval, cannot be judged, or does not
+                       get on (`headway`): a ticket
     rollout:ID:blocked another rollout sent its release back, so the hub paused it: a ticket
 
 The first is over when a later release of the model was promoted to the same devices, since what was wrong has been put
@@ -48,7 +48,9 @@ def moved(
         _close(connection, f"rollout:{after.id}:blocked", f"it is {after.state}", now_ms)
     why = after.headway.stalled
     if why and why != before.headway.stalled:
-        stuck(connection, after.id, f"{why}. Its reason: {after.reason}", now_ms)
+        consent = f"`edgewright rollout approve {after.id} --digest {spec.digest}`, or abort it"
+        way = consent if after.state == "unapproved" else f"Its reason: {after.reason}"
+        stuck(connection, after.id, f"{why}. {way}", now_ms)
     if not why:
         said = "it gets on" if after.state == "running" else f"it is {after.state}"
         _close(connection, f"rollout:{after.id}:still", said, now_ms)

@@ -140,9 +140,9 @@ def step(
         return state, NOTHING
     if seen.withdrawn and state.state not in GOING_BACK:
         return retreat.withdrawn(state, seen.withdrawn, now_ms)
-    if state.state in ("draft", "unapproved"):
-        return state, NOTHING
     state = not_ahead(state, spec, now_ms)
+    if state.state in ("draft", "unapproved"):
+        return _waits(state, spec, now_ms), NOTHING
     was, given = state.members, state.members.given
     members = departed(_heard(state.members, spec, seen, now_ms), seen.retired, seen.left)
     state = msgspec.structs.replace(state, members=members)
@@ -162,6 +162,12 @@ def step(
         state, asked = _ask(state, spec, here, able, seen.bytes, now_ms)
         return _gets_on(state, was, spec, here, seen.unable, now_ms), together(off, judged, asked)
     return retreat.undone(state, spec, now_ms), together(off, judged)
+
+
+def _waits(state: RolloutState, spec: RolloutSpec, now_ms: int) -> RolloutState:
+    """Before it begins nothing moves, and nobody looks after it by themselves."""
+    why = headway.unapproved(spec.approvals - len(state.approved), (now_ms - state.since_ms) / 1000)
+    return msgspec.structs.replace(state, headway=msgspec.structs.replace(state.headway, stalled=why))
 
 
 def _heard(members: Members, spec: RolloutSpec, seen: Observation, now_ms: int) -> Members:
