@@ -164,7 +164,7 @@ def test_a_person_clears_what_is_blocked_and_is_told_so_when_it_comes_again(shel
     assert run(["agent", "status", "--home", str(home)]) == 0
     assert f"edgewright agent clear --home {home} digits" in capsys.readouterr().out
     assert run([*clear, "ffff"]) == 2
-    assert f"{digest[:16]} is" in capsys.readouterr().err
+    assert f"held here ({digest[:16]}), got 'ffff'" in capsys.readouterr().err
     assert run([*done, str(shelf / "v1.ewp")]) == 0  # else it would be tried again at once
     capsys.readouterr()
     offered = (home / "sideload" / "digits.json").read_bytes()
