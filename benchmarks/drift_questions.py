@@ -6,6 +6,8 @@ small      calm fleets of 1 to 300 devices: are there more false pages than the 
            of as many or more if it is kept (Poisson), from .01 on it holds
 rhythm     all devices see day and night, as a slow swing or as lamps that are switched: false pages; and how soon a
            shift of all devices is paged after four such days
+installed  at noon, where lamps are on from six to six: false pages of the first days, also when devices ran for twenty
+           minutes the day before, or were switched off from three o'clock until the third day
 gradual    inputs of all devices move by so much more each day, after three days: how far they had come at the page
 silent     half of the devices say nothing for a day: false pages when they come back, and how soon a shift of the
            others is paged meanwhile
@@ -34,7 +36,7 @@ import watched_fleets
 from provenance import ROOT, provenance
 from scipy.stats import poisson
 from streams import CHANNELS, DAY, need, streams, watch
-from watched_fleets import Fleet
+from watched_fleets import DAY_S, WINDOW_S, Fleet
 
 BUDGET: Final = 10.0
 LEARNT: Final = 1.0  # days until pages begin
@@ -84,6 +86,25 @@ def rhythm(quick: bool) -> Figures:
             hours.append(24 * delay(fleet, begin))
         shifted = {"hours_to_1": number(float(np.median(hours)))}
         found[world] = {"fleets": fleets, **kept(pages, fleets * (begin - LEARNT)), **shifted}
+    return found
+
+
+def installed(quick: bool) -> Figures:
+    tested = WINDOW_S / DAY_S / 2
+    worlds: dict[str, watched_fleets.Speaks] = {
+        "and left running": lambda _: True,
+        "a day after a test": lambda day: day < tested or day >= 1,
+        "a day after a test of one": lambda day: (np.arange(5) < (day < tested)) | (day >= 1),
+        "and off for a weekend": lambda day: day < 0.125 or day >= 3,
+    }
+    found: Figures = {}
+    for world, speaks in worlds.items():
+        pages, fleets = 0, 1 if quick else SEEDS
+        for seed in range(fleets):
+            fleet = Fleet(5, seed, budget=BUDGET)
+            fleet.live(5.0, tilt=lambda day: float(0.25 <= day % 1 < 0.75), speaks=speaks)
+            pages += len(fleet.pages)
+        found[world] = {"pages": pages, "fleets": fleets}
     return found
 
 
@@ -172,7 +193,7 @@ def clearing(quick: bool) -> Figures:
 
 
 QUESTIONS: Final[dict[str, Callable[[bool], Figures]]] = {
-    one.__name__: one for one in (rhythm, gradual, silent, subset, clearing, small)
+    one.__name__: one for one in (rhythm, installed, gradual, silent, subset, clearing, small)
 }
 
 
