@@ -2,7 +2,7 @@
 somebody; and the same as people read it (`row`, `describe`): JSON values only.
 
 A stream of a device is `learning` until a block of it was tested, and `ended` when its device went on; one of a cohort
-is `ended` when none of its devices goes on. Until a baseline spans a whole day an alarm is no page: it may be the
+is `ended` when none of its devices goes on. Until a baseline knows the day an alarm is no page: it may be the
 evening.
 """
 
