@@ -194,3 +194,17 @@ def test_a_first_device_that_fails_soon_takes_the_release_back() -> None:
     fails = everyone(state, News(names(state, "committed")[0], "fail"))
     state, _ = step(state, spec, fails, SequentialGate(spec.gate), now)
     assert (state.outcome, state.exposed) == ("rolled back", 1)
+
+
+def test_the_only_device_that_a_later_stage_brought_is_replaced_too() -> None:
+    """Else nobody of the stage could be judged, though a device of the stage before still runs the release."""
+    spec = RolloutSpec(model="digits", digest=NEW, stages=(1, 2, "100%"), window_s=3600.0)
+    state, gate = started(spec, 4), Script(["hold", "promote"])
+    for hour in range(30):
+        state, _ = step(state, spec, obedient(state), gate, 60 * MINUTE_MS * hour)
+        ran = dict.fromkeys(names(state, "committed"), 1)
+        state, _ = step(state, spec, everyone(state, windows=ran), gate, 60 * MINUTE_MS * hour + 1)
+    assert (state.stage, state.exposed) == (1, 2)
+    newest = next(d for d in names(state, "committed") if state.members.row(state.members.columns()[d]).stage == 1)
+    state, _ = step(state, spec, everyone(state, News(newest, "fail")), SequentialGate(spec.gate), 30 * 60 * MINUTE_MS)
+    assert (state.state, state.exposed, len(names(state, "asked"))) == ("running", 3, 1)

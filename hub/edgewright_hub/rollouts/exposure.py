@@ -1,7 +1,7 @@
 """Who is given the release next: those that a stage means, as many as the caps allow. Pure; arrays of columns.
 
     stage        a count or a share: so many devices in all, of those that are not silent; a selector: those it means
-                 When all that were given it failed, and may have failed by themselves (`background`), as many more
+                 When all of the stage failed, and may have failed by themselves (`background`), as many more
     again        devices that rest are asked again when their back-off is over, before any new one
     concurrency  at most so many devices are asked and have neither committed nor failed
     bandwidth    a bucket of `BURST_S` seconds' worth of bytes (or one release), filled at the rate; who is asked takes
@@ -18,7 +18,7 @@ from typing import Final
 
 import numpy as np
 
-from . import background
+from . import background, census
 from .members import OPERATOR, Bools, Indices, Members
 from .specification import RolloutSpec, is_selector, stage_size
 
@@ -36,8 +36,9 @@ def first_time(members: Members, spec: RolloutSpec, stage: int, here: Bools, abl
         return np.flatnonzero(waiting & able & (members.group >= 0) & (members.group <= stage))
     given = members.given
     exposed = int(np.count_nonzero(given))
-    if exposed == np.count_nonzero(members.has("failed")) and background.by_themselves(members, spec.window_s):
-        exposed = 0
+    failed, mine = members.has("failed"), census.of_stage(members, stage)
+    if mine.any() and failed[mine].all() and background.by_themselves(members, spec.window_s):
+        exposed -= int(np.count_nonzero(mine))
     reachable = exposed + int(np.count_nonzero(waiting & here))
     size = stage_size(step, reachable) if reachable else 0
     mine = waiting & able
@@ -47,7 +48,7 @@ def first_time(members: Members, spec: RolloutSpec, stage: int, here: Bools, abl
     chosen = candidates[: max(0, size - exposed)]
     if chosen.size and asks_for_labels(spec, stage):
         labelled = members.labelled
-        if not labelled[chosen].any() and not labelled[given].any():
+        if not labelled[chosen].any() and not labelled[given & ~failed].any():
             # the gate of this stage asks for labels: one device must be able to bring them
             chosen = chosen.copy()
             chosen[-1:] = candidates[labelled[candidates]][:1] if labelled[candidates].any() else chosen[-1:]
