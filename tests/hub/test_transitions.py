@@ -175,6 +175,7 @@ def grown_there(tmp_path_factory: pytest.TempPathFactory, packages: dict[str, Pa
 
 def _consent_and_revert(fleet: Fleet) -> None:
     fleet.start(stages=(1, "100%"), approvals=1)
+    fleet.live("unapproved")  # what the devices did until the consent is read anew with it
     fleet.order("approve", fleet.house.packages["2.0.0"].digest, who="bob")
     fleet.live("stage 1")
     fleet.order("command", "pause")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -66,8 +67,10 @@ def propose(
     *,
     now_ms: int,
     force: bool = False,
+    begins: str = "",
 ) -> Proposal:
-    """`force`: devices that rest from the model are given it all the same. Nothing is written.
+    """`force`: devices that rest from the model are given it all the same. `begins`: this rollout was created before;
+    that was decided then, and those of its devices that were retired since are left out. Nothing is written.
 
     Raises RequestError for an unknown package, fleet or device; Refused for a withdrawn or blocked package, for no
     device to give it to, for another rollout of the same model on these devices, for devices that rest after one, for
@@ -80,9 +83,9 @@ def propose(
     rows = connection.execute(sa.select(control.rollouts).order_by(control.rollouts.c.created_ms)).all()
     refuse_blocked(package, connection)
     members = chosen(spec, fleet)
-    refuse_empty(spec, members, fleet, roster.named(connection))
-    refuse_others(spec, members, fleet, rows)
-    if not force:
+    refuse_empty(spec, members, fleet, roster.named(connection), begins=bool(begins))
+    refuse_others(spec, members, fleet, [row for row in rows if row.id != begins])
+    if not (force or begins):
         refuse_cooling(spec, members, rows, now_ms)
     had = {d: current(documents.get(d), spec.model) for d in members}
     previous = {d: digest for d, digest in had.items() if digest != spec.digest}
@@ -175,13 +178,19 @@ def named(spec: RolloutSpec, packages: Sequence[Package]) -> Package:
     return found[0]
 
 
+@contextmanager
+def or_abort(rollout_id: str) -> Iterator[None]:
+    """Why a rollout that waits may not go on is Refused, with how to end it: whoever asks for it did nothing wrong."""
+    try:
+        yield
+    except (Refused, RequestError) as error:
+        raise Refused(f"{error}. `edgewright rollout abort {rollout_id}` ends this rollout") from None
+
+
 def refuse_onward(connection: sa.Connection, rollout_id: str, spec: RolloutSpec) -> None:
     """Raise Refused where a rollout that waits may not go on: its package may be given to nobody else any more."""
-    try:
-        package = named(spec, packages(connection))
-        refuse_blocked(package, connection)
-    except Refused as error:
-        raise Refused(f"{error}. `edgewright rollout abort {rollout_id}` ends this rollout") from None
+    with or_abort(rollout_id):
+        refuse_blocked(named(spec, packages(connection)), connection)
 
 
 def refuse_blocked(package: Package, connection: sa.Connection) -> None:
@@ -256,7 +265,7 @@ def release_bytes(connection: sa.Connection, package: Package) -> int:
 
 
 def refuse_empty(
-    spec: RolloutSpec, members: Sequence[str], devices: Mapping[str, Device], cohorts: Iterable[str]
+    spec: RolloutSpec, members: Sequence[str], devices: Mapping[str, Device], cohorts: Iterable[str], *, begins: bool
 ) -> None:
     """Raise RequestError when there is no such device, fleet or cohort, Refused while no device is enrolled at all or
     a selector means none."""
@@ -268,7 +277,8 @@ def refuse_empty(
     for text in (spec.selector, *(str(stage) for stage in spec.ladder if is_selector(stage))):
         if text and not roster.meant(roster.known(parse(text), cohorts), devices.values()):
             raise Refused(f"the selector {text} means no enrolled device; `edgewright fleet devices` lists them")
-    if unknown := sorted(set(spec.devices) - set(members)):
+    unknown = sorted(set(spec.devices) - set(members))
+    if unknown and not (begins and members):
         where = f" in fleet {spec.fleet!r}" if spec.fleet else ""
         raise RequestError(
             f"no enrolled device{where} is called {', '.join(unknown)}; `edgewright fleet devices` lists them"

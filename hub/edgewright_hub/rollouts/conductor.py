@@ -33,11 +33,10 @@ from .abilities import Abilities
 from .configuration import Configurations
 from .desired_documents import Documents
 from .experiment import Answer
-from .gates import Ledger
 from .latecomers import Latecomers
 from .progress import unpacked
 from .promoted import promoted
-from .prospects import Prospects
+from .prospects import Prospect, Prospects
 from .readings import Readings
 from .records import columns, describe, find, note
 from .reversal import Around
@@ -104,14 +103,10 @@ class Conductor:
         """
         seen = self._prospects.look(self._consented(spec), now_ms, force=force)
         with self._lock, self._control.begin() as connection:
-            fleet, proposal = self._prospects.propose(connection, seen.proposal.spec, now_ms, force=force)
-            spec = proposal.spec
-            if proposal.previous != seen.proposal.previous:  # something else moved meanwhile
-                seen = self._prospects.past(fleet, proposal, now_ms)
+            seen = self._prospects.look_again(connection, seen, seen.proposal.spec, now_ms, force=force)
+            spec = seen.proposal.spec
             mark = hashlib.sha256(f"{now_ms}{spec.digest}".encode()).hexdigest()[:4]
-            state = RolloutState(id=f"r{proposal.number}-{mark}", author=who)
-            state = msgspec.structs.replace(state, ledger=Ledger(seen.processes), seldom=tuple(seen.seldom))
-            state = rollout.enrol(state, seen.joined)
+            state = seen.begin(RolloutState(id=f"r{seen.proposal.number}-{mark}", author=who))
             state, _ = rollout.command(state, spec, "start", f"started by {who}", now_ms)
             values = {"id": state.id, "name": spec.model, "spec": msgspec.to_builtins(spec), "created_ms": now_ms}
             connection.execute(control.rollouts.insert().values(**values, **columns(state, now_ms)))
@@ -140,7 +135,16 @@ class Conductor:
         self._decide(rollout_id, event, decide, who=who, now_ms=now_ms, reason=reason, onward=onward)
 
     def approve(self, rollout_id: str, digest: str, *, who: str, now_ms: int) -> None:
-        """`who` consents to this digest. Raises RequestError, Refused: `rollout.approve`, `admission.refuse_onward`."""
+        """`who` consents to this digest. With the last consent the rollout begins as if it were created now: with these
+        devices, what they run, and what they did in the 24 hours before.
+
+        Raises RequestError, Refused: `rollout.approve`, `admission.refuse_onward`, `admission.propose`.
+        """
+        with self._control.connect() as connection:
+            row = find(connection, rollout_id)
+        spec, seen = stored(row.spec), None
+        if rollout.is_last(unpacked(row.progress), spec, who, digest):
+            seen = self._prospects.look(spec, now_ms, begins=rollout_id)
         self._decide(
             rollout_id,
             "approve",
@@ -148,6 +152,7 @@ class Conductor:
             who=who,
             now_ms=now_ms,
             onward=True,
+            seen=seen,
         )
 
     def conclude(self, rollout_id: str, answer: Answer, *, who: str, now_ms: int) -> None:
@@ -171,9 +176,10 @@ class Conductor:
         now_ms: int,
         reason: str = "",
         onward: bool = False,
+        seen: Prospect | None = None,
     ) -> None:
         """A person's decision, the documents that follow from it, and the note of it: in one transaction. `onward`:
-        further devices are given the release after it."""
+        further devices are given the release after it. `seen`: what it meets if it begins with it, as far as known."""
         with self._lock:
             with self._control.begin() as connection:
                 row = find(connection, rollout_id)
@@ -187,6 +193,9 @@ class Conductor:
                 state, asked = decide(before, spec, around)
                 if onward:
                     admission.refuse_onward(connection, state.id, spec)
+                if before.state == "unapproved" and state.state == "running":
+                    met = self._prospects.look_again(connection, seen, spec, now_ms, begins=state.id)
+                    state = met.begin(state)
                 wishes = hours.timed(asked.expand(state.members, spec), spec, fleet, now_ms)
                 wishes = revocation.safe(wishes, spec, fleet, documents, done, gone)
                 state = msgspec.structs.replace(state, members=revocation.heading(state.members, wishes, spec.digest))

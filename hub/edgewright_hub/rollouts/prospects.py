@@ -1,4 +1,4 @@
-"""What a rollout would meet if it began now: what `create` and `plan` look at before anything moves.
+"""What a rollout would meet if it began now: what `create`, `plan` and the last consent look at before anything moves.
 
 To read the past of the devices takes longest (`readings`: seconds for a large fleet), and nobody else waits for it: the
 conductor's lock is not held here.
@@ -7,7 +7,8 @@ conductor's lock is not held here.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -22,17 +23,19 @@ from ..accuracy.labels import Source
 from ..fleet.roster import Roster
 from ..fleet.selectors import Device
 from ..storage import control
-from . import admission, label_past, plan
+from . import admission, label_past, plan, rollout
 from .abilities import Abilities
 from .admission import Proposal
 from .desired_documents import Documents
 from .downloads import download
+from .gates import Ledger
 from .label_delay import label_delay_h
 from .label_past import DAY_MS, DAYS, Came, Counted
 from .members import Member
 from .processes import Metric, Process
 from .readings import Readings
 from .specification import RolloutSpec
+from .state import NOBODY, RolloutState
 
 TOGETHER: Final = 500  # devices whose labels are read in one SELECT
 
@@ -44,6 +47,11 @@ class Prospect:
     joined: tuple[Member, ...]
     processes: tuple[Process, ...]
     seldom: Mapping[Metric, Came]  # labels and outcomes that came before the last 24 hours only
+
+    def begin(self, state: RolloutState) -> RolloutState:
+        """The state with these devices and what they did until now, in place of all that it had of them."""
+        anew = {"members": NOBODY, "ledger": Ledger(self.processes), "seldom": tuple(self.seldom)}
+        return rollout.enrol(msgspec.structs.replace(state, **anew), self.joined)
 
 
 class Prospects:
@@ -59,25 +67,47 @@ class Prospects:
         self._control, self._readings, self._roster = control_engine, readings, roster
         self._documents, self._abilities, self._repository = documents, abilities, repository
 
-    def look(self, spec: RolloutSpec, now_ms: int, *, force: bool) -> Prospect:
+    def look(self, spec: RolloutSpec, now_ms: int, *, force: bool = False, begins: str = "") -> Prospect:
         """Raises RequestError for values that cannot be stored, and as `admission.propose`."""
         spec = _storable(spec)
         with self._control.connect() as connection:
-            fleet, proposal = self.propose(connection, spec, now_ms, force=force)
-        return self.past(fleet, proposal, now_ms)
+            fleet, proposal = self._propose(connection, spec, now_ms, force, begins)
+        return self._past(fleet, proposal, now_ms)
 
-    def past(self, fleet: Mapping[str, Device], proposal: Proposal, now_ms: int) -> Prospect:
+    def look_again(
+        self,
+        connection: sa.Connection,
+        seen: Prospect | None,
+        spec: RolloutSpec,
+        now_ms: int,
+        *,
+        force: bool = False,
+        begins: str = "",
+    ) -> Prospect:
+        """In the transaction that begins it: what was `seen` before, or what is seen now if something moved meanwhile.
+
+        Raises as `admission.propose`.
+        """
+        fleet, proposal = self._propose(connection, spec, now_ms, force, begins)
+        if seen is None or proposal.previous != seen.proposal.previous:
+            return self._past(fleet, proposal, now_ms)
+        return replace(seen, fleet=fleet, proposal=proposal)
+
+    def _past(self, fleet: Mapping[str, Device], proposal: Proposal, now_ms: int) -> Prospect:
         spec = proposal.spec
         joined, processes = self._readings.before(spec, fleet, proposal.previous, now_ms)
         with self._control.connect() as connection:
             labels = _labelled(connection, joined, now_ms)
             return Prospect(fleet, proposal, *label_past.filled(spec.gate, joined, processes, labels))
 
-    def propose(
-        self, connection: sa.Connection, spec: RolloutSpec, now_ms: int, *, force: bool
+    def _propose(
+        self, connection: sa.Connection, spec: RolloutSpec, now_ms: int, force: bool, begins: str
     ) -> tuple[Mapping[str, Device], Proposal]:
         fleet, documents = self._roster.read(connection), self._documents.read(connection)
-        return fleet, admission.propose(connection, spec, fleet, documents, self._abilities, now_ms=now_ms, force=force)
+        with admission.or_abort(begins) if begins else nullcontext():
+            return fleet, admission.propose(
+                connection, spec, fleet, documents, self._abilities, now_ms=now_ms, force=force, begins=begins
+            )
 
     def plan(self, seen: Prospect, now_ms: int) -> dict[str, Any]:
         """As people read it: `plan.plan`."""

@@ -91,21 +91,27 @@ def revert(state: RolloutState, still: Bools, reason: str, now_ms: int) -> tuple
     return msgspec.structs.replace(after, members=members, outcome="reverted"), all_of("back", still)
 
 
-def approve(state: RolloutState, spec: RolloutSpec, who: str, digest: str, now_ms: int) -> RolloutState:
-    """One person more consents to this digest; it starts when enough did, besides the one who created it.
+def is_last(state: RolloutState, spec: RolloutSpec, who: str, digest: str) -> bool:
+    """Whether enough persons, besides the one who created it, consent to this digest together with `who`.
 
     Raises RequestError where no consent is asked for, Refused for another digest, its author, and a second time.
     """
     if state.state != "unapproved":
-        move(state, "approve", "", now_ms)
+        move(state, "approve", "", 0)
     if digest != spec.digest:
         raise Refused(f"rollout {state.id} is of {spec.digest[:16]}, and {who} looked at {digest[:16] or 'none'}")
     if who == state.author:
         raise Refused(f"{who} created rollout {state.id}: somebody else must approve it")
     if who in state.approved:
         raise Refused(f"{who} has approved rollout {state.id} already: {spec.approvals} different persons must")
+    return len(state.approved) + 1 >= spec.approvals
+
+
+def approve(state: RolloutState, spec: RolloutSpec, who: str, digest: str, now_ms: int) -> RolloutState:
+    """One person more consents; it begins with the last consent. Raises as `is_last`."""
+    last = is_last(state, spec, who, digest)
     state = msgspec.structs.replace(state, approved=(*state.approved, who))
-    if len(state.approved) < spec.approvals:
+    if not last:
         said = f"approved by {', '.join(state.approved)}; {spec.approvals - len(state.approved)} more must"
         return msgspec.structs.replace(state, reason=said)
     return move(state, "approve", f"approved by {' and '.join(state.approved)}", now_ms)

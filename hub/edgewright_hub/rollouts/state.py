@@ -63,13 +63,13 @@ GOING_BACK: Final[tuple[State, ...]] = ("rolling-back", "reverting")
 ASKED: Final[tuple[Event, ...]] = ("start", "approve", "pause", "resume", "abort", "conclude", "revert")  # by people
 
 
-_NOBODY: Final = Members.of(())
+NOBODY: Final = Members.of(())
 
 
 class RolloutState(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     state: State = "draft"
-    members: Members = _NOBODY
+    members: Members = NOBODY
     stage: int = 0
     since_ms: int = 0  # of the stage, or of the roll back
     ledger: Ledger = Ledger()
