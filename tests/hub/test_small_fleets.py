@@ -108,12 +108,12 @@ def test_harm_is_judged_by_the_day_before_when_all_others_stand_still(stop: bool
 
 
 def test_while_others_stand_still_a_good_release_is_neither_taken_back_nor_given_to_them() -> None:
-    state, _ = _idle(0.0, 300)
+    state, _ = _idle(0.0, 120)
     assert (state.state, state.stage) == ("running", 0)
     assert state.figures[0].log_ok == 0
-    state, minutes = _idle(0.0, 600, wakes=300)
+    state, minutes = _idle(0.0, 200, wakes=60)
     assert state.stage == 1, "what they count from then on is compared"
-    assert minutes > 300
+    assert minutes > 60
 
 
 def test_one_who_counts_seldom_is_waited_for_by_its_own_pace_but_no_longer_than_a_day() -> None:
