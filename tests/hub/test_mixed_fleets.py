@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
+from edgewright_contracts.desired import Probation
 from edgewright_contracts.manifest import Budgets, FileRef, Manifest
 from edgewright_contracts.package import Package
 from edgewright_hub.rollouts import rollout
@@ -198,6 +199,25 @@ def test_a_rollout_with_a_cap_knows_what_each_device_lacks(house: House) -> None
     spent = row.spec["release_bytes"] - row.progress["bucket"]
     given = sum(house.version(device) == "2.0.0" for device in FOUR)
     assert spent == pytest.approx(given * plan["bytes"]["delta"] / 4)
+
+
+@pytest.mark.parametrize(
+    "caps",
+    [
+        {"bandwidth_bytes_s": 100.0},
+        {"bandwidth_bytes_s": 2000.0},
+        {"concurrency": 1, "probation": Probation(windows=1)},
+    ],
+)
+def test_a_plan_knows_how_long_the_caps_hold_a_release_up(house: House, caps: dict[str, Any]) -> None:
+    asked: dict[str, Any] = {"stages": (1, "100%"), "gate": GatePolicy(slow=None, label=None, soak_windows=2), **caps}
+    spec = RolloutSpec(model="digits", version="2.0.0", window_s=5.0, **asked)
+    plan = house.conductor.plan(spec, now_ms=house.now)
+    house.start("2.0.0", **asked)
+    began_ms = house.now
+    assert house.live(FOUR, 200, until="done")["outcome"] == "promoted"
+    assert (house.now - began_ms) / 1000 == pytest.approx(plan["expected_s"], rel=0.15, abs=10)
+    assert plan["longest_s"] >= plan["expected_s"]
 
 
 # Experiments.

@@ -15,7 +15,7 @@ Source: Wald, Sequential Analysis (1947).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -34,8 +34,13 @@ CHANCE: Final = 0.8
 LONGEST: Final = 10_000.0  # windows; what takes longer does not end by itself
 RATIOS: Final = np.geomspace(1.02, 100.0, 160)  # regressions that are tried
 NONE: Final[Mapping[Metric, Came]] = MappingProxyType({})
+PARTS: Final = 20  # times at which devices of a stage begin that do not begin at once
 _STAKES: Final = np.geomspace(0.02, 6.0, 24)
 _RHO: Final = np.asarray(RHO)
+
+# Of a stage: windows from when its first device begins until its last one may, if so many are new and nobody began for
+# so many windows before.
+Spread = Callable[[int, float], float]
 
 
 class Usual(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +56,8 @@ class Usual(msgspec.Struct, frozen=True, kw_only=True):
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
     exposed: int  # devices in all
     windows: float | None  # that a good release stays in it; None: nothing that is known will promote it
-    waits_for: str  # the metric that takes longest, or "reports"
+    spread: float  # from when its first device begins until its last one may
+    waits_for: str  # the metric that takes longest, or "reports", or "caps"
     visible: dict[Metric, float]  # the smallest ratio to the usual rate that is rolled back by its end
     failing: int  # so many devices that fail roll back, if they do not fail without the release too
 
@@ -82,8 +88,9 @@ def usual(
 
 
 def outlook(
-    policy: GatePolicy, of: Mapping[Metric, Usual], exposed: Sequence[int], fleet: int, *, pre_windows: float = 288.0
-) -> Outlook:
+    policy: GatePolicy, of: Mapping[Metric, Usual], exposed: Sequence[int], fleet: int,
+    *, pre_windows: float = 288.0, spread: Spread | None = None,
+) -> Outlook:  # fmt: skip
     """`exposed`: devices in all of each stage, the last of them `fleet`; labels and outcomes gate the last but one."""
     gate = SequentialGate(policy)
     margins = {metric: margin for metric in of if _blocks(metric) and (margin := policy.margin(metric))}
@@ -91,30 +98,34 @@ def outlook(
     needs = {metric: -math.log(policy.beta if m.beta is None else m.beta) for metric, m in margins.items()}
     stages: list[Stage] = []
     total: float | None = 0.0
-    begun: list[tuple[float, int]] = []  # when, and how many devices
-    now = 0.0
+    begun: list[tuple[float, float]] = []  # when, and how many devices
+    now = waited = 0.0
     for number, size in enumerate(exposed):
-        begun.append((now, size - (exposed[number - 1] if number else 0)))
+        new = size - (exposed[number - 1] if number else 0)
+        begins = spread(new, waited) if spread else 0.0
+        begun += _beginning(now, new, begins)
         last, soak = number == len(exposed) - 1, float(max(policy.soak_windows, 1))
         late = number == len(exposed) - 2
         waits = [] if last else [m for m in margins if late or not (m == "label" or m in policy.outcomes)]
-        spent, reason = 0.0, "reports"
-        while spent < LONGEST:
+        spent, reason = 0.0, "caps" if begins > soak else "reports"
+        while spent < LONGEST + begins:
             unsure = [m for m in waits if grown[m].log_ok < needs[m]]
-            if spent >= soak and not unsure:
+            if spent >= begins + soak and not unsure:
                 break
-            if spent >= soak:
+            if spent >= begins + soak:
                 reason = unsure[0]
             span = max(1.0, spent // 20)
             for growth in grown.values():
-                growth.step(begun, now, span, fleet, pre_windows)
+                growth.step([one for one in begun if one[0] <= now], now, span, fleet, pre_windows)
             spent, now = spent + span, now + span
-        done = None if spent >= LONGEST else spent
+        waited = spent - begins
+        done = None if spent >= LONGEST + begins else spent
         total = None if total is None or done is None else total + done
         stages.append(
             Stage(
                 exposed=size,
                 windows=done,
+                spread=begins,
                 waits_for=reason,
                 visible={m: ratio for m, growth in grown.items() if (ratio := growth.visible()) is not None},
                 failing=math.floor(policy.failed_share * size) + 1,
@@ -140,7 +151,9 @@ class _Growth:
         best = max(self._ratio, self._difference) / self._usual.phi
         return min(best, self._own / self._usual.phi) if self._tells else best
 
-    def step(self, begun: Sequence[tuple[float, int]], now: float, span: float, fleet: int, pre_windows: float) -> None:
+    def step(
+        self, begun: Sequence[tuple[float, float]], now: float, span: float, fleet: int, pre_windows: float
+    ) -> None:
         usual, margin = self._usual, self._margin
         devices = sum(size for _, size in begun)
         n_t = span * usual.trials * sum(size * _told(now + span / 2 - since, usual.delay) for since, size in begun)
@@ -162,8 +175,8 @@ class _Growth:
         self._mean += treated * rose - c * fell
         self._variance += treated * rose**2 + c * fell**2
 
-    def _apart(self, devices: int, fleet: int, pre_windows: float) -> float:
-        n = np.full(min(fleet, TELLING), pre_windows * self._usual.trials)
+    def _apart(self, devices: float, fleet: int, pre_windows: float) -> float:
+        n = np.full(min(fleet, TELLING), pre_windows * self._usual.past * self._usual.trials)
         of_one = float(unsure(n * self._usual.rate, n, self._usual.phi)[0]) if self._usual.rate else 0.0
         return math.sqrt(of_one * (1 / devices + 1 / (fleet - devices)))
 
@@ -184,6 +197,12 @@ class _Growth:
         chance = np.asarray(ndtr(above / np.sqrt(np.maximum(self._variance / phi, 1e-300)))).max(axis=1)
         seen = np.flatnonzero(chance >= CHANCE)
         return float(RATIOS[seen[0]]) if seen.size else None
+
+
+def _beginning(now: float, devices: int, spread: float) -> list[tuple[float, float]]:
+    """When they begin, and how many each time: all at once, or evenly."""
+    times = min(devices, PARTS) if spread else 1
+    return [(now + spread * one / max(1, times - 1), devices / times) for one in range(times)]
 
 
 def _blocks(metric: Metric) -> bool:

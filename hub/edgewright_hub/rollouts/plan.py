@@ -3,8 +3,9 @@
 Guarantee: nothing moves. Which devices a count or a share means is drawn when the rollout is created, so only numbers
 are told of those; of a selector, names. Times are of a good release (`outlook`), in windows of this rollout and at the
 rates at which these devices counted in the 24 hours before, labels as late as they came of earlier versions, as far as
-that is known (`label_delay`), or at the rate of the last month (`label_past`). A stage begins when it is open
-somewhere, the last when it has been open everywhere, and its wait for that is in what it takes.
+that is known (`label_delay`), or at the rate of the last month (`label_past`). Devices begin as the caps let them, as
+if downloads took no time. A stage begins when it is open somewhere, the last when it has been open everywhere, and its
+wait for that is in what it takes.
 
 The longest is what the parts of which there is a bound take together: every batch of `concurrency` devices uses up its
 time-out, the bandwidth is the cap, evidence comes as expected, and each stage waits for the next maintenance window.
@@ -25,9 +26,10 @@ from . import schedule
 from .admission import Proposal, exposed
 from .downloads import Download
 from .evidence import Heard
+from .exposure import BURST_S
 from .label_past import Came, unknown
 from .members import Member, Members
-from .outlook import Outlook, outlook, usual
+from .outlook import Outlook, Spread, outlook, usual
 from .processes import Counts, Metric, Process
 from .specification import RolloutSpec, is_selector
 
@@ -77,12 +79,13 @@ def plan(
     windows = max(1.0, reported_s / spec.window_s)
     pre, delay = Counts(members.pre[0], members.pre[1]), (label_delay_s or 0.0) / spec.window_s
     known = usual(pre, processes, windows, spec.gate, label_delay=delay, seldom=seldom)
-    ahead = outlook(spec.gate, known, reached, len(joined), pre_windows=windows)
+    least = sum(one.delta for one in downloads.values())
+    size = least / max(1, len(joined))
+    ahead = outlook(spec.gate, known, reached, len(joined), pre_windows=windows, spread=_spread(spec, size))
     full = sum(one.full for one in downloads.values())
     zones = Counter(fleet[member.device].tz for member in joined)
     waits = _longest_wait(spec, zones, now_ms)
-    least = sum(one.delta for one in downloads.values())
-    stages, total = _stages(spec, ahead, reached, joined, least / max(1, len(joined)), waits)
+    stages, total = _stages(spec, ahead, reached, joined, size, waits)
     takes = _with_waits(spec, stages, zones, now_ms)
     return {
         "model": spec.model,
@@ -129,6 +132,25 @@ def _with_waits(
     return (at - now_ms) / 1000
 
 
+def _spread(spec: RolloutSpec, size: float) -> Spread:
+    """By the caps: a place of `concurrency` is free when its device has committed, and bytes come at the rate, or are
+    left in the bucket (`exposure`), which fills up while nobody begins. Downloads themselves take no time."""
+    rate = spec.bandwidth_bytes_s
+    level = most = max(float(spec.release_bytes), (rate or 0.0) * BURST_S)
+
+    def spread(new: int, waited: float) -> float:
+        nonlocal level
+        turns = math.ceil(new / (spec.concurrency or max(1, new))) - 1
+        windows = max(0.0, turns * float(spec.probation.windows))
+        if rate is not None:
+            level = min(most, level + waited * spec.window_s * rate)
+            windows = max(windows, (new * size - level) / rate / spec.window_s)
+            level = max(0.0, level - new * size)
+        return windows
+
+    return spread
+
+
 def _stages(
     spec: RolloutSpec, told: Outlook, reached: Sequence[int], joined: Sequence[Member], size: float, waits: float
 ) -> tuple[list[dict[str, Any]], float | None]:
@@ -138,9 +160,10 @@ def _stages(
         new = reached[place] - (reached[place - 1] if place else 0)
         outlook = told.stages[place] if place < len(told.stages) else None
         lasts = None if outlook is None or outlook.windows is None else outlook.windows * spec.window_s
+        alone = None if outlook is None or lasts is None else lasts - outlook.spread * spec.window_s
         batches = math.ceil(new / min(spec.concurrency or max(1, new), max(1, new)))
         asked = max(batches * spec.device_timeout_s, new * size / (spec.bandwidth_bytes_s or math.inf))
-        total = None if total is None or lasts is None else total + asked + lasts + waits
+        total = None if total is None or alone is None else total + asked + alone + waits
         named = [m.device for m in joined if m.group == place][:NAMES] if is_selector(stage) else []
         if place == len(spec.ladder) - 1 and new == len(joined):
             named = [m.device for m in joined][:NAMES]
