@@ -30,7 +30,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from . import detectors, hours, measures
+from . import detectors, hours, measures, sizes
 from .baselines import Baselines
 from .detectors import DAY_MS, MONTH_MS, SCALES_MS
 from .dispersion import ENOUGH, LIMIT, RUN, Dispersion, cautious, shares
@@ -99,6 +99,7 @@ class Group:
 
     def _test(self, at: Index, scale: int, block: Floats) -> None:
         s = self.streams
+        s.sizes[at, scale] += np.stack((np.ones(at.size), s.n[at, scale]), axis=1)
         which, reference = self.baselines.nearest(at)
         if scale == 0:
             other = at[which != s.against[at]]  # how blocks follow each other is learned against each baseline anew
@@ -111,6 +112,8 @@ class Group:
             reference = np.where((which < 2)[:, None, None], np.maximum(reference - held, 0), reference)
             # Little is left beside a block that most of the baseline came in: some hours, by which no day is judged.
             thin = (which == 0) & (2 * reference[:, 0].sum(1) < s.n[at, scale])
+        part = sizes.parts(s.n[at, scale].astype(np.float64), s, scale, self.policy.n_min)
+        block, usual = block * part[:, None, None], part == 1
         sound = ~(s.alarm[at] | (self.log_e(at) > SUSPECT))
         past = ((which != 0) | thin) & (s.own_blocks[at] > 0)
         learning = past & sound if self.first_day is None else past
@@ -118,7 +121,8 @@ class Group:
             own = s.counts[at[learning], OWN].astype(np.float64)
             if scale:
                 own = np.maximum(own - held[learning], 0)
-            self._learn(at[learning], scale, pearson(block[learning], own, self.channels), sound[learning])
+            found = pearson(block[learning], own, self.channels)
+            self._learn(at[learning], scale, found, sound[learning], usual[learning])
         ready = self.baselines.ready(at)
         for baseline in range(len(BASELINES)):
             these = (which == baseline) & ready & ~thin if baseline == 0 else which == baseline
@@ -126,21 +130,23 @@ class Group:
             counted = _held_apart(found, s.channels)  # not so of a baseline that has nothing but this block
             if counted.any():
                 keep = np.repeat(counted, s.channels)
-                self._judge(at[these][counted], baseline, scale, found.of(keep), sound[these][counted])
+                chosen = np.flatnonzero(these)[counted]
+                self._judge(at[chosen], baseline, scale, found.of(keep), sound[chosen], usual[chosen])
 
-    def _learn(self, at: Index, scale: int, found: Pearson, sound: Bools) -> None:
-        """From blocks beside the own baselines of their devices, which may not be judged by them yet."""
+    def _learn(self, at: Index, scale: int, found: Pearson, sound: Bools, usual: Bools) -> None:
+        """From blocks beside the own baselines of their devices, which may not be judged by them yet; the fleet learns
+        from those of a usual size."""
         s, counted = self.streams, _held_apart(found, self.streams.channels)
         if self.first_day is not None:
-            self.first_day.add(0, scale, found, counted, np.ones(at.size))
+            self.first_day.add(0, scale, found, counted & usual, np.ones(at.size))
         counted &= sound
         if self.dispersion.blocks[0, scale] >= ENOUGH:
             judged = self.dispersion.p_values(0, scale, found, cautious(s.ratios[at], scale))
             counted &= detectors.score(measures.simes_rows(judged)) < FAR
-        self.dispersion.add(0, scale, found, counted, shares(s.ratios[at], scale))
-        self._share(at[counted], scale, found, counted)
+        self.dispersion.add(0, scale, found, counted & usual, shares(s.ratios[at], scale))
+        self._share(at[counted], scale, found, counted, usual)
 
-    def _judge(self, at: Index, baseline: int, scale: int, found: Pearson, sound: Bools) -> None:
+    def _judge(self, at: Index, baseline: int, scale: int, found: Pearson, sound: Bools, usual: Bools) -> None:
         s, spread = self.streams, self.dispersion
         known, share = spread.enough(baseline, scale), shares(s.ratios[at], scale)
         p = measures.simes_rows(spread.p_values(baseline, scale, found, cautious(s.ratios[at], scale)))
@@ -150,21 +156,22 @@ class Group:
             white = detectors.whitened(z, before, spread.rho(baseline, scale, s.pairs[at]))
             if scale == 0:
                 memory = spread.memory(baseline, s.runs[at])
-                self._run(at, baseline, white, sound)
+                self._run(at, baseline, white, sound & usual)
                 white = white / np.sqrt(memory)
             s.log_r[at, scale] = detectors.advanced(s.log_r[at, scale], white)
             s.tested[at] = True
-        follows = sound & (before != 0)
+        follows = sound & usual & (before != 0)
         pairs = spread.add_pairs(baseline, scale, z[follows], before[follows])
-        spread.add(baseline, scale, found, sound, share)
+        spread.add(baseline, scale, found, sound & usual, share)
         if scale == 0:
             s.p[at] = p if known else np.nan
             s.pairs[at[follows]] += pairs
         if baseline == 0:
-            self._share(at[sound], scale, found, sound)
+            self._share(at[sound], scale, found, sound, usual)
         if self.first_day is not None:
-            self.first_day.add(baseline, scale, found, np.ones(at.size, np.bool_), np.ones(at.size))
-            self.first_day.add_pairs(baseline, scale, z[before != 0], before[before != 0])
+            follows = usual & (before != 0)
+            self.first_day.add(baseline, scale, found, usual, np.ones(at.size))
+            self.first_day.add_pairs(baseline, scale, z[follows], before[follows])
         s.before[at, scale] = z
 
     def _run(self, at: Index, baseline: int, white: Floats, sound: Bools) -> None:
@@ -176,8 +183,9 @@ class Group:
         s.runs[whole] += self.dispersion.add_runs(baseline, s.run[whole, 1])
         s.run[whole] = 0
 
-    def _share(self, at: Index, scale: int, found: Pearson, chosen: Bools) -> None:
-        ratio = self.dispersion.ratios(0, scale, found, chosen.size)[chosen]
+    def _share(self, at: Index, scale: int, found: Pearson, chosen: Bools, usual: Bools) -> None:
+        ratio = self.dispersion.ratios(0, scale, found, chosen.size)
+        ratio = np.where(usual, ratio, np.maximum(ratio, 1))[chosen]  # fewer rows are calm by that alone
         self.streams.ratios[at, scale] += np.stack((np.ones(at.size), ratio), axis=1)
 
     def _admitted(self, at: Index, scale: int, block: Floats) -> Floats:
@@ -241,8 +249,9 @@ class Group:
         for baseline in range(len(BASELINES)):
             these = which == baseline
             if these.any():
-                found = pearson(self.streams.counts[at[these], row], reference[these], self.channels)
                 scale = max((one for one in range(SCALES) if self.dispersion.enough(baseline, one)), default=0)
+                part = sizes.of_devices(at[these], self.streams, scale, self.policy.n_min)[:, None, None]
+                found = pearson(self.streams.counts[at[these], row] * part, reference[these], self.channels)
                 share = cautious(self.streams.ratios[at[these]], scale)
                 out[these] = self.dispersion.p_values(baseline, scale, found, share)
         return out

@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from . import effects, measures
+from . import effects, measures, sizes
 from .dispersion import cautious, shares
 from .groups import Group, pearson
 from .measures import Floats
@@ -37,7 +37,8 @@ def check(group: Group, at: int, p_need: float) -> None:
 def left_own(group: Group, at: int) -> bool:
     """Whether the evidence differs from what the device itself showed before, be that little."""
     one, s = np.array([at]), group.streams
-    found = pearson(s.counts[one, EVIDENCE], s.counts[one, OWN], group.channels)
+    part = sizes.of_devices(one, s, 0, group.policy.n_min)[:, None, None]
+    found = pearson(s.counts[one, EVIDENCE] * part, s.counts[one, OWN], group.channels)
     p = measures.simes_rows(group.dispersion.p_values(0, 0, found, cautious(s.ratios[one], 0)))
     return bool(p[0] < LEFT)
 

@@ -1,7 +1,7 @@
 """What is remembered of streams, a row for each device, and the same as bytes for hub.db. Arrays, pure.
 
 Counts are float32: whole up to 16 million in a cell, close enough above. Memory: about 40 bytes for each cell of a
-stream, 300 for all else; as bytes, compressed, a tenth of that.
+stream, 700 for all else; as bytes, compressed, a tenth of that.
 """
 
 from __future__ import annotations
@@ -57,8 +57,9 @@ _NUMBERS: Final[tuple[tuple[str, tuple[int, ...], Any, float], ...]] = (
     ("known_hours", (), np.int64, 0),
     ("days", (), np.int64, 0),
     ("arrived_ms", (), np.int64, 0),
+    ("sizes", (SCALES, 2), np.float64, 0),
 )
-_SINCE: Final = 4  # the last of them, which hubs before 22 November 2026 did not store
+_SINCE: Final = 5  # the last of them, which hubs before 22 November 2026 did not store
 
 
 class Streams:
@@ -92,6 +93,7 @@ class Streams:
     known_hours: Ints  # of running since the last that brought an hour of the day which it had not seen
     days: Ints  # of UTC, in which it was heard since its baseline began
     arrived_ms: Ints  # when a window came last, by the hub's clock
+    sizes: Floats  # [devices, SCALES, 2]: closed blocks, and rows in them
 
     def __init__(self, channels: int, cells: int) -> None:
         self.channels, self.cells = channels, cells
