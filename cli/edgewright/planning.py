@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 ZONES: Final = 4  # that are told
+RARE: Final = 100.0  # times the usual rate: told as the rate itself
 
 
 def print_plan(plan: dict[str, Any]) -> None:
@@ -19,7 +20,8 @@ def print_plan(plan: dict[str, Any]) -> None:
     console.print(f"[bold]{escape(plan['model'])} {escape(plan['version'])}[/]  for {plan['devices']} devices")
     table = Table("stage", "new", "in all", "takes", "waits for", "sees", "failing", box=None, header_style="dim")
     for stage in plan["stages"]:
-        sees = ", ".join(f"{metric} ×{ratio:.2f}" for metric, ratio in stage["visible"].items())
+        ratios = stage["visible"]
+        sees = ", ".join(_seen(metric, ratios.get(metric), rate) for metric, rate in stage["visible_rates"].items())
         table.add_row(
             escape(str(stage["stage"])),
             str(stage["new"]),
@@ -30,8 +32,9 @@ def print_plan(plan: dict[str, Any]) -> None:
             "–" if stage["failing"] is None else str(stage["failing"]),
         )
     console.print(table)
-    console.print("sees: times the usual rate, the smallest that is rolled back; failing: so", style="dim")
-    console.print("many devices roll it back, if they do not fail without it too", style="dim")
+    console.print("sees: times the usual rate, or the rate where that is (nearly) 0, the smallest", style="dim")
+    console.print("that is rolled back; failing: so many devices roll it back, if they do not", style="dim")
+    console.print("fail without it too", style="dim")
     rates = ", ".join(f"{metric} {rate:.3%}" for metric, rate in plan["rates"].items())
     console.print(f"usual rates: {escape(rates) or 'nothing was counted before; fixed limits hold'}", highlight=False)
     for metric, came in plan["seldom"].items():
@@ -58,6 +61,10 @@ def print_plan(plan: dict[str, Any]) -> None:
     if plan["approvals"]:
         console.print(f"begins when {plan['approvals']} other persons have approved it", highlight=False)
     print_left_out(console, plan["excluded"])
+
+
+def _seen(metric: str, ratio: float | None, rate: float) -> str:
+    return f"{metric} {100 * rate:.2g}%" if ratio is None or ratio >= RARE else f"{metric} ×{ratio:.2f}"
 
 
 def print_unknown(console: Console, metrics: Sequence[str]) -> None:

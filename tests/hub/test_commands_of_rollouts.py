@@ -299,6 +299,9 @@ def test_a_plan_says_who_gets_what_when_and_moves_nothing(ask: Ask, house: House
     assert plan["stages"][0]["devices"] == ["pi-0"]
     assert plan["bytes"]["full"] >= plan["bytes"]["delta"] > 0
     assert plan["rates"]["label"] == pytest.approx(0.05, abs=0.03)
+    sees = plan["stages"][-1]["visible_rates"]
+    assert (plan["rates"]["error"], plan["stages"][-1]["visible"].get("error")) == (0.0, None)
+    assert f"error {100 * sees['error']:.2g}%" in " ".join(out.split()), "a rate where there is nothing to compare with"
     assert [(one["why"].split(";")[0], one["devices"]) for one in plan["excluded"]] == [
         ("held by an operator", ["pi-3"])
     ]

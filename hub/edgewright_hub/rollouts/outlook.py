@@ -32,7 +32,8 @@ from .processes import TELLS, Counts, Margin, Metric, Process, tolerated
 
 CHANCE: Final = 0.8
 LONGEST: Final = 10_000.0  # windows; what takes longer does not end by itself
-RATIOS: Final = np.geomspace(1.02, 100.0, 160)  # regressions that are tried
+RATES: Final = 160  # regressions that are tried
+RAREST: Final = 1e-6  # of these, where nothing ever happened
 NONE: Final[Mapping[Metric, Came]] = MappingProxyType({})
 PARTS: Final = 20  # times at which devices of a stage begin that do not begin at once
 _STAKES: Final = np.geomspace(0.02, 6.0, 24)
@@ -58,7 +59,7 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     windows: float | None  # that a good release stays in it; None: nothing that is known will promote it
     spread: float  # from when its first device begins until its last one may
     waits_for: str  # the metric that takes longest, or "reports", or "caps"
-    visible: dict[Metric, float]  # the smallest ratio to the usual rate that is rolled back by its end
+    visible: dict[Metric, float]  # the smallest rate that is rolled back by its end
     failing: int  # so many devices that fail roll back, if they do not fail without the release too
 
 
@@ -127,7 +128,7 @@ def outlook(
                 windows=done,
                 spread=begins,
                 waits_for=reason,
-                visible={m: ratio for m, growth in grown.items() if (ratio := growth.visible()) is not None},
+                visible={m: rate for m, growth in grown.items() if (rate := growth.visible()) is not None},
                 failing=math.floor(policy.failed_share * size) + 1,
             )
         )
@@ -137,14 +138,16 @@ def outlook(
 
 
 class _Growth:
-    """Of one metric: what its e-processes have grown to in the mean, and their variance for each of RATIOS."""
+    """Of one metric: what its e-processes have grown to in the mean, and their variance for each regression."""
 
     def __init__(self, usual: Usual, margin: Margin, need_bad: float) -> None:
         self._usual, self._margin, self._need_bad = usual, margin, need_bad
         self._ratio = self._difference = self._own = 0.0
         self._tells = False
-        self._mean = np.zeros((RATIOS.size, _RHO.size))
-        self._variance = np.zeros((RATIOS.size, _RHO.size))
+        least = 1.02 * usual.rate or RAREST
+        self._worse = np.geomspace(least, max(1.0, 1.02 * least), RATES)
+        self._mean = np.zeros((RATES, _RHO.size))
+        self._variance = np.zeros((RATES, _RHO.size))
 
     @property
     def log_ok(self) -> float:
@@ -168,7 +171,7 @@ class _Growth:
             gains = margin.delta * n_t * less - _STAKES * t + np.log1p(share * less) * c
             self._difference += float(gains.max())
         self._against_own(n_t, t, devices * pre_windows * usual.past * usual.trials * usual.rate)
-        treated = RATIOS[:, None] * t
+        treated = self._worse[:, None] * n_t
         r0 = tolerated(margin, self._apart(devices, fleet, pre_windows))
         fell = np.log((1 + r0 * _RHO * share) / (1 + r0 * share))
         rose = np.log(_RHO) - fell
@@ -196,7 +199,7 @@ class _Growth:
         above = self._mean / phi - self._need_bad - math.log(_RHO.size)
         chance = np.asarray(ndtr(above / np.sqrt(np.maximum(self._variance / phi, 1e-300)))).max(axis=1)
         seen = np.flatnonzero(chance >= CHANCE)
-        return float(RATIOS[seen[0]]) if seen.size else None
+        return float(self._worse[seen[0]]) if seen.size else None
 
 
 def _beginning(now: float, devices: int, spread: float) -> list[tuple[float, float]]:

@@ -85,7 +85,8 @@ def plan(
     full = sum(one.full for one in downloads.values())
     zones = Counter(fleet[member.device].tz for member in joined)
     waits = _longest_wait(spec, zones, now_ms)
-    stages, total = _stages(spec, ahead, reached, joined, size, waits)
+    rates = {metric: one.rate for metric, one in known.items()}
+    stages, total = _stages(spec, ahead, reached, joined, size, waits, rates)
     takes = _with_waits(spec, stages, zones, now_ms)
     return {
         "model": spec.model,
@@ -96,7 +97,7 @@ def plan(
         "bytes": {"full": full, "delta": least},
         "expected_s": takes,
         "longest_s": total,
-        "rates": {metric: one.rate for metric, one in known.items()},
+        "rates": rates,
         "label_delay_s": label_delay_s,
         "seldom": msgspec.to_builtins(dict(seldom)),
         "not_waited_for": unknown(spec.gate, members),
@@ -152,8 +153,9 @@ def _spread(spec: RolloutSpec, size: float) -> Spread:
 
 
 def _stages(
-    spec: RolloutSpec, told: Outlook, reached: Sequence[int], joined: Sequence[Member], size: float, waits: float
-) -> tuple[list[dict[str, Any]], float | None]:
+    spec: RolloutSpec, told: Outlook, reached: Sequence[int], joined: Sequence[Member], size: float, waits: float,
+    rates: Mapping[Metric, float],
+) -> tuple[list[dict[str, Any]], float | None]:  # fmt: skip
     found: list[dict[str, Any]] = []
     total: float | None = 0.0
     for place, stage in enumerate(spec.ladder):
@@ -161,6 +163,7 @@ def _stages(
         outlook = told.stages[place] if place < len(told.stages) else None
         lasts = None if outlook is None or outlook.windows is None else outlook.windows * spec.window_s
         alone = None if outlook is None or lasts is None else lasts - outlook.spread * spec.window_s
+        visible = dict(outlook.visible) if outlook else {}
         batches = math.ceil(new / min(spec.concurrency or max(1, new), max(1, new)))
         asked = max(batches * spec.device_timeout_s, new * size / (spec.bandwidth_bytes_s or math.inf))
         total = None if total is None or alone is None else total + asked + alone + waits
@@ -175,7 +178,8 @@ def _stages(
                 "devices": named,
                 "expected_s": lasts,
                 "waits_for": outlook.waits_for if outlook else "",
-                "visible": dict(outlook.visible) if outlook else {},
+                "visible": {m: seen / rates[m] for m, seen in visible.items() if rates[m]},
+                "visible_rates": visible,
                 "failing": outlook.failing if outlook else None,
             }
         )
