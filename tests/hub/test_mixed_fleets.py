@@ -19,7 +19,7 @@ from edgewright_hub.rollouts.admission import comparing
 from edgewright_hub.rollouts.downloads import Download, download
 from edgewright_hub.rollouts.gates import GatePolicy
 from edgewright_hub.rollouts.latecomers import free
-from edgewright_hub.rollouts.specification import Experiment, RolloutSpec
+from edgewright_hub.rollouts.specification import Experiment, Retries, Retry, RolloutSpec
 from edgewright_hub.storage import control, telemetry
 from sim.house import QUICK, House
 from sim.rollouts import NEW, Script, everyone, names, started, step
@@ -215,6 +215,21 @@ def test_a_plan_knows_how_long_the_caps_hold_a_release_up(house: House, caps: di
     assert house.live(FOUR, 200, until="done")["outcome"] == "promoted"
     assert (house.now - began_ms) / 1000 == pytest.approx(plan["expected_s"], rel=0.15, abs=10)
     assert plan["longest_s"] >= plan["expected_s"]
+
+
+def test_the_longest_time_of_a_plan_is_of_devices_that_use_up_every_attempt(house: House) -> None:
+    never = Retries(link=Retry(attempts=0), power=Retry(attempts=0), disk=Retry(attempts=0), hub=Retry(attempts=0))
+    spec = RolloutSpec(
+        model="digits", version="2.0.0", stages=(1, "100%"), concurrency=2, gate=QUICK, window_s=5.0, retry=never,
+        device_timeout_s=60.0, probation=Probation(windows=1, max_s=30.0),
+    )  # fmt: skip
+    once = house.conductor.plan(spec, now_ms=house.now)
+    tries = Retries(**{**msgspec.structs.asdict(never), "disk": Retry(attempts=1, first_s=300.0),
+                       "link": Retry(attempts=3, first_s=10_000.0)})  # fmt: skip
+    longest = house.conductor.plan(msgspec.structs.replace(spec, retry=tries), now_ms=house.now)
+    assert longest["expected_s"] == once["expected_s"]
+    batches, rests = 1 + 2, 10_000 + 20_000 + 6 * 3600
+    assert longest["longest_s"] - once["longest_s"] == pytest.approx(3 * batches * 90 + 2 * rests)
 
 
 # Experiments.

@@ -7,9 +7,10 @@ that is known (`label_delay`), or at the rate of the last month (`label_past`). 
 if downloads took no time. A stage begins when it is open somewhere, the last when it has been open everywhere, and its
 wait for that is in what it takes.
 
-The longest is what the parts of which there is a bound take together: every batch of `concurrency` devices uses up its
-time-out, the bandwidth is the cap, evidence comes as expected, and each stage waits for the next maintenance window.
-Devices that try again are not in it, and what is asked of people is not either.
+The longest is what the parts of which there is a bound take together: in every batch of `concurrency` devices each
+attempt that a device has uses up its time-out, its probation and its download, and waits for the next maintenance
+window; between them it rests for as long as any failures may make it rest. Evidence comes as expected. What is asked of
+people is not in it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from .label_past import Came, unknown
 from .members import Member, Members
 from .outlook import Outlook, Spread, outlook, usual
 from .processes import Counts, Metric, Process
-from .specification import RolloutSpec, is_selector
+from .specification import LONGEST_S, RETRIED, RolloutSpec, is_selector
 
 NAMES: Final = 20  # of devices, of one stage or one reason
 
@@ -164,9 +165,7 @@ def _stages(
         lasts = None if outlook is None or outlook.windows is None else outlook.windows * spec.window_s
         alone = None if outlook is None or lasts is None else lasts - outlook.spread * spec.window_s
         visible = dict(outlook.visible) if outlook else {}
-        batches = math.ceil(new / min(spec.concurrency or max(1, new), max(1, new)))
-        asked = max(batches * spec.device_timeout_s, new * size / (spec.bandwidth_bytes_s or math.inf))
-        total = None if total is None or alone is None else total + asked + alone + waits
+        total = None if total is None or alone is None else total + alone + _longest_asked(spec, new, size, waits)
         named = [m.device for m in joined if m.group == place][:NAMES] if is_selector(stage) else []
         if place == len(spec.ladder) - 1 and new == len(joined):
             named = [m.device for m in joined][:NAMES]
@@ -184,6 +183,17 @@ def _stages(
             }
         )
     return found, total
+
+
+def _longest_asked(spec: RolloutSpec, new: int, size: float, waits: float) -> float:
+    """Seconds until each of `new` devices has the release or is given up, if all can be reached."""
+    each = [spec.retry.of(cause) for cause in RETRIED]
+    again = range(max(one.attempts for one in each))
+    rests = sum(max(min(one.first_s * 2.0**k, LONGEST_S) for one in each if k < one.attempts) for k in again)
+    batches = math.ceil(new / min(spec.concurrency or max(1, new), max(1, new)))
+    attempt = batches * (spec.device_timeout_s + spec.probation.max_s)
+    download = new * size / (spec.bandwidth_bytes_s or math.inf)
+    return rests + (1 + len(again)) * (max(attempt, download) + waits)
 
 
 def _longest_wait(spec: RolloutSpec, zones: Iterable[str], now_ms: int) -> float:
