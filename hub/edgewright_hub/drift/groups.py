@@ -34,7 +34,7 @@ from . import detectors, hours, measures, sizes
 from .baselines import Baselines
 from .detectors import DAY_MS, MONTH_MS, SCALES_MS
 from .dispersion import ENOUGH, LIMIT, RUN, Dispersion, cautious, shares
-from .measures import Floats, Pearson
+from .measures import Floats, Pearson, pearson_of_blocks
 from .moves import Channels, Moved, moved
 from .streams import BASELINES, CLEARING, EVIDENCE, KNOWN, OWN, SCALES, Bools, Index, Ints, Streams
 
@@ -121,22 +121,21 @@ class Group:
             own = s.counts[at[learning], OWN].astype(np.float64)
             if scale:
                 own = np.maximum(own - held[learning], 0)
-            found = pearson(block[learning], own, self.channels)
+            found = pearson_of_blocks(block[learning], own, self.channels.ordered)
             self._learn(at[learning], scale, found, sound[learning], usual[learning])
         ready = self.baselines.ready(at)
         for baseline in range(len(BASELINES)):
             these = (which == baseline) & ready & ~thin if baseline == 0 else which == baseline
-            found = pearson(block[these], reference[these], self.channels)
-            counted = _held_apart(found, s.channels)  # not so of a baseline that has nothing but this block
+            found = pearson_of_blocks(block[these], reference[these], self.channels.ordered)
+            counted = found.held_apart(s.channels)  # not so of a baseline that has nothing but this block
             if counted.any():
                 keep = np.repeat(counted, s.channels)
                 chosen = np.flatnonzero(these)[counted]
                 self._judge(at[chosen], baseline, scale, found.of(keep), sound[chosen], usual[chosen])
 
     def _learn(self, at: Index, scale: int, found: Pearson, sound: Bools, usual: Bools) -> None:
-        """From blocks beside the own baselines of their devices, which may not be judged by them yet; the fleet learns
-        from those of a usual size."""
-        s, counted = self.streams, _held_apart(found, self.streams.channels)
+        """From blocks beside own baselines that may not judge them yet; the fleet from those of a `usual` size."""
+        s, counted = self.streams, found.held_apart(self.streams.channels)
         if self.first_day is not None:
             self.first_day.add(0, scale, found, counted & usual, np.ones(at.size))
         counted &= sound
@@ -244,16 +243,16 @@ class Group:
     def _row_p(self, at: Index, row: int) -> Floats:
         """p-values of the channels of merged counts against the baseline, float64[m, channels]; with the dispersion of
         the longest scale that is known, which is the largest."""
+        s = self.streams
         which, reference = self.baselines.nearest(at)
-        out = np.ones((at.size, self.streams.channels))
+        out = np.ones((at.size, s.channels))
         for baseline in range(len(BASELINES)):
             these = which == baseline
             if these.any():
                 scale = max((one for one in range(SCALES) if self.dispersion.enough(baseline, one)), default=0)
-                part = sizes.of_devices(at[these], self.streams, scale, self.policy.n_min)[:, None, None]
-                found = pearson(self.streams.counts[at[these], row] * part, reference[these], self.channels)
-                share = cautious(self.streams.ratios[at[these]], scale)
-                out[these] = self.dispersion.p_values(baseline, scale, found, share)
+                part = sizes.of_devices(at[these], s, scale, self.policy.n_min)[:, None, None]
+                found = pearson_of_blocks(s.counts[at[these], row] * part, reference[these], self.channels.ordered)
+                out[these] = self.dispersion.p_values(baseline, scale, found, cautious(s.ratios[at[these]], scale))
         return out
 
     # What is known of streams.
@@ -301,14 +300,3 @@ class Group:
             self.first_day = None
         elif self.first_day is not None and self.dispersion.unpack(data[: len(data) // 2]):
             self.first_day.unpack(data[len(data) // 2 :])
-
-
-def pearson(block: npt.NDArray[Any], reference: npt.NDArray[Any], channels: Channels) -> Pearson:
-    """Of all channels of blocks [m, channels, cells], one block after another."""
-    blocks, _, cells = block.shape
-    return measures.pearson(block.reshape(-1, cells), reference.reshape(-1, cells), np.tile(channels.ordered, blocks))
-
-
-def _held_apart(found: Pearson, channels: int) -> Bools:
-    """bool[blocks]: where there is something on both sides."""
-    return np.asarray(((found.n > 0) & (found.N > 0)).reshape(-1, channels).any(1))

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import effects, measures, sizes
 from .dispersion import cautious, shares
-from .groups import Group, pearson
+from .groups import Group
 from .measures import Floats
 from .moves import Moved, moved
 from .streams import ALIKE, EVIDENCE, KNOWN, OWN, SKEWED
@@ -38,7 +38,7 @@ def left_own(group: Group, at: int) -> bool:
     """Whether the evidence differs from what the device itself showed before, be that little."""
     one, s = np.array([at]), group.streams
     part = sizes.of_devices(one, s, 0, group.policy.n_min)[:, None, None]
-    found = pearson(s.counts[one, EVIDENCE] * part, s.counts[one, OWN], group.channels)
+    found = measures.pearson_of_blocks(s.counts[one, EVIDENCE] * part, s.counts[one, OWN], group.channels.ordered)
     p = measures.simes_rows(group.dispersion.p_values(0, 0, found, cautious(s.ratios[one], 0)))
     return bool(p[0] < LEFT)
 
