@@ -208,3 +208,18 @@ def test_the_only_device_that_a_later_stage_brought_is_replaced_too() -> None:
     newest = next(d for d in names(state, "committed") if state.members.row(state.members.columns()[d]).stage == 1)
     state, _ = step(state, spec, everyone(state, News(newest, "fail")), SequentialGate(spec.gate), 30 * 60 * MINUTE_MS)
     assert (state.state, state.exposed, len(names(state, "asked"))) == ("running", 3, 1)
+
+
+def test_of_devices_that_failed_one_after_the_other_each_is_replaced() -> None:
+    """The first one in its stage, the second in the next, which brought nobody new before."""
+    spec = RolloutSpec(model="digits", digest=NEW, stages=(1, "20%", "100%"), window_s=3600.0)
+    state, gate, now = started(spec, 5), Script(["hold", "promote"]), 0
+    for turn in range(3):
+        for _ in range(300):
+            now += 60 * MINUTE_MS
+            ran = dict.fromkeys(names(state, "committed"), 1)
+            said = [News(d, "commit") for d in names(state, "asked")]
+            state, _ = step(state, spec, everyone(state, *said, windows=ran), gate, now)
+        assert (state.stage, state.exposed, len(names(state, "committed"))) == (1, turn + 1, 1)
+        state, _ = step(state, spec, everyone(state, News(names(state, "committed")[0], "fail")), gate, now + 1)
+    assert len(names(state, "asked")) == 1

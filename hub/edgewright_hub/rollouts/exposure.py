@@ -38,7 +38,7 @@ def first_time(members: Members, spec: RolloutSpec, stage: int, here: Bools, abl
     exposed = int(np.count_nonzero(given))
     failed, mine = members.has("failed"), census.of_stage(members, stage)
     if mine.any() and failed[mine].all() and background.by_themselves(members, spec.window_s):
-        exposed -= int(np.count_nonzero(mine))
+        exposed -= int(np.count_nonzero(failed))
     reachable = exposed + int(np.count_nonzero(waiting & here))
     size = stage_size(step, reachable) if reachable else 0
     mine = waiting & able
