@@ -21,7 +21,7 @@ _CODES: Final = {"right": 0, "wrong": 1, "undecided": 4}
 
 @click.command()
 @click.option("--devices", type=click.IntRange(1, 100_000), default=200, show_default=True,
-              help="About a minute of CPU for each hundred devices and two days.")  # fmt: skip
+              help="For two days about half a minute of CPU, and a minute for each hundred devices.")  # fmt: skip
 @click.option("--days", type=click.FloatRange(0.1, 60), default=2.0, show_default=True,
               help="Of virtual time; the rollout or the drift begins in the middle.")  # fmt: skip
 @click.option("--scenario", default="good", show_default=True,
