@@ -329,8 +329,10 @@ def test_a_label_that_no_window_could_count_is_refused_at_once_and_spoils_no_oth
 
 
 def test_status_and_predict_read_the_disk_beside_a_running_agent(fed, tmp_path, capsys):
-    world, _, _ = fed
+    world, agent, _ = fed
     home = str(world.home("dev-1"))
+    while status.read(agent.home).models[0].state != "idle":  # its event is told before it is written
+        agent._wake.wait(0.01)
     capsys.readouterr()
     assert run(["agent", "status", "--home", home, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
